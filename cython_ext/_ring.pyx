@@ -1,0 +1,74 @@
+# cython: language_level=3
+"""A bounded queue of Python objects without locks."""
+
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint64_t
+
+from sona_pg.errors import ConfigError
+
+cdef extern from "ring.h":
+    ctypedef struct sona_ring:
+        uint64_t capacity
+    sona_ring *sona_ring_new(uint64_t capacity) noexcept nogil
+    void sona_ring_free(sona_ring *ring) noexcept nogil
+    uint64_t sona_ring_size(sona_ring *ring) noexcept nogil
+    uint64_t sona_ring_dropped(sona_ring *ring) noexcept nogil
+    int sona_ring_push(sona_ring *ring, void *value) noexcept nogil
+    void *sona_ring_pop(sona_ring *ring) noexcept nogil
+
+
+cdef class Ring:
+    """A bounded first-in, first-out queue. Pushing takes no lock, waits for nobody and allocates nothing.
+
+    Parameters
+    ----------
+    capacity
+        Most objects that it holds; at least 1.
+    """
+    cdef sona_ring *ring
+
+    def __cinit__(self, capacity, *args, **kwargs):
+        if not isinstance(capacity, int) or not 1 <= capacity <= 1 << 32:
+            raise ConfigError(f"capacity is {capacity!r}, expected a whole number from 1 to 2**32")
+        self.ring = sona_ring_new(capacity)
+        if self.ring == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef void *value
+        if self.ring != NULL:
+            value = sona_ring_pop(self.ring)
+            while value != NULL:
+                Py_DECREF(<object>value)
+                value = sona_ring_pop(self.ring)
+            sona_ring_free(self.ring)
+
+    def push(self, value not None):
+        """Append; False, and counted, if it is full."""
+        Py_INCREF(value)
+        if sona_ring_push(self.ring, <PyObject *>value):
+            return True
+        Py_DECREF(value)
+        return False
+
+    def pop(self):
+        """The oldest object, or None."""
+        cdef void *value = sona_ring_pop(self.ring)
+        if value == NULL:
+            return None
+        result = <object>value
+        Py_DECREF(result)
+        return result
+
+    def __len__(self):
+        return sona_ring_size(self.ring)
+
+    @property
+    def capacity(self):
+        """Most objects that it holds."""
+        return self.ring.capacity
+
+    @property
+    def dropped(self):
+        """How many were refused because it was full."""
+        return sona_ring_dropped(self.ring)

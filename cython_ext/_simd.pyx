@@ -1,0 +1,144 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The instruction set in use, and the vector primitives as functions of arrays."""
+
+import os
+
+cimport numpy as cnp
+import numpy as np
+
+from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
+
+cnp.import_array()
+
+cdef extern from "simd.h":
+    const sona_simd *sona_simd_find(const char *name) noexcept nogil
+
+_NAMES = ("avx512", "avx2", "scalar")
+cdef const sona_simd *_current = NULL
+
+
+cdef const sona_simd *simd() noexcept nogil:
+    return _current
+
+
+def available():
+    """Instruction sets that this CPU can run, best first."""
+    return tuple(name for name in _NAMES if sona_simd_find(name.encode()) != NULL)
+
+
+def use(str name not None):
+    """Choose the instruction set of every kernel: 'auto', 'avx512', 'avx2' or 'scalar'.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such implementation, or this CPU cannot run it.
+    """
+    global _current
+    if name == "auto":
+        name = available()[0]
+    if name not in _NAMES:
+        raise ConfigError(f"SONA_SIMD is {name!r}, expected one of auto, {', '.join(_NAMES)}")
+    cdef const sona_simd *found = sona_simd_find(name.encode())
+    if found == NULL:
+        raise ConfigError(
+            f"SONA_SIMD asks for {name!r}, but this CPU only runs {', '.join(available())}: choose one of these or 'auto'"
+        )
+    _current = found
+
+
+def active():
+    """Name of the instruction set in use."""
+    return _current.name.decode()
+
+
+use(os.environ.get("SONA_SIMD") or "auto")
+
+
+cdef object float_vector(object value, Py_ssize_t dim, str what):
+    """`value` as a finite, contiguous float32 vector of `dim` components (any length if dim < 0); itself if it is one."""
+    cdef cnp.ndarray array
+    if cnp.PyArray_CheckExact(value) and cnp.PyArray_TYPE(<cnp.ndarray>value) == cnp.NPY_FLOAT32 \
+            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value) and cnp.PyArray_ISALIGNED(<cnp.ndarray>value) \
+            and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>value):
+        array = <cnp.ndarray>value
+    else:
+        array = _converted(value, what)
+    if cnp.PyArray_NDIM(array) != 1:
+        raise InvalidInput(f"{what} has shape {np.shape(array)}, expected one dimension")
+    if dim >= 0 and cnp.PyArray_DIM(array, 0) != dim:
+        raise DimensionMismatch(dim, cnp.PyArray_DIM(array, 0), what)
+    if not _current.all_finite(<const float *>cnp.PyArray_DATA(array), cnp.PyArray_DIM(array, 0)):
+        raise InvalidInput(f"{what} holds NaN or infinity: check what the embedding model returned")
+    return array
+
+
+def _converted(value, str what):
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"dtype {array.dtype}")
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(array, dtype=np.float32)
+    except (TypeError, ValueError) as cause:
+        raise InvalidInput(f"{what} is not a vector of numbers ({cause}): pass a sequence or an array of floats") from cause
+
+
+def as_vector(value, Py_ssize_t dim=-1, str what="vector"):
+    """`value` as a finite, contiguous float32 vector; the array itself if it is one already.
+
+    Parameters
+    ----------
+    value
+        Sequence or array of numbers, any float or integer type.
+    dim
+        Number of components expected; any if negative.
+    what
+        Name of the value in errors.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no vector of finite numbers.
+    DimensionMismatch
+        If it has another number of components.
+    """
+    return float_vector(value, dim, what)
+
+
+def dot_rows(const float[:, ::1] rows, const float[::1] x, float[::1] out):
+    """``out[i] = rows[i] · x`` for rows (n, d), x (d,), out (n,), all float32."""
+    cdef Py_ssize_t i, n = rows.shape[0], d = rows.shape[1]
+    cdef const float *row
+    if x.shape[0] != d:
+        raise DimensionMismatch(d, x.shape[0], "x")
+    if out.shape[0] != n:
+        raise DimensionMismatch(n, out.shape[0], "out")
+    if d == 0:
+        for i in range(n):
+            out[i] = 0
+        return
+    with nogil:
+        for i in range(n):
+            row = &rows[i, 0]
+            _current.dot_rows(&row, 1, &x[0], d, &out[i])
+
+
+def add_rows(const float[:, ::1] rows, const float[::1] weight, float[::1] out):
+    """``out += weight @ rows`` for rows (n, d), weight (n,), out (d,), all float32."""
+    cdef Py_ssize_t i, j, m, n = rows.shape[0], d = rows.shape[1]
+    cdef const float *quad[4]
+    if weight.shape[0] != n:
+        raise DimensionMismatch(n, weight.shape[0], "weight")
+    if out.shape[0] != d:
+        raise DimensionMismatch(d, out.shape[0], "out")
+    if n == 0 or d == 0:
+        return
+    with nogil:
+        i = 0
+        while i < n:
+            m = min(4, n - i)
+            for j in range(m):
+                quad[j] = &rows[i + j, 0]
+            _current.add_rows(quad, m, &weight[i], d, &out[0])
+            i += m

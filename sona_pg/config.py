@@ -1,0 +1,178 @@
+"""Every default of sona_pg, once, with its unit and its reason. A value out of range is refused when it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sona_pg.errors import ConfigError
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True)
+class InstantLoopConfig:
+    """Loop A: what happens at every request.
+
+    Parameters
+    ----------
+    micro_lora_rank
+        Rank of the micro-LoRA, 1 or 2.
+    micro_lora_lr
+        Step size of the micro-LoRA.
+    edge_update_scale
+        Unit of edge updates: an edge between items that helped together gains 5 units of what it lacks to 1, an edge
+        to an item that was shown beside them and did not help loses 2 units of what it has.
+    max_pending_signals
+        Trajectories that may wait to be learned; one more is refused and counted.
+    flush_interval_seconds
+        Longest time that what was recorded waits to be durable.
+    max_unflushed
+        Learned trajectories that may wait for the database; one more is refused and counted.
+    """
+
+    micro_lora_rank: int = 1
+    micro_lora_lr: float = 0.001
+    edge_update_scale: float = 0.01
+    max_pending_signals: int = 1000
+    flush_interval_seconds: float = 0.5
+    max_unflushed: int = 20_000
+
+    def __post_init__(self) -> None:
+        _within("micro_lora_rank", self.micro_lora_rank, 1, 2)
+        _within("micro_lora_lr", self.micro_lora_lr, 0.0, 1.0)
+        _within("edge_update_scale", self.edge_update_scale, 0.0, 0.2)
+        _within("max_pending_signals", self.max_pending_signals, 1, 1 << 20)
+        _within("flush_interval_seconds", self.flush_interval_seconds, 0.001, 3600.0)
+        _within("max_unflushed", self.max_unflushed, 1, 1 << 24)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAdapterConfig:
+    """The retrieval adapter and its listwise recipe.
+
+    Parameters
+    ----------
+    rank
+        Rank of the adapter. The first direction is the mean of the items, the others their principal directions.
+    learning_rate
+        Adam's step size; 3e-3 and more at a low temperature has lost up to 11 nDCG points.
+    temperature
+        τ of the softmax over cosines.
+    negatives
+        Random items beside the judged ones in every list.
+    max_marked
+        Helpful items that were not shown, at most so many in a list.
+    beta1, beta2, epsilon
+        Adam's constants (Kingma & Ba 2015).
+    average_decay
+        Bound of the served average's decay, ``min(average_decay, (1 + t) / (10 + t))``.
+    pool_size
+        Items kept as negatives and for the initial directions; a sample by hash of the id where there are more.
+    """
+
+    rank: int = 8
+    learning_rate: float = 1e-3
+    temperature: float = 0.07
+    negatives: int = 64
+    max_marked: int = 3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    average_decay: float = 0.99
+    pool_size: int = 4096
+
+    def __post_init__(self) -> None:
+        _within("rank", self.rank, 1, 64)
+        _within("learning_rate", self.learning_rate, 0.0, 1.0)
+        _within("temperature", self.temperature, 1e-3, 10.0)
+        _within("negatives", self.negatives, 0, 4096)
+        _within("max_marked", self.max_marked, 0, 1000)
+        _within("beta1", self.beta1, 0.0, 0.9999)
+        _within("beta2", self.beta2, 0.0, 0.999999)
+        _within("epsilon", self.epsilon, 1e-12, 1.0)
+        _within("average_decay", self.average_decay, 0.0, 0.99999)
+        _within("pool_size", self.pool_size, 0, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class SignalConfig:
+    """How rewards become REINFORCE signals.
+
+    Parameters
+    ----------
+    max_gradient_norm
+        Longer gradient estimates are cut to this norm.
+    prior_reward, prior_weight
+        Baseline before anything was seen, and for how many trajectories it counts.
+    """
+
+    max_gradient_norm: float = 10.0
+    prior_reward: float = 0.5
+    prior_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _within("max_gradient_norm", self.max_gradient_norm, 1e-6, 1e6)
+        _within("prior_weight", self.prior_weight, 0.0, 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceConfig:
+    """What a space declares about its traffic.
+
+    Parameters
+    ----------
+    reward_min, reward_max
+        Declared range of rewards and qualities; others are refused. A reward above 0 is helpful.
+    implicit_feedback
+        Whether an item that was shown and not judged counts as unhelpful when another one helped.
+    """
+
+    reward_min: float = 0.0
+    reward_max: float = 1.0
+    implicit_feedback: bool = False
+
+    def __post_init__(self) -> None:
+        _within("reward_min", self.reward_min, -1e6, 1e6)
+        _within("reward_max", self.reward_max, -1e6, 1e6)
+        if not self.reward_min < self.reward_max or self.reward_max <= 0:
+            raise ConfigError(
+                f"the range of rewards is {self.reward_min} to {self.reward_max}: "
+                "expected the lower bound below the upper one, and the upper one above 0: a reward above 0 is helpful"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """How the database is used.
+
+    Parameters
+    ----------
+    connect_timeout_seconds
+        Longest wait for a connection.
+    publish_every_events
+        Learned outcome events between two immutable versions.
+    exact_search_rows
+        Spaces with more remembered queries than this are searched through the HNSW index.
+    """
+
+    connect_timeout_seconds: int = 10
+    publish_every_events: int = 500
+    exact_search_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        _within("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
+        _within("publish_every_events", self.publish_every_events, 1, 1 << 31)
+        _within("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
+
+
+MAX_DIM = 16_000
+"""Largest dimension of a pgvector column."""
+
+MAX_STEPS = 10_000
+"""Most steps of a trajectory; a longer one is refused."""
+
+SHOWN = 10
+"""How many items an answer shows where nothing else is asked for."""

@@ -1,0 +1,458 @@
+"""SonaEngine: record, learn and apply on one space."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.config import SHOWN, InstantLoopConfig, QueryAdapterConfig, SpaceConfig, StoreConfig
+from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError
+from sona_pg.ids import new_trajectory_id
+from sona_pg.kernels import as_vector
+from sona_pg.loops.admission import checked_reward, checked_text
+from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics, SpaceStore
+from sona_pg.store import search, spaces
+from sona_pg.store.connection import Connection
+from sona_pg.store.database import Database, open_database
+from sona_pg.store.search import Found
+from sona_pg.store.spaces import Space
+from sona_pg.types import EMPTY, Answer, FloatVector, Json, QueryTrajectory, Score, TrajectoryBuilder, TrajectoryStep
+
+log = logging.getLogger("sona_pg")
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What `recall` answered; hand it to `record` with what the items were worth.
+
+    Parameters
+    ----------
+    trajectory_id
+        Id under which the outcome is recorded.
+    query
+        The query (dim,), before adaptation.
+    items
+        The items, best first.
+    answer
+        How the answer came about.
+    """
+
+    trajectory_id: uuid.UUID
+    query: FloatVector
+    items: tuple[Found, ...]
+    answer: Answer
+
+
+class SonaEngine:
+    """Records what was answered and what it was worth, learns from it, and adapts queries by it.
+
+    Made by `connect`. Safe to use from several threads; recording never waits for the database.
+
+    Examples
+    --------
+    >>> with SonaEngine.connect(space="support", dim=384) as sona:  # doctest: +SKIP
+    ...     sona.set_items("public.articles", "id", "embedding")
+    ...     found = sona.recall(query_embedding)
+    ...     sona.record(found, rewards={found.items[0].item_id: 1.0})
+    """
+
+    def __init__(self, database: Database, space: Space, loop: InstantLoop, *, background: bool) -> None:
+        self._database = database
+        self._space = space
+        self._loop = loop
+        self._connection: Connection | None = None
+        self._searching = threading.Lock()
+        self._closed = False
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._run, name=f"sona-instant-{space.name}", daemon=True)
+            self._thread.start()
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        space: str = "default",
+        dim: int | None = None,
+        embedder: str | None = None,
+        home: Path | None = None,
+        background: bool = True,
+        instant: InstantLoopConfig | None = None,
+        adapter: QueryAdapterConfig | None = None,
+        space_config: SpaceConfig | None = None,
+        store: StoreConfig | None = None,
+    ) -> Self:
+        """Open a space, creating it if it is not there and `dim` says how large its vectors are.
+
+        Parameters
+        ----------
+        url
+            libpq connection string; without it SONA_DATABASE_URL, and without that the embedded server.
+        space
+            Name of the space.
+        dim
+            Components of its vectors; must agree with the space where it exists.
+        embedder
+            Fingerprint of the embedding model; declared at the first use, and checked from then on.
+        home
+            Folder of the embedded server.
+        background
+            Learn and flush in a thread of its own. Without, both happen when `learn` and `flush` are called.
+        instant, adapter, store
+            Settings.
+        space_config
+            What a new space declares about its rewards.
+
+        Raises
+        ------
+        UnknownSpace
+            If there is no such space, and `dim` was not given.
+        DimensionMismatch, EmbedderMismatch
+            If the space is of another dimension, or belongs to another embedding model.
+        DatabaseError
+            If the database cannot be used; the message says why and what helps.
+        """
+        database = open_database(url, home=home, config=store)
+        with database.connect() as connection:
+            found = spaces.find_space(connection, space)
+            if found is None and dim is not None:
+                found = spaces.create_space(connection, space, dim, embedder=embedder, config=space_config)
+            if found is None:
+                found = spaces.get_space(connection, space)
+            if dim is not None and dim != found.dim:
+                raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
+            if space_config is not None and space_config != found.config:
+                raise ConfigError(
+                    f"space {space!r} declares {found.config}, not {space_config}: leave space_config out"
+                )
+            spaces.check_embedder(connection, found, embedder)
+        loop = InstantLoop(
+            found.dim,
+            instant,
+            adapter=adapter,
+            space=found.config,
+            store=SpaceStore(found, database.connect, database.config),
+        )
+        return cls(database, found, loop, background=background)
+
+    @property
+    def space(self) -> Space:
+        """The space as it was when the engine was connected."""
+        return self._space
+
+    @property
+    def url(self) -> str:
+        """Connection string of the database."""
+        return self._database.url
+
+    @property
+    def metrics(self) -> InstantLoopMetrics:
+        """What this process recorded, learned and flushed."""
+        return self._loop.metrics
+
+    @property
+    def instant(self) -> InstantLoop:
+        """Loop A."""
+        return self._loop
+
+    # Apply -----------------------------------------------------------------------------------------------------
+
+    def adapt(self, query: ArrayLike) -> NDArray[np.float32]:
+        """The query (dim,), or queries (n, dim), as the space has learned to ask; the same bits while it is fresh.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If it has another dimension, or holds NaN or infinity.
+        """
+        return self._loop.serving.adapt(query)
+
+    def recall(self, query: ArrayLike, k: int = SHOWN) -> Recall:
+        """The k best items for a query, from the application's own table. Writes nothing.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the query or k is not valid.
+        DatabaseError
+            If the table cannot be searched.
+        """
+        if not isinstance(k, int) or not 1 <= k <= 10_000:
+            raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
+        vector = as_vector(query, self._space.dim, "query").copy()
+        serving, version = self._loop.serving, self._loop.version
+        with self._searching:
+            items = search.nearest_items(self._search_connection(), self._space, serving.adapt(vector), k)
+        strategy = "adapted" if serving.maps else "frozen"
+        return Recall(new_trajectory_id(), vector, tuple(items), Answer(version=version, strategy=strategy))
+
+    def _search_connection(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._database.connect()
+        return self._connection
+
+    def set_items(self, items: str, id_column: str, embedding_column: str) -> int:
+        """Name the application's own table of items, which `recall` searches.
+
+        Returns
+        -------
+        int
+            Size of the sample that learning uses.
+
+        Raises
+        ------
+        InvalidInput, DimensionMismatch, DatabaseError
+            If there is no such table or column, or its vectors have another dimension.
+        """
+        with self._searching:
+            size = spaces.set_items(
+                self._search_connection(),
+                self._space,
+                items,
+                id_column,
+                embedding_column,
+                self._loop.adapter_config.pool_size,
+            )
+        self._loop.flush_updates()
+        return size
+
+    # Record ----------------------------------------------------------------------------------------------------
+
+    def start(self, query: ArrayLike) -> TrajectoryBuilder:
+        """Begin a trajectory whose steps are added one by one; hand it to `record`."""
+        return TrajectoryBuilder(None, as_vector(query, self._space.dim, "query"))
+
+    def record(
+        self,
+        answered: Recall | TrajectoryBuilder | QueryTrajectory | ArrayLike,
+        item_ids: Sequence[str] | None = None,
+        rewards: Sequence[float | None] | Mapping[str, float | None] | None = None,
+        quality: float | None = None,
+        *,
+        latency_us: int = 0,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        trajectory_id: uuid.UUID | None = None,
+    ) -> uuid.UUID:
+        """Record what was answered and, as far as it is known, what it was worth. Never waits for the database.
+
+        Parameters
+        ----------
+        answered
+            What `recall` gave, a trajectory, or a query (dim,) whose items were found in another way.
+        item_ids
+            With a query: the items that were shown, best first.
+        rewards
+            What items were worth: one for each shown item, or by item id. An id that was not shown is an item that
+            was judged all the same. None, and an item that is left out, is unjudged; 0 is unhelpful.
+        quality
+            What the whole answer was worth.
+        latency_us
+            Time that the answer took, microseconds.
+        user_id, session_id, metadata
+            Whatever the application wants to find again.
+        trajectory_id
+            With a query: an id of its own, so that recording it twice is refused.
+
+        Returns
+        -------
+        uuid.UUID
+            Id of the trajectory, for `score`.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something is not valid; nothing was recorded.
+        ConfigError
+            If the engine is closed.
+        """
+        self._check_open()
+        if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
+            if item_ids is not None or rewards is not None or trajectory_id is not None:
+                raise InvalidInput("a trajectory brings its own steps: put items and rewards into add_step")
+            if isinstance(answered, TrajectoryBuilder):
+                answered = answered.build(quality, user_id=user_id, session_id=session_id, metadata=metadata)
+            return self._take(answered)
+        scores: Sequence[float | None] = ()
+        if isinstance(answered, Recall):
+            if item_ids is not None or trajectory_id is not None:
+                raise InvalidInput("what recall gave brings its own items and id: leave item_ids and trajectory_id out")
+            query, trajectory_id, answer = answered.query, answered.trajectory_id, answered.answer
+            item_ids = [item.item_id for item in answered.items]
+            scores = [item.score for item in answered.items]
+        else:
+            query, answer = as_vector(answered, self._space.dim, "query").copy(), Answer()
+        return self._take(
+            QueryTrajectory(
+                id=new_trajectory_id() if trajectory_id is None else trajectory_id,
+                query_embedding=query,
+                steps=_item_steps(item_ids or (), rewards, scores),
+                final_quality=quality,
+                latency_us=latency_us,
+                user_id=user_id,
+                session_id=session_id,
+                metadata={} if metadata is None else metadata,
+                answer=answer,
+            )
+        )
+
+    def _take(self, trajectory: QueryTrajectory) -> uuid.UUID:
+        taken = self._loop.on_inference(trajectory)
+        if not taken:
+            log.warning("trajectory %s was dropped: the buffers are full, the database is behind", trajectory.id)
+        elif not self._wake.is_set():
+            self._wake.set()
+        return trajectory.id
+
+    def score(
+        self,
+        trajectory_id: uuid.UUID,
+        value: float,
+        item_id: str | None = None,
+        *,
+        name: str = "reward",
+        score_id: str | None = None,
+    ) -> None:
+        """Say later what an answer, or one of its items, was worth. Never waits for the database.
+
+        Parameters
+        ----------
+        trajectory_id
+            What `record` gave; it may also come first, and the trajectory later.
+        value
+            What it was worth.
+        item_id
+            The item; None for the whole answer.
+        name
+            Which judgement this is.
+        score_id
+            An id of its own: the same id again is nothing.
+        """
+        self._check_open()
+        checked_reward(value, self._space.config, "score")
+        if not isinstance(trajectory_id, uuid.UUID):
+            raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected the UUID that record returned")
+        if item_id is not None:
+            checked_text(item_id, "item id")
+        given = str(uuid.uuid4()) if score_id is None else checked_text(score_id, "score id")
+        if not self._loop.on_score(Score(trajectory_id, float(value), item_id, checked_text(name, "name"), given)):
+            log.warning("score %s was dropped: the buffers are full, the database is behind", given)
+        self._wake.set()
+
+    # Learn -----------------------------------------------------------------------------------------------------
+
+    def learn(self) -> int:
+        """Learn what was recorded, at once and in this thread; gives the number of events."""
+        return self._loop.learn_pending()
+
+    def flush(self) -> None:
+        """Learn and make durable everything that was recorded; when it returns, it is.
+
+        Raises
+        ------
+        DatabaseError
+            If the database does not take it; nothing is lost, the next flush tries again.
+        """
+        self._loop.flush_updates()
+
+    def _run(self) -> None:
+        interval = self._loop.config.flush_interval_seconds
+        while not self._stop.is_set():
+            self._wake.wait(interval)
+            self._wake.clear()
+            try:
+                self._loop.learn_pending()
+                self._stop.wait(interval)
+                self._loop.flush_updates()
+            except SonaError as error:
+                log.warning("flush failed, will be tried again: %s", error)
+            except Exception:
+                log.exception("the instant loop failed, will be tried again")
+
+    def close(self) -> None:
+        """Flush and disconnect.
+
+        Raises
+        ------
+        DatabaseError
+            If what was recorded could not be made durable; says how much that is.
+        """
+        if self._closed:
+            return
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self._loop.flush_updates()
+        except DatabaseError as error:
+            waiting = self._loop.metrics.unflushed + self._loop.metrics.pending
+            raise DatabaseError(
+                f"{waiting} trajectories and scores are not durable ({error}): "
+                "mend the database and call close again, or they are lost with this process"
+            ) from error
+        self._closed = True
+        self._loop.disconnect()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("the engine is closed: connect again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _item_steps(
+    item_ids: Sequence[str],
+    rewards: Sequence[float | None] | Mapping[str, float | None] | None,
+    scores: Sequence[float | None],
+) -> tuple[TrajectoryStep, ...]:
+    if isinstance(item_ids, str):
+        raise InvalidInput("item_ids is one string, expected a sequence of them")
+    marked: list[tuple[str, float | None]] = []
+    if isinstance(rewards, Mapping):
+        shown = set(item_ids)
+        marked = [(item, reward) for item, reward in rewards.items() if item not in shown]
+        by_item: Sequence[float | None] = [rewards.get(item) for item in item_ids]
+    elif rewards is None:
+        by_item = [None] * len(item_ids)
+    else:
+        by_item = rewards
+        if len(by_item) != len(item_ids):
+            raise InvalidInput(f"{len(item_ids)} items with {len(by_item)} rewards: one reward, or None, for each item")
+    steps = [
+        TrajectoryStep(
+            EMPTY,
+            np.array([scores[place]], dtype=np.float32) if scores else EMPTY,
+            None if reward is None else float(reward),
+            0.0,
+            item,
+            place + 1,
+        )
+        for place, (item, reward) in enumerate(zip(item_ids, by_item, strict=True))
+    ]
+    steps += [
+        TrajectoryStep(EMPTY, EMPTY, None if reward is None else float(reward), 0.0, item, None)
+        for item, reward in marked
+    ]
+    return tuple(steps)

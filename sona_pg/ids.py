@@ -1,0 +1,21 @@
+"""Trajectory ids: time-ordered, so that new rows land together in the index, and a source of seeds."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+
+def new_trajectory_id() -> uuid.UUID:
+    """A UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds, then randomness."""
+    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=value)
+
+
+def learning_seed(trajectory_id: uuid.UUID, revision: int = 0) -> int:
+    """64 bits that depend on the trajectory and the revision of its outcomes alone: a replay draws the same numbers."""
+    value = trajectory_id.int
+    return (value ^ (value >> 64) ^ (revision * 0x9E37_79B9_7F4A_7C15)) & 0xFFFF_FFFF_FFFF_FFFF

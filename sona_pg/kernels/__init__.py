@@ -1,0 +1,23 @@
+"""The only door to the compiled code. `sona_pg.kernels.reference` is the same in NumPy, and the tests' truth.
+
+The instruction set is chosen when this is imported: the best that the CPU runs, or what ``SONA_SIMD`` asks for.
+"""
+
+from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
+from sona_pg.kernels._ring import Ring
+from sona_pg.kernels._simd import active, add_rows, as_vector, available, dot_rows, use
+
+__all__ = [
+    "ListwiseTrainer",
+    "LowRank",
+    "Ring",
+    "active",
+    "add_rows",
+    "as_vector",
+    "available",
+    "dot_rows",
+    "draw",
+    "empty_call",
+    "empty_call_views",
+    "use",
+]

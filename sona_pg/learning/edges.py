@@ -1,0 +1,102 @@
+"""Edge weights of the memory graph: which items help together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations, product
+from typing import NamedTuple
+
+from sona_pg.config import InstantLoopConfig
+from sona_pg.learning.outcome import OutcomeEvent
+
+Edge = tuple[str, str]
+
+STRENGTHEN_UNITS = 5
+WEAKEN_UNITS = 2
+
+
+class EdgeUpdate(NamedTuple):
+    """One change of one edge; `used` says whether both its items helped."""
+
+    edge: Edge
+    used: bool
+
+
+def edge_between(a: str, b: str) -> Edge:
+    """The key of the undirected edge between two items."""
+    return (a, b) if a < b else (b, a)
+
+
+def edge_updates(event: OutcomeEvent) -> list[EdgeUpdate]:
+    """What an event says of edges: items that helped together, and items shown beside them that did not help.
+
+    Only what is new counts: a pair of which an earlier revision taught both is left out.
+    """
+    helped: dict[str, None] = {}
+    unused: dict[str, None] = {}
+    for step in event.trajectory.steps:
+        if step.item_id is None:
+            continue
+        if step.reward is not None and step.reward > 0:
+            helped[step.item_id] = None
+        elif step.position is not None:
+            unused[step.item_id] = None
+    new = [item for item in helped if not event.taught.get(item, 0.0) > 0]
+    together = [EdgeUpdate(edge_between(a, b), True) for a, b in combinations(helped, 2) if a in new or b in new]
+    beside = [EdgeUpdate(edge_between(a, b), False) for a, b in product(new, unused) if b not in helped]
+    return together + beside
+
+
+def apply_updates(weights: Mapping[Edge, float], updates: Iterable[EdgeUpdate], scale: float) -> dict[Edge, float]:
+    """New weights of the edges that change, in the order of the updates.
+
+    Used: ``w += 5 scale (1 - w)``. Shown and unused: ``w -= 2 scale w``, and an edge that is not there stays away.
+    """
+    changed: dict[Edge, float] = {}
+    for edge, used in updates:
+        weight = changed.get(edge, weights.get(edge))
+        if used:
+            weight = 0.0 if weight is None else weight
+            changed[edge] = weight + STRENGTHEN_UNITS * scale * (1 - weight)
+        elif weight is not None:
+            changed[edge] = weight - WEAKEN_UNITS * scale * weight
+    return changed
+
+
+class EdgeWeights:
+    """Weights from 0 to 1 of the edges between items, changed by what trajectories say.
+
+    Parameters
+    ----------
+    scale
+        Unit of the updates, `InstantLoopConfig.edge_update_scale`.
+
+    Examples
+    --------
+    >>> edges = EdgeWeights()
+    >>> edges.update([EdgeUpdate(("a", "b"), True)])
+    >>> edges.commit()
+    >>> round(edges.weight("b", "a"), 3)
+    0.05
+    """
+
+    def __init__(self, scale: float | None = None) -> None:
+        self.scale = InstantLoopConfig().edge_update_scale if scale is None else scale
+        self._weights: dict[Edge, float] = {}
+        self._pending: list[EdgeUpdate] = []
+
+    def update(self, updates: Iterable[EdgeUpdate]) -> None:
+        """Queue changes until `commit`."""
+        self._pending.extend(updates)
+
+    def commit(self) -> None:
+        """Apply what was queued, in order."""
+        self._weights.update(apply_updates(self._weights, self._pending, self.scale))
+        self._pending.clear()
+
+    def weight(self, a: str, b: str) -> float:
+        """Weight of an edge; 0 where there is none."""
+        return self._weights.get(edge_between(a, b), 0.0)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -1,0 +1,123 @@
+"""The micro-LoRA: rank 1 or 2, moved by REINFORCE signals from any steps with activations and rewards."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg import kernels
+from sona_pg.config import MAX_DIM, SignalConfig
+from sona_pg.errors import ConfigError
+from sona_pg.kernels import LowRank, reference
+from sona_pg.learning.running_mean import RunningMean
+from sona_pg.types import FloatVector, LearningSignal
+
+
+def orthonormal_rows(rank: int, dim: int, seed: int) -> NDArray[np.float32]:
+    """`rank` orthonormal random vectors (rank, dim); the same seed gives the same ones."""
+    if rank > dim:
+        raise ConfigError(f"rank {rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
+    gaussian = np.random.Generator(np.random.PCG64(seed)).standard_normal((dim, rank))
+    q, r = np.linalg.qr(gaussian)
+    return np.ascontiguousarray((q * np.sign(np.diag(r))).T, dtype=np.float32)
+
+
+class MicroLoRA(LowRank):
+    """Adds ``scale · (x A) B`` to an output, with A (dim, rank), B (rank, dim), rank 1 or 2 (Hu et al. 2021).
+
+    A fresh adapter changes nothing, bit for bit: B is zero. Signals are accumulated and then applied together; the
+    step is the exact gradient of ``weight · g·output``, so that it depends on the input: what is learned at one query
+    is applied near it.
+
+    Parameters
+    ----------
+    hidden_dim
+        Dimension of input and output.
+    rank
+        1 or 2.
+    seed
+        Of the orthonormal initial A.
+
+    Raises
+    ------
+    ConfigError
+        If the rank is not 1 or 2, or the dimension is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lora = MicroLoRA(256, 1)
+    >>> x = np.full(256, 0.1, dtype=np.float32)
+    >>> lora.accumulate_gradient(LearningSignal.with_gradient(x, np.full(256, 0.01), 0.8))
+    >>> lora.apply_accumulated(0.001)
+    >>> out = np.zeros(256, dtype=np.float32)
+    >>> lora.forward(x, out)
+    >>> bool(out @ np.full(256, 0.01, dtype=np.float32) > 0)
+    True
+    """
+
+    def __new__(cls, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> Self:
+        if rank not in (1, 2):
+            raise ConfigError(f"micro-LoRA rank is {rank!r}, expected 1 or 2: higher ranks belong to the query adapter")
+        if not 1 <= hidden_dim <= MAX_DIM:
+            raise ConfigError(f"dimension is {hidden_dim!r}, expected 1 to {MAX_DIM}")
+        return super().__new__(cls, hidden_dim, rank, 1 / math.sqrt(rank))  # type: ignore[return-value]
+
+    def __init__(self, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> None:
+        self.load(np.vstack([orthonormal_rows(rank, hidden_dim, seed), np.zeros((rank, hidden_dim))]))
+        self._gradient = np.zeros((2 * rank, hidden_dim), dtype=np.float32)
+        self._accumulated = 0
+        self.baseline = RunningMean.from_config(SignalConfig() if signal is None else signal)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Dimension of input and output."""
+        return self.dim
+
+    @property
+    def param_count(self) -> int:
+        """How many weights there are."""
+        return self.weights.size
+
+    @property
+    def accumulated(self) -> int:
+        """How many signals wait for `apply_accumulated`."""
+        return self._accumulated
+
+    def forward_scalar(self, x: ArrayLike, out: FloatVector) -> None:
+        """`forward` without SIMD, in NumPy: ``out += scale * (x @ A) @ B``."""
+        reference.forward(self.weights, self.scale, kernels.as_vector(x, self.dim, "input"), out)
+
+    def accumulate_gradient(self, signal: LearningSignal) -> None:
+        """Add the gradient that a signal gives.
+
+        A signal with an advantage of its own counts as it is. Any other is signed by its quality against the running
+        mean of the qualities seen: what was worse than usual pushes away and never reinforces.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the signal has another dimension, or NaN; nothing was accumulated.
+        """
+        weight = 1.0
+        if not signal.metadata.has_advantage:
+            weight = signal.quality_score - self.baseline.value
+        self.backward(signal.query_embedding, signal.gradient_estimate, self._gradient, weight)
+        self.baseline.add(signal.quality_score)
+        self._accumulated += 1
+
+    def apply_accumulated(self, learning_rate: float) -> None:
+        """Move along the mean of the accumulated gradients, and forget them."""
+        if not 0 <= learning_rate < math.inf:
+            raise ConfigError(f"learning rate is {learning_rate!r}, expected a finite number of at least 0")
+        if self._accumulated:
+            self.add(self._gradient, learning_rate / self._accumulated)
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget the accumulated gradients; the weights stay."""
+        self._gradient.fill(0)
+        self._accumulated = 0

@@ -1,0 +1,193 @@
+"""The query adapter: a low-rank map of queries, trained by one listwise step per judged answer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.config import MAX_DIM, QueryAdapterConfig
+from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.kernels import ListwiseTrainer, LowRank
+from sona_pg.learning.lora import orthonormal_rows
+from sona_pg.types import FloatVector
+
+FloatMatrix = NDArray[np.float32]
+
+_NO_POOL: FloatMatrix = np.zeros((0, 0), dtype=np.float32)
+_NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
+
+def initial_directions(items: ArrayLike, rank: int, seed: int = 0) -> FloatMatrix:
+    """The directions that the adapter reads a query by, before anything was learned.
+
+    The mean direction of the items, then their principal directions orthogonal to it, as unit rows (rank, dim). Random
+    orthonormal rows fill up where the items span fewer.
+
+    Parameters
+    ----------
+    items
+        (n, dim), may be empty.
+    """
+    block = np.asarray(items, dtype=np.float64)
+    if block.ndim != 2:
+        raise InvalidInput(f"items have shape {block.shape}, expected (n, dim)")
+    n, dim = block.shape
+    if n == 0:
+        return orthonormal_rows(rank, dim, seed)
+    mean = block.mean(axis=0)
+    spread = block - mean
+    # The smaller of the two Gram matrices has the same non-zero spectrum.
+    wide = n < dim
+    length = float(np.linalg.norm(mean))
+    found: list[NDArray[np.float64]] = []
+    if length > 1e-6:
+        found.append(mean / length)
+        spread = spread - np.outer(spread @ found[0], found[0])
+    values, vectors = np.linalg.eigh(spread @ spread.T if wide else spread.T @ spread)
+    for index in np.argsort(values)[::-1][: rank - len(found)]:
+        if values[index] <= 1e-9 * max(float(values[-1]), 1e-12):
+            break
+        direction = spread.T @ vectors[:, index] if wide else vectors[:, index]
+        direction = direction / np.linalg.norm(direction)
+        # An eigenvector's sign is arbitrary: fix it, so that every machine starts from the same rows.
+        found.append(direction * np.sign(direction[np.argmax(np.abs(direction))]))
+    if len(found) < rank:
+        extra = orthonormal_rows(rank, dim, seed).astype(np.float64)
+        q, _ = np.linalg.qr(np.vstack([*found, *extra]).T)
+        found.extend(q.T[len(found) : rank])
+    return np.ascontiguousarray(found[:rank], dtype=np.float32)
+
+
+class QueryAdapter:
+    """``adapt(x) = x + (x A) B``, A and B trained, the moving average of the weights served.
+
+    A fresh adapter returns its input, bit for bit. One optimiser step per judged list: listwise softmax over cosines
+    to the shown, the marked and some random items, back-propagated through the normalisation of the adapted query.
+
+    Parameters
+    ----------
+    dim
+        Dimension of queries and items.
+    config
+        The recipe.
+    items
+        Sample of the items (n, dim), for the initial directions; random orthonormal ones without.
+    seed
+        Of those.
+    """
+
+    def __init__(
+        self, dim: int, config: QueryAdapterConfig | None = None, *, items: ArrayLike | None = None, seed: int = 0
+    ) -> None:
+        self.config = QueryAdapterConfig() if config is None else config
+        if not 1 <= dim <= MAX_DIM:
+            raise ConfigError(f"dimension is {dim!r}, expected 1 to {MAX_DIM}")
+        rank = self.config.rank
+        if rank > dim:
+            raise ConfigError(f"rank {rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
+        c = self.config
+        self._trainer = ListwiseTrainer(
+            LowRank(dim, rank), LowRank(dim, rank), c.temperature, c.beta1, c.beta2, c.epsilon
+        )
+        down = initial_directions(np.zeros((0, dim)) if items is None else items, rank, seed)
+        weights = np.vstack([down, np.zeros((rank, dim), dtype=np.float32)])
+        self.trained.load(weights)
+        self.served.load(weights)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of queries and items."""
+        return self.trained.dim
+
+    @property
+    def rank(self) -> int:
+        """Rank of the map."""
+        return self.trained.rank
+
+    @property
+    def trained(self) -> LowRank:
+        """The map that is trained."""
+        return self._trainer.trained
+
+    @property
+    def served(self) -> LowRank:
+        """The map that answers: the moving average of the trained one."""
+        return self._trainer.served
+
+    @property
+    def steps(self) -> int:
+        """How many lists were learned."""
+        return self._trainer.steps
+
+    @property
+    def param_count(self) -> int:
+        """How many weights are trained."""
+        return self.trained.weights.size
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of weights, averages and moments, bytes."""
+        return 4 * self.trained.weights.nbytes
+
+    def adapt(self, x: ArrayLike) -> FloatMatrix | FloatVector:
+        """The adapted query (dim,), or queries (n, dim); see `sona_pg.learning.serving.Serving`."""
+        from sona_pg.learning.serving import Serving
+
+        return Serving([self.served]).adapt(x)
+
+    def learn(
+        self,
+        query: ArrayLike,
+        items: list[FloatVector],
+        targets: list[float],
+        *,
+        pool: FloatMatrix = _NO_POOL,
+        skip: NDArray[np.int64] = _NO_ROWS,
+        seed: int = 0,
+    ) -> float:
+        """One step on one judged list.
+
+        Parameters
+        ----------
+        query
+            (dim,).
+        items, targets
+            Unit vectors (dim,) that were judged and how much each helped, at least one above 0.
+        pool, skip
+            Unit rows (n, dim) to draw negatives from, and those that must not be drawn.
+        seed
+            Of the draw.
+
+        Returns
+        -------
+        float
+            The loss before the step, in nats.
+
+        Raises
+        ------
+        LearningError
+            If the input is not valid or the loss not finite; nothing was changed.
+        """
+        t = self.steps + 1
+        average = min(self.config.average_decay, (1 + t) / (10 + t))
+        return self._trainer.step(
+            query, items, targets, pool, skip, seed, self.config.negatives, self.config.learning_rate, average
+        )
+
+    def state(self) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+        """Everything that a continuation needs, as arrays."""
+        return {
+            "trained": self.trained.weights,
+            "served": self.served.weights,
+            "moment1": self._trainer.moment1,
+            "moment2": self._trainer.moment2,
+            "steps": np.array(self.steps, dtype=np.int64),
+        }
+
+    def load_state(self, state: dict[str, NDArray[np.float32] | NDArray[np.int64]]) -> None:
+        """Continue from what `state` gave; bit for bit."""
+        self.trained.load(state["trained"])
+        self.served.load(state["served"])
+        self._trainer.moment1[...] = state["moment1"]
+        self._trainer.moment2[...] = state["moment2"]
+        self._trainer.steps = int(state["steps"])

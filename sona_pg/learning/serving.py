@@ -1,0 +1,71 @@
+"""What answers: an immutable copy of the maps that were learned, safe to use while learning goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.errors import DimensionMismatch, InvalidInput
+from sona_pg.kernels import LowRank, as_vector
+
+
+class Serving:
+    """``adapt(x) = x + Σ scale (x A) B`` over the maps that are not zero.
+
+    Parameters
+    ----------
+    maps
+        At least one, all of one dimension; copied by `frozen`, not here.
+    """
+
+    def __init__(self, maps: Sequence[LowRank]) -> None:
+        self.dim = maps[0].dim
+        self.maps = [m for m in maps if not m.is_zero]
+
+    @classmethod
+    def frozen(cls, maps: Sequence[LowRank]) -> Serving:
+        """Serve copies, so that the originals may go on learning."""
+        copies = []
+        for source in maps:
+            copy = LowRank(source.dim, source.rank, source.scale)
+            if not source.is_zero:
+                copy.load(source.weights)
+            copies.append(copy)
+        return cls(copies)
+
+    def adapt(self, x: ArrayLike) -> NDArray[np.float32]:
+        """The adapted query or queries, float32, in a new array; the bits of the input where nothing was learned.
+
+        Parameters
+        ----------
+        x
+            (dim,) or (n, dim), finite numbers of any float type.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the input has another dimension, or holds NaN or infinity.
+        """
+        if np.ndim(x) == 2:
+            return self._adapt_rows(x)
+        vector = as_vector(x, self.dim, "query")
+        out = vector.copy()
+        for low_rank in self.maps:
+            low_rank.forward(vector, out)
+        return out
+
+    def _adapt_rows(self, x: ArrayLike) -> NDArray[np.float32]:
+        try:
+            rows = np.ascontiguousarray(x, dtype=np.float32)
+        except (TypeError, ValueError) as cause:
+            raise InvalidInput(f"queries are not a matrix of numbers ({cause}): pass shape (n, {self.dim})") from cause
+        if rows.shape[1] != self.dim:
+            raise DimensionMismatch(self.dim, rows.shape[1], "query")
+        if not np.isfinite(rows).all():
+            raise InvalidInput("queries hold NaN or infinity: check what the embedding model returned")
+        out = rows.copy()
+        for low_rank in self.maps:
+            low_rank.forward_batch(rows, out)
+        return out

@@ -1,0 +1,1 @@
+"""When learning happens."""

@@ -1,0 +1,63 @@
+"""The bounded buffer between the application's threads and the one that learns."""
+
+from __future__ import annotations
+
+from sona_pg.config import InstantLoopConfig
+from sona_pg.kernels import Ring
+from sona_pg.types import QueryTrajectory
+
+
+class TrajectoryBuffer:
+    """A bounded, lock-free queue of trajectories, first in, first out.
+
+    Recording takes no lock, waits for nobody and allocates nothing; what does not fit is refused and counted.
+
+    Parameters
+    ----------
+    capacity
+        Most trajectories that it holds.
+
+    Examples
+    --------
+    >>> from sona_pg.types import TrajectoryBuilder
+    >>> buffer = TrajectoryBuffer(1)
+    >>> trajectory = TrajectoryBuilder(1, [0.1, 0.2]).build(0.5)
+    >>> buffer.record(trajectory), buffer.record(trajectory), buffer.dropped_count
+    (True, False, 1)
+    """
+
+    def __init__(self, capacity: int = InstantLoopConfig().max_pending_signals) -> None:
+        self._ring = Ring(capacity)
+
+    def record(self, trajectory: QueryTrajectory) -> bool:
+        """Append; False, and counted, if it is full."""
+        return self._ring.push(trajectory)
+
+    def drain(self) -> list[QueryTrajectory]:
+        """Take out everything that is in it, oldest first."""
+        drained: list[QueryTrajectory] = []
+        # What is recorded meanwhile waits for the next call, so that this one ends.
+        for _ in range(len(self._ring)):
+            trajectory = self._ring.pop()
+            if not isinstance(trajectory, QueryTrajectory):
+                break
+            drained.append(trajectory)
+        return drained
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return len(self._ring) == 0
+
+    @property
+    def dropped_count(self) -> int:
+        """How many were refused because it was full."""
+        return self._ring.dropped
+
+    @property
+    def capacity(self) -> int:
+        """Most trajectories that it holds."""
+        return self._ring.capacity

@@ -1,0 +1,409 @@
+"""Loop A: record at every request, learn at once on a local copy, and make it durable in one transaction.
+
+The caller's path is `on_inference`: it checks, appends to a lock-free buffer and returns. Learning, `learn_pending`,
+and making durable, `flush_updates`, take turns under a lock that the caller's path never takes.
+
+Several processes learn on one space. A flush takes the row lock of the space's learner: if nobody published since the
+local copy was taken, it writes its state; otherwise it loads the published state, replays its own events on it in
+order, and writes that. Adding up differences of weights would destroy what an adaptive optimiser depends on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.errors import DatabaseError, DatabaseUnavailable, SonaError
+from sona_pg.kernels import Ring
+from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.learner import Learned, Learner
+from sona_pg.learning.lora import MicroLoRA
+from sona_pg.learning.outcome import OutcomeEvent
+from sona_pg.learning.serving import Serving
+from sona_pg.loops.admission import admitted
+from sona_pg.loops.buffer import TrajectoryBuffer
+from sona_pg.store import learning as learning_store
+from sona_pg.store import spaces
+from sona_pg.store.connection import Connection
+from sona_pg.store.learning import LedgerEntry
+from sona_pg.store.spaces import Space
+from sona_pg.types import FloatVector, QueryTrajectory, Score
+
+log = logging.getLogger("sona_pg")
+
+CHANGED_WEIGHTS = (Learned.ADAPTER, Learned.MICRO)
+
+
+@dataclass(frozen=True, slots=True)
+class InstantLoopMetrics:
+    """What the loop did since it was made.
+
+    Parameters
+    ----------
+    recorded, dropped
+        Trajectories taken, and refused because a buffer was full.
+    learned, skipped
+        Events that changed a weight, and events that had nothing to teach.
+    flushed, flushes, replays
+        Events made durable, in how many transactions, and how many of those were rebased onto another's state.
+    pending, unflushed
+        Waiting to be learned, and learned but not yet durable.
+    last_error
+        Why the last flush failed; None if it did not.
+    """
+
+    recorded: int = 0
+    dropped: int = 0
+    learned: int = 0
+    skipped: int = 0
+    flushed: int = 0
+    flushes: int = 0
+    replays: int = 0
+    pending: int = 0
+    unflushed: int = 0
+    last_error: str | None = None
+
+
+class InstantLoop:
+    """Records, learns and makes durable what happens at every request.
+
+    Without a store it learns in memory alone.
+
+    Parameters
+    ----------
+    hidden_dim
+        Dimension of the space.
+    config, adapter, signal, space
+        Settings.
+    pool
+        Sample of the items; read from the database where there is a store.
+    store
+        The space in the database, and how to connect to it.
+
+    Examples
+    --------
+    >>> from sona_pg.types import TrajectoryBuilder
+    >>> loop = InstantLoop(3)
+    >>> builder = TrajectoryBuilder(1, [1.0, 0.0, 0.0])
+    >>> builder.add_step([0.0, 1.0, 0.0], reward=1.0)
+    >>> builder.add_step([0.0, 0.0, 1.0], reward=0.0)
+    >>> loop.on_inference(builder.build(1.0))
+    True
+    >>> loop.flush_updates()
+    >>> loop.metrics.learned
+    1
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        config: InstantLoopConfig | None = None,
+        *,
+        adapter: QueryAdapterConfig | None = None,
+        signal: SignalConfig | None = None,
+        space: SpaceConfig | None = None,
+        pool: ItemPool | None = None,
+        store: SpaceStore | None = None,
+    ) -> None:
+        self.config = InstantLoopConfig() if config is None else config
+        self.adapter_config = QueryAdapterConfig() if adapter is None else adapter
+        self._signal_config = SignalConfig() if signal is None else signal
+        self._space_config = SpaceConfig() if space is None else space
+        self._dim = hidden_dim
+        self._store = store
+        self._buffer = TrajectoryBuffer(self.config.max_pending_signals)
+        self._scores = Ring(self.config.max_pending_signals)
+        self._turn = threading.Lock()
+        """Held while learning or flushing; never on the caller's path."""
+        self._waiting: deque[QueryTrajectory] = deque()
+        self._unflushed: list[LedgerEntry] = []
+        self._unflushed_scores: list[Score] = []
+        self._drained: deque[QueryTrajectory] = deque(maxlen=self.config.max_unflushed)
+        self._edges = EdgeWeights(self.config.edge_update_scale)
+        self._counts = InstantLoopMetrics()
+        self._base: tuple[int, int, datetime | None] | None = None
+        self._version = 0
+        if store is None:
+            self._learner = self._new_learner(ItemPool.empty(hidden_dim) if pool is None else pool)
+        else:
+            self._adopt_published(store.connection())
+        self._serving = self._learner.serving()
+
+    def _new_learner(self, pool: ItemPool) -> Learner:
+        return Learner(
+            self._dim,
+            pool,
+            adapter=self.adapter_config,
+            instant=self.config,
+            signal=self._signal_config,
+            space=self._space_config,
+        )
+
+    # The caller's path -----------------------------------------------------------------------------------------
+
+    def on_inference(self, trajectory: QueryTrajectory) -> bool:
+        """Record a trajectory; never blocks.
+
+        Returns
+        -------
+        bool
+            False, and counted, if the buffers are full.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If it cannot belong to the space; nothing was recorded.
+        """
+        trajectory = admitted(trajectory, self._dim, self._space_config)
+        if self._is_full():
+            return False
+        return self._buffer.record(trajectory)
+
+    def on_score(self, score: Score) -> bool:
+        """Record a late outcome; never blocks. False, and counted, if the buffers are full."""
+        if self._is_full():
+            return False
+        return self._scores.push(score)
+
+    def _is_full(self) -> bool:
+        if len(self._unflushed) + len(self._waiting) < self.config.max_unflushed:
+            return False
+        self._counts = replace(self._counts, dropped=self._counts.dropped + 1)
+        return True
+
+    @property
+    def serving(self) -> Serving:
+        """What answers: immutable, replaced whenever something was learned."""
+        return self._serving
+
+    @property
+    def version(self) -> int:
+        """Last published version that the local state comes from."""
+        return self._version
+
+    @property
+    def micro_lora(self) -> MicroLoRA:
+        """The micro-LoRA that is being trained."""
+        return self._learner.micro
+
+    @property
+    def edges(self) -> EdgeWeights:
+        """Edge weights learned in memory; with a store they are in the database."""
+        return self._edges
+
+    @property
+    def learner(self) -> Learner:
+        """Everything that is being trained."""
+        return self._learner
+
+    @property
+    def metrics(self) -> InstantLoopMetrics:
+        """What the loop did so far."""
+        counts = self._counts
+        waiting = len(self._buffer) + len(self._waiting)
+        return replace(
+            counts,
+            recorded=counts.learned + counts.skipped + waiting,
+            dropped=counts.dropped + self._buffer.dropped_count + self._scores.dropped,
+            pending=waiting,
+            unflushed=len(self._unflushed) + len(self._unflushed_scores) + len(self._scores),
+        )
+
+    # Learning --------------------------------------------------------------------------------------------------
+
+    def learn_pending(self) -> int:
+        """Learn what was recorded, on the local copy; what is learned is served at once. Gives the number of events."""
+        with self._turn:
+            return self._learn_pending()
+
+    def _learn_pending(self) -> int:
+        self._waiting.extend(self._buffer.drain())
+        if not self._waiting:
+            return 0
+        events = [OutcomeEvent(t) for t in self._waiting]
+        try:
+            resolve = self._embeddings_of(events, self._learner.pool)
+        except DatabaseUnavailable:
+            # Learning without the embeddings would differ from a replay with them: wait for the database.
+            return 0
+        entries = self._learn(self._learner, events, resolve)
+        self._waiting.clear()
+        learned = sum(entry.learned in CHANGED_WEIGHTS for entry in entries)
+        self._counts = replace(
+            self._counts,
+            learned=self._counts.learned + learned,
+            skipped=self._counts.skipped + len(entries) - learned,
+        )
+        if self._store is None:
+            for event in events:
+                self._edges.update(edge_updates(event))
+            self._edges.commit()
+            self._drained.extend(event.trajectory for event in events)
+        else:
+            self._unflushed.extend(entries)
+        if learned:
+            self._serving = self._learner.serving()
+        return len(entries)
+
+    @staticmethod
+    def _learn(learner: Learner, events: list[OutcomeEvent], resolve: Mapping[str, FloatVector]) -> list[LedgerEntry]:
+        return [LedgerEntry(event, learner.learn(event, resolve.get)) for event in events]
+
+    def _embeddings_of(self, events: list[OutcomeEvent], pool: ItemPool) -> dict[str, FloatVector]:
+        """Embeddings of the items of these events that neither the events nor the pool have."""
+        if self._store is None:
+            return {}
+        missing = {
+            step.item_id
+            for event in events
+            for step in event.trajectory.steps
+            if step.item_id is not None and not step.activations.size and pool.row(step.item_id) is None
+        }
+        if not missing:
+            return {}
+        return spaces.item_embeddings(self._store.connection(), self._store.space, sorted(missing))
+
+    # Making durable --------------------------------------------------------------------------------------------
+
+    def flush_updates(self) -> None:
+        """Learn what waits, and make everything durable in one transaction; then take back what others published.
+
+        Raises
+        ------
+        DatabaseError
+            If the database does not take it. Nothing is lost: the next flush tries again.
+        """
+        with self._turn:
+            self._learn_pending()
+            if self._store is None:
+                return
+            for _ in range(len(self._scores)):
+                score = self._scores.pop()
+                if isinstance(score, Score):
+                    self._unflushed_scores.append(score)
+            try:
+                connection = self._store.connection()
+                if self._unflushed or self._unflushed_scores:
+                    self._flush(connection)
+                elif learning_store.read_head(connection, self._store.space).base != self._base:
+                    self._adopt_published(connection)
+                    self._serving = self._learner.serving()
+            except SonaError as error:
+                # What was learned meanwhile may not be what the database has: start from there the next time.
+                self._base = None
+                self._counts = replace(self._counts, last_error=str(error))
+                if isinstance(error, DatabaseError):
+                    self._store.discard()
+                raise
+            self._counts = replace(self._counts, last_error=None)
+
+    def _flush(self, connection: Connection) -> None:
+        assert self._store is not None
+        started_at = datetime.now(UTC)
+        entries, learner, replayed = self._unflushed, self._learner, False
+        with learning_store.learning_transaction(connection, self._store.space) as transaction:
+            if transaction.head.base != self._base:
+                learner, replayed = self._published(connection, transaction.head, transaction.state()), True
+                # A flush whose commit was not confirmed may have been taken all the same.
+                known = transaction.recorded([entry.event.trajectory.id for entry in entries])
+                events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
+                entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
+            transaction.write_trajectories([entry.event.trajectory for entry in entries])
+            late = transaction.write_scores(self._unflushed_scores, [entry.event.trajectory for entry in entries])
+            late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
+            entries = entries + late_entries
+            updates = [update for entry in entries for update in edge_updates(entry.event)]
+            before = transaction.edge_weights(list(dict.fromkeys(update.edge for update in updates)))
+            transaction.write_edges(apply_updates(before, updates, self.config.edge_update_scale))
+            head = transaction.write_learner(
+                learner.to_bytes(),
+                {"adapter": learner.adapter.served, "micro": learner.micro},
+                asdict(self.adapter_config),
+                entries,
+                sum(entry.learned in CHANGED_WEIGHTS for entry in entries),
+                started_at=started_at,
+                replayed=replayed,
+                worker=self._store.worker,
+                publish_every_events=self._store.config.publish_every_events,
+            )
+        self._learner, self._base, self._version = learner, head.base, head.version
+        self._serving = learner.serving()
+        self._unflushed, self._unflushed_scores = [], []
+        late_learned = sum(entry.learned in CHANGED_WEIGHTS for entry in late_entries)
+        self._counts = replace(
+            self._counts,
+            learned=self._counts.learned + late_learned,
+            skipped=self._counts.skipped + len(late_entries) - late_learned,
+            flushed=self._counts.flushed + len(entries),
+            flushes=self._counts.flushes + 1,
+            replays=self._counts.replays + replayed,
+        )
+
+    def _adopt_published(self, connection: Connection) -> None:
+        assert self._store is not None
+        head = learning_store.read_head(connection, self._store.space)
+        self._learner = self._published(connection, head, learning_store.read_state(connection, self._store.space))
+        self._base, self._version = head.base, head.version
+
+    def _published(self, connection: Connection, head: learning_store.Head, state: bytes | None) -> Learner:
+        """The published state as a learner, with the sample of items that belongs to it."""
+        assert self._store is not None
+        have_pool = self._base is not None and self._base[2] == head.items_sampled_at
+        pool = self._learner.pool if have_pool else ItemPool(*spaces.item_sample(connection, self._store.space))
+        learner = self._new_learner(pool)
+        if state is not None:
+            learner.load_bytes(state)
+        return learner
+
+    def disconnect(self) -> None:
+        """Close the connection to the database."""
+        if self._store is not None:
+            self._store.discard()
+
+    def drain_trajectories(self) -> list[QueryTrajectory]:
+        """What was learned in memory since the last call; with a store, trajectories are in the database instead."""
+        with self._turn:
+            drained = list(self._drained)
+            self._drained.clear()
+            return drained
+
+
+class SpaceStore:
+    """A space in the database, over one connection that is made anew after it failed.
+
+    Parameters
+    ----------
+    space
+        The space.
+    connect
+        Makes a connection.
+    config
+        Settings.
+    """
+
+    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig | None = None) -> None:
+        self.space = space
+        self.config = StoreConfig() if config is None else config
+        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    def connection(self) -> Connection:
+        """The connection, alive as far as is known."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        return self._connection
+
+    def discard(self) -> None:
+        """Close the connection; the next use makes another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,208 @@
+"""Connections: how they are made, what they speak, and how their errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Format
+from psycopg.rows import TupleRow
+from psycopg.types import TypeInfo
+
+from sona_pg.config import StoreConfig
+from sona_pg.errors import (
+    ConfigError,
+    DatabaseError,
+    DatabaseUnavailable,
+    DimensionMismatch,
+    InvalidInput,
+    PermissionDenied,
+    SchemaMismatch,
+    SonaError,
+    UnknownSpace,
+    UnsupportedServer,
+)
+
+Connection = psycopg.Connection[TupleRow]
+
+MIN_POSTGRES = 16
+MIN_PGVECTOR = (0, 8)
+
+UNKNOWN_SPACE = "SN001"
+WRONG_DIMENSION = "SN002"
+INVALID_INPUT = "SN003"
+REFUSED_SETTING = "SN004"
+"""SQLSTATEs that the functions of sql/ raise."""
+
+
+class VectorDumper(Dumper):
+    """A one-dimensional float32 array as pgvector's binary form: int16 dimension, int16 unused, big-endian floats."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: NDArray[np.float32]) -> bytes:
+        if obj.ndim != 1 or not 1 <= obj.size <= 16_000:
+            raise psycopg.DataError(f"an array of shape {obj.shape} is no vector")
+        return obj.size.to_bytes(2) + b"\0\0" + obj.astype(">f4").tobytes()
+
+
+class VectorLoader(Loader):
+    """pgvector's binary form as a float32 array."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> NDArray[np.float32]:
+        return np.frombuffer(bytes(data), dtype=">f4", offset=4).astype(np.float32)
+
+
+class VectorTextLoader(Loader):
+    """pgvector's text form as a float32 array."""
+
+    format = Format.TEXT
+
+    def load(self, data: Buffer) -> NDArray[np.float32]:
+        return np.array(bytes(data)[1:-1].split(b","), dtype=np.float32)
+
+
+def register_vectors(connection: Connection) -> None:
+    """Let a connection send float32 arrays as vectors and receive vectors as float32 arrays."""
+    info = TypeInfo.fetch(connection, "vector")
+    if info is None:
+        # The extension may be outside of the search path.
+        row = connection.execute(
+            "SELECT n.nspname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typname = 'vector'"
+        ).fetchone()
+        info = None if row is None else TypeInfo.fetch(connection, sql.Identifier(str(row[0]), "vector"))
+    if info is None:
+        raise UnsupportedServer(
+            "the database has no type 'vector': install pgvector 0.8 or newer, then run 'sona migrate'"
+        )
+    info.register(connection)
+    dumper = type("SpaceVectorDumper", (VectorDumper,), {"oid": info.oid})
+    connection.adapters.register_dumper(np.ndarray, dumper)
+    connection.adapters.register_loader(info.oid, VectorLoader)
+    connection.adapters.register_loader(info.oid, VectorTextLoader)
+
+
+def connect(
+    url: str, *, vectors: bool = True, autocommit: bool = True, config: StoreConfig | None = None
+) -> Connection:
+    """A connection to `url`, whose transactions are explicit.
+
+    Raises
+    ------
+    DatabaseUnavailable
+        If the server cannot be reached.
+    ConfigError
+        If `url` is no connection string.
+    UnsupportedServer
+        If vectors are asked for and the database has none.
+    """
+    config = StoreConfig() if config is None else config
+    try:
+        conninfo = make_conninfo(url, connect_timeout=config.connect_timeout_seconds)
+    except psycopg.ProgrammingError as cause:
+        raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
+    with translated():
+        connection = psycopg.connect(conninfo, autocommit=autocommit)
+    try:
+        if vectors:
+            with translated():
+                register_vectors(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def engine_url(url: str) -> str:
+    """`url` for SQLAlchemy over psycopg; keyword strings and sockets included."""
+    from sqlalchemy.engine import URL
+
+    known = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
+    port = known.pop("port", None)
+    return URL.create(
+        "postgresql+psycopg",
+        username=known.pop("user", None),
+        password=known.pop("password", None),
+        database=known.pop("dbname", None),
+        query=known | ({"port": port} if port else {}),
+    ).render_as_string(hide_password=False)
+
+
+def check_server(connection: Connection) -> None:
+    """Refuse a server that is too old, or has no pgvector that is new enough.
+
+    Raises
+    ------
+    UnsupportedServer
+    """
+    major = connection.info.server_version // 10_000
+    if major < MIN_POSTGRES:
+        raise UnsupportedServer(f"the server is Postgres {major}, expected {MIN_POSTGRES} or newer: upgrade it")
+    with translated():
+        row = connection.execute(
+            "SELECT coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'),"
+            " (SELECT default_version FROM pg_available_extensions WHERE name = 'vector'))"
+        ).fetchone()
+    version = None if row is None or row[0] is None else str(row[0])
+    needed = ".".join(map(str, MIN_PGVECTOR))
+    if version is None:
+        raise UnsupportedServer(f"the server has no pgvector, expected {needed} or newer: install the package pgvector")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_PGVECTOR:
+        raise UnsupportedServer(
+            f"pgvector is {version}, expected {needed} or newer: install it, then ALTER EXTENSION vector UPDATE"
+        )
+
+
+class translated(contextlib.AbstractContextManager[None]):  # noqa: N801
+    """Turns errors of psycopg and SQLAlchemy into ours, keeping the cause."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        found = getattr(error, "orig", error)
+        if isinstance(found, psycopg.Error):
+            raise _translation(found) from found
+
+
+def _translation(error: psycopg.Error) -> SonaError:
+    state = error.sqlstate or ""
+    message = error.diag.message_primary or str(error).strip() or type(error).__name__
+    if error.diag.message_hint:
+        message = f"{message}: {error.diag.message_hint}"
+    if state == UNKNOWN_SPACE:
+        return UnknownSpace(message)
+    if state == WRONG_DIMENSION:
+        numbers = re.findall(r"\d+", message)
+        if len(numbers) >= 2:
+            return DimensionMismatch(expected=int(numbers[1]), actual=int(numbers[0]))
+    if state in (INVALID_INPUT, WRONG_DIMENSION) or state.startswith("22"):
+        return InvalidInput(message)
+    if state == REFUSED_SETTING:
+        return ConfigError(message)
+    if state in ("42501", "28000", "28P01"):
+        return PermissionDenied(f"{message}: ask the owner of schema sona for the right, or use another role")
+    if state in ("3F000", "42P01", "42883", "42703"):
+        return SchemaMismatch(f"{message}: run 'sona migrate'")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
+        not state or state[:2] in ("08", "57")
+    ):
+        return DatabaseUnavailable(f"{message}: check that the server runs and SONA_DATABASE_URL is right")
+    return DatabaseError(f"{message} (SQLSTATE {state or 'none'})")
+
+
+@contextlib.contextmanager
+def transaction(connection: Connection) -> Iterator[Connection]:
+    """A transaction whose errors are ours."""
+    with translated(), connection.transaction():
+        yield connection

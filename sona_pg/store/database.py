@@ -1,0 +1,74 @@
+"""Which database is meant: a URL that is given, SONA_DATABASE_URL, or the embedded server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sona_pg.config import StoreConfig
+from sona_pg.errors import SchemaMismatch
+from sona_pg.store.connection import Connection, check_server, connect
+from sona_pg.store.migrate import current_revision, head_revision, migrate
+from sona_pg.store.server import EmbeddedServer, default_home
+
+ENV_URL = "SONA_DATABASE_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database with the schema that this version works with.
+
+    Parameters
+    ----------
+    url
+        libpq connection string.
+    config
+        How it is used.
+    """
+
+    url: str
+    config: StoreConfig
+
+    def connect(self) -> Connection:
+        """A new connection, with vectors."""
+        return connect(self.url, config=self.config)
+
+
+def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[str, bool]:
+    """The connection string that is meant, and whether it is the embedded server's, which is started for it.
+
+    Raises
+    ------
+    ServerError, UnsupportedServer
+        If there is no URL, and the embedded server cannot be started.
+    """
+    given = url or os.environ.get(ENV_URL)
+    if given:
+        return given, False
+    return EmbeddedServer(default_home() if home is None else home).start(), True
+
+
+def open_database(url: str | None = None, *, home: Path | None = None, config: StoreConfig | None = None) -> Database:
+    """The database that is meant, checked; the embedded one is brought to the current schema.
+
+    Raises
+    ------
+    DatabaseUnavailable, UnsupportedServer
+        If it cannot be reached, or is too old.
+    SchemaMismatch
+        If its schema is older or newer than this version of sona_pg.
+    """
+    resolved, embedded = resolve_url(url, home=home)
+    found, expected = current_revision(resolved), head_revision()
+    if found != expected:
+        if not embedded:
+            raise SchemaMismatch(
+                f"the schema is at revision {found or 'none'}, expected {expected}: "
+                "run 'sona migrate' (or install the version of sona-pg that made it, if it is newer)"
+            )
+        migrate(resolved)
+    database = Database(resolved, StoreConfig() if config is None else config)
+    with connect(resolved, vectors=False, config=config) as connection:
+        check_server(connection)
+    return database

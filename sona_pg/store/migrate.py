@@ -1,0 +1,140 @@
+"""Brings a database to the current schema: the revisions, then the functions of sql/, in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from importlib import resources
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from sona_pg.errors import SchemaMismatch
+from sona_pg.store.connection import check_server, connect, engine_url, translated
+from sona_pg.store.schema import SCHEMA
+
+log = logging.getLogger("sona_pg")
+
+
+def _config(connection: sa.Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("sona_pg.migrations")).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def head_revision() -> str:
+    """The revision that this version of sona_pg works with."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if head is None:
+        raise SchemaMismatch("this installation of sona_pg has no migrations: install it again")
+    return head
+
+
+def sql_files() -> list[tuple[str, str]]:
+    """Names and texts of the files in sql/, in the order in which they are applied."""
+    folder = resources.files("sona_pg.sql")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(name, (folder / name).read_text(encoding="utf-8")) for name in names]
+
+
+def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str | None:
+    """Bring the database at `url` to a revision, and install the functions that belong to the newest one.
+
+    All of it is one transaction: a failure or a kill in between leaves the database as it was.
+
+    Parameters
+    ----------
+    revision
+        'head', 'base', or the id of a revision.
+    dry_run
+        Do everything and roll back.
+
+    Returns
+    -------
+    str or None
+        The revision that the database is at (with `dry_run`, would be at).
+
+    Raises
+    ------
+    DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseError
+        If the server cannot be reached, is too old, lacks pgvector, or refuses.
+    """
+    with connect(url, vectors=False) as probe:
+        check_server(probe)
+    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool)
+    with translated(), engine.connect() as connection, connection.begin() as transaction:
+        # One migration at a time; the lock goes with the transaction.
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
+        connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
+        connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        config = _config(connection)
+        if revision == "base" or _is_ancestor(connection, revision):
+            _drop_routines(connection)
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+        reached = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+        if reached == head_revision():
+            install_routines(connection)
+        if dry_run:
+            transaction.rollback()
+    return reached
+
+
+def _is_ancestor(connection: sa.Connection, revision: str) -> bool:
+    current = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+    if current is None or revision == "head" or current == revision:
+        return False
+    script = ScriptDirectory.from_config(_config())
+    return revision in {r.revision for r in script.walk_revisions("base", current)}
+
+
+def _drop_routines(connection: sa.Connection) -> None:
+    """Remove functions, views and policies, which depend on the tables."""
+    connection.execute(
+        sa.text(
+            """
+            DO $$
+            DECLARE statement text;
+            BEGIN
+                FOREACH statement IN ARRAY ARRAY(
+                    SELECT format('DROP POLICY %I ON %s', p.polname, p.polrelid::regclass)
+                    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
+                    WHERE c.relnamespace = 'sona'::regnamespace
+                    UNION ALL
+                    SELECT format('DROP VIEW IF EXISTS %s CASCADE', c.oid::regclass) FROM pg_class c
+                    WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind = 'v'
+                    UNION ALL
+                    SELECT format('DROP ROUTINE IF EXISTS %s CASCADE', p.oid::regprocedure) FROM pg_proc p
+                    WHERE p.pronamespace = 'sona'::regnamespace)
+                LOOP EXECUTE statement; END LOOP;
+            END $$
+            """
+        )
+    )
+
+
+def install_routines(connection: sa.Connection) -> None:
+    """Create the functions, views and policies of sql/; the schema that holds pgvector takes the place of @vector@."""
+    found = connection.execute(
+        sa.text(
+            "SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+            " WHERE extname = 'vector'"
+        )
+    ).scalar_one()
+    for name, text in sql_files():
+        log.debug("installing %s", name)
+        connection.exec_driver_sql(text.replace("@vector@", found).replace("%", "%%"))
+
+
+def current_revision(url: str) -> str | None:
+    """The revision that the database is at; None where sona_pg was never installed."""
+    with connect(url, vectors=False) as connection, translated():
+        row = connection.execute("SELECT to_regclass('sona.alembic_version') IS NOT NULL").fetchone()
+        if row is None or not row[0]:
+            return None
+        version = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
+        return None if version is None else str(version[0])

@@ -1,0 +1,166 @@
+"""Spaces and their items: what they declare, and the sample that learning uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from psycopg import sql
+
+from sona_pg.config import QueryAdapterConfig, SpaceConfig
+from sona_pg.errors import EmbedderMismatch, UnknownSpace
+from sona_pg.store.connection import Connection, translated
+from sona_pg.types import FloatVector
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A space as the database has it.
+
+    Parameters
+    ----------
+    space_id, name
+        Its key, and how applications call it.
+    dim
+        Components of every vector.
+    embedder
+        Fingerprint of the embedding model, once declared.
+    config
+        What it declares about its traffic.
+    """
+
+    space_id: int
+    name: str
+    dim: int
+    embedder: str | None
+    config: SpaceConfig
+
+
+def create_space(
+    connection: Connection, name: str, dim: int, *, embedder: str | None = None, config: SpaceConfig | None = None
+) -> Space:
+    """Create a space.
+
+    Raises
+    ------
+    InvalidInput
+        If the name is taken or empty, or the dimension out of range.
+    """
+    c = SpaceConfig() if config is None else config
+    with translated():
+        connection.execute(
+            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s)",
+            (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback),
+        )
+    return get_space(connection, name)
+
+
+def get_space(connection: Connection, name: str) -> Space:
+    """The space called `name`.
+
+    Raises
+    ------
+    UnknownSpace
+        If there is none, or the role may not see it.
+    """
+    found = find_space(connection, name)
+    if found is None:
+        raise UnknownSpace(
+            f"there is no space {name!r}, or this role may not see it: "
+            "create it with create_space(name, dim), or connect with dim= to have it created"
+        )
+    return found
+
+
+def find_space(connection: Connection, name: str) -> Space | None:
+    """The space called `name`, or None."""
+    with translated():
+        row = connection.execute(
+            "SELECT space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback"
+            " FROM sona.space WHERE name = %s",
+            (name,),
+        ).fetchone()
+    if row is None:
+        return None
+    space_id, found, dim, embedder, low, high, implicit = row
+    return Space(space_id, found, dim, embedder, SpaceConfig(low, high, implicit))
+
+
+def check_embedder(connection: Connection, space: Space, embedder: str | None) -> None:
+    """Declare the embedder of a space that has none yet; refuse another one.
+
+    Raises
+    ------
+    EmbedderMismatch
+    """
+    if embedder is None or embedder == space.embedder:
+        return
+    with translated():
+        row = connection.execute(
+            "UPDATE sona.space SET embedder = coalesce(embedder, %s) WHERE space_id = %s RETURNING embedder",
+            (embedder, space.space_id),
+        ).fetchone()
+    if row is None or row[0] != embedder:
+        held = space.embedder if row is None else row[0]
+        raise EmbedderMismatch(
+            f"space {space.name!r} belongs to the embedder {held!r}, not to {embedder!r}: its vectors cannot be "
+            "compared; embed with that model, or create a space of its own for this one"
+        )
+
+
+def set_items(
+    connection: Connection,
+    space: Space,
+    items: str,
+    id_column: str,
+    embedding_column: str,
+    sample_size: int = QueryAdapterConfig().pool_size,
+) -> int:
+    """Name the application's table of items; returns the size of the sample that was taken."""
+    with translated():
+        row = connection.execute(
+            "SELECT sona.set_items(%s, %s::regclass, %s, %s, %s)",
+            (space.name, items, id_column, embedding_column, sample_size),
+        ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def item_sample(connection: Connection, space: Space) -> tuple[list[str], FloatVector]:
+    """Ids and embeddings (n, dim) of the sample, in its order."""
+    with translated():
+        rows = connection.execute(
+            "SELECT item_id, embedding FROM sona.item_sample WHERE space_id = %s ORDER BY ordinal",
+            (space.space_id,),
+            binary=True,
+        ).fetchall()
+    block = np.zeros((len(rows), space.dim), dtype=np.float32)
+    for index, row in enumerate(rows):
+        block[index] = row[1]
+    return [row[0] for row in rows], block
+
+
+def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dict[str, FloatVector]:
+    """Embeddings of items of the application's table, by id; those that are not there, or NULL, are left out."""
+    if not ids:
+        return {}
+    with translated():
+        source = connection.execute(
+            "SELECT items::text, id_column, id_type, embedding_column FROM sona.item_source WHERE space_id = %s",
+            (space.space_id,),
+        ).fetchone()
+        if source is None:
+            return {}
+        table, id_column, id_type, embedding_column = map(str, source)
+        # The ids are cast to the column's type, so that its index serves; one that is no value of it is no item.
+        statement = sql.SQL(
+            "SELECT {id}::text, {embedding} FROM {table} WHERE {id} = ANY(ARRAY("
+            "SELECT CASE WHEN pg_input_is_valid(i, {type_name}) THEN i::{type} END FROM unnest(%s::text[]) i))"
+        ).format(
+            id=sql.Identifier(id_column),
+            embedding=sql.Identifier(embedding_column),
+            table=sql.SQL(table),
+            type=sql.SQL(id_type),
+            type_name=sql.Literal(id_type),
+        )
+        rows = connection.execute(statement, (ids,), binary=True).fetchall()
+    return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}

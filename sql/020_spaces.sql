@@ -1,0 +1,101 @@
+-- Spaces and the application's own table of items.
+
+CREATE OR REPLACE FUNCTION sona.create_space(
+    name text, dim integer, embedder text DEFAULT NULL, reward_min double precision DEFAULT 0,
+    reward_max double precision DEFAULT 1,
+    implicit_feedback boolean DEFAULT false
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    made bigint;
+BEGIN
+    IF create_space.name IS NULL OR btrim(create_space.name) = '' THEN
+        PERFORM sona._refuse('SN003', 'the name of the space is empty', 'give it a name');
+    END IF;
+    IF dim IS NULL OR dim NOT BETWEEN 1 AND 16000 THEN
+        PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 16000', coalesce(dim::text, 'NULL')),
+                             'give the number of components that the embedding model returns');
+    END IF;
+    IF NOT coalesce(reward_min < reward_max AND reward_max > 0
+                    AND reward_min > '-infinity' AND reward_max < 'infinity', false) THEN
+        PERFORM sona._refuse('SN003', format('the range of rewards is %s to %s', reward_min, reward_max),
+                             'give a finite lower bound below the upper one, and an upper one above 0');
+    END IF;
+    BEGIN
+        -- Not RETURNING: the row-level policy shows the row only once the grant below is there.
+        made := nextval(pg_get_serial_sequence('sona.space', 'space_id'));
+        INSERT INTO sona.space (space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback)
+        OVERRIDING SYSTEM VALUE
+        VALUES (made, create_space.name, create_space.dim, create_space.embedder, create_space.reward_min,
+                create_space.reward_max, create_space.implicit_feedback);
+    EXCEPTION WHEN unique_violation THEN
+        PERFORM sona._refuse('SN003', format('there is already a space %L', create_space.name), 'choose another name');
+    END;
+    INSERT INTO sona.space_grant (space_id, role_name) VALUES (made, current_user);
+    INSERT INTO sona.learner (space_id) VALUES (made);
+    RETURN made;
+END $$;
+COMMENT ON FUNCTION sona.create_space IS
+    'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
+
+CREATE OR REPLACE FUNCTION sona.set_items(
+    space text, items regclass, id_column name, embedding_column name, sample_size integer DEFAULT 4096
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    s sona.space%ROWTYPE;
+    id_type text;
+    embedding_type oid;
+    total real;
+    sampled text := '';
+    taken bigint;
+    wrong integer;
+BEGIN
+    SELECT * INTO s FROM sona.space x WHERE x.name = set_items.space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(set_items.space); END IF;
+    IF items IS NULL THEN
+        PERFORM sona._refuse('SN003', 'no items table was given', 'pass it as a name, like ''public.documents''');
+    END IF;
+    IF sample_size NOT BETWEEN 0 AND 1048576 THEN
+        PERFORM sona._refuse('SN003', format('sample_size is %s, expected 0 to 1048576', sample_size), 'leave it out');
+    END IF;
+    SELECT format_type(a.atttypid, a.atttypmod) INTO id_type FROM pg_attribute a
+    WHERE a.attrelid = items AND a.attname = id_column AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        PERFORM sona._refuse('SN003', format('%s has no column %I', items, id_column), 'name its column of item ids');
+    END IF;
+    SELECT a.atttypid INTO embedding_type FROM pg_attribute a
+    WHERE a.attrelid = items AND a.attname = embedding_column AND a.attnum > 0 AND NOT a.attisdropped;
+    IF embedding_type IS DISTINCT FROM '@vector@.vector'::regtype THEN
+        PERFORM sona._refuse('SN003', format('%s has no column %I of type vector', items, embedding_column),
+                             'name its column of item embeddings');
+    END IF;
+
+    SELECT c.reltuples INTO total FROM pg_class c WHERE c.oid = items;
+    IF total > 50 * sample_size AND sample_size > 0 THEN
+        -- Pages enough for several times the sample: reading all of a large table would take minutes.
+        sampled := format(' TABLESAMPLE SYSTEM (%s) REPEATABLE (0)', greatest(0.01, 100.0 * 10 * sample_size / total));
+    END IF;
+    DELETE FROM sona.item_sample i WHERE i.space_id = s.space_id;
+    EXECUTE format(
+        'INSERT INTO sona.item_sample (space_id, ordinal, item_id, embedding)'
+        ' SELECT $1, row_number() OVER (ORDER BY picked.h, picked.id) - 1, picked.id, picked.e'
+        ' FROM (SELECT t.%1$I::text AS id, t.%2$I AS e, hashtextextended(t.%1$I::text, 0) AS h FROM %3$s t%4$s'
+        '       WHERE t.%1$I IS NOT NULL AND t.%2$I IS NOT NULL ORDER BY 3, 1 LIMIT $2) picked',
+        id_column, embedding_column, items, sampled)
+    USING s.space_id, sample_size;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    SELECT @vector@.vector_dims(i.embedding) INTO wrong FROM sona.item_sample i
+    WHERE i.space_id = s.space_id AND @vector@.vector_dims(i.embedding) <> s.dim LIMIT 1;
+    IF FOUND THEN PERFORM sona._wrong_dimension(wrong, s.dim); END IF;
+    INSERT INTO sona.item_source (space_id, items, id_column, id_type, embedding_column)
+    VALUES (s.space_id, items, id_column, id_type, embedding_column)
+    ON CONFLICT (space_id) DO UPDATE
+    SET items = excluded.items, id_column = excluded.id_column, id_type = excluded.id_type,
+        embedding_column = excluded.embedding_column, sampled_at = now();
+    RETURN taken;
+END $$;
+COMMENT ON FUNCTION sona.set_items IS
+    'Names the application''s own table of items, which recall searches, and takes the sample that learning uses; returns its size.';

@@ -1,0 +1,24 @@
+-- What was learned, for people and dashboards. Views use the rights and the policies of the caller.
+
+CREATE OR REPLACE VIEW sona.status WITH (security_invoker = true) AS
+SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version, l.epoch, l.revision,
+       (SELECT count(*) FROM sona.trajectory t WHERE t.space_id = s.space_id) AS trajectories,
+       (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = s.space_id) AS edges,
+       i.items::text AS items_table, l.updated_at AS last_learned_at
+FROM sona.space s
+JOIN sona.learner l USING (space_id)
+LEFT JOIN sona.item_source i USING (space_id);
+COMMENT ON VIEW sona.status IS 'One row for every space: what was recorded and learned.';
+
+CREATE OR REPLACE VIEW sona.cycles WITH (security_invoker = true) AS
+SELECT s.name AS space, c.loop, c.cycle_id, c.epoch, c.version, c.events, c.learned, c.replayed, c.worker,
+       c.started_at, c.finished_at
+FROM sona.learning_cycle c
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.cycles IS 'The ledger: one row for every learning transaction.';
+
+CREATE OR REPLACE VIEW sona.ledger WITH (security_invoker = true) AS
+SELECT s.name AS space, e.loop, e.ordinal, e.trajectory_id, e.revision, e.learned, e.cycle_id
+FROM sona.learning_event e
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.ledger IS 'The ledger: one row for every outcome event, exactly once for each loop and revision.';
