@@ -18,7 +18,7 @@ setup(
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_ring")
+            for name in ("_simd", "_lora", "_ring", "_wire")
         ],
         include_path=["."],
         language_level=3,

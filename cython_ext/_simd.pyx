@@ -3,6 +3,8 @@
 
 import os
 
+from libc.math cimport fabsf, sqrtf
+
 cimport numpy as cnp
 import numpy as np
 
@@ -104,6 +106,23 @@ def as_vector(value, Py_ssize_t dim=-1, str what="vector"):
         If it has another number of components.
     """
     return float_vector(value, dim, what)
+
+
+def unit(cnp.ndarray vector not None):
+    """`vector` (dim,), float32, contiguous, at unit length; itself if it has it already or is zero.
+
+    "Already" is within the rounding of float32 sums, so that a unit vector keeps its bits.
+    """
+    cdef Py_ssize_t d = cnp.PyArray_DIM(vector, 0)
+    cdef const float *row = <const float *>cnp.PyArray_DATA(vector)
+    cdef float square
+    if cnp.PyArray_TYPE(vector) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(vector) != 1 \
+            or not cnp.PyArray_ISCARRAY_RO(vector):
+        raise InvalidInput("expected a contiguous float32 vector: pass it through as_vector first")
+    _current.dot_rows(&row, 1, row, d, &square)
+    if square <= 0 or fabsf(square - 1) < 1e-6:
+        return vector
+    return vector / np.float32(sqrtf(square))
 
 
 def dot_rows(const float[:, ::1] rows, const float[::1] x, float[::1] out):

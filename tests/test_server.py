@@ -23,6 +23,7 @@ import pytest
 
 from sona_pg.errors import ConfigError, IoError, ServerError, UnsupportedServer
 from sona_pg.store import server as server_module
+from sona_pg.store import server_account
 from sona_pg.store.server import EmbeddedServer, default_home
 
 IS_ROOT = os.geteuid() == 0
@@ -32,8 +33,8 @@ Serve = Callable[..., EmbeddedServer]
 START = """
 import sys, time
 from pathlib import Path
-from sona_pg.store import server
-server._SYSTEM_DIRECTORY = Path(sys.argv[2])
+from sona_pg.store import server, server_account
+server_account.SYSTEM_DIRECTORY = Path(sys.argv[2])
 embedded = server.EmbeddedServer(Path(sys.argv[1]))
 embedded.start()
 print(embedded.status().pid, flush=True)
@@ -53,7 +54,7 @@ def open_directory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def system_directory(open_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = open_directory / "system"
-    monkeypatch.setattr(server_module, "_SYSTEM_DIRECTORY", directory)
+    monkeypatch.setattr(server_account, "SYSTEM_DIRECTORY", directory)
     return directory
 
 
@@ -77,7 +78,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 def start_elsewhere(server: EmbeddedServer, seconds: float = 0) -> subprocess.Popen[str]:
     """Start a server from another Python process, which then stays for `seconds`."""
-    arguments = [str(server.home), str(server_module._SYSTEM_DIRECTORY), str(seconds)]
+    arguments = [str(server.home), str(server_account.SYSTEM_DIRECTORY), str(seconds)]
     return subprocess.Popen(
         [sys.executable, "-c", START, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])},
@@ -329,8 +330,8 @@ def test_ordinary_user_runs_an_own_server(serve: Serve, open_directory: Path, mo
         os.chown(own, user.pw_uid, user.pw_gid)
     server = EmbeddedServer(own / "home")
     # The package may lie where only root can read; an ordinary user would have one of its own.
-    binaries = server_module._binaries(18)
-    monkeypatch.setattr(server_module, "_binaries", lambda major: binaries)
+    binaries = server_account.binaries_of(18)
+    monkeypatch.setattr(server_module, "binaries_of", lambda major: binaries)
 
     def as_user() -> None:
         if IS_ROOT:
@@ -385,7 +386,7 @@ def test_unreachable_binaries_are_copied_once(
     assert server.status().running
     if IS_ROOT:
         (copy,) = system_directory.glob("pginstall18-*")
-        assert server_module._binaries(18).is_relative_to(copy)
+        assert server_account.binaries_of(18).is_relative_to(copy)
         first = copy.stat().st_ino
         server.stop()
         server.start()
@@ -400,7 +401,7 @@ def test_missing_package_is_explained(serve: Serve, monkeypatch: pytest.MonkeyPa
 
 
 def test_cpu_without_avx2_is_explained(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_cpu_flags", lambda: frozenset({"sse2", "fma"}))
+    monkeypatch.setattr(server_account, "cpu_flags", lambda: frozenset({"sse2", "fma"}))
     with pytest.raises(UnsupportedServer, match="this CPU lacks avx2"):
         serve().start()
 
@@ -411,7 +412,7 @@ def test_failing_initdb_shows_the_end_of_its_log(
     initdb = open_directory / "initdb"
     initdb.write_text("#!/bin/sh\necho 'could not write: No space left on device'; exit 1\n")
     initdb.chmod(0o755)
-    monkeypatch.setattr(server_module, "_binaries", lambda major: open_directory)
+    monkeypatch.setattr(server_module, "binaries_of", lambda major: open_directory)
     with pytest.raises(ServerError, match=r"status 1; its log is .*initdb.log\n  .*No space left on device"):
         serve().start()
 

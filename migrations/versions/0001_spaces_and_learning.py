@@ -78,6 +78,7 @@ def upgrade() -> None:
         schema="sona",
         comment="Edges of the memory graph; an undirected edge stands once, source before target.",
     )
+    op.create_index("memory_edge_target_idx", "memory_edge", ["space_id", "kind", "target"], schema="sona")
     op.create_table(
         "remembered_query",
         sa.Column(
@@ -433,6 +434,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("NOT admitted"),
     )
     op.drop_table("remembered_query", schema="sona")
+    op.drop_index("memory_edge_target_idx", table_name="memory_edge", schema="sona")
     op.drop_table("memory_edge", schema="sona")
     op.drop_table("learning_event", schema="sona")
     op.drop_table("learning_cycle", schema="sona")

@@ -5,7 +5,8 @@ The instruction set is chosen when this is imported: the best that the CPU runs,
 
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._ring import Ring
-from sona_pg.kernels._simd import active, add_rows, as_vector, available, dot_rows, use
+from sona_pg.kernels._simd import active, add_rows, as_vector, available, dot_rows, unit, use
+from sona_pg.kernels._wire import floats_wire, vector_wire
 
 __all__ = [
     "ListwiseTrainer",
@@ -19,5 +20,8 @@ __all__ = [
     "draw",
     "empty_call",
     "empty_call_views",
+    "floats_wire",
+    "unit",
     "use",
+    "vector_wire",
 ]

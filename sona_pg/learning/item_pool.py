@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.errors import InvalidInput
-from sona_pg.types import FloatVector
 
 
 class ItemPool:
@@ -45,21 +44,8 @@ class ItemPool:
         """Row of an item, if the sample holds it."""
         return self._row.get(item_id)
 
-    def embedding(self, item_id: str) -> FloatVector | None:
-        """Unit embedding (dim,) of an item, if the sample holds it."""
-        row = self._row.get(item_id)
-        return None if row is None else self.embeddings[row]
-
 
 def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, dim) scaled to unit length; a zero row stays zero."""
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)
-
-
-def unit(vector: FloatVector) -> FloatVector:
-    """`vector` (dim,) at unit length; itself if it has it already, within rounding of half precision."""
-    square = float(vector @ vector)
-    if square <= 0 or abs(square - 1) < 1e-6:
-        return vector
-    return np.asarray(vector / np.sqrt(square), dtype=np.float32)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
 from sona_pg.errors import DimensionMismatch, LearningError
 from sona_pg.ids import learning_seed
-from sona_pg.learning.item_pool import ItemPool, unit
+from sona_pg.kernels import unit
+from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.lora import MicroLoRA
 from sona_pg.learning.outcome import OutcomeEvent, judged_items
 from sona_pg.learning.query_adapter import QueryAdapter
@@ -112,13 +113,17 @@ class Learner:
         skip: list[int] = []
         for item in judged:
             row = self.pool.row(item.item_id)
+            embedding: FloatVector | None = None
             if row is not None:
                 skip.append(row)
-            embedding = item.activations if item.activations.size else self.pool.embedding(item.item_id)
-            if embedding is None and resolve is not None:
-                embedding = resolve(item.item_id)
+            if item.activations.size:
+                embedding = unit(item.activations)
+            elif row is not None:
+                embedding = self.pool.embeddings[row]
+            elif resolve is not None and (found := resolve(item.item_id)) is not None:
+                embedding = unit(found)
             if embedding is not None:
-                items.append(unit(embedding))
+                items.append(embedding)
                 targets.append(item.target)
         if not judged:
             return Learned.NO_OUTCOME

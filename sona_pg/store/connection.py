@@ -30,6 +30,7 @@ from sona_pg.errors import (
     UnknownSpace,
     UnsupportedServer,
 )
+from sona_pg.kernels import floats_wire, vector_wire
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -43,15 +44,27 @@ REFUSED_SETTING = "SN004"
 """SQLSTATEs that the functions of sql/ raise."""
 
 
+_FLOAT4_ARRAY = 1021
+"""Object id of real[], fixed in every Postgres."""
+
+
 class VectorDumper(Dumper):
     """A one-dimensional float32 array as pgvector's binary form: int16 dimension, int16 unused, big-endian floats."""
 
     format = Format.BINARY
 
     def dump(self, obj: NDArray[np.float32]) -> bytes:
-        if obj.ndim != 1 or not 1 <= obj.size <= 16_000:
-            raise psycopg.DataError(f"an array of shape {obj.shape} is no vector")
-        return obj.size.to_bytes(2) + b"\0\0" + obj.astype(">f4").tobytes()
+        return vector_wire(obj)
+
+
+class Float4ArrayDumper(Dumper):
+    """A one-dimensional float32 array as real[]: psycopg's own takes lists, element by element in Python."""
+
+    format = Format.BINARY
+    oid = _FLOAT4_ARRAY
+
+    def dump(self, obj: NDArray[np.float32]) -> bytes:
+        return floats_wire(obj)
 
 
 class VectorLoader(Loader):
@@ -87,6 +100,8 @@ def register_vectors(connection: Connection) -> None:
         )
     info.register(connection)
     dumper = type("SpaceVectorDumper", (VectorDumper,), {"oid": info.oid})
+    # Both take arrays; COPY chooses by the type of the column, parameters of statements are vectors.
+    connection.adapters.register_dumper(np.ndarray, Float4ArrayDumper)
     connection.adapters.register_dumper(np.ndarray, dumper)
     connection.adapters.register_loader(info.oid, VectorLoader)
     connection.adapters.register_loader(info.oid, VectorTextLoader)

@@ -134,7 +134,7 @@ class LearningTransaction:
                     copy.write_row(
                         (space_id, t.id, ordinal, step.item_id, step.position, step.reward)
                         + (
-                            step.attention_weights.tolist() if step.attention_weights.size else None,
+                            step.attention_weights if step.attention_weights.size else None,
                             step.activations if step.activations.size else None,
                         )
                     )
@@ -242,13 +242,24 @@ class LearningTransaction:
 
     def edge_weights(self, edges: Sequence[Edge]) -> dict[Edge, float]:
         """Weights of these co-access edges, of those that there are."""
-        if not edges:
+        # Most items that are shown have no edges yet: asking for these items first spares most of the pairs.
+        items = list(dict.fromkeys(item for edge in edges for item in edge))
+        rows = self._connection.execute(
+            "SELECT i FROM unnest(%(items)s::text[]) AS i WHERE EXISTS (SELECT FROM sona.memory_edge e"
+            " WHERE e.space_id = %(space)s AND e.kind = 'co_access' AND e.source = i)"
+            " OR EXISTS (SELECT FROM sona.memory_edge e"
+            " WHERE e.space_id = %(space)s AND e.kind = 'co_access' AND e.target = i)",
+            {"items": items, "space": self._space.space_id},
+        ).fetchall()
+        connected = {row[0] for row in rows}
+        wanted = [edge for edge in edges if connected.issuperset(edge)]
+        if not wanted:
             return {}
         rows = self._connection.execute(
             "SELECT e.source, e.target, e.weight FROM unnest(%s::text[], %s::text[]) AS k (source, target)"
             " JOIN sona.memory_edge e ON e.space_id = %s AND e.kind = 'co_access'"
             " AND e.source = k.source AND e.target = k.target",
-            ([a for a, _ in edges], [b for _, b in edges], self._space.space_id),
+            ([a for a, _ in wanted], [b for _, b in wanted], self._space.space_id),
         ).fetchall()
         return {(a, b): weight for a, b, weight in rows}
 

@@ -267,5 +267,6 @@ memory_edge = Table(
     Column("target", Text, primary_key=True, comment="item or node"),
     Column("weight", Double, nullable=False, comment="0 to 1"),
     _now("updated_at", "when the weight last changed"),
+    Index("memory_edge_target_idx", "space_id", "kind", "target"),
     comment="Edges of the memory graph; an undirected edge stands once, source before target.",
 )

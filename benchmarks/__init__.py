@@ -1,0 +1,1 @@
+"""Benchmarks: every figure beside a rival measured in the same process, interleaved."""

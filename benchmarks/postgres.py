@@ -1,0 +1,39 @@
+"""A database for the benchmarks: SONA_DATABASE_URL, or an embedded server in a folder that goes afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sona_pg.config import InstantLoopConfig
+from sona_pg.engine import SonaEngine
+from sona_pg.store.connection import connect
+from sona_pg.store.database import ENV_URL
+from sona_pg.store.server import EmbeddedServer
+
+SPACE = "sona-benchmark"
+
+
+@contextlib.contextmanager
+def benchmark_engine(dim: int, *, instant: InstantLoopConfig | None = None) -> Iterator[SonaEngine]:
+    """An engine on a fresh space, which goes afterwards."""
+    with contextlib.ExitStack() as stack:
+        home = None
+        if not os.environ.get(ENV_URL):
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sona-benchmark-")))
+            stack.callback(EmbeddedServer(home).stop)
+        engine = SonaEngine.connect(home=home, space=SPACE, dim=dim, background=False, instant=instant)
+        try:
+            yield engine
+        finally:
+            engine.close()
+            with connect(engine.url) as connection:
+                for table in ("trajectory", "trajectory_step", "remembered_query", "memory_edge", "learning_event"):
+                    connection.execute(
+                        f"DELETE FROM sona.{table} WHERE space_id = %s",  # type: ignore[arg-type]
+                        (engine.space.space_id,),
+                    )
+                connection.execute("DELETE FROM sona.space WHERE name = %s", (SPACE,))
