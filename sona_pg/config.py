@@ -168,6 +168,9 @@ class StoreConfig:
         _within("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
 
 
+SCHEMA_REVISION = "0001"
+"""Revision of the database that this version works with."""
+
 MAX_DIM = 16_000
 """Largest dimension of a pgvector column."""
 

@@ -99,3 +99,25 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.set_items IS
     'Names the application''s own table of items, which recall searches, and takes the sample that learning uses; returns its size.';
+
+CREATE OR REPLACE FUNCTION sona.drop_space(space text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    gone bigint;
+    part regclass;
+BEGIN
+    SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
+    IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
+    -- A flush in flight holds this lock: it ends before, or finds the space gone.
+    PERFORM FROM sona.learner l WHERE l.space_id = gone FOR UPDATE;
+    FOR part IN
+        SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'
+        -- The grants last: the policies of the other tables read them.
+        ORDER BY c.relname = 'space_grant', c.relname = 'space', c.relname
+    LOOP
+        EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION sona.drop_space IS 'Deletes a space and everything recorded and learned in it.';

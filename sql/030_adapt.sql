@@ -4,12 +4,12 @@ CREATE OR REPLACE FUNCTION sona.adapt(space text, query @vector@.vector) RETURNS
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
-    id bigint;
+    found_space bigint;
     expected integer;
     delta @vector@.vector;
 BEGIN
-    SELECT s.space_id, s.dim INTO id, expected FROM sona.space s WHERE s.name = adapt.space;
-    IF id IS NULL THEN PERFORM sona._unknown_space(adapt.space); END IF;
+    SELECT s.space_id, s.dim INTO found_space, expected FROM sona.space s WHERE s.name = adapt.space;
+    IF found_space IS NULL THEN PERFORM sona._unknown_space(adapt.space); END IF;
     IF @vector@.vector_dims(query) <> expected THEN
         PERFORM sona._wrong_dimension(@vector@.vector_dims(query), expected);
     END IF;
@@ -18,7 +18,7 @@ BEGIN
     SELECT @vector@.sum(r.up OPERATOR(@vector@.*) array_fill(r.factor, ARRAY[expected])::@vector@.vector) INTO delta
     FROM (
         SELECT w.up, (- (query OPERATOR(@vector@.<#>) w.down))::real AS factor
-        FROM sona.served_row w WHERE w.space_id = id
+        FROM sona.served_row w WHERE w.space_id = found_space
         OFFSET 0
     ) r
     WHERE abs(r.factor) > 1e-15;

@@ -30,7 +30,7 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
-    id bigint;
+    found_space bigint;
     in_force bigint;
     learned boolean;
 BEGIN
@@ -41,14 +41,14 @@ BEGIN
     IF query IS NULL THEN
         PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
     END IF;
-    SELECT s.space_id, l.version, l.events > 0 INTO id, in_force, learned
+    SELECT s.space_id, l.version, l.events > 0 INTO found_space, in_force, learned
     FROM sona.space s JOIN sona.learner l USING (space_id) WHERE s.name = recall.space;
-    IF id IS NULL THEN PERFORM sona._unknown_space(recall.space); END IF;
+    IF found_space IS NULL THEN PERFORM sona._unknown_space(recall.space); END IF;
     RETURN QUERY
-    SELECT t.id, f.item_id, f.rank, f.score, 'learned'::text, in_force,
+    SELECT t.made, f.item_id, f.rank, f.score, 'learned'::text, in_force,
            CASE WHEN learned THEN 'adapted' ELSE 'frozen' END::text, 1::real
-    FROM (SELECT sona.new_trajectory_id() AS id OFFSET 0) t,
-         sona._search_items(id, sona.adapt(recall.space, query), k) f
+    FROM (SELECT sona.new_trajectory_id() AS made OFFSET 0) t,
+         sona._search_items(found_space, sona.adapt(recall.space, query), k) f
     ORDER BY f.rank;
 END $$;
 COMMENT ON FUNCTION sona.recall IS

@@ -221,3 +221,13 @@ def transaction(connection: Connection) -> Iterator[Connection]:
     """A transaction whose errors are ours."""
     with translated(), connection.transaction():
         yield connection
+
+
+def current_revision(url: str) -> str | None:
+    """The revision that the database is at; None where sona_pg was never installed."""
+    with connect(url, vectors=False) as connection, translated():
+        row = connection.execute("SELECT to_regclass('sona.alembic_version') IS NOT NULL").fetchone()
+        if row is None or not row[0]:
+            return None
+        version = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
+        return None if version is None else str(version[0])

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sona_pg.config import StoreConfig
+from sona_pg.config import SCHEMA_REVISION, StoreConfig
 from sona_pg.errors import SchemaMismatch
-from sona_pg.store.connection import Connection, check_server, connect
-from sona_pg.store.migrate import current_revision, head_revision, migrate
+from sona_pg.store.connection import Connection, check_server, connect, current_revision
 from sona_pg.store.server import EmbeddedServer, default_home
 
 ENV_URL = "SONA_DATABASE_URL"
@@ -60,13 +59,16 @@ def open_database(url: str | None = None, *, home: Path | None = None, config: S
         If its schema is older or newer than this version of sona_pg.
     """
     resolved, embedded = resolve_url(url, home=home)
-    found, expected = current_revision(resolved), head_revision()
+    found, expected = current_revision(resolved), SCHEMA_REVISION
     if found != expected:
         if not embedded:
             raise SchemaMismatch(
                 f"the schema is at revision {found or 'none'}, expected {expected}: "
                 "run 'sona migrate' (or install the version of sona-pg that made it, if it is newer)"
             )
+        # SQLAlchemy and Alembic are needed for nothing else: they stay out of the application's memory.
+        from sona_pg.store.migrate import migrate
+
         migrate(resolved)
     database = Database(resolved, StoreConfig() if config is None else config)
     with connect(resolved, vectors=False, config=config) as connection:

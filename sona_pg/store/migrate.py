@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from importlib import resources
 
 import sqlalchemy as sa
@@ -10,7 +12,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
+from sona_pg.config import SCHEMA_REVISION
 from sona_pg.errors import SchemaMismatch
 from sona_pg.store.connection import check_server, connect, engine_url, translated
 from sona_pg.store.schema import SCHEMA
@@ -23,14 +27,6 @@ def _config(connection: sa.Connection | None = None) -> Config:
     config.set_main_option("script_location", str(resources.files("sona_pg.migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
-
-
-def head_revision() -> str:
-    """The revision that this version of sona_pg works with."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    if head is None:
-        raise SchemaMismatch("this installation of sona_pg has no migrations: install it again")
-    return head
 
 
 def sql_files() -> list[tuple[str, str]]:
@@ -65,7 +61,7 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     with connect(url, vectors=False) as probe:
         check_server(probe)
     engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool)
-    with translated(), engine.connect() as connection, connection.begin() as transaction:
+    with _refusals(), translated(), engine.connect() as connection, connection.begin() as transaction:
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
@@ -77,11 +73,22 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         else:
             command.upgrade(config, revision)
         reached = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
-        if reached == head_revision():
+        if reached == SCHEMA_REVISION:
             install_routines(connection)
         if dry_run:
             transaction.rollback()
     return reached
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as cause:
+        raise SchemaMismatch(
+            f"the schema cannot be migrated ({cause}), this version works with {SCHEMA_REVISION}: "
+            "install the version of sona-pg that made it"
+        ) from cause
 
 
 def _is_ancestor(connection: sa.Connection, revision: str) -> bool:
@@ -128,13 +135,3 @@ def install_routines(connection: sa.Connection) -> None:
     for name, text in sql_files():
         log.debug("installing %s", name)
         connection.exec_driver_sql(text.replace("@vector@", found).replace("%", "%%"))
-
-
-def current_revision(url: str) -> str | None:
-    """The revision that the database is at; None where sona_pg was never installed."""
-    with connect(url, vectors=False) as connection, translated():
-        row = connection.execute("SELECT to_regclass('sona.alembic_version') IS NOT NULL").fetchone()
-        if row is None or not row[0]:
-            return None
-        version = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
-        return None if version is None else str(version[0])

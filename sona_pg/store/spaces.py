@@ -164,3 +164,9 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
         )
         rows = connection.execute(statement, (ids,), binary=True).fetchall()
     return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}
+
+
+def drop_space(connection: Connection, name: str) -> None:
+    """Delete a space and everything recorded and learned in it."""
+    with translated():
+        connection.execute("SELECT sona.drop_space(%s)", (name,))

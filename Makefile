@@ -1,0 +1,37 @@
+# Each target sets up what it needs: only Python >= 3.11, a C compiler and make must be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+KERNELS := setup.py pyproject.toml $(wildcard cython_ext/*)
+# Numeric libraries with threads of their own spin against each other on small machines.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+
+.PHONY: demo test lint bench wheel clean
+
+demo: $(VENV)/.installed
+	$(BIN)/sona demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks $(BENCH)
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m build --wheel --outdir dist
+
+$(VENV)/.installed: $(KERNELS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sona_pg/kernels/*.so cython_ext/*.c

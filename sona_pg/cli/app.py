@@ -1,0 +1,98 @@
+"""The commands of ``sona``, and those that concern the database itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import click
+
+from sona_pg import __version__
+from sona_pg.cli.demo import demo
+from sona_pg.cli.evaluate import evaluate
+from sona_pg.cli.output import print_json
+from sona_pg.cli.spaces import space, status
+from sona_pg.errors import ConfigError
+from sona_pg.store.connection import current_revision
+from sona_pg.store.database import resolve_url
+from sona_pg.store.server import EmbeddedServer, default_home
+
+ENV_LOG = "SONA_LOG"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sona")
+def app() -> None:
+    """The learning layer for Postgres: record outcomes, learn from them, apply what was learned.
+
+    The database is --url, or SONA_DATABASE_URL, or the embedded server under SONA_HOME.
+    """
+    level = os.environ.get(ENV_LOG, "WARNING").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"{ENV_LOG} is {level!r}, expected DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@app.group()
+def db() -> None:
+    """The embedded server: Postgres with pgvector, under SONA_HOME."""
+
+
+@db.command()
+def start() -> None:
+    """Start it, unless it runs; print its URL."""
+    click.echo(EmbeddedServer(default_home()).start())
+
+
+@db.command()
+def stop() -> None:
+    """Stop it, unless it is stopped."""
+    EmbeddedServer(default_home()).stop()
+
+
+@db.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def server_status(as_json: bool) -> None:
+    """Say whether it runs, and where."""
+    found = EmbeddedServer(default_home()).status()
+    if as_json:
+        print_json(
+            {
+                "running": found.running,
+                "pid": found.pid,
+                "home": str(found.home),
+                "url": found.url,
+                "version": found.version,
+                "reason": found.reason,
+            }
+        )
+    elif found.running:
+        click.echo(f"running: Postgres {found.version}, process {found.pid}, {found.url}")
+    else:
+        click.echo(f"stopped: {found.reason or 'not started'} (home {found.home})")
+
+
+@db.command()
+def url() -> None:
+    """Print its URL, starting it if need be: psql "$(sona db url)"."""
+    click.echo(EmbeddedServer(default_home()).start())
+
+
+@app.command()
+@click.option("--url", "given", metavar="URL", help="Database to migrate.")
+@click.option("--dry-run", is_flag=True, help="Do everything, then roll back.")
+def migrate(given: str | None, dry_run: bool) -> None:
+    """Bring a Postgres with pgvector to the current schema, functions and views included."""
+    from sona_pg.store.migrate import migrate as migrate_database
+
+    resolved, _ = resolve_url(given)
+    before = current_revision(resolved)
+    reached = migrate_database(resolved, dry_run=dry_run)
+    verb = "would be" if dry_run else "is"
+    click.echo(f"schema {verb} at revision {reached}; it was at {before or 'none'}")
+
+
+app.add_command(space)
+app.add_command(status)
+app.add_command(demo)
+app.add_command(evaluate)

@@ -1,0 +1,23 @@
+"""Entry of ``sona``: turns every error into one line on stderr and an exit status."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exit status 0 done, 1 failed, 2 wrong usage."""
+    from sona_pg.errors import ConfigError, SonaError
+
+    try:
+        # Imported here, since the kernels refuse a wrong SONA_SIMD when they are loaded.
+        from sona_pg.cli.app import app
+
+        app(prog_name="sona")
+    except SonaError as error:
+        print(f"sona: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except BrokenPipeError:
+        # The reader of stdout went away; nothing is left to say to it.
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,208 @@
+"""Would it help? Every event of a stream is answered and learned once; the queries that were held out measure it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Protocol
+
+import numpy as np
+
+from sona_pg.config import QueryAdapterConfig, SpaceConfig
+from sona_pg.errors import ConfigError
+from sona_pg.evaluation.baselines import BASELINES, Baseline, frozen_outcomes
+from sona_pg.evaluation.collection import Collection
+from sona_pg.evaluation.feedback import Feedback, Judgement, judge
+from sona_pg.evaluation.metrics import FloatMatrix, QueryScores, Ranking, rank_documents, score_ranking
+from sona_pg.evaluation.report import ADAPTED, FROZEN, CollectionReport, SplitResult, summarize
+from sona_pg.evaluation.splits import Split, SplitKind, make_split
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.learner import Learner
+from sona_pg.learning.outcome import OutcomeEvent
+from sona_pg.types import FloatVector, QueryTrajectory, TrajectoryBuilder
+
+SPLITS = 10
+"""How many splits are evaluated where nothing else is asked for."""
+
+SPACE = SpaceConfig(implicit_feedback=True)
+"""What the traffic of an evaluation is: rewards from 0 to 1, and what was shown beside what helped did not help."""
+
+_EVENTS = uuid.UUID("5e0a9d0c-6f0b-5b52-9c7e-3a1d8f2b4c60")
+"""Namespace of the trajectory ids (RFC 9562, version 5)."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many events of all splits are done, and how many there are."""
+
+
+class System(Protocol):
+    """What is evaluated: it adapts queries, and learns from the outcomes of its answers."""
+
+    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
+        """The adapted queries, float32 (n, dim); documents are then ranked by cosine."""
+
+    def observe(self, trajectory: QueryTrajectory) -> None:
+        """Learn an answer with its outcome, and serve what was learned when this returns; the time is measured."""
+
+    def close(self) -> None:
+        """Release what the system holds; it is not used any more."""
+
+
+SystemFactory = Callable[[Collection], System]
+"""Gives a system that has learned nothing; asked once for every split."""
+
+
+class MemorySystem:
+    """The learner in memory, every document in its pool.
+
+    Parameters
+    ----------
+    collection
+        Where the documents come from.
+    adapter
+        The recipe.
+    space
+        What the traffic is.
+    """
+
+    def __init__(
+        self, collection: Collection, *, adapter: QueryAdapterConfig | None = None, space: SpaceConfig = SPACE
+    ) -> None:
+        pool = ItemPool(collection.doc_ids, collection.docs)
+        self._learner = Learner(collection.docs.shape[1], pool, adapter=adapter, space=space)
+        self._serving = self._learner.serving()
+
+    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
+        """The adapted queries; their own bits where nothing was learned."""
+        return self._serving.adapt(queries)
+
+    def observe(self, trajectory: QueryTrajectory) -> None:
+        """Learn, and serve what was learned."""
+        self._learner.learn(OutcomeEvent(trajectory))
+        self._serving = self._learner.serving()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def evaluate_collection(
+    collection: Collection,
+    *,
+    splits: int = SPLITS,
+    split_kind: SplitKind = SplitKind.RANDOM,
+    feedback: Feedback = Feedback.FULL,
+    system_factory: SystemFactory = MemorySystem,
+    baselines: bool = False,
+    progress: Progress | None = None,
+) -> CollectionReport:
+    """Answer and learn the stream of every split, then measure on its held-out queries.
+
+    The same collection and settings give the same report, except for the time it took.
+
+    Parameters
+    ----------
+    collection
+        Logged outcomes.
+    splits
+        How many.
+    split_kind
+        How queries are parted.
+    feedback
+        How much becomes known about an answer.
+    system_factory
+        What is evaluated; a fresh one for every split.
+    baselines
+        Whether to run the rivals of `sona_pg.evaluation.baselines` on the same splits.
+    progress
+        Is told how many events are done, and how many there are.
+
+    Raises
+    ------
+    ConfigError
+        If fewer than one split is asked for.
+    InvalidInput
+        If a split leaves nothing to learn from, or to measure on.
+    """
+    if splits < 1:
+        raise ConfigError(f"splits is {splits}, expected at least 1")
+    parts = [make_split(collection, split_kind, index) for index in range(splits)]
+    total = sum(len(split.stream) for split in parts)
+    done = itertools.count(1)
+
+    def tick() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
+    rivals = BASELINES if baselines else {}
+    results = [_run_split(collection, split, feedback, system_factory, rivals, tick) for split in parts]
+    return summarize(collection, results)
+
+
+def trajectory_id(collection: Collection, split: Split, event: int) -> uuid.UUID:
+    """The id of an event, the same in every run, so that a replay draws the same numbers."""
+    return uuid.uuid5(_EVENTS, f"{collection.name}/{split.kind}/{split.index}/{event}")
+
+
+def _run_split(
+    collection: Collection,
+    split: Split,
+    feedback: Feedback,
+    system_factory: SystemFactory,
+    rivals: Mapping[str, Baseline],
+    tick: Callable[[], None],
+) -> SplitResult:
+    held_out = collection.queries[list(split.held_out)]
+    relevant = [collection.relevant[query] for query in split.held_out]
+
+    def measure(ranking: Ranking) -> QueryScores:
+        return score_ranking(ranking, relevant)
+
+    learning_seconds = 0.0
+    with closing(system_factory(collection)) as system:
+        for event in range(len(split.stream)):
+            trajectory = _answer(collection, split, event, system, feedback)
+            started = time.perf_counter()
+            system.observe(trajectory)
+            learning_seconds += time.perf_counter() - started
+            tick()
+        adapted = system.adapt(held_out)
+    helped = frozen_outcomes(collection, split, feedback) if rivals else []
+    return SplitResult(
+        index=split.index,
+        held_out=split.held_out,
+        events=len(split.stream),
+        learning_us=learning_seconds * 1e6,
+        strategies={
+            FROZEN: measure(rank_documents(held_out, collection.unit_docs)),
+            ADAPTED: measure(rank_documents(adapted, collection.unit_docs)),
+        },
+        baselines={name: measure(rank(collection, split, helped)) for name, rank in rivals.items()},
+    )
+
+
+def _answer(collection: Collection, split: Split, event: int, system: System, feedback: Feedback) -> QueryTrajectory:
+    """What the system shows for an event of the stream, and what becomes known about it."""
+    row = split.stream[event]
+    query = collection.queries[row]
+    adapted = system.adapt(query[np.newaxis])
+    shown = rank_documents(adapted, collection.unit_docs)[0]
+    outcome = judge(
+        collection.relevant[row],
+        shown.tolist(),
+        feedback,
+        best_grade=collection.best_grade,
+        seed=(split.index, event),
+    )
+    return build_trajectory(collection, trajectory_id(collection, split, event), query, outcome)
+
+
+def build_trajectory(
+    collection: Collection, id: uuid.UUID, query: FloatVector, outcome: list[Judgement]
+) -> QueryTrajectory:
+    """An answer with its outcome; documents by their ids, as an application records them."""
+    builder = TrajectoryBuilder(id, query)
+    for doc, reward, position in outcome:
+        builder.add_step(None, None, reward, item_id=collection.doc_ids[doc], position=position)
+    return builder.build()
