@@ -42,7 +42,12 @@ def _ingest(judged: bool, batches: int, size: int) -> Row:
             if batch:  # the first warms caches
                 ours.append(elapsed / size * 1e6)
                 raw.append((time.perf_counter() - began) / size * 1e6)
-    params: dict[str, int | float | str] = {"d": DIM, "steps": STEPS, "batch": size, "learned": "yes" if judged else "no"}
+    params: dict[str, int | float | str] = {
+        "d": DIM,
+        "steps": STEPS,
+        "batch": size,
+        "learned": "yes" if judged else "no",
+    }
     return row("durable trajectory", params, np.array(ours), "raw binary COPY", np.array(raw))
 
 

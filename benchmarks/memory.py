@@ -52,6 +52,12 @@ def run(*, quick: bool) -> list[Row]:
             connection.execute("DROP TABLE benchmark_items")
     before, after, adapter = (np.array([float(part)]) for part in printed)
     return [
-        row("engine over it, KiB", {"d": DIM, "items sampled": 4096}, after - before, "interpreter, NumPy, psycopg", before),
+        row(
+            "engine over it, KiB",
+            {"d": DIM, "items sampled": 4096},
+            after - before,
+            "interpreter, NumPy, psycopg",
+            before,
+        ),
         row("adapter with moments and averages, KiB", {"d": DIM, "rank": 8}, adapter, "1 MiB", np.array([1024.0])),
     ]

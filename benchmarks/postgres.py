@@ -33,7 +33,7 @@ def benchmark_engine(dim: int, *, instant: InstantLoopConfig | None = None) -> I
             with connect(engine.url) as connection:
                 for table in ("trajectory", "trajectory_step", "remembered_query", "memory_edge", "learning_event"):
                     connection.execute(
-                        f"DELETE FROM sona.{table} WHERE space_id = %s",  # type: ignore[arg-type]
+                        f"DELETE FROM sona.{table} WHERE space_id = %s",
                         (engine.space.space_id,),
                     )
                 connection.execute("DELETE FROM sona.space WHERE name = %s", (SPACE,))

@@ -1,41 +1,100 @@
-"""The learning layer for Postgres: record outcomes, learn from them, apply what was learned."""
+"""The learning layer for Postgres: record outcomes, learn from them, apply what was learned.
 
-from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.engine import Recall, SonaEngine
-from sona_pg.errors import (
-    ConfigError,
-    DatabaseError,
-    DatabaseUnavailable,
-    DimensionMismatch,
-    EmbedderMismatch,
-    InvalidInput,
-    IoError,
-    LearningError,
-    MemoryGraphError,
-    PatternExtractionError,
-    PermissionDenied,
-    SchemaMismatch,
-    ServerError,
-    SonaError,
-    UnknownSpace,
-    UnsupportedServer,
-)
-from sona_pg.learning.edges import EdgeWeights
-from sona_pg.learning.lora import MicroLoRA
-from sona_pg.learning.query_adapter import QueryAdapter
-from sona_pg.loops.buffer import TrajectoryBuffer
-from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
-from sona_pg.types import (
-    Answer,
-    LearningSignal,
-    QueryTrajectory,
-    Score,
-    SignalMetadata,
-    TrajectoryBuilder,
-    TrajectoryStep,
-)
+Names are imported when they are first used, so that ``sona`` can say what is wrong with the settings of the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+    from sona_pg.engine import Recall, SonaEngine
+    from sona_pg.errors import (
+        ConfigError,
+        DatabaseError,
+        DatabaseUnavailable,
+        DimensionMismatch,
+        EmbedderMismatch,
+        InvalidInput,
+        IoError,
+        LearningError,
+        MemoryGraphError,
+        PatternExtractionError,
+        PermissionDenied,
+        SchemaMismatch,
+        ServerError,
+        SonaError,
+        UnknownSpace,
+        UnsupportedServer,
+    )
+    from sona_pg.learning.edges import EdgeWeights
+    from sona_pg.learning.lora import MicroLoRA
+    from sona_pg.learning.query_adapter import QueryAdapter
+    from sona_pg.loops.buffer import TrajectoryBuffer
+    from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+    from sona_pg.types import (
+        Answer,
+        LearningSignal,
+        QueryTrajectory,
+        Score,
+        SignalMetadata,
+        TrajectoryBuilder,
+        TrajectoryStep,
+    )
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "sona_pg.config": (
+        "InstantLoopConfig",
+        "QueryAdapterConfig",
+        "SignalConfig",
+        "SpaceConfig",
+        "StoreConfig",
+    ),
+    "sona_pg.engine": (
+        "Recall",
+        "SonaEngine",
+    ),
+    "sona_pg.errors": (
+        "ConfigError",
+        "DatabaseError",
+        "DatabaseUnavailable",
+        "DimensionMismatch",
+        "EmbedderMismatch",
+        "InvalidInput",
+        "IoError",
+        "LearningError",
+        "MemoryGraphError",
+        "PatternExtractionError",
+        "PermissionDenied",
+        "SchemaMismatch",
+        "ServerError",
+        "SonaError",
+        "UnknownSpace",
+        "UnsupportedServer",
+    ),
+    "sona_pg.learning.edges": ("EdgeWeights",),
+    "sona_pg.learning.lora": ("MicroLoRA",),
+    "sona_pg.learning.query_adapter": ("QueryAdapter",),
+    "sona_pg.loops.buffer": ("TrajectoryBuffer",),
+    "sona_pg.loops.instant": (
+        "InstantLoop",
+        "InstantLoopMetrics",
+    ),
+    "sona_pg.types": (
+        "Answer",
+        "LearningSignal",
+        "QueryTrajectory",
+        "Score",
+        "SignalMetadata",
+        "TrajectoryBuilder",
+        "TrajectoryStep",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Answer",
@@ -76,3 +135,13 @@ __all__ = [
     "UnsupportedServer",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,17 @@ from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.search import Found
 from sona_pg.store.spaces import Space
-from sona_pg.types import EMPTY, Answer, FloatVector, Json, QueryTrajectory, Score, TrajectoryBuilder, TrajectoryStep
+from sona_pg.types import (
+    EMPTY,
+    Answer,
+    FloatVector,
+    Json,
+    QueryTrajectory,
+    Score,
+    TrajectoryBuilder,
+    TrajectoryStep,
+    finite_or_none,
+)
 
 log = logging.getLogger("sona_pg")
 
@@ -110,8 +120,11 @@ class SonaEngine:
             Folder of the embedded server.
         background
             Learn and flush in a thread of its own. Without, both happen when `learn` and `flush` are called.
-        instant, adapter, store
-            Settings.
+        instant, adapter
+            Settings of learning. The first process that opens a space declares them; later ones take them over, and
+            are refused if they ask for others.
+        store
+            Settings of the database.
         space_config
             What a new space declares about its rewards.
 
@@ -138,6 +151,7 @@ class SonaEngine:
                     f"space {space!r} declares {found.config}, not {space_config}: leave space_config out"
                 )
             spaces.check_embedder(connection, found, embedder)
+            instant, adapter = spaces.claim_settings(connection, found, instant, adapter)
         loop = InstantLoop(
             found.dim,
             instant,
@@ -342,6 +356,8 @@ class SonaEngine:
             An id of its own: the same id again is nothing.
         """
         self._check_open()
+        if value is None:
+            raise InvalidInput("the score is None: a score says what something was worth, leave out what nobody judged")
         checked_reward(value, self._space.config, "score")
         if not isinstance(trajectory_id, uuid.UUID):
             raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected the UUID that record returned")
@@ -400,10 +416,11 @@ class SonaEngine:
             self._loop.flush_updates()
         except DatabaseError as error:
             waiting = self._loop.metrics.unflushed + self._loop.metrics.pending
-            raise DatabaseError(
-                f"{waiting} trajectories and scores are not durable ({error}): "
-                "mend the database and call close again, or they are lost with this process"
-            ) from error
+            if waiting:
+                raise DatabaseError(
+                    f"{waiting} trajectories and scores are not durable ({error}): "
+                    "mend the database and call close again, or they are lost with this process"
+                ) from error
         self._closed = True
         self._loop.disconnect()
         if self._connection is not None:
@@ -444,7 +461,7 @@ def _item_steps(
         TrajectoryStep(
             EMPTY,
             np.array([scores[place]], dtype=np.float32) if scores else EMPTY,
-            None if reward is None else float(reward),
+            finite_or_none(reward, "reward"),
             0.0,
             item,
             place + 1,
@@ -452,7 +469,6 @@ def _item_steps(
         for place, (item, reward) in enumerate(zip(item_ids, by_item, strict=True))
     ]
     steps += [
-        TrajectoryStep(EMPTY, EMPTY, None if reward is None else float(reward), 0.0, item, None)
-        for item, reward in marked
+        TrajectoryStep(EMPTY, EMPTY, finite_or_none(reward, "reward"), 0.0, item, None) for item, reward in marked
     ]
     return tuple(steps)

@@ -124,7 +124,7 @@ def test_start_is_idempotent_and_stop_keeps_the_data(serve: Serve, major: int) -
         connection.execute("create extension vector")
         (distance,) = connection.execute("select '[0,3]'::vector <-> '[4,0]'::vector").fetchone() or (None,)
         assert distance == 5
-        assert connection.info.user == connection.info.dbname == "sona"
+        assert (connection.info.user, connection.info.dbname) == ("postgres", "sona")
     record(server, 1)
 
     server.stop()

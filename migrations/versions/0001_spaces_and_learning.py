@@ -235,7 +235,10 @@ def upgrade() -> None:
         ),
         sa.Column("reward", sa.REAL(), nullable=True, comment="NULL is unjudged, 0 is unhelpful"),
         sa.Column(
-            "attention", postgresql.ARRAY(sa.REAL()), nullable=True, comment="attention weights; for retrieval the score"
+            "attention",
+            postgresql.ARRAY(sa.REAL()),
+            nullable=True,
+            comment="attention weights; for retrieval the score",
         ),
         sa.Column(
             "activation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import replace
 
 from sona_pg.config import MAX_STEPS, SpaceConfig
@@ -21,6 +22,11 @@ def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> Query
     """
     if len(trajectory.steps) > MAX_STEPS:
         raise InvalidInput(f"the trajectory has {len(trajectory.steps)} steps, expected at most {MAX_STEPS}: split it")
+    if not isinstance(trajectory.id, uuid.UUID):
+        raise InvalidInput(f"trajectory id is {trajectory.id!r}, expected a UUID")
+    latency_us = trajectory.latency_us
+    if not isinstance(latency_us, int) or not 0 <= latency_us < 1 << 63:
+        raise InvalidInput(f"latency_us is {latency_us!r}, expected a whole number of microseconds, at least 0")
     query = as_vector(trajectory.query_embedding, dim, "query embedding")
     steps = trajectory.steps
     for step in steps:

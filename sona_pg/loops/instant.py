@@ -14,9 +14,10 @@ import logging
 import os
 import socket
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
@@ -125,6 +126,7 @@ class InstantLoop:
         """Held while learning or flushing; never on the caller's path."""
         self._waiting: deque[QueryTrajectory] = deque()
         self._unflushed: list[LedgerEntry] = []
+        self._unflushed_ids: set[uuid.UUID] = set()
         self._unflushed_scores: list[Score] = []
         self._drained: deque[QueryTrajectory] = deque(maxlen=self.config.max_unflushed)
         self._edges = EdgeWeights(self.config.edge_update_scale)
@@ -228,7 +230,9 @@ class InstantLoop:
         self._waiting.extend(self._buffer.drain())
         if not self._waiting:
             return 0
-        events = [OutcomeEvent(t) for t in self._waiting]
+        # An id that is given twice is one trajectory: the first that was recorded.
+        distinct = {t.id: t for t in reversed(self._waiting) if t.id not in self._unflushed_ids}
+        events = [OutcomeEvent(t) for t in self._waiting if distinct.get(t.id) is t]
         try:
             resolve = self._embeddings_of(events, self._learner.pool)
         except DatabaseUnavailable:
@@ -249,6 +253,7 @@ class InstantLoop:
             self._drained.extend(event.trajectory for event in events)
         else:
             self._unflushed.extend(entries)
+            self._unflushed_ids.update(distinct)
         if learned:
             self._serving = self._learner.serving()
         return len(entries)
@@ -310,10 +315,10 @@ class InstantLoop:
         started_at = datetime.now(UTC)
         entries, learner, replayed = self._unflushed, self._learner, False
         with learning_store.learning_transaction(connection, self._store.space) as transaction:
-            if transaction.head.base != self._base:
+            # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
+            known = transaction.recorded([entry.event.trajectory.id for entry in entries])
+            if known or transaction.head.base != self._base:
                 learner, replayed = self._published(connection, transaction.head, transaction.state()), True
-                # A flush whose commit was not confirmed may have been taken all the same.
-                known = transaction.recorded([entry.event.trajectory.id for entry in entries])
                 events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
@@ -326,7 +331,6 @@ class InstantLoop:
             head = transaction.write_learner(
                 learner.to_bytes(),
                 {"adapter": learner.adapter.served, "micro": learner.micro},
-                asdict(self.adapter_config),
                 entries,
                 sum(entry.learned in CHANGED_WEIGHTS for entry in entries),
                 started_at=started_at,
@@ -337,6 +341,7 @@ class InstantLoop:
         self._learner, self._base, self._version = learner, head.base, head.version
         self._serving = learner.serving()
         self._unflushed, self._unflushed_scores = [], []
+        self._unflushed_ids.clear()
         late_learned = sum(entry.learned in CHANGED_WEIGHTS for entry in late_entries)
         self._counts = replace(
             self._counts,

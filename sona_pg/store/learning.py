@@ -280,7 +280,6 @@ class LearningTransaction:
         self,
         state: bytes,
         served: dict[str, LowRank],
-        settings: dict[str, float],
         entries: Sequence[LedgerEntry],
         learned: int,
         *,
@@ -296,9 +295,9 @@ class LearningTransaction:
         version = head.version + publish
         after = replace(head, revision=revision, version=version, events=events, ordinal=head.ordinal + len(entries))
         connection.execute(
-            "UPDATE sona.learner SET revision = %s, version = %s, events = %s, ordinal = %s, state = %s, settings = %s,"
+            "UPDATE sona.learner SET revision = %s, version = %s, events = %s, ordinal = %s, state = %s,"
             " updated_at = now() WHERE space_id = %s",
-            (revision, version, events, after.ordinal, state, Jsonb(settings), space_id),
+            (revision, version, events, after.ordinal, state, space_id),
         )
         if learned:
             self._write_served(served)

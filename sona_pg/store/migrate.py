@@ -65,6 +65,8 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
+        # A role called sona would have schema sona first in its search path; the extension may be in any schema.
+        connection.execute(sa.text(f"SET LOCAL search_path = {_vector_schema(connection)}, public"))
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         config = _config(connection)
         if revision == "base" or _is_ancestor(connection, revision):
@@ -124,14 +126,20 @@ def _drop_routines(connection: sa.Connection) -> None:
     )
 
 
+def _vector_schema(connection: sa.Connection) -> str:
+    return str(
+        connection.execute(
+            sa.text(
+                "SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+                " WHERE extname = 'vector'"
+            )
+        ).scalar_one()
+    )
+
+
 def install_routines(connection: sa.Connection) -> None:
     """Create the functions, views and policies of sql/; the schema that holds pgvector takes the place of @vector@."""
-    found = connection.execute(
-        sa.text(
-            "SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-            " WHERE extname = 'vector'"
-        )
-    ).scalar_one()
+    found = _vector_schema(connection)
     for name, text in sql_files():
         log.debug("installing %s", name)
         connection.exec_driver_sql(text.replace("@vector@", found).replace("%", "%%"))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
-from sona_pg.config import QueryAdapterConfig, SpaceConfig
-from sona_pg.errors import EmbedderMismatch, UnknownSpace
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
+from sona_pg.errors import ConfigError, EmbedderMismatch, UnknownSpace
 from sona_pg.store.connection import Connection, translated
 from sona_pg.types import FloatVector
+
+_LEARNING_SETTINGS = ("micro_lora_rank", "micro_lora_lr", "edge_update_scale")
+"""Settings of the instant loop that decide what is learned; the others belong to the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,40 @@ def check_embedder(connection: Connection, space: Space, embedder: str | None) -
             f"space {space.name!r} belongs to the embedder {held!r}, not to {embedder!r}: its vectors cannot be "
             "compared; embed with that model, or create a space of its own for this one"
         )
+
+
+def claim_settings(
+    connection: Connection, space: Space, instant: InstantLoopConfig | None, adapter: QueryAdapterConfig | None
+) -> tuple[InstantLoopConfig, QueryAdapterConfig]:
+    """The settings that a space is learned with: the first that are asked for, and those alone from then on.
+
+    Weights of other settings cannot be continued, and a replay must give the same ones. A setting that is not given is
+    taken from the space; what belongs to the process alone (buffers, intervals) is free.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is given that differs from the space's.
+    """
+    given_instant, given_adapter = instant or InstantLoopConfig(), adapter or QueryAdapterConfig()
+    asked = {"adapter": asdict(given_adapter), **{name: getattr(given_instant, name) for name in _LEARNING_SETTINGS}}
+    with translated():
+        connection.execute(
+            "UPDATE sona.learner SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
+            (Jsonb(asked), space.space_id),
+        )
+        row = connection.execute("SELECT settings FROM sona.learner WHERE space_id = %s", (space.space_id,)).fetchone()
+    held = asked if row is None else row[0]
+    for given, name in ((adapter, "adapter"), *((instant, name) for name in _LEARNING_SETTINGS)):
+        if given is not None and held[name] != asked[name]:
+            raise ConfigError(
+                f"space {space.name!r} is learned with {name} = {held[name]}, not {asked[name]}: "
+                "leave the setting out, or create another space"
+            )
+    return (
+        replace(given_instant, **{name: held[name] for name in _LEARNING_SETTINGS}),
+        QueryAdapterConfig(**held["adapter"]),
+    )
 
 
 def set_items(

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, LENGTHS, Layout
 
 from sona_pg import kernels
+
+from .layouts import LAYOUTS, LENGTHS, Layout
 
 
 @pytest.fixture(params=kernels.available())
@@ -30,7 +31,7 @@ def dim(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+@pytest.fixture(params=list(LAYOUTS.values()), ids=list(LAYOUTS))
 def layout(request: pytest.FixtureRequest) -> Layout:
     chosen: Layout = request.param
     return chosen

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float32]
-Layout = Callable[[Floats], object]
+Array = NDArray[np.generic]
+AnyArray = TypeVar("AnyArray", bound=Array)
+Layout = Callable[[Floats], ArrayLike]
 
 EPS = float(np.finfo(np.float32).eps)
 LENGTHS = (0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 384)
@@ -23,7 +26,7 @@ def unaligned(x: Floats) -> Floats:
     return view
 
 
-def read_only(x: Floats) -> Floats:
+def read_only(x: AnyArray) -> AnyArray:
     copy = x.copy()
     copy.setflags(write=False)
     return copy
@@ -50,7 +53,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def bits(x: Floats) -> bytes:
+def bits(x: Array) -> bytes:
     """To compare more than values: the sign of zero, and NaN."""
     return np.ascontiguousarray(x).tobytes()
 

@@ -1,0 +1,124 @@
+"""A real Postgres with pgvector for every test: SONA_TEST_DATABASE_URL, or an embedded server of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from sona_pg import SonaEngine
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.migrate import migrate
+from sona_pg.store.server import EmbeddedServer
+
+DIM = 16
+_counter = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server on which databases may be created."""
+    given = os.environ.get("SONA_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    server = EmbeddedServer(tmp_path_factory.mktemp("server"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def print_versions(server_url: str, record_testsuite_property: Callable[[str, object], None]) -> None:
+    with psycopg.connect(server_url) as connection:
+        row = connection.execute(
+            "SELECT version(), (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')"
+        ).fetchone()
+    assert row is not None
+    record_testsuite_property("postgres", row[0])
+    record_testsuite_property("pgvector", row[1])
+
+
+@pytest.fixture(scope="session")
+def make_database(server_url: str) -> Iterator[Callable[[], str]]:
+    """Gives URLs of new, empty databases, which go at the end."""
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"sona_test_{os.getpid()}_{next(_counter)}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        made.append(name)
+        return make_conninfo(server_url, dbname=name)
+
+    yield make
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty_url(make_database: Callable[[], str]) -> str:
+    return make_database()
+
+
+@pytest.fixture(scope="session")
+def url(make_database: Callable[[], str]) -> str:
+    """A migrated database that the tests share; each uses spaces of its own."""
+    made = make_database()
+    migrate(made)
+    return made
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    with connect(url) as made:
+        yield made
+
+
+@pytest.fixture
+def space_name(request: pytest.FixtureRequest) -> str:
+    return f"{re.sub(r'[^a-z0-9_]', '_', request.node.name.lower())}_{next(_counter)}"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def items(connection: Connection, space_name: str, rng: np.random.Generator) -> tuple[str, NDArray[np.float32]]:
+    """An application's table of 60 items, and their unit embeddings."""
+    embeddings = rng.standard_normal((60, DIM)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    table = f"public.items_{next(_counter)}"
+    connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector({DIM}))")
+    for row, embedding in enumerate(embeddings):
+        connection.execute(f"INSERT INTO {table} VALUES (%s, %s)", (row, embedding))
+    return table, embeddings
+
+
+@pytest.fixture
+def engine(url: str, space_name: str, items: tuple[str, NDArray[np.float32]]) -> Iterator[SonaEngine]:
+    """An engine on a fresh space with items, which learns and flushes when it is told to."""
+    made = SonaEngine.connect(url, space=space_name, dim=DIM, background=False)
+    made.set_items(items[0], "id", "embedding")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder for an embedded server of its own, which is stopped at the end."""
+    yield tmp_path
+    EmbeddedServer(tmp_path).stop()

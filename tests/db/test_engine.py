@@ -1,0 +1,539 @@
+"""SonaEngine on a real database: what is recorded is learned, durable, and there again after a restart."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg import (
+    ConfigError,
+    DatabaseError,
+    DatabaseUnavailable,
+    DimensionMismatch,
+    EmbedderMismatch,
+    InstantLoopConfig,
+    InvalidInput,
+    QueryAdapterConfig,
+    SonaEngine,
+    SpaceConfig,
+    StoreConfig,
+    UnknownSpace,
+)
+from sona_pg.loops import instant
+from sona_pg.store.connection import Connection
+from sona_pg.store.server import EmbeddedServer
+
+from .conftest import DIM
+
+Matrix = NDArray[np.float32]
+
+
+def _query(rng: np.random.Generator) -> Matrix:
+    return rng.standard_normal(DIM).astype(np.float32)
+
+
+def _counts(connection: Connection, engine: SonaEngine) -> dict[str, int]:
+    tables = ("trajectory", "trajectory_step", "remembered_query", "learning_event", "learning_cycle", "score")
+    return {
+        table: connection.execute(
+            f"SELECT count(*) FROM sona.{table} WHERE space_id = %s", (engine.space.space_id,)
+        ).fetchall()[0][0]
+        for table in tables
+    }
+
+
+def _another(engine: SonaEngine, **settings: object) -> SonaEngine:
+    return SonaEngine.connect(engine.url, space=engine.space.name, background=False, **settings)  # type: ignore[arg-type]
+
+
+def _record_some(engine: SonaEngine, rng: np.random.Generator, events: int, prefix: int = 0) -> list[uuid.UUID]:
+    return [
+        engine.record(
+            _query(rng), ["1", "2", "3"], [1.0, 0.0, None], trajectory_id=uuid.UUID(int=(prefix << 64) + event)
+        )
+        for event in range(events)
+    ]
+
+
+# Record, learn, apply
+
+
+def test_what_was_recalled_and_judged_is_learned_and_durable(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    query = _query(rng)
+    before = engine.adapt(query)
+    assert before.tobytes() == query.tobytes()
+    found = engine.recall(query, 5)
+    assert (found.answer.strategy, found.answer.version) == ("frozen", 0)
+    recorded = engine.record(
+        found,
+        rewards={found.items[2].item_id: 1.0, found.items[0].item_id: 0.0, "59": 0.5},
+        quality=0.9,
+        user_id="u",
+        session_id="s",
+        metadata={"model": ["a", {"b": None}]},
+        latency_us=1234,
+    )
+    assert recorded == found.trajectory_id
+    assert _counts(connection, engine)["trajectory"] == 0
+    engine.flush()
+    assert not np.array_equal(engine.adapt(query), query)
+    row = connection.execute(
+        "SELECT trajectory_id, query, quality, latency_us, user_id, session_id, metadata, strategy"
+        " FROM sona.trajectory WHERE space_id = %s",
+        (engine.space.space_id,),
+        binary=True,
+    ).fetchone()
+    assert row is not None
+    assert np.array_equal(row[1], query)
+    assert (row[0], *row[3:]) == (recorded, 1234, "u", "s", {"model": ["a", {"b": None}]}, "frozen")
+    steps = connection.execute(
+        "SELECT item_id, position, reward, attention FROM sona.trajectory_step WHERE space_id = %s ORDER BY ordinal",
+        (engine.space.space_id,),
+    ).fetchall()
+    assert [step[0] for step in steps] == [item.item_id for item in found.items] + ["59"]
+    assert [step[1] for step in steps] == [1, 2, 3, 4, 5, None]
+    assert [step[2] for step in steps] == [0.0, None, 1.0, None, None, 0.5]
+    assert steps[0][3] == [np.float32(found.items[0].score)]
+    assert steps[5][3] is None
+    assert engine.recall(query).answer.strategy == "adapted"
+
+
+def test_learning_moves_queries_towards_what_helped(
+    engine: SonaEngine, items: tuple[str, Matrix], rng: np.random.Generator
+) -> None:
+    """Every question asks past its item in one direction that says nothing: held-out questions profit from learning."""
+    embeddings = items[1]
+    noise = _query(rng) / 4
+    wanted = rng.permutation(60)
+
+    def questions(rows: NDArray[np.int64]) -> Matrix:
+        return embeddings[rows] + noise * (3 + rng.standard_normal((len(rows), 1))).astype(np.float32)
+
+    def mean_reciprocal_rank(rows: NDArray[np.int64]) -> float:
+        found = [engine.recall(query, 60).items for query in questions(rows)]
+        ranks = [next(i.rank for i in f if i.item_id == str(row)) for f, row in zip(found, rows, strict=True)]
+        return float(np.mean(1 / np.array(ranks)))
+
+    before = mean_reciprocal_rank(wanted[40:])
+    for row in np.tile(wanted[:40], 15):
+        engine.record(engine.recall(questions(np.array([row]))[0]), rewards={str(row): 1.0})
+        engine.learn()
+    engine.flush()
+    after = mean_reciprocal_rank(wanted[40:])
+    assert engine.metrics.learned == 600
+    assert after > before + 0.2
+    assert after > 0.6
+
+
+def test_a_restart_continues_with_the_same_bits(engine: SonaEngine, rng: np.random.Generator) -> None:
+    _record_some(engine, rng, 20)
+    engine.flush()
+    with _another(engine) as again:
+        query = _query(rng)
+        assert again.adapt(query).tobytes() == engine.adapt(query).tobytes()
+        assert again.instant.learner.to_bytes() == engine.instant.learner.to_bytes()
+
+
+def test_two_engines_that_take_turns_learn_what_one_learns(
+    connection: Connection, engine: SonaEngine, items: tuple[str, Matrix], space_name: str, url: str
+) -> None:
+    events = 30
+    with SonaEngine.connect(url, space=f"{space_name}_alone", dim=DIM, background=False) as alone:
+        alone.set_items(items[0], "id", "embedding")
+        _record_some(alone, np.random.default_rng(1), events)
+        alone.flush()
+        with _another(engine) as second:
+            rng = np.random.default_rng(1)
+            for start in range(0, events, 5):
+                learner = engine if (start // 5) % 2 == 0 else second
+                for event in range(start, start + 5):
+                    learner.record(_query(rng), ["1", "2", "3"], [1.0, 0.0, None], trajectory_id=uuid.UUID(int=event))
+                    learner.learn()
+                learner.flush()
+            engine.flush()
+            assert second.metrics.replays > 0
+            assert engine.instant.learner.to_bytes() == alone.instant.learner.to_bytes()
+    assert _counts(connection, engine)["learning_event"] == events
+
+
+def test_events_learned_side_by_side_are_rebased_and_counted_once(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    with _another(engine) as second:
+        for turn in range(4):
+            _record_some(engine, rng, 5, prefix=2 * turn)
+            _record_some(second, rng, 5, prefix=2 * turn + 1)
+            engine.learn()
+            second.learn()
+            engine.flush()
+            second.flush()
+        assert second.metrics.replays == 4
+        assert _counts(connection, engine)["learning_event"] == 40
+        assert second.instant.learner.events == 40
+        ordinals = connection.execute(
+            "SELECT array_agg(ordinal ORDER BY ordinal) FROM sona.learning_event WHERE space_id = %s",
+            (engine.space.space_id,),
+        ).fetchall()
+        assert ordinals[0][0] == list(range(40))
+
+
+def test_a_flush_whose_confirmation_was_lost_is_not_counted_twice(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = instant.learning_store.learning_transaction
+
+    class Lost:
+        """Commits, then loses the answer."""
+
+        def __init__(self, *arguments: object) -> None:
+            self.context = real(*arguments)  # type: ignore[arg-type]
+
+        def __enter__(self) -> object:
+            return self.context.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            self.context.__exit__(*error)  # type: ignore[arg-type]
+            raise DatabaseUnavailable("the connection went away")
+
+    _record_some(engine, rng, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(instant.learning_store, "learning_transaction", Lost)
+        with pytest.raises(DatabaseUnavailable):
+            engine.flush()
+    assert engine.metrics.unflushed == 5
+    engine.flush()
+    assert engine.metrics.unflushed == 0
+    assert _counts(connection, engine)["learning_event"] == 5
+    with _another(engine) as again:
+        assert again.instant.learner.events == 5
+        assert again.instant.learner.to_bytes() == engine.instant.learner.to_bytes()
+
+
+def test_a_flush_that_fails_half_way_leaves_nothing_and_loses_nothing(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise DatabaseError("no")
+
+    _record_some(engine, rng, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(instant.learning_store.LearningTransaction, "write_learner", broken)
+        with pytest.raises(DatabaseError):
+            engine.flush()
+    assert _counts(connection, engine)["trajectory"] == 0
+    engine.flush()
+    assert _counts(connection, engine)["trajectory"] == 5
+
+
+# Late outcomes
+
+
+def test_a_late_score_is_a_revision_that_teaches_once(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    trajectory = engine.record(_query(rng), ["1", "2"])
+    engine.flush()
+    assert engine.instant.learner.events == 0
+    engine.score(trajectory, 1.0, "2", score_id="thumb-1")
+    engine.flush()
+    assert engine.instant.learner.events == 1
+    engine.score(trajectory, 1.0, "2", score_id="thumb-1")
+    engine.flush()
+    assert engine.instant.learner.events == 1
+    ledger = connection.execute(
+        "SELECT revision, learned FROM sona.ledger WHERE space = %s ORDER BY ordinal", (engine.space.name,)
+    ).fetchall()
+    assert ledger == [(0, "no outcome"), (1, "adapter")]
+    assert _counts(connection, engine)["remembered_query"] == 1
+
+
+def test_a_score_may_come_before_its_trajectory_and_from_another_process(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    id = uuid.UUID(int=77)
+    with _another(engine) as other:
+        other.score(id, 1.0, "1")
+        other.flush()
+    engine.record(_query(rng), ["1", "2"], trajectory_id=id)
+    engine.flush()
+    assert engine.instant.learner.events == 1
+
+
+def test_a_score_of_an_item_that_was_not_shown_is_kept_and_not_learned_as_shown(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    trajectory = engine.record(_query(rng), ["1"], [0.0])
+    engine.score(trajectory, 1.0, "30")
+    engine.flush()
+    assert _counts(connection, engine)["score"] == 1
+    assert engine.instant.learner.events == 1
+    shown = connection.execute(
+        "SELECT item_id FROM sona.trajectory_step WHERE space_id = %s", (engine.space.space_id,)
+    ).fetchall()
+    assert shown == [("1",)]
+
+
+# Edges, versions, ledger
+
+
+def test_items_that_help_together_are_tied_and_weaken_when_unused(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    engine.record(_query(rng), ["a", "b", "c"], [1.0, 1.0, 0.0])
+    engine.record(_query(rng), ["a", "b"], [1.0, 0.0])
+    engine.flush()
+    edges = connection.execute(
+        "SELECT source, target, weight FROM sona.memory_edge WHERE space_id = %s", (engine.space.space_id,)
+    ).fetchall()
+    assert edges == [("a", "b", pytest.approx(0.05 * 0.98))]
+    engine.record(_query(rng), ["b", "a"], [1.0, 1.0])
+    engine.flush()
+    (weight,) = connection.execute(
+        "SELECT weight FROM sona.memory_edge WHERE space_id = %s", (engine.space.space_id,)
+    ).fetchall()[0]
+    assert weight == pytest.approx(0.049 + 0.05 * (1 - 0.049))
+
+
+def test_versions_are_published_by_count_and_never_change(
+    connection: Connection, url: str, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    with _another(engine, store=StoreConfig(publish_every_events=10)) as publishing:
+        for turn in range(3):
+            _record_some(publishing, rng, 8, prefix=turn)
+            publishing.flush()
+        versions = connection.execute(
+            "SELECT version, parent, events, sha256(state) = checksum FROM sona.adapter_version WHERE space_id = %s"
+            " ORDER BY version",
+            (engine.space.space_id,),
+        ).fetchall()
+        assert versions == [(1, None, 16, True), (2, 1, 24, True)]
+        assert publishing.recall(_query(rng)).answer.version == 2
+
+
+def test_the_ledger_says_what_every_cycle_did(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    _record_some(engine, rng, 3)
+    engine.record(_query(rng), ["1"], [0.0])
+    engine.flush()
+    cycles = connection.execute(
+        "SELECT loop, cycle_id, events, learned, replayed, finished_at >= started_at FROM sona.cycles WHERE space = %s",
+        (engine.space.name,),
+    ).fetchall()
+    assert cycles == [("instant", 1, 4, 3, False, True)]
+
+
+# The thread
+
+
+def test_the_thread_learns_and_flushes_by_itself(
+    connection: Connection, url: str, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    with SonaEngine.connect(
+        url, space=engine.space.name, instant=InstantLoopConfig(flush_interval_seconds=0.02)
+    ) as background:
+        _record_some(background, rng, 5)
+        deadline = time.monotonic() + 30
+        while _counts(connection, engine)["trajectory"] < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert _counts(connection, engine)["trajectory"] == 5
+        # What another process publishes is taken over without recording anything.
+        _record_some(engine, rng, 5, prefix=9)
+        engine.flush()
+        query = _query(rng)
+        while background.instant.learner.events < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert background.adapt(query).tobytes() == engine.adapt(query).tobytes()
+
+
+def test_many_threads_record_on_one_engine(connection: Connection, url: str, engine: SonaEngine) -> None:
+    with SonaEngine.connect(
+        url,
+        space=engine.space.name,
+        instant=InstantLoopConfig(flush_interval_seconds=0.01, max_pending_signals=10_000),
+    ) as shared:
+
+        def work(thread: int) -> None:
+            rng = np.random.default_rng(thread)
+            for event in range(100):
+                shared.record(_query(rng), ["1", "2"], [1.0, 0.0], trajectory_id=uuid.UUID(int=(thread << 64) + event))
+                shared.adapt(_query(rng))
+                if event % 25 == 0:
+                    shared.recall(_query(rng), 3)
+
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        shared.flush()
+        assert shared.metrics.dropped == 0
+        assert _counts(connection, engine)["learning_event"] == 800
+
+
+def test_what_does_not_fit_is_counted(url: str, engine: SonaEngine, rng: np.random.Generator) -> None:
+    small = InstantLoopConfig(max_pending_signals=3)
+    with SonaEngine.connect(url, space=engine.space.name, background=False, instant=small) as tight:
+        _record_some(tight, rng, 5)
+        assert tight.metrics.dropped == 2
+        tight.flush()
+        assert tight.metrics.flushed == 3
+
+
+# A server that goes away
+
+
+def test_nothing_is_lost_while_the_server_is_away(home: Path, rng: np.random.Generator) -> None:
+    server = EmbeddedServer(home)
+    engine = SonaEngine.connect(home=home, space="away", dim=DIM, background=False)
+    _record_some(engine, rng, 3)
+    engine.flush()
+    server.stop()
+    _record_some(engine, rng, 4, prefix=1)
+    with pytest.raises(DatabaseUnavailable):
+        engine.flush()
+    with pytest.raises(DatabaseUnavailable):
+        engine.recall(_query(rng))
+    with pytest.raises(DatabaseError, match="4 trajectories"):
+        engine.close()
+    assert engine.metrics.last_error is not None
+    server.start()
+    engine.flush()
+    assert engine.metrics.last_error is None
+    with psycopg.connect(server.url) as connection:
+        assert connection.execute("SELECT count(*) FROM sona.learning_event").fetchall() == [(7,)]
+    engine.close()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (lambda e: e.adapt(np.ones(3)), DimensionMismatch, "3 dimensions, expected 16"),
+        (lambda e: e.adapt(np.ones((2, 3))), DimensionMismatch, "3 dimensions, expected 16"),
+        (lambda e: e.adapt(np.full(DIM, np.nan)), InvalidInput, "NaN"),
+        (lambda e: e.adapt("text"), InvalidInput, "not a vector"),
+        (lambda e: e.recall(np.ones(DIM), 0), InvalidInput, "k is 0"),
+        (lambda e: e.recall(np.ones(DIM), True and 10**9), InvalidInput, "k is 1000000000"),
+        (lambda e: e.record(np.ones(3), ["1"], [1.0]), DimensionMismatch, "expected 16"),
+        (lambda e: e.record(np.full(DIM, np.inf), ["1"], [1.0]), InvalidInput, "infinity"),
+        (lambda e: e.record(np.ones(DIM), ["1"], [2.0]), InvalidInput, r"reward is 2.0, expected 0.0 to 1.0"),
+        (lambda e: e.record(np.ones(DIM), ["1"], [float("nan")]), InvalidInput, "finite"),
+        (lambda e: e.record(np.ones(DIM), ["1"], ["good"]), InvalidInput, "good"),
+        (lambda e: e.record(np.ones(DIM), ["1", "2"], [1.0]), InvalidInput, "2 items with 1 rewards"),
+        (lambda e: e.record(np.ones(DIM), "12", [1.0, 1.0]), InvalidInput, "one string"),
+        (lambda e: e.record(np.ones(DIM), [1], [1.0]), InvalidInput, "item id is 1"),
+        (lambda e: e.record(np.ones(DIM), ["a\0b"], [1.0]), InvalidInput, "NUL"),
+        (lambda e: e.record(np.ones(DIM), ["\ud800"], [1.0]), InvalidInput, "Unicode"),
+        (lambda e: e.record(np.ones(DIM), ["1"], quality=7), InvalidInput, "final quality is 7"),
+        (lambda e: e.record(np.ones(DIM), metadata={"x": float("nan")}), InvalidInput, "not JSON"),
+        (lambda e: e.record(np.ones(DIM), metadata={"x": object()}), InvalidInput, "not JSON"),
+        (lambda e: e.record(np.ones(DIM), metadata={"x": "\0"}), InvalidInput, "NUL"),
+        (lambda e: e.record(np.ones(DIM), user_id=""), InvalidInput, "user id"),
+        (lambda e: e.record(np.ones(DIM), [str(i) for i in range(10_001)]), InvalidInput, "10001 steps"),
+        (lambda e: e.record(np.ones(DIM), trajectory_id="x"), InvalidInput, "trajectory id"),
+        (lambda e: e.record(np.ones(DIM), latency_us=-1), InvalidInput, "latency"),
+        (lambda e: e.score("x", 1.0), InvalidInput, "UUID"),
+        (lambda e: e.score(uuid.uuid4(), 9.0), InvalidInput, "score is 9"),
+        (lambda e: e.score(uuid.uuid4(), None), InvalidInput, "score"),
+        (lambda e: e.start(np.ones(DIM)).add_step(np.ones(3)), DimensionMismatch, "expected 16"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_kept(
+    engine: SonaEngine, act: Callable[[SonaEngine], object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        act(engine)
+    assert engine.metrics.recorded == 0
+    engine.flush()
+    assert engine.metrics.flushed == 0
+
+
+def test_empty_trajectories_and_other_float_types_are_fine(engine: SonaEngine, connection: Connection) -> None:
+    engine.record(np.ones(DIM))
+    engine.record(np.ones(DIM, dtype=np.float64)[::-1], ["1"], [1])
+    engine.record(list(range(DIM)), ["1"], {"1": True})
+    engine.record(np.ones((2, DIM), dtype=np.float16).T[:, 0], [], [])
+    engine.flush()
+    assert _counts(connection, engine)["trajectory"] == 4
+    assert engine.instant.learner.events == 2
+
+
+def test_a_trajectory_id_that_is_there_already_changes_nothing(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    _record_some(engine, rng, 2)
+    engine.flush()
+    state = engine.instant.learner.to_bytes()
+    _record_some(engine, rng, 2)
+    _record_some(engine, rng, 1, prefix=5)
+    engine.flush()
+    assert _counts(connection, engine)["learning_event"] == 3
+    with _another(engine) as again:
+        assert again.instant.learner.events == 3
+        assert again.instant.learner.to_bytes() == engine.instant.learner.to_bytes() != state
+
+
+def test_spaces_are_checked_when_they_are_opened(url: str, engine: SonaEngine) -> None:
+    name = engine.space.name
+    with pytest.raises(UnknownSpace, match="dim="):
+        SonaEngine.connect(url, space="no such space")
+    with pytest.raises(DimensionMismatch):
+        SonaEngine.connect(url, space=name, dim=DIM + 1)
+    with pytest.raises(ConfigError, match="declares"):
+        SonaEngine.connect(url, space=name, space_config=SpaceConfig(reward_min=-1.0))
+    SonaEngine.connect(url, space=name, embedder="model-a", background=False).close()
+    SonaEngine.connect(url, space=name, embedder="model-a", background=False).close()
+    with pytest.raises(EmbedderMismatch, match=r"model-a.*model-b"):
+        SonaEngine.connect(url, space=name, embedder="model-b")
+
+
+def test_a_space_is_continued_with_the_settings_that_it_was_learned_with(
+    engine: SonaEngine, rng: np.random.Generator
+) -> None:
+    _record_some(engine, rng, 2)
+    engine.flush()
+    for other in (
+        {"adapter": QueryAdapterConfig(rank=4)},
+        {"adapter": QueryAdapterConfig(learning_rate=5e-4)},
+        {"instant": InstantLoopConfig(micro_lora_rank=2)},
+    ):
+        with pytest.raises(ConfigError, match="is learned with"):
+            _another(engine, **other)
+    with _another(engine, instant=InstantLoopConfig(max_pending_signals=7)) as again:
+        assert again.instant.learner.events == 2
+
+
+def test_the_first_settings_of_a_space_are_taken_over_by_the_others(url: str, space_name: str) -> None:
+    first = QueryAdapterConfig(rank=2, learning_rate=2e-3)
+    with (
+        SonaEngine.connect(url, space=space_name, dim=DIM, background=False, adapter=first) as engine,
+        _another(engine) as second,
+    ):
+        assert second.instant.adapter_config == first
+
+
+def test_addresses_that_lead_nowhere_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DatabaseUnavailable, match="SONA_DATABASE_URL"):
+        SonaEngine.connect("postgresql://127.0.0.1:1/none", space="x", dim=3)
+    with pytest.raises(ConfigError, match="connection string"):
+        SonaEngine.connect("not a url", space="x", dim=3)
+
+
+def test_a_closed_engine_refuses_to_record(engine: SonaEngine) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(ConfigError, match="closed"):
+        engine.record(np.ones(DIM))
