@@ -177,5 +177,11 @@ MAX_DIM = 16_000
 MAX_STEPS = 10_000
 """Most steps of a trajectory; a longer one is refused."""
 
+MAX_ID_BYTES = 500
+"""Longest id of an item, a user, a session or a score in UTF-8: two of them fit into one index entry of Postgres."""
+
+MAX_METADATA_BYTES = 1 << 20
+"""Longest metadata of a trajectory, as JSON in UTF-8."""
+
 SHOWN = 10
 """How many items an answer shows where nothing else is asked for."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
+import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,7 @@ from sona_pg.store.search import Found
 from sona_pg.store.spaces import Space
 from sona_pg.types import (
     EMPTY,
+    UNKNOWN_ANSWER,
     Answer,
     FloatVector,
     Json,
@@ -82,12 +87,14 @@ class SonaEngine:
         self._connection: Connection | None = None
         self._searching = threading.Lock()
         self._closed = False
+        self._pid = os.getpid()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if background:
             self._thread = threading.Thread(target=self._run, name=f"sona-instant-{space.name}", daemon=True)
             self._thread.start()
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     @classmethod
     def connect(
@@ -308,7 +315,7 @@ class SonaEngine:
             item_ids = [item.item_id for item in answered.items]
             scores = [item.score for item in answered.items]
         else:
-            query, answer = as_vector(answered, self._space.dim, "query").copy(), Answer()
+            query, answer = as_vector(answered, self._space.dim, "query").copy(), UNKNOWN_ANSWER
         return self._take(
             QueryTrajectory(
                 id=new_trajectory_id() if trajectory_id is None else trajectory_id,
@@ -386,13 +393,15 @@ class SonaEngine:
 
     def _run(self) -> None:
         interval = self._loop.config.flush_interval_seconds
+        due = time.monotonic() + interval
         while not self._stop.is_set():
-            self._wake.wait(interval)
+            self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
             try:
                 self._loop.learn_pending()
-                self._stop.wait(interval)
-                self._loop.flush_updates()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + interval
+                    self._loop.flush_updates()
             except SonaError as error:
                 log.warning("flush failed, will be tried again: %s", error)
             except Exception:
@@ -429,6 +438,8 @@ class SonaEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("the engine is closed: connect again")
+        if self._pid != os.getpid():
+            raise ConfigError("the engine was connected before this process was forked: connect in each process")
 
     def __enter__(self) -> Self:
         return self
@@ -437,6 +448,16 @@ class SonaEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close_at_exit(engine: weakref.ref[SonaEngine]) -> None:
+    """A process that ends without `close` flushes all the same."""
+    found = engine()
+    if found is not None and found._pid == os.getpid():
+        try:
+            found.close()
+        except SonaError as error:
+            log.error("at exit: %s", error)
 
 
 def _item_steps(

@@ -72,6 +72,10 @@ class Answer:
     propensity: float = 1.0
 
 
+UNKNOWN_ANSWER = Answer()
+"""Of a trajectory that was not answered by `recall`."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueryTrajectory:
     """A query, what was done for it, and what it was worth.
@@ -102,7 +106,7 @@ class QueryTrajectory:
     user_id: str | None = None
     session_id: str | None = None
     metadata: Mapping[str, Json] = field(default_factory=dict)
-    answer: Answer = Answer()
+    answer: Answer = UNKNOWN_ANSWER
 
     @property
     def has_outcome(self) -> bool:
@@ -231,7 +235,7 @@ class TrajectoryBuilder:
             user_id=user_id,
             session_id=session_id,
             metadata={} if metadata is None else metadata,
-            answer=Answer() if answer is None else answer,
+            answer=UNKNOWN_ANSWER if answer is None else answer,
         )
 
 

@@ -51,8 +51,8 @@ class InstantLoopMetrics:
     ----------
     recorded, dropped
         Trajectories taken, and refused because a buffer was full.
-    learned, skipped
-        Events that changed a weight, and events that had nothing to teach.
+    learned, skipped, repeated
+        Events that changed a weight, events that had nothing to teach, and trajectories whose id was there already.
     flushed, flushes, replays
         Events made durable, in how many transactions, and how many of those were rebased onto another's state.
     pending, unflushed
@@ -65,6 +65,7 @@ class InstantLoopMetrics:
     dropped: int = 0
     learned: int = 0
     skipped: int = 0
+    repeated: int = 0
     flushed: int = 0
     flushes: int = 0
     replays: int = 0
@@ -213,7 +214,7 @@ class InstantLoop:
         waiting = len(self._buffer) + len(self._waiting)
         return replace(
             counts,
-            recorded=counts.learned + counts.skipped + waiting,
+            recorded=counts.learned + counts.skipped + counts.repeated + waiting,
             dropped=counts.dropped + self._buffer.dropped_count + self._scores.dropped,
             pending=waiting,
             unflushed=len(self._unflushed) + len(self._unflushed_scores) + len(self._scores),
@@ -239,12 +240,14 @@ class InstantLoop:
             # Learning without the embeddings would differ from a replay with them: wait for the database.
             return 0
         entries = self._learn(self._learner, events, resolve)
+        repeated = len(self._waiting) - len(events)
         self._waiting.clear()
         learned = sum(entry.learned in CHANGED_WEIGHTS for entry in entries)
         self._counts = replace(
             self._counts,
             learned=self._counts.learned + learned,
             skipped=self._counts.skipped + len(entries) - learned,
+            repeated=self._counts.repeated + repeated,
         )
         if self._store is None:
             for event in events:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -14,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sona_pg import (
+    Answer,
     ConfigError,
     DatabaseError,
     DatabaseUnavailable,
@@ -445,6 +449,10 @@ def test_nothing_is_lost_while_the_server_is_away(home: Path, rng: np.random.Gen
         (lambda e: e.record(np.ones(DIM), [str(i) for i in range(10_001)]), InvalidInput, "10001 steps"),
         (lambda e: e.record(np.ones(DIM), trajectory_id="x"), InvalidInput, "trajectory id"),
         (lambda e: e.record(np.ones(DIM), latency_us=-1), InvalidInput, "latency"),
+        (lambda e: e.record(np.ones(DIM), ["x" * 501], [1.0]), InvalidInput, "501 bytes, expected at most 500"),
+        (lambda e: e.record(np.ones(DIM), metadata={"x": "y" * (1 << 20)}), InvalidInput, "expected at most 1048576"),
+        (lambda e: e.record(e.start(np.ones(DIM)).build(answer=Answer(propensity=0.0))), InvalidInput, "propensity"),
+        (lambda e: e.record(e.start(np.ones(DIM)).build(answer=Answer(strategy="a\0"))), InvalidInput, "strategy"),
         (lambda e: e.score("x", 1.0), InvalidInput, "UUID"),
         (lambda e: e.score(uuid.uuid4(), 9.0), InvalidInput, "score is 9"),
         (lambda e: e.score(uuid.uuid4(), None), InvalidInput, "score"),
@@ -530,6 +538,28 @@ def test_addresses_that_lead_nowhere_are_said_to(monkeypatch: pytest.MonkeyPatch
         SonaEngine.connect("postgresql://127.0.0.1:1/none", space="x", dim=3)
     with pytest.raises(ConfigError, match="connection string"):
         SonaEngine.connect("not a url", space="x", dim=3)
+
+
+def test_a_forked_process_must_connect_for_itself(engine: SonaEngine) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.record(np.ones(DIM))
+        except ConfigError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_what_was_recorded_is_flushed_when_the_process_ends(
+    connection: Connection, engine: SonaEngine, url: str
+) -> None:
+    script = (
+        "import sys, numpy\nfrom sona_pg import SonaEngine\n"
+        f"SonaEngine.connect(sys.argv[1], space=sys.argv[2]).record(numpy.ones({DIM}), ['1'], [1.0])"
+    )
+    subprocess.run([sys.executable, "-c", script, url, engine.space.name], check=True)
+    assert _counts(connection, engine)["learning_event"] == 1
 
 
 def test_a_closed_engine_refuses_to_record(engine: SonaEngine) -> None:
