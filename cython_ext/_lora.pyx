@@ -31,6 +31,10 @@ cdef extern from "listwise.h":
                               float *work) noexcept nogil
 
 
+MOST_NEGATIVES = 1 << 20
+LARGEST_POOL = 1 << 32
+
+
 def aligned_zeros(Py_ssize_t rows, Py_ssize_t dim):
     """Zeros of shape (rows, dim), float32, beginning on a cache line."""
     cdef cnp.ndarray raw = np.zeros(rows * dim + 16, dtype=np.float32)
@@ -220,7 +224,8 @@ cdef class LowRank:
             raise InvalidInput(f"step has shape {(step.shape[0], step.shape[1])}, expected {(2 * self.rank, self.dim)}")
         row = &step[0, 0]
         simd().add_rows(&row, 1, &weight, 2 * self.rank * self.dim, self.rows[0])
-        self.zero = False
+        if self.zero:
+            self.refresh()
 
     cdef inline cnp.ndarray _input(self, object x):
         if cnp.PyArray_CheckExact(x) and cnp.PyArray_TYPE(<cnp.ndarray>x) == cnp.NPY_FLOAT32 \
@@ -258,11 +263,17 @@ cdef class ListwiseTrainer:
     cdef float **v
     cdef void *scratch
     cdef size_t scratch_bytes
+    cdef bint busy
 
     def __cinit__(self, LowRank trained not None, LowRank served not None, float temperature, float beta1, float beta2,
                   float epsilon):
         if (served.dim, served.rank) != (trained.dim, trained.rank):
             raise ConfigError("the trained and the served map differ in dimension or rank")
+        if not (temperature > 0 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0 and isfinite(temperature)):
+            raise ConfigError(
+                f"temperature {temperature}, beta1 {beta1}, beta2 {beta2}, epsilon {epsilon}: "
+                "expected above 0, 0 to below 1, 0 to below 1, above 0"
+            )
         self.trained, self.served = trained, served
         self.temperature, self.beta1, self.beta2, self.epsilon = temperature, beta1, beta2, epsilon
         self.moment1 = aligned_zeros(2 * trained.rank, trained.dim)
@@ -309,23 +320,31 @@ cdef class ListwiseTrainer:
         Raises
         ------
         LearningError
-            If the loss is not finite; nothing was changed.
+            If the loss or a gradient is out of range, or another thread is training; nothing was changed.
         """
-        cdef Py_ssize_t i, count, n = len(items), d = self.trained.dim, r = self.trained.rank
+        cdef Py_ssize_t i, count, n, d = self.trained.dim, r = self.trained.rank
         cdef cnp.ndarray query = float_vector(x, d, "query")
-        cdef cnp.ndarray item
+        cdef list kept = [float_vector(item, d, "item") for item in items]
+        cdef list wanted = [float(value) for value in targets]
         cdef double total = 0
         cdef const float *pool_rows = NULL
         cdef const int64_t *skip_rows = NULL
         cdef sona_listwise w
         cdef sona_adam adam
         cdef double loss
-        if len(targets) != n or n == 0:
-            raise InvalidInput(f"{n} items with {len(targets)} targets: one target for each, and at least one item")
+        n = len(kept)
+        if len(wanted) != n or n == 0:
+            raise InvalidInput(f"{n} items with {len(wanted)} targets: one target for each, and at least one item")
         if pool.shape[0] and pool.shape[1] != d:
             raise DimensionMismatch(d, pool.shape[1], "pool")
-        if negatives < 0:
-            raise ConfigError(f"{negatives} negatives, expected 0 or more")
+        if not 0 <= negatives <= MOST_NEGATIVES or pool.shape[0] > LARGEST_POOL:
+            raise ConfigError(
+                f"{negatives} negatives of a pool of {pool.shape[0]}, expected at most {MOST_NEGATIVES} of {LARGEST_POOL}"
+            )
+        if not (0 <= learning_rate and isfinite(learning_rate) and 0 <= average <= 1):
+            raise ConfigError(f"learning rate {learning_rate}, average {average}: expected at least 0, and 0 to 1")
+        if self.busy:
+            raise LearningError("the adapter is being trained by another thread: one at a time")
         cdef Py_ssize_t most = n + negatives
         self._reserve(most * (sizeof(void *) + sizeof(int64_t) + 2 * sizeof(float)) + (2 * d + 2 * r) * sizeof(float))
         cdef const float **candidates = <const float **>self.scratch
@@ -333,12 +352,10 @@ cdef class ListwiseTrainer:
         cdef float *target = <float *>(drawn + most)
         cdef float *work = target + most
         for i in range(n):
-            item = float_vector(items[i], d, "item")
-            items[i] = item  # keeps a converted copy alive for the step
-            candidates[i] = <const float *>cnp.PyArray_DATA(item)
-            target[i] = targets[i]
+            candidates[i] = <const float *>cnp.PyArray_DATA(<cnp.ndarray>kept[i])
+            target[i] = <float><double>wanted[i]
             if not target[i] >= 0 or not isfinite(target[i]):
-                raise InvalidInput(f"target {targets[i]}, expected a finite number of at least 0")
+                raise InvalidInput(f"target {wanted[i]}, expected a finite number of at least 0")
             total += target[i]
         if not total > 0 or not isfinite(total):
             raise InvalidInput("the targets sum to nothing: a list without anything helpful teaches nothing")
@@ -360,11 +377,13 @@ cdef class ListwiseTrainer:
         adam.step = <float>(learning_rate / (1 - (<double>self.beta1) ** t))
         adam.inv_sqrt_c2 = <float>(1 / sqrt(1 - (<double>self.beta2) ** t))
         adam.average = <float>(1 - <double>average)
+        self.busy = True
         with nogil:
             loss = sona_listwise_step(simd(), &w, &adam, <const float *>cnp.PyArray_DATA(query), candidates, target,
                                       count, work)
+        self.busy = False
         if loss < 0:
-            raise LearningError("the loss is not finite: the query is the zero vector, or the weights have run away")
+            raise LearningError("the loss is not finite, or its gradient out of range: the query is the zero vector, or the weights have run away")
         self.steps += 1
         self.trained.zero = self.served.zero = False
         return loss
@@ -372,6 +391,8 @@ cdef class ListwiseTrainer:
 
 def draw(uint64_t seed, Py_ssize_t size, Py_ssize_t n, const int64_t[::1] skip):
     """Up to n distinct rows of a pool of `size`, none of them in `skip`: the negatives that `step` uses."""
+    if not 0 <= n <= MOST_NEGATIVES or not 0 <= size <= LARGEST_POOL:
+        raise ConfigError(f"{n} rows of a pool of {size}, expected at most {MOST_NEGATIVES} of {LARGEST_POOL}")
     cdef cnp.ndarray drawn = np.empty(n, dtype=np.int64)
     cdef Py_ssize_t count = 0
     if n and size:

@@ -3,7 +3,7 @@
 
 import os
 
-from libc.math cimport fabsf, sqrtf
+from libc.math cimport fabsf
 
 cimport numpy as cnp
 import numpy as np
@@ -80,6 +80,8 @@ def _converted(value, str what):
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"dtype {array.dtype}")
+        if array.ndim == 0:
+            raise TypeError("a single number")
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError) as cause:
@@ -111,18 +113,20 @@ def as_vector(value, Py_ssize_t dim=-1, str what="vector"):
 def unit(cnp.ndarray vector not None):
     """`vector` (dim,), float32, contiguous, at unit length; itself if it has it already or is zero.
 
-    "Already" is within the rounding of float32 sums, so that a unit vector keeps its bits.
+    "Already" is within the rounding of a float32 sum, so that a unit vector keeps its bits.
     """
-    cdef Py_ssize_t d = cnp.PyArray_DIM(vector, 0)
-    cdef const float *row = <const float *>cnp.PyArray_DATA(vector)
+    cdef const float *row
     cdef float square
     if cnp.PyArray_TYPE(vector) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(vector) != 1 \
             or not cnp.PyArray_ISCARRAY_RO(vector):
         raise InvalidInput("expected a contiguous float32 vector: pass it through as_vector first")
-    _current.dot_rows(&row, 1, row, d, &square)
-    if square <= 0 or fabsf(square - 1) < 1e-6:
+    row = <const float *>cnp.PyArray_DATA(vector)
+    _current.dot_rows(&row, 1, row, cnp.PyArray_DIM(vector, 0), &square)
+    if fabsf(square - 1) < 1e-5:
         return vector
-    return vector / np.float32(sqrtf(square))
+    # In double precision: the square of a float32 may overflow, or vanish.
+    length = np.linalg.norm(vector.astype(np.float64))
+    return vector if length == 0 else (vector / length).astype(np.float32)
 
 
 def dot_rows(const float[:, ::1] rows, const float[::1] x, float[::1] out):

@@ -45,7 +45,10 @@ static ptrdiff_t sona_draw(uint64_t seed, ptrdiff_t size, ptrdiff_t n, const int
     return count;
 }
 
-/* Returns the loss, or a negative number (and changes nothing) if it is not finite. */
+/* Squares of gradients above this would overflow the second moments for good. */
+#define SONA_LARGEST_SQUARE 1e30f
+
+/* Returns the loss, or a negative number (and changes nothing) if it or a gradient is out of range. */
 static double sona_listwise_step(const sona_simd *simd, const sona_listwise *w, const sona_adam *adam,
                                  const float *x /* IN, dim */, const float *const *candidates /* IN, n rows */,
                                  const float *target /* IN, n, sums to 1 */, ptrdiff_t n,
@@ -88,6 +91,13 @@ static double sona_listwise_step(const sona_simd *simd, const sona_listwise *w, 
 
     /* Both factors step from the same point: B·g is taken before B moves. */
     simd->dot_rows(B, r, g, d, back);
+    float gg, xx;
+    simd->dot_rows(&gradient, 1, g, d, &gg);
+    simd->dot_rows(&x, 1, x, d, &xx);
+    for (ptrdiff_t k = 0; k < r; k++) {
+        const float of_up = z[k] * z[k] * gg, of_down = w->scale * w->scale * back[k] * back[k] * xx;
+        if (!(of_up < SONA_LARGEST_SQUARE && of_down < SONA_LARGEST_SQUARE)) return -1;
+    }
     for (ptrdiff_t k = 0; k < r; k++) {
         simd->adam_row(w->param[k], w->moment1[k], w->moment2[k], w->served[k], x, w->scale * back[k], d, adam);
         simd->adam_row(w->param[r + k], w->moment1[r + k], w->moment2[r + k], w->served[r + k], g, z[k], d, adam);

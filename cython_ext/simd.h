@@ -132,13 +132,14 @@ SONA_AVX2 static void add_rows_avx2(const float *const *rows, ptrdiff_t n, const
 
 SONA_AVX2 static void adam_row_avx2(float *param, float *m, float *v, float *served, const float *direction, float c,
                                     ptrdiff_t d, const sona_adam *adam) {
-    const __m256 b1 = _mm256_set1_ps(adam->beta1), n1 = _mm256_set1_ps((1 - adam->beta1) * c);
-    const __m256 b2 = _mm256_set1_ps(adam->beta2), n2 = _mm256_set1_ps((1 - adam->beta2) * c * c);
+    const __m256 b1 = _mm256_set1_ps(adam->beta1), n1 = _mm256_set1_ps(1 - adam->beta1);
+    const __m256 b2 = _mm256_set1_ps(adam->beta2), n2 = _mm256_set1_ps(1 - adam->beta2);
+    const __m256 cc = _mm256_set1_ps(c);
     const __m256 step = _mm256_set1_ps(adam->step), c2 = _mm256_set1_ps(adam->inv_sqrt_c2);
     const __m256 eps = _mm256_set1_ps(adam->epsilon), avg = _mm256_set1_ps(adam->average);
     ptrdiff_t j = 0;
     for (; j + 8 <= d; j += 8) {
-        const __m256 g = _mm256_loadu_ps(direction + j);
+        const __m256 g = _mm256_mul_ps(cc, _mm256_loadu_ps(direction + j));
         const __m256 mj = _mm256_fmadd_ps(n1, g, _mm256_mul_ps(b1, _mm256_loadu_ps(m + j)));
         const __m256 vj = _mm256_fmadd_ps(n2, _mm256_mul_ps(g, g), _mm256_mul_ps(b2, _mm256_loadu_ps(v + j)));
         const __m256 root = _mm256_fmadd_ps(_mm256_sqrt_ps(vj), c2, eps);
@@ -227,13 +228,14 @@ SONA_AVX512 static void add_rows_avx512(const float *const *rows, ptrdiff_t n, c
 
 SONA_AVX512 static void adam_row_avx512(float *param, float *m, float *v, float *served, const float *direction,
                                         float c, ptrdiff_t d, const sona_adam *adam) {
-    const __m512 b1 = _mm512_set1_ps(adam->beta1), n1 = _mm512_set1_ps((1 - adam->beta1) * c);
-    const __m512 b2 = _mm512_set1_ps(adam->beta2), n2 = _mm512_set1_ps((1 - adam->beta2) * c * c);
+    const __m512 b1 = _mm512_set1_ps(adam->beta1), n1 = _mm512_set1_ps(1 - adam->beta1);
+    const __m512 b2 = _mm512_set1_ps(adam->beta2), n2 = _mm512_set1_ps(1 - adam->beta2);
+    const __m512 cc = _mm512_set1_ps(c);
     const __m512 step = _mm512_set1_ps(adam->step), c2 = _mm512_set1_ps(adam->inv_sqrt_c2);
     const __m512 eps = _mm512_set1_ps(adam->epsilon), avg = _mm512_set1_ps(adam->average);
     for (ptrdiff_t j = 0; j < d; j += 16) {
         const __mmask16 k = tail_mask_avx512(d - j);
-        const __m512 g = _mm512_maskz_loadu_ps(k, direction + j);
+        const __m512 g = _mm512_mul_ps(cc, _mm512_maskz_loadu_ps(k, direction + j));
         const __m512 mj = _mm512_fmadd_ps(n1, g, _mm512_mul_ps(b1, _mm512_maskz_loadu_ps(k, m + j)));
         const __m512 vj =
             _mm512_fmadd_ps(n2, _mm512_mul_ps(g, g), _mm512_mul_ps(b2, _mm512_maskz_loadu_ps(k, v + j)));

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from sona_pg.errors import ConfigError
 
 
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int):
+        raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+    _within(name, value, low, high)
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
@@ -41,12 +47,12 @@ class InstantLoopConfig:
     max_unflushed: int = 20_000
 
     def __post_init__(self) -> None:
-        _within("micro_lora_rank", self.micro_lora_rank, 1, 2)
+        _whole("micro_lora_rank", self.micro_lora_rank, 1, 2)
         _within("micro_lora_lr", self.micro_lora_lr, 0.0, 1.0)
         _within("edge_update_scale", self.edge_update_scale, 0.0, 0.2)
-        _within("max_pending_signals", self.max_pending_signals, 1, 1 << 20)
+        _whole("max_pending_signals", self.max_pending_signals, 1, 1 << 20)
         _within("flush_interval_seconds", self.flush_interval_seconds, 0.001, 3600.0)
-        _within("max_unflushed", self.max_unflushed, 1, 1 << 24)
+        _whole("max_unflushed", self.max_unflushed, 1, 1 << 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +91,16 @@ class QueryAdapterConfig:
     pool_size: int = 4096
 
     def __post_init__(self) -> None:
-        _within("rank", self.rank, 1, 64)
+        _whole("rank", self.rank, 1, 64)
         _within("learning_rate", self.learning_rate, 0.0, 1.0)
         _within("temperature", self.temperature, 1e-3, 10.0)
-        _within("negatives", self.negatives, 0, 4096)
-        _within("max_marked", self.max_marked, 0, 1000)
+        _whole("negatives", self.negatives, 0, 4096)
+        _whole("max_marked", self.max_marked, 0, 1000)
         _within("beta1", self.beta1, 0.0, 0.9999)
         _within("beta2", self.beta2, 0.0, 0.999999)
         _within("epsilon", self.epsilon, 1e-12, 1.0)
         _within("average_decay", self.average_decay, 0.0, 0.99999)
-        _within("pool_size", self.pool_size, 0, 1 << 20)
+        _whole("pool_size", self.pool_size, 0, 1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +113,21 @@ class SignalConfig:
         Longer gradient estimates are cut to this norm.
     prior_reward, prior_weight
         Baseline before anything was seen, and for how many trajectories it counts.
+    centring_signals
+        So many first signals turn the micro-LoRA's first direction to the mean of their queries. A random direction
+        sees a query of unit length at 1/sqrt(dim), and may see two kinds of queries with opposite signs.
     """
 
     max_gradient_norm: float = 10.0
     prior_reward: float = 0.5
     prior_weight: float = 1.0
+    centring_signals: int = 16
 
     def __post_init__(self) -> None:
         _within("max_gradient_norm", self.max_gradient_norm, 1e-6, 1e6)
+        _within("prior_reward", self.prior_reward, -1e6, 1e6)
         _within("prior_weight", self.prior_weight, 0.0, 1e6)
+        _whole("centring_signals", self.centring_signals, 0, 1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +175,9 @@ class StoreConfig:
     exact_search_rows: int = 10_000
 
     def __post_init__(self) -> None:
-        _within("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
-        _within("publish_every_events", self.publish_every_events, 1, 1 << 31)
-        _within("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
+        _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
+        _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
+        _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
 
 
 SCHEMA_REVISION = "0001"

@@ -10,7 +10,7 @@ class SonaError(Exception):
     """sona_pg could not do what was asked."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        super().__init__(message or (type(self).__doc__ or type(self).__name__).strip().splitlines()[0])
 
 
 class ConfigError(SonaError, ValueError):
@@ -85,3 +85,7 @@ class DimensionMismatch(SonaError, ValueError):
         )
         self.expected = expected
         self.actual = actual
+        self._what = what
+
+    def __reduce__(self) -> tuple[type[DimensionMismatch], tuple[int, int, str]]:
+        return type(self), (self.expected, self.actual, self._what)

@@ -300,7 +300,7 @@ class LearningSignal:
         query = trajectory.query_embedding
         acted = [s for s in trajectory.steps if s.activations.size]
         judged = [s for s in acted if s.reward is not None]
-        gradient = np.zeros(query.size, dtype=np.float32)
+        gradient = np.zeros(query.size, dtype=np.float64)
         rewards = np.array([s.reward for s in judged], dtype=np.float64)
         if not judged and trajectory.final_quality is not None:
             judged, rewards = acted, np.full(len(acted), trajectory.final_quality)
@@ -310,16 +310,16 @@ class LearningSignal:
             for step, reward in zip(judged, rewards, strict=True):
                 if step.activations.size != query.size:
                     raise DimensionMismatch(query.size, step.activations.size, "activations")
-                gradient += np.float32(reward - baseline) * step.activations
-        norm = float(np.linalg.norm(gradient.astype(np.float64)))
+                gradient += (reward - baseline) * step.activations.astype(np.float64)
+        norm = float(np.linalg.norm(gradient))
         if norm > config.max_gradient_norm:
-            gradient *= np.float32(config.max_gradient_norm / norm)
+            gradient *= config.max_gradient_norm / norm
         quality = trajectory.final_quality
         if quality is None:
             quality = float(rewards.mean()) if len(judged) else 0.0
         return cls(
             query_embedding=query,
-            gradient_estimate=gradient,
+            gradient_estimate=gradient.astype(np.float32),
             quality_score=quality,
             metadata=SignalMetadata(trajectory.id, len(trajectory.steps), has_advantage=True),
         )
@@ -338,19 +338,16 @@ def finite_or_none(value: float | None, what: str) -> float | None:
     """`value` as a float, or None; refuses NaN, infinity and what is no number."""
     if value is None:
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as cause:
-        raise InvalidInput(f"{what} is {value!r}, expected a number or None") from cause
-    if not -3.4e38 < number < 3.4e38:
+    if not isinstance(value, float | int | np.floating | np.integer | np.bool_):
+        raise InvalidInput(f"{what} is {value!r}, expected a number or None")
+    if not -3.4e38 < value < 3.4e38:
         raise InvalidInput(f"{what} is {value!r}, expected a finite number")
-    return number
+    # As the database keeps it: a replay from there must give the same weights.
+    return float(np.float32(value))
 
 
 def _owned(value: ArrayLike, dim: int, what: str) -> FloatVector:
-    vector = as_vector(value, dim, what)
-    if vector is value or vector.base is not None:
-        vector = vector.copy()
+    vector = as_vector(value, dim, what).copy()
     vector.setflags(write=False)
     return vector
 
@@ -360,9 +357,6 @@ def _as_uuid(id: int | uuid.UUID | None) -> uuid.UUID:
         return new_trajectory_id()
     if isinstance(id, uuid.UUID):
         return id
-    try:
-        return uuid.UUID(int=id)
-    except (TypeError, ValueError) as cause:
-        raise InvalidInput(
-            f"trajectory id is {id!r}, expected a UUID or a whole number from 0 to 2**128 - 1"
-        ) from cause
+    if not isinstance(id, int) or not 0 <= id < 1 << 128:
+        raise InvalidInput(f"trajectory id is {id!r}, expected a UUID or a whole number below 2**128")
+    return uuid.UUID(int=id)

@@ -11,7 +11,7 @@ from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import Feedback, judge
 from sona_pg.evaluation.metrics import FloatMatrix, Ranking, best_columns, rank_documents, rank_in_blocks
 from sona_pg.evaluation.splits import Split
-from sona_pg.learning.item_pool import normalized_rows
+from sona_pg.learning.arrays import normalized_rows
 
 Helped = Sequence[dict[int, float]]
 """For each query of the stream, reward above 0 by row of the document that helped."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, IoError
-from sona_pg.learning.item_pool import normalized_rows
+from sona_pg.learning.arrays import normalized_rows
 
 FloatMatrix = NDArray[np.float32]
 

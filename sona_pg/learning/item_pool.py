@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.arrays import as_matrix, normalized_rows
 
 
 class ItemPool:
@@ -22,11 +23,12 @@ class ItemPool:
     """
 
     def __init__(self, ids: Sequence[str], embeddings: ArrayLike) -> None:
-        rows = np.array(embeddings, dtype=np.float32, order="C", ndmin=2)
-        if len(ids) != (len(rows) if rows.size else 0):
-            raise InvalidInput(f"{len(ids)} item ids for embeddings of shape {rows.shape}: expected one for each row")
-        if not np.isfinite(rows).all():
-            raise InvalidInput("item embeddings hold NaN or infinity: check the items table")
+        rows = as_matrix(embeddings, -1, "item embeddings")
+        if not len(ids) == len(set(ids)) == len(rows):
+            raise InvalidInput(
+                f"{len(ids)} item ids, {len(set(ids))} of them distinct, for embeddings of shape {rows.shape}: "
+                "expected a distinct one for each row"
+            )
         self.ids = list(ids)
         self.embeddings: NDArray[np.float32] = normalized_rows(rows)
         self.embeddings.setflags(write=False)
@@ -43,9 +45,3 @@ class ItemPool:
     def row(self, item_id: str) -> int | None:
         """Row of an item, if the sample holds it."""
         return self._row.get(item_id)
-
-
-def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (n, dim) scaled to unit length; a zero row stays zero."""
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig
-from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.errors import ConfigError, LearningError
 from sona_pg.kernels import ListwiseTrainer, LowRank
+from sona_pg.learning.arrays import as_matrix
 from sona_pg.learning.lora import orthonormal_rows
 from sona_pg.types import FloatVector
 
@@ -28,9 +29,7 @@ def initial_directions(items: ArrayLike, rank: int, seed: int = 0) -> FloatMatri
     items
         (n, dim), may be empty.
     """
-    block = np.asarray(items, dtype=np.float64)
-    if block.ndim != 2:
-        raise InvalidInput(f"items have shape {block.shape}, expected (n, dim)")
+    block = as_matrix(items, -1, "items").astype(np.float64)
     n, dim = block.shape
     if n == 0:
         return orthonormal_rows(rank, dim, seed)
@@ -89,7 +88,7 @@ class QueryAdapter:
         self._trainer = ListwiseTrainer(
             LowRank(dim, rank), LowRank(dim, rank), c.temperature, c.beta1, c.beta2, c.epsilon
         )
-        down = initial_directions(np.zeros((0, dim)) if items is None else items, rank, seed)
+        down = initial_directions(as_matrix(np.zeros((0, dim)) if items is None else items, dim, "items"), rank, seed)
         weights = np.vstack([down, np.zeros((rank, dim), dtype=np.float32)])
         self.trained.load(weights)
         self.served.load(weights)
@@ -185,9 +184,28 @@ class QueryAdapter:
         }
 
     def load_state(self, state: dict[str, NDArray[np.float32] | NDArray[np.int64]]) -> None:
-        """Continue from what `state` gave; bit for bit."""
-        self.trained.load(state["trained"])
-        self.served.load(state["served"])
-        self._trainer.moment1[...] = state["moment1"]
-        self._trainer.moment2[...] = state["moment2"]
-        self._trainer.steps = int(state["steps"])
+        """Continue from what `state` gave; bit for bit.
+
+        Raises
+        ------
+        LearningError
+            If a part is missing, of another shape, or not finite; nothing was changed.
+        """
+        blocks = {
+            "trained": self.trained.weights,
+            "served": self.served.weights,
+            "moment1": self._trainer.moment1,
+            "moment2": self._trainer.moment2,
+        }
+        steps = state.get("steps")
+        if steps is None or steps.shape != () or int(steps) < 0:
+            raise LearningError("the adapter's state has no count of steps: it is damaged")
+        for name, block in blocks.items():
+            part = state.get(name)
+            if part is None or part.shape != block.shape or not np.isfinite(part).all():
+                raise LearningError(f"the adapter's state has no finite {name} of shape {block.shape}: it is damaged")
+        for name, block in blocks.items():
+            block[...] = state[name]
+        self.trained.refresh()
+        self.served.refresh()
+        self._trainer.steps = int(steps)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.kernels import LowRank, as_vector
+from sona_pg.learning.arrays import as_matrix
 
 
 class Serving:
@@ -48,7 +48,7 @@ class Serving:
         DimensionMismatch, InvalidInput
             If the input has another dimension, or holds NaN or infinity.
         """
-        if np.ndim(x) == 2:
+        if _is_matrix(x):
             return self._adapt_rows(x)
         vector = as_vector(x, self.dim, "query")
         out = vector.copy()
@@ -57,15 +57,15 @@ class Serving:
         return out
 
     def _adapt_rows(self, x: ArrayLike) -> NDArray[np.float32]:
-        try:
-            rows = np.ascontiguousarray(x, dtype=np.float32)
-        except (TypeError, ValueError) as cause:
-            raise InvalidInput(f"queries are not a matrix of numbers ({cause}): pass shape (n, {self.dim})") from cause
-        if rows.shape[1] != self.dim:
-            raise DimensionMismatch(self.dim, rows.shape[1], "query")
-        if not np.isfinite(rows).all():
-            raise InvalidInput("queries hold NaN or infinity: check what the embedding model returned")
+        rows = as_matrix(x, self.dim, "queries")
         out = rows.copy()
         for low_rank in self.maps:
             low_rank.forward_batch(rows, out)
         return out
+
+
+def _is_matrix(x: ArrayLike) -> bool:
+    if isinstance(x, np.ndarray):
+        return x.ndim == 2
+    # A list of rows that differ in length is no matrix, and must be refused as one, not as a vector.
+    return isinstance(x, list | tuple) and len(x) > 0 and isinstance(x[0], list | tuple | np.ndarray)

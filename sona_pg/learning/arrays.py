@@ -1,0 +1,51 @@
+"""Matrices from outside: converted, checked, refused with what was found."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.errors import DimensionMismatch, InvalidInput
+
+
+def as_matrix(value: ArrayLike, dim: int, what: str) -> NDArray[np.float32]:
+    """`value` as a finite, contiguous float32 matrix (n, dim); the array itself if it is one already.
+
+    Parameters
+    ----------
+    value
+        Rows of numbers, any float or integer type.
+    dim
+        Number of columns expected; any if negative.
+    what
+        Name of the value in errors.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no matrix of finite numbers.
+    DimensionMismatch
+        If it has another number of columns.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"dtype {array.dtype}")
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(array, dtype=np.float32)
+    except (TypeError, ValueError) as cause:
+        raise InvalidInput(f"{what} are not a matrix of numbers ({cause}): pass shape (n, dim)") from cause
+    if array.ndim != 2:
+        raise InvalidInput(f"{what} have shape {array.shape}, expected (n, dim)")
+    if dim >= 0 and rows.shape[1] != dim:
+        raise DimensionMismatch(dim, rows.shape[1], what)
+    if not np.isfinite(rows).all():
+        raise InvalidInput(f"{what} hold NaN or infinity: check what the embedding model returned")
+    return rows
+
+
+def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (n, dim) scaled to unit length; a zero row stays zero."""
+    # In double precision: the squares of very long and very short rows leave the range of float32.
+    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, np.newaxis]
+    return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)

@@ -1,0 +1,123 @@
+"""Settings: frozen, and refused when they are given out of range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from sona_pg import config
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.errors import ConfigError
+
+ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig]
+NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
+WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"]
+
+# The first value beyond each end of the range.
+OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
+    InstantLoopConfig: {
+        "micro_lora_rank": (0, 3),
+        "micro_lora_lr": (-1e-9, 1.1),
+        "edge_update_scale": (-1e-9, 0.21),
+        "max_pending_signals": (0, (1 << 20) + 1),
+        "flush_interval_seconds": (0, 3601),
+        "max_unflushed": (0, (1 << 24) + 1),
+    },
+    QueryAdapterConfig: {
+        "rank": (0, 65),
+        "learning_rate": (-1e-9, 1.1),
+        "temperature": (0, 10.1),
+        "negatives": (-1, 4097),
+        "max_marked": (-1, 1001),
+        "beta1": (-0.1, 1.0),
+        "beta2": (-0.1, 1.0),
+        "epsilon": (0, 1.1),
+        "average_decay": (-0.1, 1.0),
+        "pool_size": (-1, (1 << 20) + 1),
+    },
+    SignalConfig: {"max_gradient_norm": (0, 1e7), "prior_weight": (-1, 1e7)},
+    SpaceConfig: {"reward_min": (-1e7, 1.0), "reward_max": (0.0, 1e7)},
+    StoreConfig: {
+        "connect_timeout_seconds": (0, 3601),
+        "publish_every_events": (0, (1 << 31) + 1),
+        "exact_search_rows": (-1, (1 << 31) + 1),
+    },
+}
+CASES = [(each, name, value) for each, ends in OUT_OF_RANGE.items() for name, two in ends.items() for value in two]
+
+
+def label(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else str(value)
+
+
+@pytest.mark.parametrize(("each", "name", "value"), CASES, ids=label)
+def test_value_out_of_range_is_refused_with_what_was_found(each: type[Any], name: str, value: float) -> None:
+    with pytest.raises(ConfigError) as refused:
+        each(**{name: value})
+    assert "expected" in str(refused.value)
+    assert str(value) in str(refused.value)
+
+
+@pytest.mark.parametrize(("each", "name"), NUMBERS, ids=label)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_refused(each: type[Any], name: str, value: float) -> None:
+    with pytest.raises(ConfigError):
+        each(**{name: value})
+
+
+@pytest.mark.parametrize(("each", "name"), WHOLE, ids=label)
+def test_fraction_is_refused_where_a_whole_number_is_expected(each: type[Any], name: str) -> None:
+    with pytest.raises(ConfigError):
+        each(**{name: 1.5})
+
+
+@pytest.mark.parametrize("each", ALL, ids=label)
+def test_settings_are_frozen_values(each: type[Any]) -> None:
+    assert each() == each()
+    for field in fields(each):
+        with pytest.raises(FrozenInstanceError):
+            setattr(each(), field.name, 1)
+    with pytest.raises((AttributeError, TypeError)):
+        each().unknown = 1
+    with pytest.raises(TypeError):
+        each(unknown=1)
+
+
+@pytest.mark.parametrize("each", ALL, ids=label)
+def test_every_setting_is_documented(each: type[Any]) -> None:
+    for field in fields(each):
+        assert field.name in (each.__doc__ or "")
+
+
+def test_every_range_is_tested() -> None:
+    assert set(OUT_OF_RANGE) == {v for v in vars(config).values() if isinstance(v, type) and v is not ConfigError}
+    untested = {(each, name) for each, name in NUMBERS if name not in OUT_OF_RANGE[each]}
+    assert untested == {(SignalConfig, "prior_reward")}  # any finite number
+
+
+def test_defaults_of_the_instant_loop_are_those_of_the_reference() -> None:
+    default = InstantLoopConfig()
+    assert (default.micro_lora_rank, default.micro_lora_lr) == (1, 0.001)
+    assert (default.edge_update_scale, default.max_pending_signals) == (0.01, 1000)
+
+
+def test_defaults_of_the_query_adapter_are_the_recipe() -> None:
+    default = QueryAdapterConfig()
+    assert (default.rank, default.learning_rate, default.temperature) == (8, 1e-3, 0.07)
+    assert (default.negatives, default.max_marked, default.average_decay) == (64, 3, 0.99)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 0.5), (0.5, 0.5), (-1.0, 0.0), (-2.0, -1.0)])
+def test_range_of_rewards_has_room_above_zero(low: float, high: float) -> None:
+    with pytest.raises(ConfigError, match="a reward above 0 is helpful"):
+        SpaceConfig(reward_min=low, reward_max=high)
+
+
+def test_ends_of_a_range_belong_to_it() -> None:
+    InstantLoopConfig(micro_lora_rank=2, micro_lora_lr=0.0, edge_update_scale=0.2, max_pending_signals=1)
+    QueryAdapterConfig(rank=64, learning_rate=0.0, negatives=0, max_marked=0, beta1=0.0, beta2=0.0, pool_size=0)
+    SignalConfig(max_gradient_norm=1e-6, prior_weight=0.0, prior_reward=-1.0)
+    SpaceConfig(reward_min=-1e6, reward_max=1e6)

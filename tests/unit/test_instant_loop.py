@@ -1,0 +1,189 @@
+"""InstantLoop in memory: recorded is learned, counted, and served at once."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
+from sona_pg.errors import ConfigError
+from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+from sona_pg.types import QueryTrajectory, Score
+
+from .learners import DIM, make_events, make_pool
+from .samples import acted, axis, bits, floats, shown, trajectory
+
+ADAPTER = QueryAdapterConfig(rank=2, negatives=8)
+
+
+def make_loop(**settings: float) -> InstantLoop:
+    return InstantLoop(DIM, InstantLoopConfig(**settings), adapter=ADAPTER, pool=make_pool())  # type: ignore[arg-type]
+
+
+def unjudged(id: int) -> QueryTrajectory:
+    return trajectory(axis(0, DIM), [shown("i1", None)], id=id)
+
+
+def test_fresh_loop_serves_the_identity_and_counts_nothing() -> None:
+    loop = make_loop()
+    x = floats([-0.0, 0.0, *range(DIM - 2)])
+    assert bits(loop.serving.adapt(x)) == bits(x)
+    assert loop.metrics == InstantLoopMetrics()
+    loop.flush_updates()
+    assert loop.metrics == InstantLoopMetrics()
+    assert loop.drain_trajectories() == []
+
+
+def test_recorded_trajectories_wait_until_they_are_learned_and_are_served_then() -> None:
+    loop = make_loop()
+    before = loop.serving
+    for event in make_events(6):
+        assert loop.on_inference(event.trajectory) is True
+    loop.on_inference(unjudged(900))
+    assert loop.metrics == InstantLoopMetrics(recorded=7, pending=7)
+    assert loop.serving is before
+    loop.flush_updates()
+    assert loop.metrics == InstantLoopMetrics(recorded=7, learned=6, skipped=1)
+    x = axis(0, DIM)
+    assert bits(before.adapt(x)) == bits(x)
+    assert bits(loop.serving.adapt(x)) != bits(x)
+    assert bits(loop.serving.adapt(x)) == bits(loop.learner.serving().adapt(x))
+
+
+def test_loop_learns_what_its_learner_learns_alone() -> None:
+    together, apart = make_loop(), make_loop()
+    for event in make_events(20):
+        together.on_inference(event.trajectory)
+        apart.on_inference(event.trajectory)
+        apart.learn_pending()
+    together.flush_updates()
+    assert together.learner.to_bytes() == apart.learner.to_bytes()
+
+
+def test_learn_pending_gives_the_number_of_events() -> None:
+    loop = make_loop()
+    assert loop.learn_pending() == 0
+    loop.on_inference(unjudged(1))
+    loop.on_inference(make_events(1, first=3)[0].trajectory)
+    assert loop.learn_pending() == 2
+    assert loop.learn_pending() == 0
+
+
+def test_nothing_to_learn_leaves_what_is_served_alone() -> None:
+    loop = make_loop()
+    before = loop.serving
+    loop.on_inference(unjudged(1))
+    loop.flush_updates()
+    assert loop.serving is before
+
+
+def test_trajectories_are_drained_once_in_their_order_after_they_were_learned() -> None:
+    loop = make_loop()
+    events = make_events(5)
+    for event in events:
+        loop.on_inference(event.trajectory)
+    assert loop.drain_trajectories() == []
+    loop.flush_updates()
+    drained = loop.drain_trajectories()
+    assert [t.id for t in drained] == [event.trajectory.id for event in events]
+    assert loop.drain_trajectories() == []
+
+
+@pytest.mark.parametrize("again", [lambda t: t, replace], ids=["the same object", "an equal one"])
+def test_trajectory_that_was_given_twice_is_learned_once(again: Callable[[QueryTrajectory], QueryTrajectory]) -> None:
+    once, twice = make_loop(), make_loop()
+    for event in make_events(4):
+        once.on_inference(event.trajectory)
+        twice.on_inference(event.trajectory)
+        twice.on_inference(again(event.trajectory))
+    once.flush_updates()
+    twice.flush_updates()
+    assert twice.metrics.learned == 4
+    assert twice.metrics.repeated == 4
+    assert once.learner.to_bytes() == twice.learner.to_bytes()
+
+
+def test_full_buffer_refuses_and_counts_and_takes_more_after_a_flush() -> None:
+    loop = make_loop(max_pending_signals=3)
+    assert [loop.on_inference(unjudged(n)) for n in range(5)] == [True] * 3 + [False] * 2
+    assert loop.metrics == InstantLoopMetrics(recorded=3, dropped=2, pending=3)
+    loop.flush_updates()
+    assert loop.on_inference(unjudged(9))
+    assert loop.metrics == InstantLoopMetrics(recorded=4, dropped=2, skipped=3, pending=1)
+
+
+def test_micro_lora_has_the_rank_of_the_settings_and_learns() -> None:
+    for rank in (1, 2):
+        loop = make_loop(micro_lora_rank=rank)
+        assert (loop.micro_lora.rank, loop.micro_lora.hidden_dim) == (rank, DIM)
+        loop.on_inference(trajectory(axis(0, DIM), [acted(axis(1, DIM), 1.0), acted(axis(2, DIM), 0.0)]))
+        loop.flush_updates()
+        moved = loop.serving.adapt(axis(0, DIM)) - axis(0, DIM)
+        assert moved[1] > 0 > moved[2]
+
+
+def test_learning_rate_of_the_settings_is_honoured() -> None:
+    def weights(rate: float) -> np.ndarray:
+        loop = make_loop(micro_lora_lr=rate)
+        loop.on_inference(trajectory(axis(0, DIM), [acted(axis(1, DIM), 1.0), acted(axis(2, DIM), 0.0)]))
+        loop.flush_updates()
+        return loop.micro_lora.weights[1].copy()
+
+    np.testing.assert_allclose(weights(0.02), 20 * weights(0.001), rtol=1e-5)
+    assert not weights(0.0).any()
+
+
+def test_edges_follow_what_helped_together() -> None:
+    loop = make_loop(edge_update_scale=0.02)
+    steps = [shown("i1", 1.0), shown("i2", 1.0), shown("i3", 0.0)]
+    loop.on_inference(trajectory(axis(0, DIM), steps))
+    assert loop.edges.weight("i1", "i2") == 0.0
+    loop.flush_updates()
+    assert loop.edges.weight("i1", "i2") == pytest.approx(0.1)
+    assert loop.edges.weight("i1", "i3") == 0.0
+
+
+def test_late_score_without_a_database_is_learned_or_refused_and_never_left_waiting() -> None:
+    loop = make_loop()
+    loop.on_inference(unjudged(5))
+    loop.flush_updates()
+    taken = loop.on_score(Score(uuid.UUID(int=5), 1.0, "i1", "thumb", "s1"))
+    loop.flush_updates()
+    assert loop.metrics.learned == taken
+    assert loop.metrics.unflushed == 0
+
+
+def test_metrics_are_a_value() -> None:
+    with pytest.raises(FrozenInstanceError):
+        InstantLoopMetrics().learned = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("dim", [0, -1, 16_001])
+def test_dimension_out_of_range_is_refused(dim: int) -> None:
+    with pytest.raises(ConfigError, match=f"dimension is {dim}"):
+        InstantLoop(dim, adapter=ADAPTER)
+
+
+def test_several_threads_record_and_everything_is_learned_or_counted() -> None:
+    loop = make_loop(max_pending_signals=200)
+    taken = [0] * 4
+
+    def record(thread: int) -> None:
+        for number in range(500):
+            taken[thread] += loop.on_inference(unjudged(thread * 500 + number))
+
+    threads = [threading.Thread(target=record, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        loop.learn_pending()
+    loop.flush_updates()
+    metrics = loop.metrics
+    assert metrics.recorded == metrics.skipped == sum(taken) == len(loop.drain_trajectories())
+    assert metrics.dropped == 2000 - sum(taken)
+    assert metrics.pending == 0
