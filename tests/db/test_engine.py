@@ -355,7 +355,7 @@ def test_the_thread_learns_and_flushes_by_itself(
         _record_some(engine, rng, 5, prefix=9)
         engine.flush()
         query = _query(rng)
-        while background.instant.learner.events < 10 and time.monotonic() < deadline:
+        while background.adapt(query).tobytes() != engine.adapt(query).tobytes() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert background.adapt(query).tobytes() == engine.adapt(query).tobytes()
 
