@@ -180,7 +180,35 @@ class StoreConfig:
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
 
 
-SCHEMA_REVISION = "0001"
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Worker processes.
+
+    Parameters
+    ----------
+    poll_interval_seconds
+        Time between two looks for work while there is none.
+    batch
+        Trajectories in one learning transaction.
+    open_spaces
+        Spaces whose state a worker keeps in memory.
+    longest_setback_seconds
+        A space that fails is tried again after 2, 4, 8 … seconds, up to this.
+    """
+
+    poll_interval_seconds: float = 0.5
+    batch: int = 500
+    open_spaces: int = 64
+    longest_setback_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        _within("poll_interval_seconds", self.poll_interval_seconds, 0.01, 3600.0)
+        _within("batch", self.batch, 1, 100_000)
+        _within("open_spaces", self.open_spaces, 1, 10_000)
+        _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
+
+
+SCHEMA_REVISION = "0002"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

@@ -4,7 +4,8 @@ CREATE OR REPLACE VIEW sona.status WITH (security_invoker = true) AS
 SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version, l.epoch, l.revision,
        (SELECT count(*) FROM sona.trajectory t WHERE t.space_id = s.space_id) AS trajectories,
        (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = s.space_id) AS edges,
-       i.items::text AS items_table, l.updated_at AS last_learned_at
+       i.items::text AS items_table, l.updated_at AS last_learned_at,
+       (SELECT count(*) FROM sona.pending_trajectory p WHERE p.space_id = s.space_id) AS pending
 FROM sona.space s
 JOIN sona.learner l USING (space_id)
 LEFT JOIN sona.item_source i USING (space_id);
@@ -22,3 +23,9 @@ SELECT s.name AS space, e.loop, e.ordinal, e.trajectory_id, e.revision, e.learne
 FROM sona.learning_event e
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.ledger IS 'The ledger: one row for every outcome event, exactly once for each loop and revision.';
+
+CREATE OR REPLACE VIEW sona.errors WITH (security_invoker = true) AS
+SELECT s.name AS space, e.created_at, e.source, e.worker, e.message
+FROM sona.error_log e
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.errors IS 'What went wrong, newest entries have the highest time.';

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.errors import DatabaseError, DatabaseUnavailable, SonaError
+from sona_pg.errors import DatabaseError, DatabaseUnavailable
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates
 from sona_pg.learning.item_pool import ItemPool
@@ -291,33 +291,50 @@ class InstantLoop:
         """
         with self._turn:
             self._learn_pending()
-            if self._store is None:
-                return
-            for _ in range(len(self._scores)):
-                score = self._scores.pop()
-                if isinstance(score, Score):
-                    self._unflushed_scores.append(score)
-            try:
-                connection = self._store.connection()
-                if self._unflushed or self._unflushed_scores:
-                    self._flush(connection)
-                elif learning_store.read_head(connection, self._store.space).base != self._base:
-                    self._adopt_published(connection)
-                    self._serving = self._learner.serving()
-            except SonaError as error:
-                # What was learned meanwhile may not be what the database has: start from there the next time.
-                self._base = None
-                self._counts = replace(self._counts, last_error=str(error))
-                if isinstance(error, DatabaseError):
-                    self._store.discard()
-                raise
-            self._counts = replace(self._counts, last_error=None)
+            if self._store is not None:
+                self._synchronize(self._store, claim=0)
 
-    def _flush(self, connection: Connection) -> None:
+    def learn_recorded(self, limit: int) -> int:
+        """Learn up to `limit` trajectories that SQL clients recorded or scored; gives how many there were.
+
+        Raises
+        ------
+        DatabaseError
+            If the database does not take it; they wait for the next call.
+        """
+        with self._turn:
+            self._learn_pending()
+            return 0 if self._store is None else self._synchronize(self._store, claim=limit)
+
+    def _synchronize(self, store: SpaceStore, *, claim: int) -> int:
+        for _ in range(len(self._scores)):
+            score = self._scores.pop()
+            if isinstance(score, Score):
+                self._unflushed_scores.append(score)
+        claimed = 0
+        try:
+            connection = store.connection()
+            if claim or self._unflushed or self._unflushed_scores:
+                claimed = self._flush(connection, store.space, claim)
+            elif learning_store.read_head(connection, store.space).base != self._base:
+                self._adopt_published(connection)
+                self._serving = self._learner.serving()
+        except BaseException as error:
+            # What was learned meanwhile may not be what the database has: start from there the next time.
+            self._base = None
+            self._counts = replace(self._counts, last_error=str(error))
+            if isinstance(error, DatabaseError):
+                store.discard()
+            raise
+        self._counts = replace(self._counts, last_error=None)
+        return claimed
+
+    def _flush(self, connection: Connection, space: Space, claim: int) -> int:
+        """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were."""
         assert self._store is not None
         started_at = datetime.now(UTC)
         entries, learner, replayed = self._unflushed, self._learner, False
-        with learning_store.learning_transaction(connection, self._store.space) as transaction:
+        with learning_store.learning_transaction(connection, space) as transaction:
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
             if known or transaction.head.base != self._base:
@@ -325,7 +342,11 @@ class InstantLoop:
                 events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
-            late = transaction.write_scores(self._unflushed_scores, [entry.event.trajectory for entry in entries])
+            transaction.write_scores(self._unflushed_scores)
+            recorded = {entry.event.trajectory.id: entry.event.trajectory for entry in entries}
+            touched = [*recorded, *(score.trajectory_id for score in self._unflushed_scores)]
+            claimed = transaction.claim_pending(claim) if claim else []
+            late = transaction.unlearned_events(list(dict.fromkeys([*touched, *claimed])), recorded)
             late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
             entries = entries + late_entries
             updates = [update for entry in entries for update in edge_updates(entry.event)]
@@ -354,6 +375,7 @@ class InstantLoop:
             flushes=self._counts.flushes + 1,
             replays=self._counts.replays + replayed,
         )
+        return len(claimed)
 
     def _adopt_published(self, connection: Connection) -> None:
         assert self._store is not None
@@ -400,9 +422,14 @@ class SpaceStore:
     def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig | None = None) -> None:
         self.space = space
         self.config = StoreConfig() if config is None else config
-        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.worker = self.worker_name()
         self._connect = connect
         self._connection: Connection | None = None
+
+    @staticmethod
+    def worker_name() -> str:
+        """What the ledger calls this process: host and process."""
+        return f"{socket.gethostname()}:{os.getpid()}"
 
     def connection(self) -> Connection:
         """The connection, alive as far as is known."""

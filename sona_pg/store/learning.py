@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -148,97 +148,136 @@ class LearningTransaction:
             for t in trajectories:
                 copy.write_row((self._space.space_id, t.id, t.query_embedding))
 
-    def write_scores(self, scores: Sequence[Score], recorded_now: Sequence[QueryTrajectory]) -> list[OutcomeEvent]:
-        """Append late outcomes, and give the events that they make of trajectories that are there.
+    def write_scores(self, scores: Sequence[Score]) -> None:
+        """Append late outcomes; a score id that is known already changes nothing."""
+        if scores:
+            self._connection.cursor().executemany(
+                "INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value)"
+                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [(self._space.space_id, s.score_id, s.trajectory_id, s.item_id, s.name, s.value) for s in scores],
+            )
 
-        A score id that is known already changes nothing. A score without its trajectory waits for it.
-        """
-        connection, space_id = self._connection, self._space.space_id
-        fresh: set[str] = set()
-        for s in scores:
-            row = connection.execute(
-                "INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value, created_at)"
-                " VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING score_id",
-                (space_id, s.score_id, s.trajectory_id, s.item_id, s.name, s.value),
-            ).fetchone()
-            if row is not None:
-                fresh.add(row[0])
-        touched = {s.trajectory_id for s in scores if s.score_id in fresh} | {t.id for t in recorded_now}
-        rows = connection.execute(
-            "SELECT trajectory_id, score_id, item_id, name, value FROM sona.score"
-            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY created_at, score_id",
-            (space_id, list(touched)),
+    def claim_pending(self, limit: int) -> list[uuid.UUID]:
+        """Take up to `limit` trajectories that SQL clients recorded or scored; they are gone once this commits."""
+        rows = self._connection.execute(
+            "DELETE FROM sona.pending_trajectory p USING ("
+            " SELECT pending_id FROM sona.pending_trajectory WHERE space_id = %(space)s"
+            " ORDER BY pending_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) c"
+            " WHERE p.space_id = %(space)s AND p.pending_id = c.pending_id RETURNING p.pending_id, p.trajectory_id",
+            {"space": self._space.space_id, "limit": limit},
         ).fetchall()
-        known = {t.id: t for t in recorded_now}
-        by_trajectory: dict[uuid.UUID, list[Score]] = {}
-        for trajectory_id, score_id, item_id, name, value in rows:
-            by_trajectory.setdefault(trajectory_id, []).append(Score(trajectory_id, value, item_id, name, score_id))
-        events = []
-        for trajectory_id, all_scores in by_trajectory.items():
-            trajectory = known.get(trajectory_id) or self.trajectory(trajectory_id)
+        return list(dict.fromkeys(trajectory_id for _, trajectory_id in sorted(rows)))
+
+    def unlearned_events(
+        self, ids: Sequence[uuid.UUID], recorded_now: Mapping[uuid.UUID, QueryTrajectory]
+    ) -> list[OutcomeEvent]:
+        """What is new about trajectories: themselves, if no ledger entry has them yet, and scores not yet taken in.
+
+        Scores are marked with the revision that takes them in. A score without its trajectory waits for it.
+
+        Parameters
+        ----------
+        ids
+            Trajectories that something happened to, in the order in which it did.
+        recorded_now
+            Those that this transaction has written and learned as they were recorded.
+        """
+        if not ids:
+            return []
+        connection, space_id = self._connection, self._space.space_id
+        learned: dict[uuid.UUID, int] = dict(
+            connection.execute(
+                "SELECT trajectory_id, max(revision) FROM sona.learning_event"
+                " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
+                (space_id, LOOP, list(ids)),
+            ).fetchall()
+        )
+        scores: dict[uuid.UUID, list[tuple[int | None, Score]]] = {}
+        for trajectory_id, score_id, item_id, name, value, revision in connection.execute(
+            "SELECT trajectory_id, score_id, item_id, name, value, revision FROM sona.score"
+            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY sequence",
+            (space_id, list(ids)),
+        ):
+            entry = (revision, Score(trajectory_id, value, item_id, name, score_id))
+            scores.setdefault(trajectory_id, []).append(entry)
+        known = {**self.trajectories([i for i in ids if i not in recorded_now]), **recorded_now}
+        events: list[OutcomeEvent] = []
+        remembered: list[QueryTrajectory] = []
+        taken: list[tuple[int, str]] = []
+        for trajectory_id in ids:
+            trajectory = known.get(trajectory_id)
             if trajectory is None:
                 continue
-            earlier = [s for s in all_scores if s.score_id not in fresh and trajectory_id not in known]
-            before, after = with_scores(trajectory, earlier), with_scores(trajectory, all_scores)
-            if not before.has_outcome and after.has_outcome:
-                self._remember([after])
+            revision = 0 if trajectory_id in recorded_now else learned.get(trajectory_id)
+            if revision is None:
+                events.append(OutcomeEvent(trajectory))
+                revision = 0
+            of_it = scores.get(trajectory_id, [])
+            fresh = [score for at, score in of_it if at is None]
+            if not fresh:
+                continue
+            before = with_scores(trajectory, [score for at, score in of_it if at is not None])
+            after = with_scores(before, fresh)
+            if after.has_outcome and not before.has_outcome:
+                remembered.append(after)
+            taken.extend((revision + 1, score.score_id) for score in fresh)
             events.append(
                 OutcomeEvent(
                     after,
-                    revision=self._next_revision(trajectory_id),
+                    revision=revision + 1,
                     taught={s.item_id: s.reward for s in before.steps if s.item_id and s.reward is not None},
                     had_outcome=before.has_outcome,
                 )
             )
+        self._remember(remembered)
+        if taken:
+            connection.execute(
+                "UPDATE sona.score s SET revision = k.revision FROM unnest(%s::int[], %s::text[]) AS k (revision, id)"
+                " WHERE s.space_id = %s AND s.score_id = k.id",
+                ([at for at, _ in taken], [id for _, id in taken], space_id),
+            )
         return events
 
-    def _next_revision(self, trajectory_id: uuid.UUID) -> int:
-        row = self._connection.execute(
-            "SELECT coalesce(max(revision), 0) + 1 FROM sona.learning_event"
-            " WHERE space_id = %s AND loop = %s AND trajectory_id = %s",
-            (self._space.space_id, LOOP, trajectory_id),
-        ).fetchone()
-        return 1 if row is None else int(row[0])
-
-    def trajectory(self, trajectory_id: uuid.UUID) -> QueryTrajectory | None:
-        """A trajectory as it was recorded, if it is there."""
-        space_id = self._space.space_id
-        row = self._connection.execute(
-            "SELECT query, quality, latency_us, user_id, session_id, metadata, arm, version, strategy, propensity"
-            " FROM sona.trajectory WHERE space_id = %s AND trajectory_id = %s",
-            (space_id, trajectory_id),
+    def trajectories(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, QueryTrajectory]:
+        """Trajectories as they were recorded, of those that are there."""
+        if not ids:
+            return {}
+        steps: dict[uuid.UUID, list[TrajectoryStep]] = {}
+        for trajectory_id, activation, attention, reward, item_id, position in self._connection.execute(
+            "SELECT trajectory_id, activation, attention, reward, item_id, position FROM sona.trajectory_step"
+            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY trajectory_id, ordinal",
+            (self._space.space_id, list(ids)),
             binary=True,
-        ).fetchone()
-        if row is None:
-            return None
-        steps = self._connection.execute(
-            "SELECT activation, attention, reward, item_id, position FROM sona.trajectory_step"
-            " WHERE space_id = %s AND trajectory_id = %s ORDER BY ordinal",
-            (space_id, trajectory_id),
+        ):
+            step = TrajectoryStep(
+                EMPTY if activation is None else activation,
+                EMPTY if attention is None else np.array(attention, dtype=np.float32),
+                reward,
+                0.0,
+                item_id,
+                position,
+            )
+            steps.setdefault(trajectory_id, []).append(step)
+        rows = self._connection.execute(
+            "SELECT trajectory_id, query, quality, latency_us, user_id, session_id, metadata, arm, version, strategy,"
+            " propensity FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
+            (self._space.space_id, list(ids)),
             binary=True,
         ).fetchall()
-        query, quality, latency_us, user_id, session_id, metadata, *answer = row
-        return QueryTrajectory(
-            id=trajectory_id,
-            query_embedding=query,
-            steps=tuple(
-                TrajectoryStep(
-                    EMPTY if activation is None else activation,
-                    EMPTY if attention is None else np.array(attention, dtype=np.float32),
-                    reward,
-                    0.0,
-                    item_id,
-                    position,
-                )
-                for activation, attention, reward, item_id, position in steps
-            ),
-            final_quality=quality,
-            latency_us=latency_us,
-            user_id=user_id,
-            session_id=session_id,
-            metadata=metadata,
-            answer=Answer(*answer),
-        )
+        return {
+            trajectory_id: QueryTrajectory(
+                id=trajectory_id,
+                query_embedding=query,
+                steps=tuple(steps.get(trajectory_id, ())),
+                final_quality=quality,
+                latency_us=latency_us,
+                user_id=user_id,
+                session_id=session_id,
+                metadata=metadata,
+                answer=Answer(*answer),
+            )
+            for trajectory_id, query, quality, latency_us, user_id, session_id, metadata, *answer in rows
+        }
 
     def edge_weights(self, edges: Sequence[Edge]) -> dict[Edge, float]:
         """Weights of these co-access edges, of those that there are."""

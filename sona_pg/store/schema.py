@@ -161,6 +161,8 @@ score = Table(
     Column("name", Text, nullable=False, server_default=text("'reward'"), comment="which judgement this is"),
     Column("value", REAL, nullable=False, comment="what it was worth"),
     _now("created_at", "when it was given"),
+    Column("sequence", BigInteger, Identity(always=True), nullable=False, comment="order of arrival"),
+    Column("revision", Integer, comment="revision of the outcomes that took it in; NULL until then"),
     Index("score_space_id_trajectory_id_idx", "space_id", "trajectory_id"),
     comment="Outcomes that came after the trajectory, or correct it.",
 )
@@ -269,4 +271,26 @@ memory_edge = Table(
     _now("updated_at", "when the weight last changed"),
     Index("memory_edge_target_idx", "space_id", "kind", "target"),
     comment="Edges of the memory graph; an undirected edge stands once, source before target.",
+)
+
+pending_trajectory = Table(
+    "pending_trajectory",
+    metadata,
+    _space_id(owned=False),
+    Column("pending_id", BigInteger, Identity(always=True), primary_key=True, comment="order of arrival"),
+    Column("trajectory_id", Uuid, nullable=False, comment="trajectory with something new to learn"),
+    _now("created_at", "when it was recorded or scored"),
+    comment="What SQL clients recorded or scored, and the instant worker has not learned yet.",
+)
+
+error_log = Table(
+    "error_log",
+    metadata,
+    _space_id(owned=False),
+    Column("error_id", BigInteger, Identity(always=True), primary_key=True, comment="order of arrival"),
+    _now("created_at", "when it happened"),
+    Column("source", Text, nullable=False, comment="loop or command that met it"),
+    Column("worker", Text, nullable=False, comment="host and process"),
+    Column("message", Text, nullable=False, comment="what was found, what was expected, the way out"),
+    comment="What went wrong, for people.",
 )

@@ -1,0 +1,45 @@
+"""``sona worker``: processes that learn."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import click
+
+from sona_pg.config import WorkerConfig
+from sona_pg.store.database import open_database
+from sona_pg.worker import InstantWorker
+
+
+@click.group()
+def worker() -> None:
+    """Worker processes, one for each loop."""
+
+
+@worker.command()
+@click.option("--once", is_flag=True, help="Learn what is there, then end.")
+@click.option(
+    "--poll-interval",
+    type=click.FloatRange(min=0.01),
+    default=WorkerConfig().poll_interval_seconds,
+    show_default=True,
+    help="Seconds between two looks while there is nothing to do.",
+)
+@click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
+def instant(once: bool, poll_interval: float, url: str | None) -> None:
+    """Learn what SQL clients record. SIGTERM ends it after the batch in hand."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    runner = InstantWorker(open_database(url), WorkerConfig(poll_interval_seconds=poll_interval))
+    try:
+        if not once:
+            runner.run(stop)
+            return
+        learned = 0
+        while not stop.is_set() and (batch := runner.step()):
+            learned += batch
+        click.echo(f"{learned} trajectories taken in", err=True)
+    finally:
+        runner.close()

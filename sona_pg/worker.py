@@ -1,0 +1,120 @@
+"""The instant worker: learns what SQL clients recorded, through the same code that learns in an application."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from sona_pg.config import WorkerConfig
+from sona_pg.errors import DatabaseUnavailable, SonaError
+from sona_pg.loops.instant import InstantLoop, SpaceStore
+from sona_pg.store import pending, spaces
+from sona_pg.store.connection import Connection
+from sona_pg.store.database import Database
+
+log = logging.getLogger("sona_pg")
+
+
+@dataclass(slots=True)
+class _Setback:
+    """A space that failed: not tried again before `until`, and longer after each failure."""
+
+    failures: int
+    until: float
+
+
+class InstantWorker:
+    """Learns, space after space, what waits in `sona.pending_trajectory`.
+
+    Any number may run: the row lock of a space's learner makes one learn at a time.
+
+    Parameters
+    ----------
+    database
+        Where the spaces are.
+    config
+        Settings.
+    """
+
+    def __init__(self, database: Database, config: WorkerConfig | None = None) -> None:
+        self._database = database
+        self._config = WorkerConfig() if config is None else config
+        self._connection: Connection | None = None
+        self._loops: dict[str, InstantLoop] = {}
+        self._setbacks: dict[str, _Setback] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Learn until `stop` is set, polling while there is nothing to do."""
+        while not stop.is_set():
+            try:
+                worked = self.step()
+            except DatabaseUnavailable as error:
+                log.warning("the database is away, will be tried again: %s", error)
+                self.close()
+                worked = 0
+            if not worked:
+                stop.wait(self._config.poll_interval_seconds)
+
+    def step(self) -> int:
+        """One batch of every space that has something to learn; gives how many trajectories there were.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If the database cannot be reached.
+        """
+        if self._connection is None or self._connection.closed:
+            self._connection = self._database.connect()
+        learned = 0
+        for name in pending.spaces_with_pending(self._connection):
+            setback = self._setbacks.get(name)
+            if setback is not None and time.monotonic() < setback.until:
+                continue
+            try:
+                learned += self._loop(name).learn_recorded(self._config.batch)
+                self._setbacks.pop(name, None)
+            except DatabaseUnavailable:
+                raise
+            except SonaError as error:
+                self._set_back(self._connection, name, error)
+        return learned
+
+    def _loop(self, name: str) -> InstantLoop:
+        loop = self._loops.get(name)
+        if loop is None:
+            while len(self._loops) >= self._config.open_spaces:
+                self._loops.pop(next(iter(self._loops))).disconnect()
+            with self._database.connect() as connection:
+                space = spaces.get_space(connection, name)
+                instant, adapter = spaces.claim_settings(connection, space, None, None)
+            store = SpaceStore(space, self._database.connect, self._database.config)
+            loop = InstantLoop(space.dim, instant, adapter=adapter, space=space.config, store=store)
+        else:
+            del self._loops[name]
+        self._loops[name] = loop  # the one used last is the one closed last
+        return loop
+
+    def _set_back(self, connection: Connection, name: str, error: SonaError) -> None:
+        failures = self._setbacks[name].failures + 1 if name in self._setbacks else 1
+        delay = min(self._config.longest_setback_seconds, 2.0**failures)
+        self._setbacks[name] = _Setback(failures, time.monotonic() + delay)
+        log.error("space %r failed, will be tried again in %.0f s: %s", name, delay, error)
+        loop = self._loops.pop(name, None)
+        if loop is not None:
+            loop.disconnect()
+        with contextlib.suppress(SonaError):
+            space = spaces.find_space(connection, name)
+            if space is not None and failures == 1:
+                pending.log_error(connection, space.space_id, "instant", SpaceStore.worker_name(), str(error))
+
+    def close(self) -> None:
+        """Disconnect."""
+        for loop in self._loops.values():
+            loop.disconnect()
+        self._loops.clear()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
