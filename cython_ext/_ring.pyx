@@ -13,6 +13,8 @@ cdef extern from "ring.h":
     void sona_ring_free(sona_ring *ring) noexcept nogil
     uint64_t sona_ring_size(sona_ring *ring) noexcept nogil
     uint64_t sona_ring_dropped(sona_ring *ring) noexcept nogil
+    uint64_t sona_ring_taken(sona_ring *ring) noexcept nogil
+    void sona_ring_refuse(sona_ring *ring) noexcept nogil
     int sona_ring_push(sona_ring *ring, void *value) noexcept nogil
     void *sona_ring_pop(sona_ring *ring) noexcept nogil
 
@@ -51,6 +53,11 @@ cdef class Ring:
         Py_DECREF(value)
         return False
 
+    def refuse(self):
+        """Count one as refused, for another reason than that it is full; False."""
+        sona_ring_refuse(self.ring)
+        return False
+
     def pop(self):
         """The oldest object, or None."""
         cdef void *value = sona_ring_pop(self.ring)
@@ -70,5 +77,10 @@ cdef class Ring:
 
     @property
     def dropped(self):
-        """How many were refused because it was full."""
+        """How many were refused."""
         return sona_ring_dropped(self.ring)
+
+    @property
+    def taken(self):
+        """How many were taken since the beginning."""
+        return sona_ring_taken(self.ring)

@@ -53,6 +53,12 @@ static uint64_t sona_ring_size(sona_ring *ring) {
     return tail > head ? tail - head : 0;
 }
 
+/* How many were taken since the beginning: the tickets given to producers. */
+static uint64_t sona_ring_taken(sona_ring *ring) { return __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE); }
+
+/* Counts one that was refused for another reason than a full ring. */
+static void sona_ring_refuse(sona_ring *ring) { __atomic_fetch_add(&ring->dropped, 1, __ATOMIC_RELAXED); }
+
 static uint64_t sona_ring_dropped(sona_ring *ring) { return __atomic_load_n(&ring->dropped, __ATOMIC_RELAXED); }
 
 /* 1 if taken, 0 if full (and counted as dropped). */

@@ -14,7 +14,7 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    if not isinstance(value, float | int) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
 
 
@@ -102,6 +102,11 @@ class QueryAdapterConfig:
         _within("average_decay", self.average_decay, 0.0, 0.99999)
         _whole("pool_size", self.pool_size, 0, 1 << 20)
 
+    @classmethod
+    def for_dim(cls, dim: int) -> QueryAdapterConfig:
+        """The defaults for a space of `dim` components: a rank that it can have."""
+        return cls(rank=max(1, min(cls().rank, dim)))
+
 
 @dataclass(frozen=True, slots=True)
 class SignalConfig:
@@ -164,18 +169,25 @@ class StoreConfig:
     ----------
     connect_timeout_seconds
         Longest wait for a connection.
+    lock_timeout_seconds
+        Longest wait of a flush for the learner's row; the next one tries again.
+    prepare_statements
+        Whether the server may keep prepared statements; false behind a pooler in transaction mode.
     publish_every_events
         Learned outcome events between two immutable versions.
     exact_search_rows
-        Spaces with more remembered queries than this are searched through the HNSW index.
+        Spaces with more remembered queries than this are searched through the HNSW index, which workers fill.
     """
 
     connect_timeout_seconds: int = 10
+    lock_timeout_seconds: int = 10
+    prepare_statements: bool = True
     publish_every_events: int = 500
     exact_search_rows: int = 10_000
 
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
+        _whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
 
@@ -192,6 +204,8 @@ class WorkerConfig:
         Trajectories in one learning transaction.
     open_spaces
         Spaces whose state a worker keeps in memory.
+    admit_interval_seconds
+        Time between two looks whether the remembered queries of a space belong into the HNSW index.
     longest_setback_seconds
         A space that fails is tried again after 2, 4, 8 … seconds, up to this.
     """
@@ -199,12 +213,14 @@ class WorkerConfig:
     poll_interval_seconds: float = 0.5
     batch: int = 500
     open_spaces: int = 64
+    admit_interval_seconds: float = 60.0
     longest_setback_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         _within("poll_interval_seconds", self.poll_interval_seconds, 0.01, 3600.0)
         _within("batch", self.batch, 1, 100_000)
         _within("open_spaces", self.open_spaces, 1, 10_000)
+        _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 

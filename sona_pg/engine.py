@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.config import SHOWN, InstantLoopConfig, QueryAdapterConfig, SpaceConfig, StoreConfig
+from sona_pg.config import MAX_DIM, SHOWN, InstantLoopConfig, QueryAdapterConfig, SpaceConfig, StoreConfig
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
@@ -146,11 +146,7 @@ class SonaEngine:
         """
         database = open_database(url, home=home, config=store)
         with database.connect() as connection:
-            found = spaces.find_space(connection, space)
-            if found is None and dim is not None:
-                found = spaces.create_space(connection, space, dim, embedder=embedder, config=space_config)
-            if found is None:
-                found = spaces.get_space(connection, space)
+            found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
             if dim is not None and dim != found.dim:
                 raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
             if space_config is not None and space_config != found.config:
@@ -210,7 +206,8 @@ class SonaEngine:
         DatabaseError
             If the table cannot be searched.
         """
-        if not isinstance(k, int) or not 1 <= k <= 10_000:
+        self._check_open()
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 10_000:
             raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
         vector = as_vector(query, self._space.dim, "query").copy()
         serving, version = self._loop.serving, self._loop.version
@@ -237,6 +234,7 @@ class SonaEngine:
         InvalidInput, DimensionMismatch, DatabaseError
             If there is no such table or column, or its vectors have another dimension.
         """
+        self._check_open()
         with self._searching:
             size = spaces.set_items(
                 self._search_connection(),
@@ -244,7 +242,6 @@ class SonaEngine:
                 items,
                 id_column,
                 embedding_column,
-                self._loop.adapter_config.pool_size,
             )
         self._loop.flush_updates()
         return size
@@ -302,10 +299,14 @@ class SonaEngine:
         """
         self._check_open()
         if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
-            if item_ids is not None or rewards is not None or trajectory_id is not None:
-                raise InvalidInput("a trajectory brings its own steps: put items and rewards into add_step")
+            if item_ids is not None or rewards is not None or trajectory_id is not None or latency_us:
+                raise InvalidInput(
+                    "a trajectory brings its own id, latency and steps: put items and rewards into add_step"
+                )
             if isinstance(answered, TrajectoryBuilder):
                 answered = answered.build(quality, user_id=user_id, session_id=session_id, metadata=metadata)
+            elif quality is not None or user_id is not None or session_id is not None or metadata is not None:
+                raise InvalidInput("a trajectory that is built already brings its quality, ids and metadata itself")
             return self._take(answered)
         scores: Sequence[float | None] = ()
         if isinstance(answered, Recall):
@@ -365,13 +366,13 @@ class SonaEngine:
         self._check_open()
         if value is None:
             raise InvalidInput("the score is None: a score says what something was worth, leave out what nobody judged")
-        checked_reward(value, self._space.config, "score")
+        rounded = checked_reward(value, self._space.config, "score")
         if not isinstance(trajectory_id, uuid.UUID):
             raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected the UUID that record returned")
         if item_id is not None:
             checked_text(item_id, "item id")
         given = str(uuid.uuid4()) if score_id is None else checked_text(score_id, "score id")
-        if not self._loop.on_score(Score(trajectory_id, float(value), item_id, checked_text(name, "name"), given)):
+        if not self._loop.on_score(Score(trajectory_id, rounded or 0.0, item_id, checked_text(name, "name"), given)):
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
         self._wake.set()
 
@@ -379,6 +380,7 @@ class SonaEngine:
 
     def learn(self) -> int:
         """Learn what was recorded, at once and in this thread; gives the number of events."""
+        self._check_open()
         return self._loop.learn_pending()
 
     def flush(self) -> None:
@@ -389,6 +391,7 @@ class SonaEngine:
         DatabaseError
             If the database does not take it; nothing is lost, the next flush tries again.
         """
+        self._check_open()
         self._loop.flush_updates()
 
     def _run(self) -> None:
@@ -417,13 +420,17 @@ class SonaEngine:
         """
         if self._closed:
             return
+        if self._pid != os.getpid():
+            # The connections are the parent's: closing them here would break them there.
+            self._closed = True
+            return
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
         try:
             self._loop.flush_updates()
-        except DatabaseError as error:
+        except SonaError as error:
             waiting = self._loop.metrics.unflushed + self._loop.metrics.pending
             if waiting:
                 raise DatabaseError(
@@ -450,6 +457,31 @@ class SonaEngine:
         self.close()
 
 
+def _open_or_create(
+    connection: Connection,
+    name: str,
+    dim: int | None,
+    embedder: str | None,
+    config: SpaceConfig | None,
+    adapter: QueryAdapterConfig | None,
+) -> Space:
+    checked_text(name, "the name of the space")
+    if dim is not None and (not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
+        raise ConfigError(f"dim is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
+    if embedder is not None:
+        checked_text(embedder, "embedder")
+    found = spaces.find_space(connection, name)
+    if found is None and dim is not None:
+        if adapter is not None and adapter.rank > dim:
+            raise ConfigError(f"rank {adapter.rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
+        try:
+            return spaces.create_space(connection, name, dim, embedder=embedder, config=config)
+        except InvalidInput:
+            # Another process that starts at the same time may have created it.
+            found = spaces.find_space(connection, name)
+    return spaces.get_space(connection, name) if found is None else found
+
+
 def _close_at_exit(engine: weakref.ref[SonaEngine]) -> None:
     """A process that ends without `close` flushes all the same."""
     found = engine()
@@ -465,8 +497,10 @@ def _item_steps(
     rewards: Sequence[float | None] | Mapping[str, float | None] | None,
     scores: Sequence[float | None],
 ) -> tuple[TrajectoryStep, ...]:
-    if isinstance(item_ids, str):
-        raise InvalidInput("item_ids is one string, expected a sequence of them")
+    if isinstance(item_ids, str) or not isinstance(item_ids, Sequence):
+        raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
+    if rewards is not None and not isinstance(rewards, Mapping | Sequence | np.ndarray):
+        raise InvalidInput(f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id")
     marked: list[tuple[str, float | None]] = []
     if isinstance(rewards, Mapping):
         shown = set(item_ids)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sona_pg.config import WorkerConfig
 from sona_pg.errors import DatabaseUnavailable, SonaError
 from sona_pg.loops.instant import InstantLoop, SpaceStore
-from sona_pg.store import pending, spaces
+from sona_pg.store import errors, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 
@@ -45,6 +45,7 @@ class InstantWorker:
         self._connection: Connection | None = None
         self._loops: dict[str, InstantLoop] = {}
         self._setbacks: dict[str, _Setback] = {}
+        self._admit_at: dict[str, float] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Learn until `stop` is set, polling while there is nothing to do."""
@@ -69,13 +70,15 @@ class InstantWorker:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
         learned = 0
-        for name in pending.spaces_with_pending(self._connection):
+        for name in spaces.spaces_with_pending(self._connection):
             setback = self._setbacks.get(name)
             if setback is not None and time.monotonic() < setback.until:
                 continue
             try:
-                learned += self._loop(name).learn_recorded(self._config.batch)
+                loop = self._loop(name)
+                learned += loop.learn_recorded(self._config.batch)
                 self._setbacks.pop(name, None)
+                self._admit(name)
             except DatabaseUnavailable:
                 raise
             except SonaError as error:
@@ -97,6 +100,14 @@ class InstantWorker:
         self._loops[name] = loop  # the one used last is the one closed last
         return loop
 
+    def _admit(self, name: str) -> None:
+        """Now and then, move the remembered queries of a large space into their index."""
+        if self._connection is None or time.monotonic() < self._admit_at.get(name, 0.0):
+            return
+        self._admit_at[name] = time.monotonic() + self._config.admit_interval_seconds
+        space = spaces.get_space(self._connection, name)
+        spaces.admit_queries(self._connection, space, self._database.config.exact_search_rows)
+
     def _set_back(self, connection: Connection, name: str, error: SonaError) -> None:
         failures = self._setbacks[name].failures + 1 if name in self._setbacks else 1
         delay = min(self._config.longest_setback_seconds, 2.0**failures)
@@ -108,7 +119,7 @@ class InstantWorker:
         with contextlib.suppress(SonaError):
             space = spaces.find_space(connection, name)
             if space is not None and failures == 1:
-                pending.log_error(connection, space.space_id, "instant", SpaceStore.worker_name(), str(error))
+                errors.log_error(connection, space.space_id, "instant", SpaceStore.worker_name(), str(error))
 
     def close(self) -> None:
         """Disconnect."""

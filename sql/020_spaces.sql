@@ -40,7 +40,7 @@ COMMENT ON FUNCTION sona.create_space IS
     'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
 
 CREATE OR REPLACE FUNCTION sona.set_items(
-    space text, items regclass, id_column name, embedding_column name, sample_size integer DEFAULT 4096
+    space text, items regclass, id_column name, embedding_column name, sample_size integer DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -58,6 +58,12 @@ BEGIN
     IF items IS NULL THEN
         PERFORM sona._refuse('SN003', 'no items table was given', 'pass it as a name, like ''public.documents''');
     END IF;
+    -- One at a time: the sample is replaced as a whole.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.set_items', s.space_id));
+    sample_size := coalesce(
+        sample_size,
+        (SELECT (l.settings -> 'adapter' ->> 'pool_size')::integer FROM sona.learner l WHERE l.space_id = s.space_id),
+        4096);
     IF sample_size NOT BETWEEN 0 AND 1048576 THEN
         PERFORM sona._refuse('SN003', format('sample_size is %s, expected 0 to 1048576', sample_size), 'leave it out');
     END IF;
@@ -90,6 +96,8 @@ BEGIN
     SELECT @vector@.vector_dims(i.embedding) INTO wrong FROM sona.item_sample i
     WHERE i.space_id = s.space_id AND @vector@.vector_dims(i.embedding) <> s.dim LIMIT 1;
     IF FOUND THEN PERFORM sona._wrong_dimension(wrong, s.dim); END IF;
+    PERFORM sona._check_id(i.item_id, 'an item id') FROM sona.item_sample i
+    WHERE i.space_id = s.space_id AND octet_length(i.item_id) NOT BETWEEN 1 AND 500;
     INSERT INTO sona.item_source (space_id, items, id_column, id_type, embedding_column)
     VALUES (s.space_id, items, id_column, id_type, embedding_column)
     ON CONFLICT (space_id) DO UPDATE

@@ -3,12 +3,15 @@
 CREATE OR REPLACE FUNCTION sona._search_items(space_id bigint, query @vector@.vector, k integer)
 RETURNS TABLE (item_id text, rank integer, score real)
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, sona, pg_temp AS $$
+SET search_path = pg_catalog, sona, pg_temp
+-- Without it an index gives at most hnsw.ef_search items, silently.
+SET hnsw.iterative_scan = 'relaxed_order'
+SET ivfflat.iterative_scan = 'relaxed_order' AS $$
 DECLARE
     source sona.item_source%ROWTYPE;
 BEGIN
     SELECT * INTO source FROM sona.item_source i WHERE i.space_id = _search_items.space_id;
-    IF NOT FOUND THEN
+    IF to_regclass(source.items::text) IS NULL THEN
         PERFORM sona._refuse('SN004', 'the space has no items table to search',
                              'name it with sona.set_items(space, table, id_column, embedding_column)');
     END IF;

@@ -7,6 +7,30 @@ RETURN CASE WHEN to_regrole(quote_ident(role_name)) IS NULL THEN false
             ELSE pg_has_role(current_user, role_name::name, 'MEMBER') END;
 COMMENT ON FUNCTION sona._is_member IS 'Whether the caller is, or is a member of, a role; false for a role that is gone.';
 
+CREATE OR REPLACE FUNCTION sona._may_grant(space_id bigint, caller name) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN NOT EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = _may_grant.space_id)
+        OR EXISTS (SELECT FROM sona.space_grant g
+                   WHERE g.space_id = _may_grant.space_id AND g.may_write
+                     AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
+                              ELSE pg_has_role(_may_grant.caller, g.role_name::name, 'MEMBER') END);
+END $$;
+COMMENT ON FUNCTION sona._may_grant IS
+    'Whether a role may grant a space: one that has no grants yet, as whoever creates it does, or one that it may write.';
+
+DROP POLICY IF EXISTS reads ON sona.space_grant;
+DROP POLICY IF EXISTS grants ON sona.space_grant;
+DROP POLICY IF EXISTS changes ON sona.space_grant;
+DROP POLICY IF EXISTS revokes ON sona.space_grant;
+CREATE POLICY reads ON sona.space_grant FOR SELECT USING (sona._is_member(role_name));
+CREATE POLICY grants ON sona.space_grant FOR INSERT WITH CHECK (sona._may_grant(space_id, current_user));
+CREATE POLICY changes ON sona.space_grant FOR UPDATE
+    USING (sona._may_grant(space_id, current_user)) WITH CHECK (sona._may_grant(space_id, current_user));
+CREATE POLICY revokes ON sona.space_grant FOR DELETE USING (sona._may_grant(space_id, current_user));
+
 DO $$
 DECLARE
     part record;
@@ -15,16 +39,12 @@ BEGIN
         SELECT c.oid::regclass AS name, c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'
     LOOP
-        EXECUTE format('DROP POLICY IF EXISTS own_grants ON %s', part.name);
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', part.name);
+        -- Not forced on the grants themselves: sona._may_grant, which their policies ask, must see all of them.
+        CONTINUE WHEN part.relname = 'space_grant';
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', part.name);
         EXECUTE format('DROP POLICY IF EXISTS reads ON %s', part.name);
         EXECUTE format('DROP POLICY IF EXISTS writes ON %s', part.name);
-        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', part.name);
-        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', part.name);
-        IF part.relname = 'space_grant' THEN
-            EXECUTE format('CREATE POLICY own_grants ON %s USING (sona._is_member(role_name)) WITH CHECK (true)',
-                           part.name);
-            CONTINUE;
-        END IF;
         -- A subquery, not a function of the row: it runs once for a statement.
         EXECUTE format(
             'CREATE POLICY reads ON %s FOR SELECT USING (space_id IN (SELECT g.space_id FROM sona.space_grant g'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import click
 import numpy as np
@@ -15,11 +15,11 @@ from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import Feedback, judge
 from sona_pg.evaluation.metrics import Quality, Ranking, score_ranking
-from sona_pg.evaluation.protocol import SPACE
+from sona_pg.evaluation.protocol import SPACE, trajectory_id
 from sona_pg.evaluation.report import CHANGED, confidence_interval
-from sona_pg.evaluation.splits import SplitKind, make_split
+from sona_pg.evaluation.splits import Split, SplitKind, make_split
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, translated, use_vector_schema
 from sona_pg.store.database import Database, open_database
 
 SPACE_NAME = "sona-demo"
@@ -92,9 +92,10 @@ def demo(as_json: bool, fast: bool, url: str | None) -> None:
     """
     began = time.perf_counter()
     collection = load_demo()
-    click.echo("starting Postgres …", err=True)
+    click.echo("opening the database …", err=True)
     database = open_database(url)
-    with database.connect() as connection:
+    with database.connect() as connection, translated():
+        use_vector_schema(connection)
         _prepare(connection, collection)
         with SonaEngine.connect(
             database.url, space=SPACE_NAME, dim=collection.docs.shape[1], space_config=SPACE, background=False
@@ -103,7 +104,7 @@ def demo(as_json: bool, fast: bool, url: str | None) -> None:
             split = make_split(collection, SplitKind.RANDOM, 0)
             stream = split.stream[::FAST_SHARE] if fast else split.stream
             held_out = split.held_out[::FAST_SHARE] if fast else split.held_out
-            learn_us, recall_us = _replay(engine, collection, stream)
+            learn_us, recall_us = _replay(engine, collection, split, stream)
         relevant = [collection.relevant[query] for query in held_out]
         frozen = score_ranking(_rank(connection, collection, held_out, "%s::vector"), relevant)
         adapted = f"(SELECT sona.adapt('{SPACE_NAME}', %s))"
@@ -150,7 +151,7 @@ def _prepare(connection: Connection, collection: Collection) -> None:
                 copy.write_row((row, embedding))
 
 
-def _replay(engine: SonaEngine, collection: Collection, stream: tuple[int, ...]) -> tuple[float, float]:
+def _replay(engine: SonaEngine, collection: Collection, split: Split, stream: tuple[int, ...]) -> tuple[float, float]:
     """Answer and record every question once; microseconds to record, learn and make durable, and to answer."""
     learning = answering = 0.0
     with click.progressbar(stream, label="record and learn", file=sys.stderr) as bar:
@@ -166,6 +167,8 @@ def _replay(engine: SonaEngine, collection: Collection, stream: tuple[int, ...])
                 seed=(0, event),
             )
             rewards = {collection.doc_ids[doc]: reward for doc, reward, _ in outcome}
+            # Ids of their own make every run draw the same numbers, and learn the same.
+            found = replace(found, trajectory_id=trajectory_id(collection, split, event))
             began = time.perf_counter()
             engine.record(found, rewards=rewards)
             engine.learn()

@@ -58,6 +58,8 @@ def evaluate(
     A directory holds docs.npy, queries.npy and qrels.tsv. Each event of the stream is answered and learned once; the
     held-out queries are never learned from.
     """
+    if url is not None and not through_postgres:
+        raise click.UsageError("--url goes with --through-postgres")
     factory: SystemFactory = MemorySystem
     if through_postgres:
         from sona_pg.evaluation.postgres import PostgresSystem

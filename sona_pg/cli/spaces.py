@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from sona_pg.cli.output import print_json, print_table
-from sona_pg.config import SpaceConfig
+from sona_pg.config import MAX_DIM, SpaceConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import translated
 from sona_pg.store.database import open_database
 
 url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
@@ -22,7 +22,7 @@ def space() -> None:
 
 @space.command()
 @click.argument("name")
-@click.argument("dim", type=int)
+@click.argument("dim", type=click.IntRange(1, MAX_DIM))
 @click.option("--embedder", help="Fingerprint of the embedding model; vectors of another are refused from then on.")
 @click.option("--reward-min", type=float, default=SpaceConfig().reward_min, show_default=True)
 @click.option("--reward-max", type=float, default=SpaceConfig().reward_max, show_default=True)
@@ -53,15 +53,6 @@ def create(
     click.echo(f"created space {name!r} for {dim} dimensions")
 
 
-def _status(connection: Connection, name: str | None = None) -> tuple[list[str], list[tuple[object, ...]]]:
-    with translated():
-        cursor = connection.execute(
-            "SELECT * FROM sona.status WHERE space = coalesce(%s, space) ORDER BY space", (name,)
-        )
-        head = [column.name for column in cursor.description or ()]
-        return head, cursor.fetchall()
-
-
 @space.command("list")
 @json_option
 @url_option
@@ -77,14 +68,13 @@ def list_spaces(as_json: bool, url: str | None) -> None:
 def show(name: str, as_json: bool, url: str | None) -> None:
     """Show what the space NAME has recorded and learned."""
     with open_database(url).connect() as connection:
-        head, rows = _status(connection, name)
+        rows = spaces.status(connection, name)
     if not rows:
         raise UnknownSpace(f"there is no space {name!r}: see 'sona space list'")
-    values = dict(zip(head, rows[0], strict=True))
     if as_json:
-        print_json(values)
+        print_json(rows[0])
     else:
-        print_table(("property", "value"), values.items())
+        print_table(("property", "value"), rows[0].items())
 
 
 @click.command()
@@ -97,10 +87,10 @@ def status(as_json: bool, url: str | None) -> None:
 
 def _print_status(as_json: bool, url: str | None) -> None:
     with open_database(url).connect() as connection:
-        head, rows = _status(connection)
+        rows = spaces.status(connection)
     if as_json:
-        print_json([dict(zip(head, row, strict=True)) for row in rows])
+        print_json(rows)
     elif rows:
-        print_table(head, rows)
+        print_table(list(rows[0]), [list(row.values()) for row in rows])
     else:
         click.echo("no spaces yet: create one with 'sona space create NAME DIM', or see it work with 'sona demo'")

@@ -12,7 +12,7 @@ from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.metrics import FloatMatrix
 from sona_pg.evaluation.protocol import SPACE
 from sona_pg.store import spaces
-from sona_pg.store.connection import connect
+from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import open_database
 from sona_pg.types import QueryTrajectory
 
@@ -39,6 +39,7 @@ class PostgresSystem:
         self._table = sql.Identifier("public", f"sona_{self._name.replace('-', '_')}")
         database = open_database(url)
         self._connection = connect(database.url)
+        use_vector_schema(self._connection)
         dim = collection.docs.shape[1]
         self._connection.execute(
             sql.SQL("CREATE TABLE {} (id text PRIMARY KEY, embedding vector NOT NULL)").format(self._table)

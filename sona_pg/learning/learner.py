@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import io
 import json
 import zipfile
@@ -11,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
-from sona_pg.errors import DimensionMismatch, LearningError
+from sona_pg.config import MAX_DIM, InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
+from sona_pg.errors import ConfigError, DimensionMismatch, LearningError
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
@@ -24,6 +25,7 @@ from sona_pg.learning.serving import Serving
 from sona_pg.types import FloatVector, LearningSignal
 
 STATE_FORMAT = 1
+_DIGEST = hashlib.sha256().digest_size
 
 Resolve = Callable[[str], FloatVector | None]
 """Gives the embedding of an item by its id, if it is known."""
@@ -70,12 +72,16 @@ class Learner:
         signal: SignalConfig | None = None,
         space: SpaceConfig | None = None,
     ) -> None:
+        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+            raise ConfigError(f"dimension is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
         self.dim = dim
         self.pool = ItemPool.empty(dim) if pool is None else pool
         self.instant_config = InstantLoopConfig() if instant is None else instant
         self.signal_config = SignalConfig() if signal is None else signal
         self.space_config = SpaceConfig() if space is None else space
-        self.adapter = QueryAdapter(dim, adapter, items=self.pool.embeddings)
+        if len(self.pool) and self.pool.embeddings.shape[1] != dim:
+            raise DimensionMismatch(dim, self.pool.embeddings.shape[1], "item embeddings")
+        self.adapter = QueryAdapter(dim, adapter, items=self.pool.embeddings if len(self.pool) else None)
         self.micro = MicroLoRA(dim, self.instant_config.micro_lora_rank, signal=self.signal_config)
         self.reward = RunningMean.from_config(self.signal_config)
         self.events = 0
@@ -120,7 +126,7 @@ class Learner:
                 embedding = unit(item.activations)
             elif row is not None:
                 embedding = self.pool.embeddings[row]
-            elif resolve is not None and (found := resolve(item.item_id)) is not None:
+            elif resolve is not None and (found := resolve(item.item_id)) is not None and found.size == self.dim:
                 embedding = unit(found)
             if embedding is not None:
                 items.append(embedding)
@@ -143,14 +149,19 @@ class Learner:
         return Learned.ADAPTER
 
     def _learn_signal(self, event: OutcomeEvent) -> Learned:
-        rewards = [s.reward for s in event.trajectory.steps if s.reward is not None]
-        if not rewards or event.revision:
+        if event.had_outcome:
             return Learned.NO_OUTCOME
-        signal = LearningSignal.from_trajectory(event.trajectory, baseline=self.reward.value, config=self.signal_config)
-        self.reward.add(float(np.mean(rewards)))
+        try:
+            signal = LearningSignal.from_trajectory(
+                event.trajectory, baseline=self.reward.value, config=self.signal_config
+            )
+            if signal.gradient_estimate.any():
+                self.micro.accumulate_gradient(signal)
+        except LearningError:
+            return Learned.REFUSED
+        self.reward.add(signal.quality_score)
         if not signal.gradient_estimate.any():
             return Learned.NO_OUTCOME
-        self.micro.accumulate_gradient(signal)
         self.micro.apply_accumulated(self.instant_config.micro_lora_lr)
         return Learned.MICRO
 
@@ -159,19 +170,19 @@ class Learner:
         return Serving.frozen([self.adapter.served, self.micro])
 
     def to_bytes(self) -> bytes:
-        """Everything that a continuation needs, with a checksum for each part."""
-        arrays: dict[str, NDArray[np.float32] | NDArray[np.int64] | NDArray[np.float64]] = {
-            f"adapter.{name}": value for name, value in self.adapter.state().items()
-        }
-        arrays["micro.weights"] = self.micro.weights
-        means = [self.reward, self.micro.baseline]
-        arrays["means"] = np.array([[m.value, m.weight] for m in means], dtype=np.float64)
-        arrays["events"] = np.array(self.events, dtype=np.int64)
+        """Everything that a continuation needs, after its SHA-256."""
         header = json.dumps({"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank})
-        arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8).astype(np.int64)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "header": np.frombuffer(header.encode(), dtype=np.uint8),
+            "events": np.array(self.events, dtype=np.int64),
+            "reward": np.array([self.reward.value, self.reward.weight]),
+            **{f"adapter.{name}": value for name, value in self.adapter.state().items()},
+            **{f"micro.{name}": value for name, value in self.micro.state().items()},
+        }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        data = buffer.getvalue()
+        return hashlib.sha256(data).digest() + data
 
     def load_bytes(self, data: bytes) -> None:
         """Continue from what `to_bytes` gave; bit for bit.
@@ -181,25 +192,29 @@ class Learner:
         LearningError
             If the data are damaged, or belong to another dimension, rank or version; nothing was changed.
         """
+        digest, archive = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(archive).digest() != digest:
+            raise LearningError("the learner's state is damaged (its checksum differs): deploy an earlier version")
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(bytes(arrays["header"].astype(np.uint8)))
-        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as cause:
-            raise LearningError(f"the learner's state is damaged ({cause}): deploy an earlier version") from cause
+            with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
+                arrays = {name: parts[name] for name in parts.files}
+            header = json.loads(arrays["header"].tobytes())
+            events, (value, weight) = int(arrays["events"]), arrays["reward"].tolist()
+        except (ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as cause:
+            raise LearningError(f"the learner's state lacks a part ({cause}): deploy an earlier version") from cause
         expected = {"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank}
         if header != expected:
             raise LearningError(
                 f"the learner's state is of {header}, expected {expected}: "
                 "use the settings that the space was learned with"
             )
-        if arrays["micro.weights"].shape != self.micro.weights.shape:
-            raise LearningError(
-                f"the micro-LoRA's state has rank {len(arrays['micro.weights']) // 2}, expected {self.micro.rank}: "
-                "use the setting that the space was learned with"
-            )
+        if not np.isfinite([value, weight]).all() or events < 0:
+            raise LearningError("the learner's state has no finite baseline: deploy an earlier version")
+        before = {name: part.copy() for name, part in self.adapter.state().items()}
         self.adapter.load_state({n[8:]: a for n, a in arrays.items() if n.startswith("adapter.")})
-        self.micro.load(arrays["micro.weights"])
-        for mean, (value, weight) in zip([self.reward, self.micro.baseline], arrays["means"], strict=True):
-            mean.value, mean.weight = float(value), float(weight)
-        self.events = int(arrays["events"])
+        try:
+            self.micro.load_state({n[6:]: a for n, a in arrays.items() if n.startswith("micro.")})
+        except LearningError:
+            self.adapter.load_state(before)
+            raise
+        self.reward.value, self.reward.weight, self.events = value, weight, events

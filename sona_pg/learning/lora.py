@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg import kernels
 from sona_pg.config import MAX_DIM, SignalConfig
-from sona_pg.errors import ConfigError
+from sona_pg.errors import ConfigError, InvalidInput, LearningError
 from sona_pg.kernels import LowRank, reference
 from sona_pg.learning.running_mean import RunningMean
-from sona_pg.types import FloatVector, LearningSignal
+from sona_pg.types import FloatVector, LearningSignal, finite_or_none
+
+_LARGEST = 1e9
+"""Components above this would overflow the products of weights within a few steps."""
 
 
 def orthonormal_rows(rank: int, dim: int, seed: int) -> NDArray[np.float32]:
@@ -62,15 +66,20 @@ class MicroLoRA(LowRank):
     def __new__(cls, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> Self:
         if rank not in (1, 2):
             raise ConfigError(f"micro-LoRA rank is {rank!r}, expected 1 or 2: higher ranks belong to the query adapter")
-        if not 1 <= hidden_dim <= MAX_DIM:
+        if not isinstance(hidden_dim, int) or not 1 <= hidden_dim <= MAX_DIM:
             raise ConfigError(f"dimension is {hidden_dim!r}, expected 1 to {MAX_DIM}")
         return super().__new__(cls, hidden_dim, rank, 1 / math.sqrt(rank))  # type: ignore[return-value]
 
     def __init__(self, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> None:
+        self._seed = seed
         self.load(np.vstack([orthonormal_rows(rank, hidden_dim, seed), np.zeros((rank, hidden_dim))]))
         self._gradient = np.zeros((2 * rank, hidden_dim), dtype=np.float32)
         self._accumulated = 0
-        self.baseline = RunningMean.from_config(SignalConfig() if signal is None else signal)
+        config = SignalConfig() if signal is None else signal
+        self.baseline = RunningMean.from_config(config)
+        self._centring_signals = config.centring_signals
+        self._query_sum = np.zeros(hidden_dim, dtype=np.float32)
+        self._signals = 0
 
     @property
     def hidden_dim(self) -> int:
@@ -95,19 +104,41 @@ class MicroLoRA(LowRank):
         """Add the gradient that a signal gives.
 
         A signal with an advantage of its own counts as it is. Any other is signed by its quality against the running
-        mean of the qualities seen: what was worse than usual pushes away and never reinforces.
+        mean of the qualities seen: what was worse than usual pushes away and never reinforces. The first signals also
+        turn the first column of A to the mean of their queries (`SignalConfig.centring_signals`).
 
         Raises
         ------
         DimensionMismatch, InvalidInput
-            If the signal has another dimension, or NaN; nothing was accumulated.
+            If the signal has another dimension, NaN, or numbers beyond what a weight can hold; nothing was accumulated.
         """
-        weight = 1.0
-        if not signal.metadata.has_advantage:
-            weight = signal.quality_score - self.baseline.value
-        self.backward(signal.query_embedding, signal.gradient_estimate, self._gradient, weight)
-        self.baseline.add(signal.quality_score)
+        query = kernels.as_vector(signal.query_embedding, self.dim, "query embedding")
+        gradient = kernels.as_vector(signal.gradient_estimate, self.dim, "gradient")
+        quality = finite_or_none(signal.quality_score, "quality")
+        if quality is None:
+            raise InvalidInput("quality is None: a signal needs a number")
+        if float(np.abs(query).max()) > _LARGEST or float(np.abs(gradient).max()) > _LARGEST:
+            raise InvalidInput(f"the signal holds numbers above {_LARGEST:g}: scale its vectors down")
+        if self._signals < self._centring_signals:
+            self._centre(query)
+        self._signals += 1
+        weight = 1.0 if signal.metadata.has_advantage else quality - self.baseline.value
+        self.backward(query, gradient, self._gradient, weight)
+        self.baseline.add(quality)
         self._accumulated += 1
+
+    def _centre(self, query: FloatVector) -> None:
+        """Start from the mean of the queries: a random direction sees them weakly, and some with the opposite sign."""
+        self._query_sum += query
+        length = float(np.linalg.norm(self._query_sum.astype(np.float64)))
+        if length > 1e-6:
+            down = self.weights[: self.rank]
+            first = (self._query_sum / length).astype(np.float32)
+            if self.rank == 2:
+                other = orthonormal_rows(2, self.dim, self._seed)[1]
+                other = other - float(other @ first) * first
+                down[1] = other / max(float(np.linalg.norm(other)), 1e-6)
+            down[0] = first
 
     def apply_accumulated(self, learning_rate: float) -> None:
         """Move along the mean of the accumulated gradients, and forget them."""
@@ -121,3 +152,33 @@ class MicroLoRA(LowRank):
         """Forget the accumulated gradients; the weights stay."""
         self._gradient.fill(0)
         self._accumulated = 0
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that a continuation needs, as arrays."""
+        return {
+            "weights": self.weights,
+            "query_sum": self._query_sum,
+            "signals": np.array(self._signals, dtype=np.int64),
+            "baseline": np.array([self.baseline.value, self.baseline.weight]),
+        }
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit. Accumulated gradients are forgotten.
+
+        Raises
+        ------
+        LearningError
+            If a part is missing, of another shape, or not finite; nothing was changed.
+        """
+        for name, own in self.state().items():
+            part = state.get(name)
+            if part is None or part.shape != own.shape or not np.isfinite(part).all():
+                raise LearningError(
+                    f"the micro-LoRA's state has no finite {name} of shape {own.shape}: it is damaged, or was learned "
+                    "with other settings"
+                )
+        self.load(state["weights"])
+        self._query_sum[...] = state["query_sum"]
+        self._signals = int(state["signals"])
+        self.baseline.value, self.baseline.weight = (float(part) for part in state["baseline"])
+        self.reset()

@@ -1,84 +1,105 @@
-"""The door: what may be recorded in a space, and what is refused before anything is kept."""
+"""The door: what may be recorded in a space, and what is refused before anything is kept.
+
+What passes is owned by the recorder: arrays are read-only copies where the caller could still write to them, numbers
+are rounded to what the database keeps, so that a replay from there gives the same weights.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from sona_pg.config import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_STEPS, SpaceConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.kernels import as_vector
-from sona_pg.types import EMPTY, UNKNOWN_ANSWER, Answer, QueryTrajectory, TrajectoryStep, finite_or_none
+from sona_pg.types import (
+    EMPTY,
+    UNKNOWN_ANSWER,
+    Answer,
+    FloatVector,
+    Json,
+    QueryTrajectory,
+    TrajectoryStep,
+    finite_or_none,
+)
 
 
 def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> QueryTrajectory:
-    """The trajectory, its arrays converted where they need it.
+    """The trajectory as it will be kept.
 
     Raises
     ------
     DimensionMismatch, InvalidInput
         If it cannot be recorded in the space; says what was found and what was expected.
     """
+    if not isinstance(trajectory, QueryTrajectory):
+        raise InvalidInput(f"a {type(trajectory).__name__} was given, expected a QueryTrajectory")
     if len(trajectory.steps) > MAX_STEPS:
         raise InvalidInput(f"the trajectory has {len(trajectory.steps)} steps, expected at most {MAX_STEPS}: split it")
     if not isinstance(trajectory.id, uuid.UUID):
         raise InvalidInput(f"trajectory id is {trajectory.id!r}, expected a UUID")
     _check_whole(trajectory.latency_us, "latency_us", 0, 1 << 63)
-    query = as_vector(trajectory.query_embedding, dim, "query embedding")
-    steps = trajectory.steps
-    for step in steps:
-        if _needs_conversion(step, dim):
-            steps = tuple(_converted(s, dim) for s in steps)
-            break
-    for step in steps:
-        checked_reward(step.reward, space, "reward")
-        if step.item_id is not None:
-            checked_text(step.item_id, "item id")
-        if step.position is not None:
-            _check_whole(step.position, "position", 1, 1 << 31)
-    checked_reward(trajectory.final_quality, space, "final quality")
     for text, what in ((trajectory.user_id, "user id"), (trajectory.session_id, "session id")):
         if text is not None:
             checked_text(text, what)
-    if trajectory.metadata:
-        _check_json(trajectory)
     if trajectory.answer is not UNKNOWN_ANSWER:
         _check_answer(trajectory.answer)
-    if query is trajectory.query_embedding and steps is trajectory.steps:
-        return trajectory
-    return replace(trajectory, query_embedding=query, steps=steps)
-
-
-def _needs_conversion(step: TrajectoryStep, dim: int) -> bool:
-    activations, weights = step.activations, step.attention_weights
-    if activations is not EMPTY and as_vector(activations, dim, "activations") is not activations:
-        return True
-    return weights is not EMPTY and as_vector(weights, -1, "attention weights") is not weights
-
-
-def _converted(step: TrajectoryStep, dim: int) -> TrajectoryStep:
-    activations = step.activations
-    if activations is not EMPTY:
-        activations = as_vector(activations, dim, "activations")
-    return step._replace(
-        activations=activations, attention_weights=as_vector(step.attention_weights, -1, "attention weights")
+    return replace(
+        trajectory,
+        query_embedding=_held(trajectory.query_embedding, dim, "query embedding"),
+        steps=tuple([_admitted_step(step, dim, space) for step in trajectory.steps]),
+        final_quality=checked_reward(trajectory.final_quality, space, "final quality"),
+        metadata=_private_json(trajectory.metadata) if trajectory.metadata else {},
     )
 
 
-def checked_reward(value: float | None, space: SpaceConfig, what: str) -> None:
-    """Refuse a reward that is no finite number, or outside of the range that the space declares."""
-    if value is None:
-        return
+def _admitted_step(step: TrajectoryStep, dim: int, space: SpaceConfig) -> TrajectoryStep:
+    if not isinstance(step, TrajectoryStep):
+        raise InvalidInput(f"a step is a {type(step).__name__}, expected a TrajectoryStep")
+    activations, weights, reward, timestamp, item_id, position = step
+    if item_id is not None:
+        checked_text(item_id, "item id")
+    elif np.size(activations) == 0:
+        raise InvalidInput("a step has neither activations nor an item: give it one of them")
+    if position is not None:
+        _check_whole(position, "position", 1, 1 << 31)
+    return TrajectoryStep(
+        EMPTY if np.size(activations) == 0 else _held(activations, dim, "activations"),
+        EMPTY if np.size(weights) == 0 else _held(weights, -1, "attention weights"),
+        checked_reward(reward, space, "reward"),
+        timestamp,
+        item_id,
+        position,
+    )
+
+
+def _held(value: ArrayLike, dim: int, what: str) -> FloatVector:
+    """A vector that nobody else can write to."""
+    vector = as_vector(value, dim, what)
+    if vector.flags.writeable:
+        vector = vector.copy()
+        vector.setflags(write=False)
+    return vector
+
+
+def checked_reward(value: float | None, space: SpaceConfig, what: str) -> float | None:
+    """The reward, rounded to single precision; refuses what is outside of the range that the space declares."""
     number = finite_or_none(value, what)
     if number is not None and not space.reward_min <= number <= space.reward_max:
         raise InvalidInput(
             f"{what} is {value!r}, expected {space.reward_min} to {space.reward_max}, the range that the space declares"
         )
+    return number
 
 
 def checked_text(text: str, what: str) -> str:
-    """`text`, if Postgres can store it: valid Unicode, not empty, without NUL."""
+    """`text`, if Postgres can store and index it: valid Unicode, not empty, not too long, without NUL."""
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidInput(f"{what} is {text!r}, expected a non-empty string without NUL characters")
     try:
@@ -91,7 +112,7 @@ def checked_text(text: str, what: str) -> str:
 
 
 def _check_whole(value: int, what: str, low: int, end: int) -> None:
-    if not isinstance(value, int) or not low <= value < end:
+    if not isinstance(value, Integral) or not low <= value < end:
         raise InvalidInput(f"{what} is {value!r}, expected a whole number from {low} to {end - 1}")
 
 
@@ -104,17 +125,26 @@ def _check_answer(answer: Answer) -> None:
         raise InvalidInput(f"propensity is {answer.propensity!r}, expected a probability above 0")
 
 
-def _check_json(trajectory: QueryTrajectory) -> None:
+def _private_json(metadata: Mapping[str, Json]) -> dict[str, Json]:
+    """A copy of the metadata that later changes of the caller's do not reach."""
     try:
-        encoded = json.dumps(trajectory.metadata, allow_nan=False, ensure_ascii=False)
+        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
         size = len(encoded.encode())
     except (TypeError, ValueError, RecursionError) as cause:
-        raise InvalidInput(
-            f"metadata is not JSON ({cause}): pass strings, numbers, lists and dicts of these"
-        ) from cause
-    if "\\u0000" in encoded:
-        raise InvalidInput("metadata holds a NUL character, which Postgres cannot store: remove it")
+        raise InvalidInput(f"metadata is not JSON ({cause}): use strings, numbers, lists and dicts") from cause
     if size > MAX_METADATA_BYTES:
-        raise InvalidInput(
-            f"metadata has {size} bytes as JSON, expected at most {MAX_METADATA_BYTES}: store a reference"
-        )
+        raise InvalidInput(f"metadata has {size} bytes as JSON, expected at most {MAX_METADATA_BYTES}: shorten it")
+    copy = json.loads(encoded)
+    if not isinstance(copy, dict):
+        raise InvalidInput(f"metadata is a {type(metadata).__name__}, expected a dict")
+    if "\\u0000" in encoded and _holds_nul(copy):
+        raise InvalidInput("metadata holds a NUL character, which Postgres cannot store: remove it")
+    return copy
+
+
+def _holds_nul(value: Json) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_nul(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(_holds_nul(part) for part in value)

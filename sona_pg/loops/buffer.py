@@ -33,6 +33,10 @@ class TrajectoryBuffer:
         """Append; False, and counted, if it is full."""
         return self._ring.push(trajectory)
 
+    def refuse(self) -> bool:
+        """Count a trajectory as refused, for another reason than that it is full; False."""
+        return self._ring.refuse()
+
     def drain(self) -> list[QueryTrajectory]:
         """Take out everything that is in it, oldest first."""
         drained: list[QueryTrajectory] = []
@@ -54,8 +58,13 @@ class TrajectoryBuffer:
 
     @property
     def dropped_count(self) -> int:
-        """How many were refused because it was full."""
+        """How many were refused."""
         return self._ring.dropped
+
+    @property
+    def recorded_count(self) -> int:
+        """How many were taken since the beginning."""
+        return self._ring.taken
 
     @property
     def capacity(self) -> int:

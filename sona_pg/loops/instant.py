@@ -16,12 +16,12 @@ import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.errors import DatabaseError, DatabaseUnavailable
+from sona_pg.errors import ConfigError, DatabaseUnavailable, InvalidInput, SonaError
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates
 from sona_pg.learning.item_pool import ItemPool
@@ -31,8 +31,8 @@ from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
 from sona_pg.loops.admission import admitted
 from sona_pg.loops.buffer import TrajectoryBuffer
+from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
-from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LedgerEntry
 from sona_pg.store.spaces import Space
@@ -49,23 +49,29 @@ class InstantLoopMetrics:
 
     Parameters
     ----------
-    recorded, dropped
-        Trajectories taken, and refused because a buffer was full.
-    learned, skipped, repeated
-        Events that changed a weight, events that had nothing to teach, and trajectories whose id was there already.
+    recorded, scored, dropped
+        Trajectories and late scores taken, and how many of both were refused because the buffers were full.
+    learned, skipped
+        Events that changed a weight, and events that had nothing to teach.
+    repeated
+        Trajectories and scores whose id was there already: once is enough.
+    refused
+        Trajectories and scores that the database refused for what they are; each is in `sona.errors`.
     flushed, flushes, replays
-        Events made durable, in how many transactions, and how many of those were rebased onto another's state.
+        Ledger entries made durable, in how many transactions, and how many of those were rebased onto another's state.
     pending, unflushed
-        Waiting to be learned, and learned but not yet durable.
+        Waiting to be learned, and not yet durable.
     last_error
         Why the last flush failed; None if it did not.
     """
 
     recorded: int = 0
+    scored: int = 0
     dropped: int = 0
     learned: int = 0
     skipped: int = 0
     repeated: int = 0
+    refused: int = 0
     flushed: int = 0
     flushes: int = 0
     replays: int = 0
@@ -116,7 +122,7 @@ class InstantLoop:
         store: SpaceStore | None = None,
     ) -> None:
         self.config = InstantLoopConfig() if config is None else config
-        self.adapter_config = QueryAdapterConfig() if adapter is None else adapter
+        self.adapter_config = QueryAdapterConfig.for_dim(hidden_dim) if adapter is None else adapter
         self._signal_config = SignalConfig() if signal is None else signal
         self._space_config = SpaceConfig() if space is None else space
         self._dim = hidden_dim
@@ -166,21 +172,24 @@ class InstantLoop:
             If it cannot belong to the space; nothing was recorded.
         """
         trajectory = admitted(trajectory, self._dim, self._space_config)
-        if self._is_full():
-            return False
-        return self._buffer.record(trajectory)
+        return self._buffer.refuse() if self._is_full else self._buffer.record(trajectory)
 
     def on_score(self, score: Score) -> bool:
-        """Record a late outcome; never blocks. False, and counted, if the buffers are full."""
-        if self._is_full():
-            return False
-        return self._scores.push(score)
+        """Record a late outcome; never blocks. False, and counted, if the buffers are full.
 
+        Raises
+        ------
+        ConfigError
+            Without a store: what was recorded is not kept, so that nothing could be scored.
+        """
+        if self._store is None:
+            raise ConfigError("late scores need a database: connect with SonaEngine, or give the reward when recording")
+        return self._scores.refuse() if self._is_full else self._scores.push(score)
+
+    @property
     def _is_full(self) -> bool:
-        if len(self._unflushed) + len(self._waiting) < self.config.max_unflushed:
-            return False
-        self._counts = replace(self._counts, dropped=self._counts.dropped + 1)
-        return True
+        held = len(self._unflushed) + len(self._waiting) + len(self._unflushed_scores)
+        return held >= self.config.max_unflushed
 
     @property
     def serving(self) -> Serving:
@@ -210,12 +219,12 @@ class InstantLoop:
     @property
     def metrics(self) -> InstantLoopMetrics:
         """What the loop did so far."""
-        counts = self._counts
         waiting = len(self._buffer) + len(self._waiting)
         return replace(
-            counts,
-            recorded=counts.learned + counts.skipped + counts.repeated + waiting,
-            dropped=counts.dropped + self._buffer.dropped_count + self._scores.dropped,
+            self._counts,
+            recorded=self._buffer.recorded_count,
+            scored=self._scores.taken,
+            dropped=self._buffer.dropped_count + self._scores.dropped,
             pending=waiting,
             unflushed=len(self._unflushed) + len(self._unflushed_scores) + len(self._scores),
         )
@@ -223,43 +232,63 @@ class InstantLoop:
     # Learning --------------------------------------------------------------------------------------------------
 
     def learn_pending(self) -> int:
-        """Learn what was recorded, on the local copy; what is learned is served at once. Gives the number of events."""
+        """Learn what was recorded, on the local copy; what is learned is served at once.
+
+        Returns
+        -------
+        int
+            Number of events; 0 while the database is away and has embeddings that they need.
+        """
         with self._turn:
-            return self._learn_pending()
+            try:
+                return self._learn_pending()
+            except DatabaseUnavailable as error:
+                self._count(last_error=str(error))
+                return 0
 
     def _learn_pending(self) -> int:
         self._waiting.extend(self._buffer.drain())
         if not self._waiting:
             return 0
-        # An id that is given twice is one trajectory: the first that was recorded.
-        distinct = {t.id: t for t in reversed(self._waiting) if t.id not in self._unflushed_ids}
-        events = [OutcomeEvent(t) for t in self._waiting if distinct.get(t.id) is t]
+        # Without the embeddings learning would differ from a replay that has them: it waits for the database.
+        resolve = self._embeddings_of([OutcomeEvent(t) for t in self._waiting], self._learner.pool)
+        before = self._counts.learned
+        learned = 0
         try:
-            resolve = self._embeddings_of(events, self._learner.pool)
-        except DatabaseUnavailable:
-            # Learning without the embeddings would differ from a replay with them: wait for the database.
-            return 0
-        entries = self._learn(self._learner, events, resolve)
-        repeated = len(self._waiting) - len(events)
-        self._waiting.clear()
-        learned = sum(entry.learned in CHANGED_WEIGHTS for entry in entries)
-        self._counts = replace(
-            self._counts,
-            learned=self._counts.learned + learned,
-            skipped=self._counts.skipped + len(entries) - learned,
-            repeated=self._counts.repeated + repeated,
-        )
-        if self._store is None:
-            for event in events:
-                self._edges.update(edge_updates(event))
-            self._edges.commit()
-            self._drained.extend(event.trajectory for event in events)
-        else:
-            self._unflushed.extend(entries)
-            self._unflushed_ids.update(distinct)
-        if learned:
+            while self._waiting:
+                self._learn_next(self._waiting[0], resolve)
+                self._waiting.popleft()
+                learned += 1
+        except BaseException:
+            # An interrupt may have come between learning and noting it: start from the database the next time.
+            self._base = None
+            raise
+        if self._counts.learned > before:
             self._serving = self._learner.serving()
-        return len(entries)
+        return learned
+
+    def _learn_next(self, trajectory: QueryTrajectory, resolve: Mapping[str, FloatVector]) -> None:
+        if trajectory.id in self._unflushed_ids:
+            self._count(repeated=1)
+            return
+        (entry,) = self._learn(self._learner, [OutcomeEvent(trajectory)], resolve)
+        self._count_learned([entry])
+        if self._store is None:
+            self._edges.update(edge_updates(entry.event))
+            self._edges.commit()
+            self._drained.append(trajectory)
+        else:
+            self._unflushed.append(entry)
+            self._unflushed_ids.add(trajectory.id)
+
+    def _count_learned(self, entries: Sequence[LedgerEntry], sign: int = 1) -> None:
+        learned = sum(entry.learned in CHANGED_WEIGHTS for entry in entries)
+        self._count(learned=sign * learned, skipped=sign * (len(entries) - learned))
+
+    def _count(self, *, last_error: str | None = None, **more: int) -> None:
+        """Add to counts; only by whoever holds the turn."""
+        added = {name: getattr(self._counts, name) + by for name, by in more.items()}
+        self._counts = replace(self._counts, last_error=last_error, **added)
 
     @staticmethod
     def _learn(learner: Learner, events: list[OutcomeEvent], resolve: Mapping[str, FloatVector]) -> list[LedgerEntry]:
@@ -277,7 +306,15 @@ class InstantLoop:
         }
         if not missing:
             return {}
-        return spaces.item_embeddings(self._store.connection(), self._store.space, sorted(missing))
+        try:
+            return spaces.item_embeddings(self._store.connection(), self._store.space, sorted(missing))
+        except DatabaseUnavailable:
+            self._store.discard()
+            raise
+        except SonaError as error:
+            # What was recorded must become durable all the same; the ledger says that nothing was learned from it.
+            self._log(f"item embeddings cannot be read, so nothing is learned from these items: {error}")
+            return {}
 
     # Making durable --------------------------------------------------------------------------------------------
 
@@ -290,8 +327,9 @@ class InstantLoop:
             If the database does not take it. Nothing is lost: the next flush tries again.
         """
         with self._turn:
-            self._learn_pending()
-            if self._store is not None:
+            if self._store is None:
+                self._learn_pending()
+            else:
                 self._synchronize(self._store, claim=0)
 
     def learn_recorded(self, limit: int) -> int:
@@ -303,38 +341,68 @@ class InstantLoop:
             If the database does not take it; they wait for the next call.
         """
         with self._turn:
-            self._learn_pending()
             return 0 if self._store is None else self._synchronize(self._store, claim=limit)
 
     def _synchronize(self, store: SpaceStore, *, claim: int) -> int:
-        for _ in range(len(self._scores)):
-            score = self._scores.pop()
-            if isinstance(score, Score):
-                self._unflushed_scores.append(score)
         claimed = 0
         try:
+            self._learn_pending()
+            for _ in range(len(self._scores)):
+                score = self._scores.pop()
+                if isinstance(score, Score):
+                    self._unflushed_scores.append(score)
             connection = store.connection()
             if claim or self._unflushed or self._unflushed_scores:
-                claimed = self._flush(connection, store.space, claim)
+                claimed = self._flush_or_set_aside(connection, store, claim)
             elif learning_store.read_head(connection, store.space).base != self._base:
                 self._adopt_published(connection)
                 self._serving = self._learner.serving()
         except BaseException as error:
             # What was learned meanwhile may not be what the database has: start from there the next time.
             self._base = None
-            self._counts = replace(self._counts, last_error=str(error))
-            if isinstance(error, DatabaseError):
-                store.discard()
+            self._count(last_error=str(error) or type(error).__name__)
+            store.discard()
             raise
-        self._counts = replace(self._counts, last_error=None)
+        self._count(last_error=None)
         return claimed
 
-    def _flush(self, connection: Connection, space: Space, claim: int) -> int:
+    def _flush_or_set_aside(self, connection: Connection, store: SpaceStore, claim: int) -> int:
+        """Flush everything; where the database refuses the data, one by one, so that what is valid goes through."""
+        try:
+            return self._flush(connection, store, self._unflushed, self._unflushed_scores, claim)
+        except InvalidInput:
+            singles: list[tuple[list[LedgerEntry], list[Score]]] = [([entry], []) for entry in self._unflushed]
+            singles += [([], [score]) for score in self._unflushed_scores]
+            if not singles:
+                raise
+        for entries, scores in singles:
+            self._base = None
+            try:
+                self._flush(connection, store, entries, scores, claim=0)
+            except InvalidInput as error:
+                self._log(f"{entries or scores} was refused: {error}")
+                self._count(refused=1)
+                self._forget(entries, scores)
+        return self._flush(connection, store, [], [], claim) if claim else 0
+
+    def _forget(self, entries: Sequence[LedgerEntry], scores: Sequence[Score]) -> None:
+        gone = {id(part) for part in [*entries, *scores]}
+        self._unflushed = [entry for entry in self._unflushed if id(entry) not in gone]
+        self._unflushed_scores = [score for score in self._unflushed_scores if id(score) not in gone]
+        self._unflushed_ids = {entry.event.trajectory.id for entry in self._unflushed}
+
+    def _flush(
+        self,
+        connection: Connection,
+        store: SpaceStore,
+        waiting: Sequence[LedgerEntry],
+        scores: Sequence[Score],
+        claim: int,
+    ) -> int:
         """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were."""
-        assert self._store is not None
         started_at = datetime.now(UTC)
-        entries, learner, replayed = self._unflushed, self._learner, False
-        with learning_store.learning_transaction(connection, space) as transaction:
+        entries, learner, replayed = list(waiting), self._learner, False
+        with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
             if known or transaction.head.base != self._base:
@@ -342,40 +410,41 @@ class InstantLoop:
                 events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
-            transaction.write_scores(self._unflushed_scores)
+            fresh_scores = transaction.write_scores(scores)
             recorded = {entry.event.trajectory.id: entry.event.trajectory for entry in entries}
-            touched = [*recorded, *(score.trajectory_id for score in self._unflushed_scores)]
             claimed = transaction.claim_pending(claim) if claim else []
-            late = transaction.unlearned_events(list(dict.fromkeys([*touched, *claimed])), recorded)
+            touched = [*recorded, *(score.trajectory_id for score in scores), *claimed]
+            late = transaction.unlearned_events(list(dict.fromkeys(touched)), recorded)
             late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
-            entries = entries + late_entries
-            updates = [update for entry in entries for update in edge_updates(entry.event)]
+            ledger = entries + late_entries
+            updates = [update for entry in ledger for update in edge_updates(entry.event)]
             before = transaction.edge_weights(list(dict.fromkeys(update.edge for update in updates)))
             transaction.write_edges(apply_updates(before, updates, self.config.edge_update_scale))
             head = transaction.write_learner(
                 learner.to_bytes(),
                 {"adapter": learner.adapter.served, "micro": learner.micro},
-                entries,
-                sum(entry.learned in CHANGED_WEIGHTS for entry in entries),
+                ledger,
+                sum(entry.learned in CHANGED_WEIGHTS for entry in ledger),
                 started_at=started_at,
                 replayed=replayed,
-                worker=self._store.worker,
-                publish_every_events=self._store.config.publish_every_events,
+                worker=store.worker,
+                publish_every_events=store.config.publish_every_events,
             )
         self._learner, self._base, self._version = learner, head.base, head.version
         self._serving = learner.serving()
-        self._unflushed, self._unflushed_scores = [], []
-        self._unflushed_ids.clear()
-        late_learned = sum(entry.learned in CHANGED_WEIGHTS for entry in late_entries)
-        self._counts = replace(
-            self._counts,
-            learned=self._counts.learned + late_learned,
-            skipped=self._counts.skipped + len(late_entries) - late_learned,
-            flushed=self._counts.flushed + len(entries),
-            flushes=self._counts.flushes + 1,
-            replays=self._counts.replays + replayed,
+        self._forget(waiting, scores)
+        self._count_learned([entry for entry in waiting if entry.event.trajectory.id in known], sign=-1)
+        self._count_learned(late_entries)
+        self._count(
+            repeated=len(known) + len(scores) - fresh_scores, flushed=len(ledger), flushes=1, replays=int(replayed)
         )
         return len(claimed)
+
+    def _log(self, message: str) -> None:
+        """Say it in the log and, as far as the database is there, in `sona.errors`."""
+        log.error("%s", message)
+        if self._store is not None:
+            self._store.log_error("instant", message)
 
     def _adopt_published(self, connection: Connection) -> None:
         assert self._store is not None
@@ -436,6 +505,14 @@ class SpaceStore:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         return self._connection
+
+    def log_error(self, source: str, message: str) -> None:
+        """Append to `sona.errors`, on a connection of its own: the other one may be in a transaction that fails."""
+        try:
+            with self._connect() as connection:
+                errors.log_error(connection, self.space.space_id, source, self.worker, message)
+        except SonaError as error:
+            log.warning("the entry could not be written to sona.errors: %s", error)
 
     def discard(self) -> None:
         """Close the connection; the next use makes another."""

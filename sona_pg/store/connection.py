@@ -87,17 +87,16 @@ class VectorTextLoader(Loader):
 
 def register_vectors(connection: Connection) -> None:
     """Let a connection send float32 arrays as vectors and receive vectors as float32 arrays."""
-    info = TypeInfo.fetch(connection, "vector")
-    if info is None:
-        # The extension may be outside of the search path.
-        row = connection.execute(
-            "SELECT n.nspname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typname = 'vector'"
-        ).fetchone()
-        info = None if row is None else TypeInfo.fetch(connection, sql.Identifier(str(row[0]), "vector"))
-    if info is None:
+    # The extension may be outside of the search path, and another type may have its name.
+    row = connection.execute(
+        "SELECT t.oid, t.typarray FROM pg_extension e JOIN pg_type t ON t.typnamespace = e.extnamespace"
+        " WHERE e.extname = 'vector' AND t.typname = 'vector'"
+    ).fetchone()
+    if row is None:
         raise UnsupportedServer(
             "the database has no type 'vector': install pgvector 0.8 or newer, then run 'sona migrate'"
         )
+    info = TypeInfo("vector", row[0], row[1])
     info.register(connection)
     dumper = type("SpaceVectorDumper", (VectorDumper,), {"oid": info.oid})
     # Both take arrays; COPY chooses by the type of the column, parameters of statements are vectors.
@@ -105,6 +104,16 @@ def register_vectors(connection: Connection) -> None:
     connection.adapters.register_dumper(np.ndarray, dumper)
     connection.adapters.register_loader(info.oid, VectorLoader)
     connection.adapters.register_loader(info.oid, VectorTextLoader)
+
+
+def use_vector_schema(connection: Connection) -> None:
+    """Put the schema that holds pgvector into the search path, as applications do that write ``<=>`` without it."""
+    row = connection.execute(
+        "SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        " WHERE extname = 'vector'"
+    ).fetchone()
+    if row is not None:
+        connection.execute(sql.SQL("SET search_path = public, {}").format(sql.SQL(row[0])))
 
 
 def connect(
@@ -123,11 +132,13 @@ def connect(
     """
     config = StoreConfig() if config is None else config
     try:
-        conninfo = make_conninfo(url, connect_timeout=config.connect_timeout_seconds)
+        conninfo = make_conninfo(url, connect_timeout=config.connect_timeout_seconds, client_encoding="utf8")
     except psycopg.ProgrammingError as cause:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
     with translated():
         connection = psycopg.connect(conninfo, autocommit=autocommit)
+    if not config.prepare_statements:
+        connection.prepare_threshold = None
     try:
         if vectors:
             with translated():
@@ -143,6 +154,7 @@ def engine_url(url: str) -> str:
     from sqlalchemy.engine import URL
 
     known = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
+    known["client_encoding"] = "utf8"
     port = known.pop("port", None)
     return URL.create(
         "postgresql+psycopg",
@@ -201,14 +213,18 @@ def _translation(error: psycopg.Error) -> SonaError:
         numbers = re.findall(r"\d+", message)
         if len(numbers) >= 2:
             return DimensionMismatch(expected=int(numbers[1]), actual=int(numbers[0]))
-    if state in (INVALID_INPUT, WRONG_DIMENSION) or state.startswith("22"):
+    if state in (INVALID_INPUT, WRONG_DIMENSION) or state[:2] in ("22", "54"):
         return InvalidInput(message)
+    if not state and isinstance(error, psycopg.DataError | psycopg.ProgrammingError):
+        return InvalidInput(message)  # psycopg could not send a value
     if state == REFUSED_SETTING:
         return ConfigError(message)
     if state in ("42501", "28000", "28P01"):
         return PermissionDenied(f"{message}: ask the owner of schema sona for the right, or use another role")
-    if state in ("3F000", "42P01", "42883", "42703"):
+    if state in ("3F000", "42P01", "42883", "42703") and "sona" in message:
         return SchemaMismatch(f"{message}: run 'sona migrate'")
+    if state == "55P03":
+        return DatabaseError(f"{message}: another session holds the learner of the space, the next flush tries again")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
         not state or state[:2] in ("08", "57")
     ):

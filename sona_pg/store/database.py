@@ -37,12 +37,14 @@ class Database:
 def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[str, bool]:
     """The connection string that is meant, and whether it is the embedded server's, which is started for it.
 
+    `url` comes before `home`, the embedded server's folder, and both before the environment.
+
     Raises
     ------
     ServerError, UnsupportedServer
         If there is no URL, and the embedded server cannot be started.
     """
-    given = url or os.environ.get(ENV_URL)
+    given = url or (None if home is not None else os.environ.get(ENV_URL))
     if given:
         return given, False
     return EmbeddedServer(default_home() if home is None else home).start(), True

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from sona_pg.config import StoreConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
@@ -85,9 +87,14 @@ def read_state(connection: Connection, space: Space) -> bytes | None:
 class LearningTransaction:
     """One learning transaction, under the row lock of the space's learner."""
 
-    def __init__(self, connection: Connection, space: Space) -> None:
+    def __init__(self, connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
         self._connection = connection
         self._space = space
+        row = connection.execute(
+            "SELECT set_config('lock_timeout', %s, true), row_security_active('sona.trajectory')",
+            (f"{lock_timeout_seconds}s",),
+        ).fetchone()
+        self._may_copy = row is not None and not row[1]
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
@@ -107,55 +114,51 @@ class LearningTransaction:
 
     def write_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
         """Append trajectories, their steps and, of those whose outcome is known, the queries to remember."""
-        if not trajectories:
-            return
         space_id = self._space.space_id
-        cursor = self._connection.cursor()
-        with cursor.copy(
-            "COPY sona.trajectory (space_id, trajectory_id, query, quality, latency_us, user_id, session_id, metadata,"
-            " arm, version, strategy, propensity) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(
-                ["int8", "uuid", "vector", "float4", "int8", "text", "text", "jsonb", "text", "int8", "text", "float4"]
-            )
-            for t in trajectories:
-                a = t.answer
-                copy.write_row(
-                    (space_id, t.id, t.query_embedding, t.final_quality, t.latency_us, t.user_id, t.session_id)
-                    + (Jsonb(t.metadata), a.arm, a.version, a.strategy, a.propensity)
-                )
-        with cursor.copy(
-            "COPY sona.trajectory_step (space_id, trajectory_id, ordinal, item_id, position, reward, attention,"
-            " activation) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(["int8", "uuid", "int4", "text", "int4", "float4", "float4[]", "vector"])
-            for t in trajectories:
-                for ordinal, step in enumerate(t.steps):
-                    copy.write_row(
-                        (space_id, t.id, ordinal, step.item_id, step.position, step.reward)
-                        + (
-                            step.attention_weights if step.attention_weights.size else None,
-                            step.activations if step.activations.size else None,
-                        )
-                    )
+        self._append("trajectory", _TRAJECTORY, [_trajectory_row(space_id, t) for t in trajectories])
+        self._append(
+            "trajectory_step",
+            _STEP,
+            [_step_row(space_id, t.id, ordinal, step) for t in trajectories for ordinal, step in enumerate(t.steps)],
+        )
         self._remember(t for t in trajectories if t.has_outcome)
 
     def _remember(self, trajectories: Iterable[QueryTrajectory]) -> None:
-        with self._connection.cursor().copy(
-            "COPY sona.remembered_query (space_id, trajectory_id, embedding) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(["int8", "uuid", "vector"])
-            for t in trajectories:
-                copy.write_row((self._space.space_id, t.id, t.query_embedding))
+        rows = [(self._space.space_id, t.id, t.query_embedding) for t in trajectories]
+        self._append("remembered_query", {"space_id": "int8", "trajectory_id": "uuid", "embedding": "vector"}, rows)
 
-    def write_scores(self, scores: Sequence[Score]) -> None:
-        """Append late outcomes; a score id that is known already changes nothing."""
-        if scores:
-            self._connection.cursor().executemany(
-                "INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value)"
-                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                [(self._space.space_id, s.score_id, s.trajectory_id, s.item_id, s.name, s.value) for s in scores],
+    def _append(self, table: str, columns: Mapping[str, str], rows: Sequence[tuple[object, ...]]) -> None:
+        """Append rows by COPY or, where row-level security keeps COPY from the role, by INSERT."""
+        if not rows:
+            return
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        target = sql.SQL("{} ({})").format(sql.Identifier("sona", table), names)
+        cursor = self._connection.cursor()
+        if self._may_copy:
+            with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(target)) as copy:
+                copy.set_types(list(columns.values()))
+                for row in rows:
+                    copy.write_row(row)
+        else:
+            values = sql.SQL(", ").join(sql.Placeholder() for _ in columns)
+            floats = [place for place, kind in enumerate(columns.values()) if kind == "float4[]"]
+            cursor.executemany(
+                sql.SQL("INSERT INTO {} VALUES ({})").format(target, values),
+                # A statement takes arrays as vectors; what is no vector goes as a list.
+                [_with_lists(row, floats) for row in rows],
             )
+
+    def write_scores(self, scores: Sequence[Score]) -> int:
+        """Append late outcomes; gives how many were new. A score id that is known already changes nothing."""
+        if not scores:
+            return 0
+        cursor = self._connection.cursor()
+        cursor.executemany(
+            "INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value)"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [(self._space.space_id, s.score_id, s.trajectory_id, s.item_id, s.name, s.value) for s in scores],
+        )
+        return cursor.rowcount
 
     def claim_pending(self, limit: int) -> list[uuid.UUID]:
         """Take up to `limit` trajectories that SQL clients recorded or scored; they are gone once this commits."""
@@ -185,13 +188,16 @@ class LearningTransaction:
         if not ids:
             return []
         connection, space_id = self._connection, self._space.space_id
-        learned: dict[uuid.UUID, int] = dict(
-            connection.execute(
-                "SELECT trajectory_id, max(revision) FROM sona.learning_event"
-                " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
-                (space_id, LOOP, list(ids)),
-            ).fetchall()
-        )
+        last: dict[uuid.UUID, int] = {}
+        taught: set[uuid.UUID] = set()
+        for trajectory_id, revision, has_taught in connection.execute(
+            "SELECT trajectory_id, max(revision), bool_or(learned IN ('adapter', 'micro')) FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
+            (space_id, LOOP, list(ids)),
+        ):
+            last[trajectory_id] = revision
+            if has_taught:
+                taught.add(trajectory_id)
         scores: dict[uuid.UUID, list[tuple[int | None, Score]]] = {}
         for trajectory_id, score_id, item_id, name, value, revision in connection.execute(
             "SELECT trajectory_id, score_id, item_id, name, value, revision FROM sona.score"
@@ -208,7 +214,7 @@ class LearningTransaction:
             trajectory = known.get(trajectory_id)
             if trajectory is None:
                 continue
-            revision = 0 if trajectory_id in recorded_now else learned.get(trajectory_id)
+            revision = 0 if trajectory_id in recorded_now else last.get(trajectory_id)
             if revision is None:
                 events.append(OutcomeEvent(trajectory))
                 revision = 0
@@ -221,12 +227,15 @@ class LearningTransaction:
             if after.has_outcome and not before.has_outcome:
                 remembered.append(after)
             taken.extend((revision + 1, score.score_id) for score in fresh)
+            # An outcome from which nothing could be learned has taught nothing: it counts again.
+            known_before = before.has_outcome and (trajectory_id in taught or trajectory_id in recorded_now)
+            rewards = {s.item_id: s.reward for s in before.steps if s.item_id and s.reward is not None}
             events.append(
                 OutcomeEvent(
                     after,
                     revision=revision + 1,
-                    taught={s.item_id: s.reward for s in before.steps if s.item_id and s.reward is not None},
-                    had_outcome=before.has_outcome,
+                    taught=rewards if known_before else {},
+                    had_outcome=known_before,
                 )
             )
         self._remember(remembered)
@@ -354,16 +363,14 @@ class LearningTransaction:
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())",
             (space_id, revision, LOOP, head.epoch, version, len(entries), learned, replayed, worker, started_at),
         )
-        with connection.cursor().copy(
-            "COPY sona.learning_event (space_id, loop, trajectory_id, revision, cycle_id, ordinal, learned)"
-            " FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(["int8", "text", "uuid", "int4", "int8", "int8", "text"])
-            for place, entry in enumerate(entries):
-                trajectory_id, outcome_revision = entry.event.key
-                copy.write_row(
-                    (space_id, LOOP, trajectory_id, outcome_revision, revision, head.ordinal + place, entry.learned)
-                )
+        self._append(
+            "learning_event",
+            _LEDGER,
+            [
+                (space_id, LOOP, *entry.event.key, revision, head.ordinal + place, entry.learned)
+                for place, entry in enumerate(entries)
+            ],
+        )
         return after
 
     def _write_served(self, served: dict[str, LowRank]) -> None:
@@ -384,7 +391,64 @@ class LearningTransaction:
 
 
 @contextlib.contextmanager
-def learning_transaction(connection: Connection, space: Space) -> Iterator[LearningTransaction]:
+def learning_transaction(connection: Connection, space: Space, config: StoreConfig) -> Iterator[LearningTransaction]:
     """Begin a learning transaction; commits at the end, rolls back on any error."""
     with transaction(connection):
-        yield LearningTransaction(connection, space)
+        yield LearningTransaction(connection, space, config.lock_timeout_seconds)
+
+
+_TRAJECTORY = {
+    "space_id": "int8",
+    "trajectory_id": "uuid",
+    "query": "vector",
+    "quality": "float4",
+    "latency_us": "int8",
+    "user_id": "text",
+    "session_id": "text",
+    "metadata": "jsonb",
+    "arm": "text",
+    "version": "int8",
+    "strategy": "text",
+    "propensity": "float4",
+}
+_STEP = {
+    "space_id": "int8",
+    "trajectory_id": "uuid",
+    "ordinal": "int4",
+    "item_id": "text",
+    "position": "int4",
+    "reward": "float4",
+    "attention": "float4[]",
+    "activation": "vector",
+}
+_LEDGER = {
+    "space_id": "int8",
+    "loop": "text",
+    "trajectory_id": "uuid",
+    "revision": "int4",
+    "cycle_id": "int8",
+    "ordinal": "int8",
+    "learned": "text",
+}
+
+
+def _trajectory_row(space_id: int, t: QueryTrajectory) -> tuple[object, ...]:
+    a = t.answer
+    given = (space_id, t.id, t.query_embedding, t.final_quality, int(t.latency_us), t.user_id, t.session_id)
+    return given + (Jsonb(t.metadata), a.arm, int(a.version), a.strategy, a.propensity)
+
+
+def _step_row(space_id: int, id: uuid.UUID, ordinal: int, step: TrajectoryStep) -> tuple[object, ...]:
+    position = None if step.position is None else int(step.position)
+    attention = step.attention_weights if step.attention_weights.size else None
+    activation = step.activations if step.activations.size else None
+    return (space_id, id, ordinal, step.item_id, position, step.reward, attention, activation)
+
+
+def _with_lists(row: tuple[object, ...], places: Sequence[int]) -> list[object]:
+    values = list(row)
+    for place in places:
+        value = values[place]
+        if isinstance(value, np.ndarray):
+            values[place] = value.tolist()
+    return values

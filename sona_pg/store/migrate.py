@@ -65,6 +65,8 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
+        # Loads the library: a role that is no superuser may set its settings only once they are known.
+        connection.execute(sa.text(f"SELECT '[1]'::{_vector_schema(connection)}.vector"))
         # A role called sona would have schema sona first in its search path; the extension may be in any schema.
         connection.execute(sa.text(f"SET LOCAL search_path = {_vector_schema(connection)}, public"))
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))

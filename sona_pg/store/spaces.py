@@ -9,7 +9,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
-from sona_pg.errors import ConfigError, EmbedderMismatch, UnknownSpace
+from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, UnknownSpace
 from sona_pg.store.connection import Connection, translated
 from sona_pg.types import FloatVector
 
@@ -125,14 +125,19 @@ def claim_settings(
     ConfigError
         If a setting is given that differs from the space's.
     """
-    given_instant, given_adapter = instant or InstantLoopConfig(), adapter or QueryAdapterConfig()
+    given_instant, given_adapter = instant or InstantLoopConfig(), adapter or QueryAdapterConfig.for_dim(space.dim)
+    if given_adapter.rank > space.dim:
+        raise ConfigError(f"rank {given_adapter.rank} exceeds the dimension {space.dim}: choose a lower rank")
     asked = {"adapter": asdict(given_adapter), **{name: getattr(given_instant, name) for name in _LEARNING_SETTINGS}}
+    statement, key = "SELECT settings FROM sona.learner WHERE space_id = %s", (space.space_id,)
     with translated():
-        connection.execute(
-            "UPDATE sona.learner SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
-            (Jsonb(asked), space.space_id),
-        )
-        row = connection.execute("SELECT settings FROM sona.learner WHERE space_id = %s", (space.space_id,)).fetchone()
+        row = connection.execute(statement, key).fetchone()
+        if row is not None and not row[0]:
+            connection.execute(
+                "UPDATE sona.learner SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
+                (Jsonb(asked), space.space_id),
+            )
+            row = connection.execute(statement, key).fetchone()
     held = asked if row is None else row[0]
     for given, name in ((adapter, "adapter"), *((instant, name) for name in _LEARNING_SETTINGS)):
         if given is not None and held[name] != asked[name]:
@@ -141,7 +146,12 @@ def claim_settings(
                 "leave the setting out, or create another space"
             )
     return (
-        replace(given_instant, **{name: held[name] for name in _LEARNING_SETTINGS}),
+        replace(
+            given_instant,
+            micro_lora_rank=held["micro_lora_rank"],
+            micro_lora_lr=held["micro_lora_lr"],
+            edge_update_scale=held["edge_update_scale"],
+        ),
         QueryAdapterConfig(**held["adapter"]),
     )
 
@@ -152,13 +162,14 @@ def set_items(
     items: str,
     id_column: str,
     embedding_column: str,
-    sample_size: int = QueryAdapterConfig().pool_size,
 ) -> int:
     """Name the application's table of items; returns the size of the sample that was taken."""
     with translated():
+        found = connection.execute("SELECT to_regclass(%s)", (items,)).fetchone()
+        if found is None or found[0] is None:
+            raise InvalidInput(f"there is no table {items!r}: give its name as SQL would, with its schema")
         row = connection.execute(
-            "SELECT sona.set_items(%s, %s::regclass, %s, %s, %s)",
-            (space.name, items, id_column, embedding_column, sample_size),
+            "SELECT sona.set_items(%s, %s::regclass, %s, %s)", (space.name, items, id_column, embedding_column)
         ).fetchone()
     return 0 if row is None else int(row[0])
 
@@ -181,14 +192,18 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
     """Embeddings of items of the application's table, by id; those that are not there, or NULL, are left out."""
     if not ids:
         return {}
-    with translated():
+    # A savepoint: what is wrong with the application's table must not undo the transaction around.
+    with translated(), connection.transaction():
         source = connection.execute(
-            "SELECT items::text, id_column, id_type, embedding_column FROM sona.item_source WHERE space_id = %s",
+            "SELECT to_regclass(items::text)::text, id_column, id_type, embedding_column FROM sona.item_source"
+            " WHERE space_id = %s",
             (space.space_id,),
         ).fetchone()
         if source is None:
             return {}
-        table, id_column, id_type, embedding_column = map(str, source)
+        table, id_column, id_type, embedding_column = source
+        if table is None:
+            raise InvalidInput(f"the items table of space {space.name!r} is gone: name another one with set_items")
         # The ids are cast to the column's type, so that its index serves; one that is no value of it is no item.
         statement = sql.SQL(
             "SELECT {id}::text, {embedding} FROM {table} WHERE {id} = ANY(ARRAY("
@@ -208,3 +223,30 @@ def drop_space(connection: Connection, name: str) -> None:
     """Delete a space and everything recorded and learned in it."""
     with translated():
         connection.execute("SELECT sona.drop_space(%s)", (name,))
+
+
+def spaces_with_pending(connection: Connection) -> list[str]:
+    """Names of the spaces in which something waits to be learned that SQL clients recorded."""
+    with translated():
+        rows = connection.execute(
+            "SELECT s.name FROM sona.space s"
+            " WHERE EXISTS (SELECT FROM sona.pending_trajectory p WHERE p.space_id = s.space_id) ORDER BY s.space_id"
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def admit_queries(connection: Connection, space: Space, keep_exact: int) -> int:
+    """Move the fresh tail of remembered queries into the HNSW index, where there are more than `keep_exact`."""
+    with translated():
+        row = connection.execute("SELECT sona.admit_queries(%s, %s)", (space.name, keep_exact)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def status(connection: Connection, name: str | None = None) -> list[dict[str, object]]:
+    """Rows of `sona.status`, of all spaces or of one."""
+    with translated():
+        cursor = connection.execute(
+            "SELECT * FROM sona.status WHERE space = coalesce(%s, space) ORDER BY space", (name,)
+        )
+        head = [column.name for column in cursor.description or ()]
+        return [dict(zip(head, row, strict=True)) for row in cursor.fetchall()]
