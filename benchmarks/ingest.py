@@ -69,7 +69,7 @@ def _clone_tables(connection: Connection) -> None:
 
 
 def _payload(connection: Connection, space_id: int, ids: list[uuid.UUID]) -> list[bytes]:
-    """What COPY sends for these trajectories, without the columns that the server fills in."""
+    """The rows of these trajectories and their steps, as COPY writes them."""
     chosen = ",".join(f"'{i}'" for i in ids)
     payload = []
     for table in _TABLES:

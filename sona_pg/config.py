@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from sona_pg.errors import ConfigError
@@ -154,6 +155,9 @@ class SpaceConfig:
     def __post_init__(self) -> None:
         _within("reward_min", self.reward_min, -1e6, 1e6)
         _within("reward_max", self.reward_max, -1e6, 1e6)
+        for name in ("reward_min", "reward_max"):
+            # As the database keeps it, so that a bound belongs to its own range on both sides.
+            object.__setattr__(self, name, struct.unpack("f", struct.pack("f", getattr(self, name)))[0])
         if not self.reward_min < self.reward_max or self.reward_max <= 0:
             raise ConfigError(
                 f"the range of rewards is {self.reward_min} to {self.reward_max}: "
@@ -218,8 +222,8 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         _within("poll_interval_seconds", self.poll_interval_seconds, 0.01, 3600.0)
-        _within("batch", self.batch, 1, 100_000)
-        _within("open_spaces", self.open_spaces, 1, 10_000)
+        _whole("batch", self.batch, 1, 100_000)
+        _whole("open_spaces", self.open_spaces, 1, 10_000)
         _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 

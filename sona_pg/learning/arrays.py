@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.errors import DimensionMismatch, InvalidInput
+from sona_pg.errors import DimensionMismatch, InvalidInput, LearningError
 
 
 def as_matrix(value: ArrayLike, dim: int, what: str) -> NDArray[np.float32]:
@@ -49,3 +51,23 @@ def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     # In double precision: the squares of very long and very short rows leave the range of float32.
     norm = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, np.newaxis]
     return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)
+
+
+def check_parts(what: str, found: Mapping[str, NDArray[np.generic]], own: Mapping[str, NDArray[np.generic]]) -> None:
+    """Refuse a stored state of which a part is missing, of another type or shape than `own`, or not finite.
+
+    Raises
+    ------
+    LearningError
+    """
+    for name, part in own.items():
+        given = found.get(name)
+        if given is None:
+            raise LearningError(f"the {what}'s state has no {name}: it is damaged")
+        if (given.dtype, given.shape) != (part.dtype, part.shape):
+            raise LearningError(
+                f"{name} of the {what}'s state is {given.dtype} {given.shape}, expected {part.dtype} {part.shape}: "
+                "it is damaged, or was learned with other settings"
+            )
+        if not np.isfinite(given).all() or (given.dtype.kind == "i" and given.min() < 0):
+            raise LearningError(f"{name} of the {what}'s state is not finite, or negative: it is damaged")

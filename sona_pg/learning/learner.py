@@ -6,6 +6,7 @@ import enum
 import hashlib
 import io
 import json
+import uuid
 import zipfile
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from sona_pg.config import MAX_DIM, InstantLoopConfig, QueryAdapterConfig, Signa
 from sona_pg.errors import ConfigError, DimensionMismatch, LearningError
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
+from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.lora import MicroLoRA
 from sona_pg.learning.outcome import OutcomeEvent, judged_items
@@ -85,6 +87,8 @@ class Learner:
         self.micro = MicroLoRA(dim, self.instant_config.micro_lora_rank, signal=self.signal_config)
         self.reward = RunningMean.from_config(self.signal_config)
         self.events = 0
+        self.last: tuple[uuid.UUID, int] | None = None
+        """Key of the event that was learned last, for whoever was interrupted and does not know."""
 
     def learn(self, event: OutcomeEvent, resolve: Resolve | None = None) -> Learned:
         """Learn one event. Steps that name items teach the query adapter, other steps the micro-LoRA.
@@ -106,6 +110,7 @@ class Learner:
             return Learned.NO_OUTCOME
         learned = self._learn_items(event, resolve) if event.trajectory.shows_items else self._learn_signal(event)
         self.events += learned in (Learned.ADAPTER, Learned.MICRO)
+        self.last = event.key
         return learned
 
     def _learn_items(self, event: OutcomeEvent, resolve: Resolve | None) -> Learned:
@@ -174,8 +179,7 @@ class Learner:
         header = json.dumps({"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank})
         arrays: dict[str, NDArray[np.generic]] = {
             "header": np.frombuffer(header.encode(), dtype=np.uint8),
-            "events": np.array(self.events, dtype=np.int64),
-            "reward": np.array([self.reward.value, self.reward.weight]),
+            **self._own_parts(),
             **{f"adapter.{name}": value for name, value in self.adapter.state().items()},
             **{f"micro.{name}": value for name, value in self.micro.state().items()},
         }
@@ -183,6 +187,12 @@ class Learner:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         data = buffer.getvalue()
         return hashlib.sha256(data).digest() + data
+
+    def _own_parts(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            "events": np.array(self.events, dtype=np.int64),
+            "reward": np.array([self.reward.value, self.reward.weight]),
+        }
 
     def load_bytes(self, data: bytes) -> None:
         """Continue from what `to_bytes` gave; bit for bit.
@@ -199,7 +209,6 @@ class Learner:
             with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
                 arrays = {name: parts[name] for name in parts.files}
             header = json.loads(arrays["header"].tobytes())
-            events, (value, weight) = int(arrays["events"]), arrays["reward"].tolist()
         except (ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as cause:
             raise LearningError(f"the learner's state lacks a part ({cause}): deploy an earlier version") from cause
         expected = {"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank}
@@ -208,8 +217,7 @@ class Learner:
                 f"the learner's state is of {header}, expected {expected}: "
                 "use the settings that the space was learned with"
             )
-        if not np.isfinite([value, weight]).all() or events < 0:
-            raise LearningError("the learner's state has no finite baseline: deploy an earlier version")
+        check_parts("learner", arrays, self._own_parts())
         before = {name: part.copy() for name, part in self.adapter.state().items()}
         self.adapter.load_state({n[8:]: a for n, a in arrays.items() if n.startswith("adapter.")})
         try:
@@ -217,4 +225,5 @@ class Learner:
         except LearningError:
             self.adapter.load_state(before)
             raise
-        self.reward.value, self.reward.weight, self.events = value, weight, events
+        self.reward.value, self.reward.weight = (float(part) for part in arrays["reward"])
+        self.events = int(arrays["events"])

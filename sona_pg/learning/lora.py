@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg import kernels
 from sona_pg.config import MAX_DIM, SignalConfig
-from sona_pg.errors import ConfigError, InvalidInput, LearningError
+from sona_pg.errors import ConfigError, InvalidInput
 from sona_pg.kernels import LowRank, reference
+from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.running_mean import RunningMean
 from sona_pg.types import FloatVector, LearningSignal, finite_or_none
 
@@ -170,13 +171,7 @@ class MicroLoRA(LowRank):
         LearningError
             If a part is missing, of another shape, or not finite; nothing was changed.
         """
-        for name, own in self.state().items():
-            part = state.get(name)
-            if part is None or part.shape != own.shape or not np.isfinite(part).all():
-                raise LearningError(
-                    f"the micro-LoRA's state has no finite {name} of shape {own.shape}: it is damaged, or was learned "
-                    "with other settings"
-                )
+        check_parts("micro-LoRA", state, self.state())
         self.load(state["weights"])
         self._query_sum[...] = state["query_sum"]
         self._signals = int(state["signals"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig
-from sona_pg.errors import ConfigError, LearningError
+from sona_pg.errors import ConfigError
 from sona_pg.kernels import ListwiseTrainer, LowRank
-from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.arrays import as_matrix, check_parts
 from sona_pg.learning.lora import orthonormal_rows
 from sona_pg.types import FloatVector
 
@@ -173,7 +175,7 @@ class QueryAdapter:
             query, items, targets, pool, skip, seed, self.config.negatives, self.config.learning_rate, average
         )
 
-    def state(self) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+    def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that a continuation needs, as arrays."""
         return {
             "trained": self.trained.weights,
@@ -183,7 +185,7 @@ class QueryAdapter:
             "steps": np.array(self.steps, dtype=np.int64),
         }
 
-    def load_state(self, state: dict[str, NDArray[np.float32] | NDArray[np.int64]]) -> None:
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Continue from what `state` gave; bit for bit.
 
         Raises
@@ -197,15 +199,9 @@ class QueryAdapter:
             "moment1": self._trainer.moment1,
             "moment2": self._trainer.moment2,
         }
-        steps = state.get("steps")
-        if steps is None or steps.shape != () or int(steps) < 0:
-            raise LearningError("the adapter's state has no count of steps: it is damaged")
-        for name, block in blocks.items():
-            part = state.get(name)
-            if part is None or part.shape != block.shape or not np.isfinite(part).all():
-                raise LearningError(f"the adapter's state has no finite {name} of shape {block.shape}: it is damaged")
+        check_parts("adapter", state, self.state())
         for name, block in blocks.items():
             block[...] = state[name]
         self.trained.refresh()
         self.served.refresh()
-        self._trainer.steps = int(steps)
+        self._trainer.steps = int(state["steps"])

@@ -135,18 +135,18 @@ class InstantLoop:
         self._unflushed: list[LedgerEntry] = []
         self._unflushed_ids: set[uuid.UUID] = set()
         self._unflushed_scores: list[Score] = []
-        self._drained: deque[QueryTrajectory] = deque(maxlen=self.config.max_unflushed)
+        self._drained: dict[uuid.UUID, QueryTrajectory] = {}
         self._edges = EdgeWeights(self.config.edge_update_scale)
         self._counts = InstantLoopMetrics()
         self._base: tuple[int, int, datetime | None] | None = None
         self._version = 0
         if store is None:
-            self._learner = self._new_learner(ItemPool.empty(hidden_dim) if pool is None else pool)
+            self._learner = self._new_learner(pool)
         else:
             self._adopt_published(store.connection())
         self._serving = self._learner.serving()
 
-    def _new_learner(self, pool: ItemPool) -> Learner:
+    def _new_learner(self, pool: ItemPool | None) -> Learner:
         return Learner(
             self._dim,
             pool,
@@ -252,23 +252,24 @@ class InstantLoop:
             return 0
         # Without the embeddings learning would differ from a replay that has them: it waits for the database.
         resolve = self._embeddings_of([OutcomeEvent(t) for t in self._waiting], self._learner.pool)
-        before = self._counts.learned
-        learned = 0
+        waited, before = len(self._waiting), self._learner.events
         try:
             while self._waiting:
                 self._learn_next(self._waiting[0], resolve)
                 self._waiting.popleft()
-                learned += 1
         except BaseException:
-            # An interrupt may have come between learning and noting it: start from the database the next time.
+            # An interrupt may have come between learning and noting it: with a store, start from there the next time.
             self._base = None
+            if self._store is None and self._learner.last == (self._waiting[0].id, 0):
+                self._waiting.popleft()
             raise
-        if self._counts.learned > before:
-            self._serving = self._learner.serving()
-        return learned
+        finally:
+            if self._learner.events > before:
+                self._serving = self._learner.serving()
+        return waited
 
     def _learn_next(self, trajectory: QueryTrajectory, resolve: Mapping[str, FloatVector]) -> None:
-        if trajectory.id in self._unflushed_ids:
+        if trajectory.id in self._unflushed_ids or trajectory.id in self._drained:
             self._count(repeated=1)
             return
         (entry,) = self._learn(self._learner, [OutcomeEvent(trajectory)], resolve)
@@ -276,7 +277,9 @@ class InstantLoop:
         if self._store is None:
             self._edges.update(edge_updates(entry.event))
             self._edges.commit()
-            self._drained.append(trajectory)
+            self._drained[trajectory.id] = trajectory
+            if len(self._drained) > self.config.max_unflushed:
+                self._drained.pop(next(iter(self._drained)))
         else:
             self._unflushed.append(entry)
             self._unflushed_ids.add(trajectory.id)
@@ -468,9 +471,9 @@ class InstantLoop:
             self._store.discard()
 
     def drain_trajectories(self) -> list[QueryTrajectory]:
-        """What was learned in memory since the last call; with a store, trajectories are in the database instead."""
+        """What was learned in memory since the last call, at most `max_unflushed`; nothing with a store."""
         with self._turn:
-            drained = list(self._drained)
+            drained = list(self._drained.values())
             self._drained.clear()
             return drained
 

@@ -167,9 +167,47 @@ def test_arrays_of_a_hand_made_trajectory_are_converted() -> None:
     assert [array.tolist() for array in arrays] == [exact, exact, [v + 1 for v in exact], [0.5, 0.25]]
 
 
-def test_trajectory_that_needs_no_conversion_is_taken_as_it_is() -> None:
-    given = trajectory(QUERY, [acted(axis(1, DIM), 1.0), shown("a", None)], quality=0.5)
-    assert admitted(given, DIM, SPACE) is given
+def test_what_is_kept_is_out_of_reach_of_the_caller() -> None:
+    query, activations, weights, metadata = axis(0, DIM), axis(1, DIM), floats([0.5, 0.25]), {"k": {"n": [1, 2]}}
+    step = TrajectoryStep(activations, weights, 1.0, 0.0)
+    given = replace(trajectory(query, [step, shown("a", None)], quality=0.5), metadata=metadata)
+    kept = admitted(given, DIM, SPACE)
+    assert kept is not given
+    arrays = [kept.query_embedding, kept.steps[0].activations, kept.steps[0].attention_weights]
+    for array in (*arrays, kept.steps[1].activations, kept.steps[1].attention_weights):
+        assert not array.flags.writeable
+    query[:] = activations[:] = weights[:] = 9
+    metadata["k"]["n"].append(3)
+    metadata["new"] = {}
+    assert [array.tolist() for array in arrays] == [[1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.25]]
+    assert kept.metadata == {"k": {"n": [1, 2]}}
+
+
+def test_read_only_arrays_are_not_copied() -> None:
+    query, activations, weights = axis(0, DIM), axis(1, DIM), floats([0.5, 0.25])
+    for array in (query, activations, weights):
+        array.setflags(write=False)
+    kept = admitted(trajectory(query, [TrajectoryStep(activations, weights, 1.0, 0.0)]), DIM, SPACE)
+    assert kept.query_embedding is query
+    assert kept.steps[0].activations is activations
+    assert kept.steps[0].attention_weights is weights
+    assert admitted(kept, DIM, SPACE).query_embedding is query
+
+
+def test_rewards_and_quality_are_rounded_to_what_the_database_keeps() -> None:
+    kept = admitted(trajectory(QUERY, [acted(axis(1, DIM), 0.8), acted(axis(1, DIM), None)], quality=0.1), DIM, SPACE)
+    assert [step.reward for step in kept.steps] == [0.800000011920929, None]
+    assert kept.final_quality == 0.10000000149011612
+    again = admitted(kept, DIM, SPACE)
+    assert (again.steps[0].reward, again.final_quality) == (0.800000011920929, 0.10000000149011612)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.8, 0.8), (0.7, 0.9), (-0.7, 0.3)])
+def test_bounds_that_single_precision_rounds_outwards_belong_to_the_range_too(low: float, high: float) -> None:
+    space = SpaceConfig(reward_min=low, reward_max=high)
+    for reward in (low, high):
+        kept = admitted(having(steps=(acted(axis(1, DIM), reward),), final_quality=reward), DIM, space)
+        assert (kept.steps[0].reward, kept.final_quality) == (pytest.approx(reward), pytest.approx(reward))
 
 
 def test_item_without_activations_is_taken_whichever_empty_array_says_so() -> None:

@@ -31,10 +31,10 @@ def test_builder_gives_what_was_put_in() -> None:
     first, second = built.steps
     assert first.activations.tolist() == [1, 2, 3]
     assert first.attention_weights.tolist() == [0.5, 0.5]
-    assert (first.reward, first.item_id, first.position) == (0.8, None, None)
+    assert (first.reward, first.item_id, first.position) == (0.800000011920929, None, None)  # as float32
     assert second.activations is EMPTY
     assert (second.reward, second.item_id, second.position) == (None, "a", 1)
-    assert (built.final_quality, built.user_id, built.session_id) == (0.6, "u", "s")
+    assert (built.final_quality, built.user_id, built.session_id) == (0.6000000238418579, "u", "s")
     assert built.metadata == {"k": [1, None]}
     assert built.answer == answer
 

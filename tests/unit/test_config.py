@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from sona_pg import config
-from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.config import (
+    InstantLoopConfig,
+    QueryAdapterConfig,
+    SignalConfig,
+    SpaceConfig,
+    StoreConfig,
+    WorkerConfig,
+)
 from sona_pg.errors import ConfigError
 
-ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig]
+ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig, WorkerConfig]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
 WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"]
 
@@ -38,12 +45,24 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "average_decay": (-0.1, 1.0),
         "pool_size": (-1, (1 << 20) + 1),
     },
-    SignalConfig: {"max_gradient_norm": (0, 1e7), "prior_weight": (-1, 1e7)},
+    SignalConfig: {
+        "max_gradient_norm": (0, 1e7),
+        "prior_weight": (-1, 1e7),
+        "centring_signals": (-1, (1 << 20) + 1),
+    },
     SpaceConfig: {"reward_min": (-1e7, 1.0), "reward_max": (0.0, 1e7)},
     StoreConfig: {
         "connect_timeout_seconds": (0, 3601),
+        "lock_timeout_seconds": (0, 3601),
         "publish_every_events": (0, (1 << 31) + 1),
         "exact_search_rows": (-1, (1 << 31) + 1),
+    },
+    WorkerConfig: {
+        "poll_interval_seconds": (0.009, 3601),
+        "batch": (0, 100_001),
+        "open_spaces": (0, 10_001),
+        "admit_interval_seconds": (-1, 86_401),
+        "longest_setback_seconds": (0.9, 86_401),
     },
 }
 CASES = [(each, name, value) for each, ends in OUT_OF_RANGE.items() for name, two in ends.items() for value in two]
@@ -110,6 +129,11 @@ def test_defaults_of_the_query_adapter_are_the_recipe() -> None:
     assert (default.negatives, default.max_marked, default.average_decay) == (64, 3, 0.99)
 
 
+@pytest.mark.parametrize(("dim", "rank"), [(1, 1), (4, 4), (8, 8), (9, 8), (16_000, 8)])
+def test_recipe_of_a_dimension_has_a_rank_that_fits(dim: int, rank: int) -> None:
+    assert QueryAdapterConfig.for_dim(dim) == QueryAdapterConfig(rank=rank)
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.5), (0.5, 0.5), (-1.0, 0.0), (-2.0, -1.0)])
 def test_range_of_rewards_has_room_above_zero(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match="a reward above 0 is helpful"):
@@ -119,5 +143,7 @@ def test_range_of_rewards_has_room_above_zero(low: float, high: float) -> None:
 def test_ends_of_a_range_belong_to_it() -> None:
     InstantLoopConfig(micro_lora_rank=2, micro_lora_lr=0.0, edge_update_scale=0.2, max_pending_signals=1)
     QueryAdapterConfig(rank=64, learning_rate=0.0, negatives=0, max_marked=0, beta1=0.0, beta2=0.0, pool_size=0)
-    SignalConfig(max_gradient_norm=1e-6, prior_weight=0.0, prior_reward=-1.0)
+    SignalConfig(max_gradient_norm=1e-6, prior_weight=0.0, prior_reward=-1.0, centring_signals=0)
+    StoreConfig(connect_timeout_seconds=1, lock_timeout_seconds=3600, publish_every_events=1, exact_search_rows=0)
+    WorkerConfig(0.01, batch=1, open_spaces=1, admit_interval_seconds=0.0, longest_setback_seconds=1.0)
     SpaceConfig(reward_min=-1e6, reward_max=1e6)

@@ -12,6 +12,8 @@ import pytest
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError
+from sona_pg.learning.learner import Learned, Learner, Resolve
+from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
 from sona_pg.types import QueryTrajectory, Score
 
@@ -148,14 +150,117 @@ def test_edges_follow_what_helped_together() -> None:
     assert loop.edges.weight("i1", "i3") == 0.0
 
 
-def test_late_score_without_a_database_is_learned_or_refused_and_never_left_waiting() -> None:
+def test_late_score_without_a_database_is_refused_and_not_left_waiting() -> None:
     loop = make_loop()
     loop.on_inference(unjudged(5))
+    with pytest.raises(ConfigError, match="late scores need a database: connect with SonaEngine, or give the reward"):
+        loop.on_score(Score(uuid.UUID(int=5), 1.0, "i1", "thumb", "s1"))
     loop.flush_updates()
-    taken = loop.on_score(Score(uuid.UUID(int=5), 1.0, "i1", "thumb", "s1"))
+    assert loop.metrics == InstantLoopMetrics(recorded=1, skipped=1)
+
+
+HUGE = 3e38
+LONG = np.full(DIM, HUGE, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("extreme", "learned"),
+    [
+        (trajectory(LONG, [acted(axis(1, DIM), 1.0), acted(axis(2, DIM), 0.0)]), Learned.REFUSED),
+        (trajectory(LONG, [acted(LONG, 1.0), acted(-LONG, 0.0)]), Learned.REFUSED),
+        (trajectory(axis(0, DIM, HUGE), [acted(axis(1, DIM), 1.0)]), Learned.REFUSED),
+        (trajectory(axis(0, DIM), [acted(LONG, 1.0), acted(-LONG, 0.0)]), Learned.MICRO),
+        (trajectory(LONG, [shown("i1", 1.0), shown("i2", 0.0)]), Learned.REFUSED),
+        (trajectory(LONG, [shown("a", 1.0, LONG), shown("b", 0.0, -LONG)]), Learned.REFUSED),
+        (trajectory(axis(0, DIM, HUGE), [shown("i1", 1.0)]), Learned.REFUSED),
+        (trajectory(axis(0, DIM), [shown("a", 1.0, LONG), shown("b", 0.0, -LONG)]), Learned.ADAPTER),
+        (trajectory(axis(0, DIM, 1e-22), [shown("i1", 1.0), shown("i2", 0.0)]), Learned.REFUSED),
+    ],
+    ids=["query", "query and steps", "axis", "steps", "query of items", "all", "axis of items", "items", "short query"],
+)
+@pytest.mark.filterwarnings("error")
+def test_huge_numbers_are_refused_or_cut_and_the_loop_goes_on(
+    monkeypatch: pytest.MonkeyPatch, extreme: QueryTrajectory, learned: Learned
+) -> None:
+    said: list[Learned] = []
+    learn = Learner.learn
+
+    def heard(self: Learner, event: OutcomeEvent, resolve: Resolve | None = None) -> Learned:
+        said.append(learn(self, event, resolve))
+        return said[-1]
+
+    monkeypatch.setattr(Learner, "learn", heard)
+    loop, plain = make_loop(), make_loop()
+    before = loop.learner.to_bytes()
+    assert loop.on_inference(replace(extreme, id=uuid.UUID(int=999)))
     loop.flush_updates()
-    assert loop.metrics.learned == taken
-    assert loop.metrics.unflushed == 0
+    assert said == [learned]
+    assert (loop.learner.to_bytes() == before) == (learned is Learned.REFUSED)
+    for event in make_events(10):
+        assert loop.on_inference(event.trajectory)
+        plain.on_inference(event.trajectory)
+    loop.flush_updates()
+    plain.flush_updates()
+    changed = learned is not Learned.REFUSED
+    assert loop.metrics == InstantLoopMetrics(recorded=11, learned=10 + changed, skipped=1 - changed)
+    assert (loop.learner.to_bytes() == plain.learner.to_bytes()) != changed
+    for weights in (loop.learner.adapter.trained.weights, loop.learner.adapter.served.weights, loop.micro_lora.weights):
+        assert np.abs(weights).max() < 2
+    answers = loop.serving.adapt(np.eye(DIM))
+    assert np.isfinite(answers).all()
+    assert bits(answers) != bits(np.eye(DIM, dtype=np.float32))
+
+
+def interrupt_fourth(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> list[int]:
+    """The fourth `Learner.learn` is interrupted, before or after it learned; gives the ids of what was learned."""
+    learned: list[int] = []
+    calls = iter(range(1, 1000))
+    learn = Learner.learn
+
+    def interrupted(self: Learner, event: OutcomeEvent, resolve: Resolve | None = None) -> Learned:
+        fourth = next(calls) == 4
+        if fourth and not after:
+            raise KeyboardInterrupt
+        result = learn(self, event, resolve)
+        learned.append(event.trajectory.id.int)
+        if fourth:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Learner, "learn", interrupted)
+    return learned
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it learned", "after it learned"])
+def test_interrupt_while_learning_makes_nothing_be_learned_twice(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+    undisturbed, loop = make_loop(), make_loop()
+    for event in make_events(8):
+        undisturbed.on_inference(event.trajectory)
+        loop.on_inference(event.trajectory)
+    undisturbed.flush_updates()
+    learned = interrupt_fourth(monkeypatch, after=after)
+    with pytest.raises(KeyboardInterrupt):
+        loop.learn_pending()
+    assert learned == ([1, 2, 3, 4] if after else [1, 2, 3])
+    loop.learn_pending()
+    loop.flush_updates()
+    assert learned == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert loop.learner.to_bytes() == undisturbed.learner.to_bytes()
+    assert loop.metrics.pending == 0
+
+
+def test_what_was_learned_before_an_interrupt_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop()
+    for event in make_events(3):
+        loop.on_inference(event.trajectory)
+    loop.on_inference(unjudged(900))
+    interrupt_fourth(monkeypatch, after=False)
+    with pytest.raises(KeyboardInterrupt):
+        loop.learn_pending()
+    loop.flush_updates()
+    assert loop.metrics == InstantLoopMetrics(recorded=4, learned=3, skipped=1)
+    x = axis(0, DIM)
+    assert bits(loop.serving.adapt(x)) == bits(loop.learner.serving().adapt(x))
 
 
 def test_metrics_are_a_value() -> None:

@@ -46,13 +46,21 @@ def test_empty_pool_has_a_dimension_and_no_rows() -> None:
     assert pool.row("a") is None
 
 
-@pytest.mark.parametrize("ids", [[], ["a"], ["a", "b", "c"]])
-def test_one_id_for_each_row_is_expected(ids: list[str]) -> None:
-    with pytest.raises(InvalidInput, match=rf"{len(ids)} item ids for embeddings of shape \(2, 2\)"):
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ([], "0 item ids, 0 of them distinct"),
+        (["a"], "1 item ids, 1 of them distinct"),
+        (["a", "b", "c"], "3 item ids, 3 of them distinct"),
+        (["a", "a"], "2 item ids, 1 of them distinct"),
+    ],
+)
+def test_a_distinct_id_for_each_row_is_expected(ids: list[str], found: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"^{found}, for embeddings of shape \(2, 2\): expected a distinct one for"):
         ItemPool(ids, np.eye(2))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(InvalidInput, match="item embeddings hold NaN or infinity: check the items table"):
+    with pytest.raises(InvalidInput, match=r"^item embeddings hold NaN or infinity: check what the embedding model"):
         ItemPool(["a"], [[1.0, bad]])

@@ -25,9 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": BASE | {"learning"},
     "loops": BASE | {"learning", "store"},
     "engine": BASE | {"learning", "store", "loops"},
+    "worker": BASE | {"learning", "store", "loops"},
     "evaluation": BASE | {"learning", "store", "loops", "engine"},
     "data": BASE | {"evaluation"},
-    "cli": BASE | {"learning", "store", "loops", "engine", "evaluation", "data", "package"},
+    "cli": BASE | {"learning", "store", "loops", "engine", "worker", "evaluation", "data", "package"},
     "package": BASE | {"learning", "store", "loops", "engine"},
     "__main__": {"cli"},
 }

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from sona_pg.config import SignalConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.lora import MicroLoRA, orthonormal_rows
 from sona_pg.types import LearningSignal, SignalMetadata
@@ -32,8 +33,11 @@ def advantage(query: Floats, gradient: Floats) -> LearningSignal:
     return LearningSignal(query, gradient, 0.5, metadata=SignalMetadata(has_advantage=True))
 
 
-def trained(rng: np.random.Generator, rank: int, dim: int = DIM) -> MicroLoRA:
-    lora = MicroLoRA(dim, rank)
+NOT_CENTRED = SignalConfig(centring_signals=0)
+
+
+def trained(rng: np.random.Generator, rank: int, dim: int = DIM, *, signal: SignalConfig | None = None) -> MicroLoRA:
+    lora = MicroLoRA(dim, rank, signal=signal)
     lora.load(rng.standard_normal((2 * rank, dim)).astype(np.float32))
     return lora
 
@@ -112,11 +116,81 @@ def test_scale_is_the_factor_of_the_output(rng: np.random.Generator) -> None:
     assert lora.scale == -2.0
 
 
+def centred_rows(queries: list[Floats], rank: int) -> np.ndarray:
+    """The columns of A by hand: the direction of the mean query, then the second initial one without its part of it."""
+    mean = np.sum(queries, axis=0, dtype=np.float64)
+    first = mean / np.linalg.norm(mean)
+    other = orthonormal_rows(2, DIM, 0)[1].astype(np.float64)
+    other -= (other @ first) * first
+    return np.stack([first, other / np.linalg.norm(other)])[:rank]
+
+
 @pytest.mark.parametrize("rank", [1, 2])
-def test_step_is_the_exact_gradient_of_both_factors(rng: np.random.Generator, rank: int) -> None:
+def test_first_sixteen_signals_turn_it_to_the_mean_of_their_queries(rng: np.random.Generator, rank: int) -> None:
     lora = trained(rng, rank)
+    queries = list(unit_rows(rng.standard_normal((16, DIM)) + 0.5))
+    for count, query in enumerate(queries, 1):
+        up = bits(lora.weights[rank:])
+        lora.accumulate_gradient(advantage(query, axis(0, DIM)))
+        assert bits(lora.weights[rank:]) == up
+        np.testing.assert_allclose(lora.weights[:rank], centred_rows(queries[:count], rank), rtol=1e-4, atol=1e-6)
+    down = lora.weights[:rank].astype(np.float64)
+    np.testing.assert_allclose(down @ down.T, np.eye(rank), atol=1e-6)
+    after = bits(lora.weights)
+    lora.accumulate_gradient(advantage(axis(3, DIM), axis(0, DIM)))
+    assert bits(lora.weights) == after
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_number_of_signals_that_turn_it_is_a_setting(rng: np.random.Generator, count: int) -> None:
+    assert SignalConfig().centring_signals == 16
+    lora = MicroLoRA(DIM, 1, signal=SignalConfig(centring_signals=count))
+    queries = list(unit_rows(rng.standard_normal((5, DIM)) + 0.5))
+    for query in queries:
+        lora.accumulate_gradient(advantage(query, axis(0, DIM)))
+    expected = centred_rows(queries[:count], 1) if count else orthonormal_rows(1, DIM, 0)
+    np.testing.assert_allclose(lora.weights[:1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_queries_without_a_mean_leave_the_direction_as_it_was() -> None:
+    lora, x = MicroLoRA(DIM, 1), axis(5, DIM)
+    fresh = bits(lora.weights)
+    lora.accumulate_gradient(advantage(np.zeros(DIM, dtype=np.float32), axis(0, DIM)))
+    assert bits(lora.weights) == fresh
+    lora.accumulate_gradient(advantage(x, axis(0, DIM)))
+    lora.accumulate_gradient(advantage(-x, axis(0, DIM)))  # cancels the one before
+    assert lora.weights[0].tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_state_continues_bit_for_bit_while_it_is_still_turning(rng: np.random.Generator, rank: int) -> None:
+    signals = [LearningSignal.with_gradient(*unit_rows(rng.standard_normal((2, DIM))), q) for q in rng.random(20)]
+
+    def learn(lora: MicroLoRA, part: list[LearningSignal]) -> MicroLoRA:
+        for signal in part:
+            lora.accumulate_gradient(signal)
+            lora.apply_accumulated(0.1)
+        return lora
+
+    through = learn(MicroLoRA(DIM, rank), signals)
+    state = {name: part.copy() for name, part in learn(MicroLoRA(DIM, rank), signals[:7]).state().items()}
+    after = learn(MicroLoRA(DIM, rank), signals[10:13])
+    after.accumulate_gradient(signals[0])  # waits, and is forgotten
+    after.load_state(state)
+    assert after.accumulated == 0
+    learn(after, signals[7:])
+    for name, part in through.state().items():
+        assert bits(after.state()[name]) == bits(part), name
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_step_is_the_exact_gradient_of_both_factors(rng: np.random.Generator, rank: int, centred: bool) -> None:
+    lora = trained(rng, rank, signal=None if centred else NOT_CENTRED)
     x, g = rng.standard_normal(DIM).astype(np.float32), rng.standard_normal(DIM).astype(np.float32)
     before = lora.weights.astype(np.float64)
+    if centred:
+        before[:rank] = centred_rows([x], rank)
     lora.accumulate_gradient(advantage(x, g))
     lora.apply_accumulated(0.01)
     # ∂/∂A_k = s (B_k·g) x and ∂/∂B_k = s (x·A_k) g
@@ -152,9 +226,10 @@ def test_accumulated_gradients_are_applied_as_their_mean_and_forgotten(rng: np.r
 
 
 def test_reset_forgets_what_was_accumulated_and_keeps_the_weights(rng: np.random.Generator) -> None:
-    lora = trained(rng, 2)
+    lora = trained(rng, 2, signal=NOT_CENTRED)
     before = bits(lora.weights)
     lora.accumulate_gradient(advantage(axis(0, DIM), axis(1, DIM)))
+    assert bits(lora.weights) == before
     lora.reset()
     assert lora.accumulated == 0
     lora.apply_accumulated(1.0)
@@ -252,16 +327,23 @@ def test_own_gradient_is_signed_by_quality_against_the_running_mean() -> None:
         (LearningSignal(axis(0, DIM), axis(0, DIM, np.inf), 0.9), InvalidInput),
         (LearningSignal(axis(0, DIM), axis(0, DIM), math.nan), InvalidInput),
         (LearningSignal(axis(0, DIM), axis(0, DIM), math.inf), InvalidInput),
+        (LearningSignal(axis(0, DIM), axis(0, DIM), None), InvalidInput),  # type: ignore[arg-type]
+        (LearningSignal(axis(0, DIM, 1.1e9), axis(0, DIM), 0.9), InvalidInput),
+        (LearningSignal(axis(0, DIM), axis(0, DIM, -1.1e9), 0.9), InvalidInput),
+        (LearningSignal(axis(0, DIM, -3e38), axis(0, DIM, 3e38), 0.9), InvalidInput),
     ],
-    ids=["query dim", "gradient dim", "query NaN", "gradient infinite", "quality NaN", "quality infinite"],
+    ids=[
+        *["query dim", "gradient dim", "query NaN", "gradient infinite", "quality NaN", "quality infinite"],
+        *["quality None", "query large", "gradient large", "both huge"],
+    ],
 )
 def test_bad_signal_is_refused_and_nothing_is_accumulated(signal: LearningSignal, error: type[Exception]) -> None:
     lora = MicroLoRA(DIM, 1)
-    baseline = (lora.baseline.value, lora.baseline.weight)
+    before = {name: bits(part) for name, part in lora.state().items()}
     with pytest.raises(error):
         lora.accumulate_gradient(signal)
     assert lora.accumulated == 0
-    assert (lora.baseline.value, lora.baseline.weight) == baseline
+    assert {name: bits(part) for name, part in lora.state().items()} == before
     lora.apply_accumulated(1.0)
     assert lora.is_zero
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from sona_pg import kernels
 from sona_pg.config import QueryAdapterConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, LearningError
 from sona_pg.learning.query_adapter import QueryAdapter
@@ -165,10 +167,12 @@ def test_adapter_takes_less_than_a_megabyte_at_384_dimensions_and_rank_8() -> No
 
 def test_rank_or_dimension_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank 8 exceeds the dimension 4: choose a rank of at most 4"):
-        QueryAdapter(4)
+        QueryAdapter(4, QueryAdapterConfig())
     for dim in (0, -3, 16_001):
-        with pytest.raises(ConfigError, match=f"dimension is {dim}, expected 1 to 16000"):
-            QueryAdapter(dim)
+        for config in (None, QueryAdapterConfig(rank=1)):
+            with pytest.raises(ConfigError, match=f"dimension is {dim}, expected a whole number from 1 to 16000"):
+                QueryAdapter(dim, config)
+    assert QueryAdapter(4).rank == 4
     assert QueryAdapter(4, QueryAdapterConfig(rank=4)).rank == 4
 
 
@@ -200,6 +204,45 @@ def test_bad_list_is_refused_and_changes_nothing(
     with pytest.raises(error):
         adapter.learn(query, items, targets, pool=task.items, seed=1)
     assert {name: bits(value) for name, value in adapter.state().items()} == before
+
+
+@pytest.fixture(params=kernels.available())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = kernels.active()
+    kernels.use(request.param)
+    yield request.param
+    kernels.use(before)
+
+
+@pytest.mark.parametrize("trained", [0, 3])
+def test_query_so_short_that_its_gradient_overflows_is_refused_and_does_not_stop_learning(
+    isa: str, task: Task, trained: int
+) -> None:
+    adapter = QueryAdapter(DIM, items=task.items)
+    learn(adapter, task, task.wanted, range(trained))
+    before = {name: bits(value) for name, value in adapter.state().items()}
+    for length in (1e-22, 1e-30, 1e-38):
+        short = floats(np.float64(length) * task.queries[0])
+        assert short.any()
+        # A trained map does not lengthen a query enough to make it harmless.
+        with pytest.raises(LearningError, match="the loss is not finite, or its gradient out of range"):
+            adapter.learn(short, [task.items[task.wanted[0]]], [1.0], pool=task.items, seed=1)
+        assert {name: bits(value) for name, value in adapter.state().items()} == before
+    learn(adapter, task, task.wanted, range(trained, trained + 3))
+    assert adapter.steps == trained + 3
+    for name, value in adapter.state().items():
+        assert np.isfinite(value).all(), name
+    assert bits(adapter.adapt(task.queries[0])) != bits(task.queries[0])
+
+
+def test_short_query_whose_gradient_can_be_held_teaches_like_any_other(isa: str, task: Task) -> None:
+    short, unit = QueryAdapter(DIM, items=task.items), QueryAdapter(DIM, items=task.items)
+    losses = [
+        adapter.learn(floats(length * task.queries[0]), [task.items[task.wanted[0]]], [1.0], pool=task.items, seed=1)
+        for adapter, length in ((short, 1e-12), (unit, 1.0))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    np.testing.assert_allclose(short.trained.weights, unit.trained.weights, rtol=1e-3, atol=1e-6)
 
 
 def test_pool_of_another_dimension_is_refused(task: Task) -> None:

@@ -99,8 +99,8 @@ def test_numbers_beyond_float32_are_refused_without_a_warning(maps: list[LowRank
 
 @pytest.mark.parametrize("dim", [0, 1, DIM - 1, DIM + 1])
 def test_another_dimension_is_refused(maps: list[LowRank], dim: int) -> None:
-    for x in (np.zeros(dim), np.zeros((3, dim))):
-        with pytest.raises(DimensionMismatch, match=f"query has {dim} dimensions, expected {DIM}") as refused:
+    for x, what in ((np.zeros(dim), "query"), (np.zeros((3, dim)), "queries")):
+        with pytest.raises(DimensionMismatch, match=f"^{what} has {dim} dimensions, expected {DIM}: ") as refused:
             Serving(maps).adapt(x)
         assert (refused.value.expected, refused.value.actual) == (DIM, dim)
 
