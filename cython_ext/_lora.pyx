@@ -31,6 +31,8 @@ cdef extern from "listwise.h":
                               float *work) noexcept nogil
 
 
+# Longer vectors would overflow the products of weights within a few steps.
+cdef float LARGEST_SQUARE = 1e18
 MOST_NEGATIVES = 1 << 20
 LARGEST_POOL = 1 << 32
 
@@ -204,7 +206,11 @@ cdef class LowRank:
         cdef const float *gp = <const float *>cnp.PyArray_DATA(g)
         cdef const sona_simd *k = simd()
         cdef Py_ssize_t i
-        cdef float factor
+        cdef float factor, xx, gg
+        k.dot_rows(&xp, 1, xp, self.dim, &xx)
+        k.dot_rows(&gp, 1, gp, self.dim, &gg)
+        if not (xx < LARGEST_SQUARE and gg < LARGEST_SQUARE):
+            raise InvalidInput("input or gradient is longer than 1e9: scale the vectors down")
         if out.shape[0] != 2 * self.rank or out.shape[1] != self.dim:
             raise InvalidInput(f"out has shape {(out.shape[0], out.shape[1])}, expected {(2 * self.rank, self.dim)}")
         k.dot_rows(<const float *const *>self.rows + self.rank, self.rank, gp, self.dim, self.z)

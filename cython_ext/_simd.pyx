@@ -3,7 +3,7 @@
 
 import os
 
-from libc.math cimport fabsf
+from libc.math cimport fabsf, sqrtf
 
 cimport numpy as cnp
 import numpy as np
@@ -110,20 +110,71 @@ def as_vector(value, Py_ssize_t dim=-1, str what="vector"):
     return float_vector(value, dim, what)
 
 
+def owned(value, Py_ssize_t dim=-1, str what="vector"):
+    """`value` as a finite float32 vector that nobody can write to: itself if it is one, else a copy."""
+    cdef cnp.ndarray array
+    if is_held(value, dim):
+        return value
+    array = float_vector(value, dim, what).copy()
+    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+    return array
+
+
+cpdef bint is_held(value, Py_ssize_t dim=-1):
+    """Whether `value` is a finite float32 vector of `dim` components (any if negative) that nobody can write to."""
+    cdef cnp.ndarray array
+    if not cnp.PyArray_CheckExact(value):
+        return False
+    array = <cnp.ndarray>value
+    # A view could still be written to through its base.
+    return (
+        cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(array) == 1
+        and not cnp.PyArray_ISWRITEABLE(array) and cnp.PyArray_BASE(array) == NULL
+        and cnp.PyArray_ISCARRAY_RO(array)
+        and (dim < 0 or cnp.PyArray_DIM(array, 0) == dim)
+        and _current.all_finite(<const float *>cnp.PyArray_DATA(array), cnp.PyArray_DIM(array, 0))
+    )
+
+
+def single(double value):
+    """`value` rounded to single precision."""
+    return <float>value
+
+
+def norm(value, Py_ssize_t dim=-1, str what="vector"):
+    """Euclidean norm of a finite vector, in single precision: infinite where the squares overflow."""
+    cdef cnp.ndarray array = float_vector(value, dim, what)
+    cdef const float *row = <const float *>cnp.PyArray_DATA(array)
+    cdef float square
+    _current.dot_rows(&row, 1, row, cnp.PyArray_DIM(array, 0), &square)
+    return sqrtf(square)
+
+
 def unit(cnp.ndarray vector not None):
     """`vector` (dim,), float32, contiguous, at unit length; itself if it has it already or is zero.
 
     "Already" is within the rounding of a float32 sum, so that a unit vector keeps its bits.
     """
     cdef const float *row
+    cdef float *target
     cdef float square
+    cdef Py_ssize_t i, d
+    cdef cnp.ndarray scaled
     if cnp.PyArray_TYPE(vector) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(vector) != 1 \
             or not cnp.PyArray_ISCARRAY_RO(vector):
         raise InvalidInput("expected a contiguous float32 vector: pass it through as_vector first")
     row = <const float *>cnp.PyArray_DATA(vector)
-    _current.dot_rows(&row, 1, row, cnp.PyArray_DIM(vector, 0), &square)
+    d = cnp.PyArray_DIM(vector, 0)
+    _current.dot_rows(&row, 1, row, d, &square)
     if fabsf(square - 1) < 1e-5:
         return vector
+    if 1e-30 < square < 1e30:
+        scaled = np.empty(d, dtype=np.float32)
+        target = <float *>cnp.PyArray_DATA(scaled)
+        square = sqrtf(square)
+        for i in range(d):
+            target[i] = row[i] / square
+        return scaled
     # In double precision: the square of a float32 may overflow, or vanish.
     length = np.linalg.norm(vector.astype(np.float64))
     return vector if length == 0 else (vector / length).astype(np.float32)

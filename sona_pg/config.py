@@ -106,6 +106,8 @@ class QueryAdapterConfig:
     @classmethod
     def for_dim(cls, dim: int) -> QueryAdapterConfig:
         """The defaults for a space of `dim` components: a rank that it can have."""
+        if not isinstance(dim, int):
+            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
         return cls(rank=max(1, min(cls().rank, dim)))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg.config import MAX_STEPS, SignalConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.ids import new_trajectory_id
-from sona_pg.kernels import as_vector
+from sona_pg.kernels import owned, single
 
 FloatVector = NDArray[np.float32]
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -157,9 +157,9 @@ class TrajectoryBuilder:
     Examples
     --------
     >>> builder = TrajectoryBuilder(1, [0.1, 0.2, 0.3])
-    >>> builder.add_step([0.5, 0.3, 0.2], [0.4, 0.4, 0.2], 0.8)
-    >>> builder.build(0.8).final_quality
-    0.8
+    >>> builder.add_step([0.5, 0.3, 0.2], [0.4, 0.4, 0.2], 0.75)
+    >>> builder.build(0.75).final_quality
+    0.75
     """
 
     def __init__(self, id: int | uuid.UUID | None, query_embedding: ArrayLike) -> None:
@@ -338,18 +338,16 @@ def finite_or_none(value: float | None, what: str) -> float | None:
     """`value` as a float, or None; refuses NaN, infinity and what is no number."""
     if value is None:
         return None
-    if not isinstance(value, float | int | np.floating | np.integer | np.bool_):
+    if type(value) is not float and not isinstance(value, float | int | np.floating | np.integer | np.bool_):
         raise InvalidInput(f"{what} is {value!r}, expected a number or None")
     if not -3.4e38 < value < 3.4e38:
         raise InvalidInput(f"{what} is {value!r}, expected a finite number")
     # As the database keeps it: a replay from there must give the same weights.
-    return float(np.float32(value))
+    return single(value)
 
 
 def _owned(value: ArrayLike, dim: int, what: str) -> FloatVector:
-    vector = as_vector(value, dim, what).copy()
-    vector.setflags(write=False)
-    return vector
+    return owned(value, dim, what)
 
 
 def _as_uuid(id: int | uuid.UUID | None) -> uuid.UUID:

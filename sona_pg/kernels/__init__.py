@@ -5,7 +5,19 @@ The instruction set is chosen when this is imported: the best that the CPU runs,
 
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._ring import Ring
-from sona_pg.kernels._simd import active, add_rows, as_vector, available, dot_rows, unit, use
+from sona_pg.kernels._simd import (
+    active,
+    add_rows,
+    as_vector,
+    available,
+    dot_rows,
+    is_held,
+    norm,
+    owned,
+    single,
+    unit,
+    use,
+)
 from sona_pg.kernels._wire import floats_wire, vector_wire
 
 __all__ = [
@@ -21,6 +33,10 @@ __all__ = [
     "empty_call",
     "empty_call_views",
     "floats_wire",
+    "is_held",
+    "norm",
+    "owned",
+    "single",
     "unit",
     "use",
     "vector_wire",

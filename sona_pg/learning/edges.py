@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -27,23 +27,35 @@ def edge_between(a: str, b: str) -> Edge:
     return (a, b) if a < b else (b, a)
 
 
-def edge_updates(event: OutcomeEvent) -> list[EdgeUpdate]:
+def helpful_items(event: OutcomeEvent) -> list[str]:
+    """Items of an event that helped, once each."""
+    steps = event.trajectory.steps
+    return list(
+        dict.fromkeys(s.item_id for s in steps if s.item_id is not None and s.reward is not None and s.reward > 0)
+    )
+
+
+def edge_updates(event: OutcomeEvent, connected: Container[str] | None = None) -> list[EdgeUpdate]:
     """What an event says of edges: items that helped together, and items shown beside them that did not help.
 
     Only what is new counts: a pair of which an earlier revision taught both is left out.
+
+    Parameters
+    ----------
+    connected
+        Items that have edges at all, if that is known: the others have none that could be weakened.
     """
-    helped: dict[str, None] = {}
-    unused: dict[str, None] = {}
-    for step in event.trajectory.steps:
-        if step.item_id is None:
-            continue
-        if step.reward is not None and step.reward > 0:
-            helped[step.item_id] = None
-        elif step.position is not None:
-            unused[step.item_id] = None
+    helped = helpful_items(event)
     new = [item for item in helped if not event.taught.get(item, 0.0) > 0]
+    if not new:
+        return []
     together = [EdgeUpdate(edge_between(a, b), True) for a, b in combinations(helped, 2) if a in new or b in new]
-    beside = [EdgeUpdate(edge_between(a, b), False) for a, b in product(new, unused) if b not in helped]
+    weakened = new if connected is None else [item for item in new if item in connected]
+    if not weakened:
+        return together
+    steps = event.trajectory.steps
+    shown = dict.fromkeys(s.item_id for s in steps if s.item_id is not None and s.position is not None)
+    beside = [EdgeUpdate(edge_between(a, b), False) for a, b in product(weakened, shown) if b not in helped]
     return together + beside
 
 

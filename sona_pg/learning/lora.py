@@ -17,9 +17,6 @@ from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.running_mean import RunningMean
 from sona_pg.types import FloatVector, LearningSignal, finite_or_none
 
-_LARGEST = 1e9
-"""Components above this would overflow the products of weights within a few steps."""
-
 
 def orthonormal_rows(rank: int, dim: int, seed: int) -> NDArray[np.float32]:
     """`rank` orthonormal random vectors (rank, dim); the same seed gives the same ones."""
@@ -113,24 +110,23 @@ class MicroLoRA(LowRank):
         DimensionMismatch, InvalidInput
             If the signal has another dimension, NaN, or numbers beyond what a weight can hold; nothing was accumulated.
         """
-        query = kernels.as_vector(signal.query_embedding, self.dim, "query embedding")
-        gradient = kernels.as_vector(signal.gradient_estimate, self.dim, "gradient")
+        query, gradient = signal.query_embedding, signal.gradient_estimate
         quality = finite_or_none(signal.quality_score, "quality")
         if quality is None:
             raise InvalidInput("quality is None: a signal needs a number")
-        if float(np.abs(query).max()) > _LARGEST or float(np.abs(gradient).max()) > _LARGEST:
-            raise InvalidInput(f"the signal holds numbers above {_LARGEST:g}: scale its vectors down")
         if self._signals < self._centring_signals:
+            # A trial, since what is refused must not turn the weights.
+            self.backward(query, gradient, np.zeros_like(self._gradient))
             self._centre(query)
-        self._signals += 1
         weight = 1.0 if signal.metadata.has_advantage else quality - self.baseline.value
         self.backward(query, gradient, self._gradient, weight)
+        self._signals += 1
         self.baseline.add(quality)
         self._accumulated += 1
 
     def _centre(self, query: FloatVector) -> None:
         """Start from the mean of the queries: a random direction sees them weakly, and some with the opposite sign."""
-        self._query_sum += query
+        self._query_sum += kernels.as_vector(query, self.dim, "query embedding")
         length = float(np.linalg.norm(self._query_sum.astype(np.float64)))
         if length > 1e-6:
             down = self.weights[: self.rank]

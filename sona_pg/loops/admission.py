@@ -13,21 +13,22 @@ from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from sona_pg.config import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_STEPS, SpaceConfig
 from sona_pg.errors import InvalidInput
-from sona_pg.kernels import as_vector
+from sona_pg.kernels import is_held, owned, single
 from sona_pg.types import (
     EMPTY,
     UNKNOWN_ANSWER,
     Answer,
-    FloatVector,
     Json,
     QueryTrajectory,
     TrajectoryStep,
     finite_or_none,
 )
+
+_SHORT = 128
+"""Ids below this length are checked at once; longer ones byte by byte."""
 
 
 def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> QueryTrajectory:
@@ -50,12 +51,38 @@ def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> Query
             checked_text(text, what)
     if trajectory.answer is not UNKNOWN_ANSWER:
         _check_answer(trajectory.answer)
-    return replace(
-        trajectory,
-        query_embedding=_held(trajectory.query_embedding, dim, "query embedding"),
-        steps=tuple([_admitted_step(step, dim, space) for step in trajectory.steps]),
-        final_quality=checked_reward(trajectory.final_quality, space, "final quality"),
-        metadata=_private_json(trajectory.metadata) if trajectory.metadata else {},
+    steps = trajectory.steps
+    low, high = space.reward_min, space.reward_max
+    if not all(_is_clean(step, dim, low, high) for step in steps):
+        steps = tuple([_admitted_step(step, dim, space) for step in steps])
+    query = owned(trajectory.query_embedding, dim, "query embedding")
+    quality = checked_reward(trajectory.final_quality, space, "final quality")
+    metadata = _private_json(trajectory.metadata)
+    if (
+        query is trajectory.query_embedding
+        and steps is trajectory.steps
+        and quality == trajectory.final_quality
+        and not metadata
+    ):
+        return trajectory
+    return replace(trajectory, query_embedding=query, steps=steps, final_quality=quality, metadata=metadata)
+
+
+def _is_clean(step: TrajectoryStep, dim: int, low: float, high: float) -> bool:
+    """Whether a step may be kept as it is, as far as can be seen at once: those of a builder may."""
+    if type(step) is not TrajectoryStep:
+        return False
+    activations, weights, reward, _, item_id, position = step
+    return (
+        (activations is EMPTY or is_held(activations, dim))
+        and (weights is EMPTY or is_held(weights))
+        and (reward is None or (type(reward) is float and low <= reward <= high and single(reward) == reward))
+        and (position is None or (type(position) is int and 0 < position < 1 << 31))
+        and (
+            activations is not EMPTY
+            if item_id is None
+            else type(item_id) is str and 0 < len(item_id) < _SHORT and item_id.isascii() and "\0" not in item_id
+        )
     )
 
 
@@ -70,22 +97,13 @@ def _admitted_step(step: TrajectoryStep, dim: int, space: SpaceConfig) -> Trajec
     if position is not None:
         _check_whole(position, "position", 1, 1 << 31)
     return TrajectoryStep(
-        EMPTY if np.size(activations) == 0 else _held(activations, dim, "activations"),
-        EMPTY if np.size(weights) == 0 else _held(weights, -1, "attention weights"),
+        EMPTY if np.size(activations) == 0 else owned(activations, dim, "activations"),
+        EMPTY if np.size(weights) == 0 else owned(weights, -1, "attention weights"),
         checked_reward(reward, space, "reward"),
         timestamp,
         item_id,
         position,
     )
-
-
-def _held(value: ArrayLike, dim: int, what: str) -> FloatVector:
-    """A vector that nobody else can write to."""
-    vector = as_vector(value, dim, what)
-    if vector.flags.writeable:
-        vector = vector.copy()
-        vector.setflags(write=False)
-    return vector
 
 
 def checked_reward(value: float | None, space: SpaceConfig, what: str) -> float | None:
@@ -127,6 +145,8 @@ def _check_answer(answer: Answer) -> None:
 
 def _private_json(metadata: Mapping[str, Json]) -> dict[str, Json]:
     """A copy of the metadata that later changes of the caller's do not reach."""
+    if isinstance(metadata, dict) and not metadata:
+        return {}
     try:
         encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
         size = len(encoded.encode())

@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
 from sona_pg.errors import ConfigError, DatabaseUnavailable, InvalidInput, SonaError
 from sona_pg.kernels import Ring
-from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates
+from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates, helpful_items
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learned, Learner
 from sona_pg.learning.lora import MicroLoRA
@@ -34,7 +35,7 @@ from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
 from sona_pg.store.connection import Connection
-from sona_pg.store.learning import LedgerEntry
+from sona_pg.store.learning import LearningTransaction, LedgerEntry
 from sona_pg.store.spaces import Space
 from sona_pg.types import FloatVector, QueryTrajectory, Score
 
@@ -243,7 +244,7 @@ class InstantLoop:
             try:
                 return self._learn_pending()
             except DatabaseUnavailable as error:
-                self._count(last_error=str(error))
+                self._note_error(error)
                 return 0
 
     def _learn_pending(self) -> int:
@@ -253,27 +254,30 @@ class InstantLoop:
         # Without the embeddings learning would differ from a replay that has them: it waits for the database.
         resolve = self._embeddings_of([OutcomeEvent(t) for t in self._waiting], self._learner.pool)
         waited, before = len(self._waiting), self._learner.events
+        entries: list[LedgerEntry] = []
         try:
             while self._waiting:
-                self._learn_next(self._waiting[0], resolve)
+                entries += self._learn_next(self._waiting[0], resolve)
                 self._waiting.popleft()
         except BaseException:
             # An interrupt may have come between learning and noting it: with a store, start from there the next time.
             self._base = None
-            if self._store is None and self._learner.last == (self._waiting[0].id, 0):
-                self._waiting.popleft()
+            if self._store is None and self._waiting and self._learner.last == (self._waiting[0].id, 0):
+                interrupted = self._waiting.popleft()
+                self._drained[interrupted.id] = interrupted
             raise
         finally:
+            self._count_learned(entries)
+            self._count(repeated=waited - len(self._waiting) - len(entries))
             if self._learner.events > before:
                 self._serving = self._learner.serving()
         return waited
 
-    def _learn_next(self, trajectory: QueryTrajectory, resolve: Mapping[str, FloatVector]) -> None:
+    def _learn_next(self, trajectory: QueryTrajectory, resolve: Mapping[str, FloatVector]) -> list[LedgerEntry]:
+        """Learn one trajectory, unless its id is there already; the entry that it makes."""
         if trajectory.id in self._unflushed_ids or trajectory.id in self._drained:
-            self._count(repeated=1)
-            return
+            return []
         (entry,) = self._learn(self._learner, [OutcomeEvent(trajectory)], resolve)
-        self._count_learned([entry])
         if self._store is None:
             self._edges.update(edge_updates(entry.event))
             self._edges.commit()
@@ -283,15 +287,20 @@ class InstantLoop:
         else:
             self._unflushed.append(entry)
             self._unflushed_ids.add(trajectory.id)
+        return [entry]
 
     def _count_learned(self, entries: Sequence[LedgerEntry], sign: int = 1) -> None:
         learned = sum(entry.learned in CHANGED_WEIGHTS for entry in entries)
         self._count(learned=sign * learned, skipped=sign * (len(entries) - learned))
 
-    def _count(self, *, last_error: str | None = None, **more: int) -> None:
+    def _count(self, **more: int) -> None:
         """Add to counts; only by whoever holds the turn."""
         added = {name: getattr(self._counts, name) + by for name, by in more.items()}
-        self._counts = replace(self._counts, last_error=last_error, **added)
+        self._counts = replace(self._counts, **added)
+
+    def _note_error(self, error: BaseException | None) -> None:
+        said = None if error is None else str(error) or type(error).__name__
+        self._counts = replace(self._counts, last_error=said)
 
     @staticmethod
     def _learn(learner: Learner, events: list[OutcomeEvent], resolve: Mapping[str, FloatVector]) -> list[LedgerEntry]:
@@ -363,10 +372,10 @@ class InstantLoop:
         except BaseException as error:
             # What was learned meanwhile may not be what the database has: start from there the next time.
             self._base = None
-            self._count(last_error=str(error) or type(error).__name__)
+            self._note_error(error)
             store.discard()
             raise
-        self._count(last_error=None)
+        self._note_error(None)
         return claimed
 
     def _flush_or_set_aside(self, connection: Connection, store: SpaceStore, claim: int) -> int:
@@ -420,9 +429,7 @@ class InstantLoop:
             late = transaction.unlearned_events(list(dict.fromkeys(touched)), recorded)
             late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
             ledger = entries + late_entries
-            updates = [update for entry in ledger for update in edge_updates(entry.event)]
-            before = transaction.edge_weights(list(dict.fromkeys(update.edge for update in updates)))
-            transaction.write_edges(apply_updates(before, updates, self.config.edge_update_scale))
+            self._write_edges(transaction, [entry.event for entry in ledger])
             head = transaction.write_learner(
                 learner.to_bytes(),
                 {"adapter": learner.adapter.served, "micro": learner.micro},
@@ -442,6 +449,15 @@ class InstantLoop:
             repeated=len(known) + len(scores) - fresh_scores, flushed=len(ledger), flushes=1, replays=int(replayed)
         )
         return len(claimed)
+
+    def _write_edges(self, transaction: LearningTransaction, events: Sequence[OutcomeEvent]) -> None:
+        helped = [helpful_items(event) for event in events]
+        # Most items have no edges, and then nothing that was shown beside them can be weakened.
+        connected = transaction.connected_items(list(dict.fromkeys(chain.from_iterable(helped))))
+        connected.update(item for items in helped if len(items) > 1 for item in items)
+        updates = [update for event in events for update in edge_updates(event, connected)]
+        before = transaction.edge_weights(list(dict.fromkeys(update.edge for update in updates)))
+        transaction.write_edges(apply_updates(before, updates, self.config.edge_update_scale))
 
     def _log(self, message: str) -> None:
         """Say it in the log and, as far as the database is there, in `sona.errors`."""

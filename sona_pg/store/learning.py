@@ -115,22 +115,19 @@ class LearningTransaction:
     def write_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
         """Append trajectories, their steps and, of those whose outcome is known, the queries to remember."""
         space_id = self._space.space_id
-        self._append("trajectory", _TRAJECTORY, [_trajectory_row(space_id, t) for t in trajectories])
-        self._append(
-            "trajectory_step",
-            _STEP,
-            [_step_row(space_id, t.id, ordinal, step) for t in trajectories for ordinal, step in enumerate(t.steps)],
-        )
+        if trajectories:
+            self._append("trajectory", _TRAJECTORY, (_trajectory_row(space_id, t) for t in trajectories))
+            steps = ((t.id, ordinal, step) for t in trajectories for ordinal, step in enumerate(t.steps))
+            self._append("trajectory_step", _STEP, (_step_row(space_id, *step) for step in steps))
         self._remember(t for t in trajectories if t.has_outcome)
 
     def _remember(self, trajectories: Iterable[QueryTrajectory]) -> None:
         rows = [(self._space.space_id, t.id, t.query_embedding) for t in trajectories]
-        self._append("remembered_query", {"space_id": "int8", "trajectory_id": "uuid", "embedding": "vector"}, rows)
+        if rows:
+            self._append("remembered_query", {"space_id": "int8", "trajectory_id": "uuid", "embedding": "vector"}, rows)
 
-    def _append(self, table: str, columns: Mapping[str, str], rows: Sequence[tuple[object, ...]]) -> None:
+    def _append(self, table: str, columns: Mapping[str, str], rows: Iterable[tuple[object, ...]]) -> None:
         """Append rows by COPY or, where row-level security keeps COPY from the role, by INSERT."""
-        if not rows:
-            return
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
         target = sql.SQL("{} ({})").format(sql.Identifier("sona", table), names)
         cursor = self._connection.cursor()
@@ -145,7 +142,7 @@ class LearningTransaction:
             cursor.executemany(
                 sql.SQL("INSERT INTO {} VALUES ({})").format(target, values),
                 # A statement takes arrays as vectors; what is no vector goes as a list.
-                [_with_lists(row, floats) for row in rows],
+                (_with_lists(row, floats) for row in rows),
             )
 
     def write_scores(self, scores: Sequence[Score]) -> int:
@@ -188,12 +185,13 @@ class LearningTransaction:
         if not ids:
             return []
         connection, space_id = self._connection, self._space.space_id
+        earlier = [i for i in ids if i not in recorded_now]
         last: dict[uuid.UUID, int] = {}
         taught: set[uuid.UUID] = set()
         for trajectory_id, revision, has_taught in connection.execute(
             "SELECT trajectory_id, max(revision), bool_or(learned IN ('adapter', 'micro')) FROM sona.learning_event"
             " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
-            (space_id, LOOP, list(ids)),
+            (space_id, LOOP, earlier),
         ):
             last[trajectory_id] = revision
             if has_taught:
@@ -206,7 +204,7 @@ class LearningTransaction:
         ):
             entry = (revision, Score(trajectory_id, value, item_id, name, score_id))
             scores.setdefault(trajectory_id, []).append(entry)
-        known = {**self.trajectories([i for i in ids if i not in recorded_now]), **recorded_now}
+        known = {**self.trajectories(earlier), **recorded_now}
         events: list[OutcomeEvent] = []
         remembered: list[QueryTrajectory] = []
         taken: list[tuple[int, str]] = []
@@ -288,26 +286,28 @@ class LearningTransaction:
             for trajectory_id, query, quality, latency_us, user_id, session_id, metadata, *answer in rows
         }
 
-    def edge_weights(self, edges: Sequence[Edge]) -> dict[Edge, float]:
-        """Weights of these co-access edges, of those that there are."""
-        # Most items that are shown have no edges yet: asking for these items first spares most of the pairs.
-        items = list(dict.fromkeys(item for edge in edges for item in edge))
+    def connected_items(self, items: Sequence[str]) -> set[str]:
+        """Which of these items have co-access edges."""
+        if not items:
+            return set()
         rows = self._connection.execute(
             "SELECT i FROM unnest(%(items)s::text[]) AS i WHERE EXISTS (SELECT FROM sona.memory_edge e"
             " WHERE e.space_id = %(space)s AND e.kind = 'co_access' AND e.source = i)"
             " OR EXISTS (SELECT FROM sona.memory_edge e"
             " WHERE e.space_id = %(space)s AND e.kind = 'co_access' AND e.target = i)",
-            {"items": items, "space": self._space.space_id},
+            {"items": list(items), "space": self._space.space_id},
         ).fetchall()
-        connected = {row[0] for row in rows}
-        wanted = [edge for edge in edges if connected.issuperset(edge)]
-        if not wanted:
+        return {row[0] for row in rows}
+
+    def edge_weights(self, edges: Sequence[Edge]) -> dict[Edge, float]:
+        """Weights of these co-access edges, of those that there are."""
+        if not edges:
             return {}
         rows = self._connection.execute(
             "SELECT e.source, e.target, e.weight FROM unnest(%s::text[], %s::text[]) AS k (source, target)"
             " JOIN sona.memory_edge e ON e.space_id = %s AND e.kind = 'co_access'"
             " AND e.source = k.source AND e.target = k.target",
-            ([a for a, _ in wanted], [b for _, b in wanted], self._space.space_id),
+            ([a for a, _ in edges], [b for _, b in edges], self._space.space_id),
         ).fetchall()
         return {(a, b): weight for a, b, weight in rows}
 
