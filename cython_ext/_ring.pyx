@@ -67,6 +67,16 @@ cdef class Ring:
         Py_DECREF(result)
         return result
 
+    def drain_into(self, target not None):
+        """Append everything that is in it to a list or deque, in one call that no interrupt divides."""
+        append = target.append
+        # What is pushed meanwhile waits for the next call, so that this one ends.
+        for _ in range(sona_ring_size(self.ring)):
+            value = self.pop()
+            if value is None:
+                break
+            append(value)
+
     def __len__(self):
         return sona_ring_size(self.ring)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.errors import (
         ConfigError,
+        DatabaseBusy,
         DatabaseError,
         DatabaseUnavailable,
         DimensionMismatch,
@@ -60,6 +61,7 @@ _MODULES = {
     ),
     "sona_pg.errors": (
         "ConfigError",
+        "DatabaseBusy",
         "DatabaseError",
         "DatabaseUnavailable",
         "DimensionMismatch",
@@ -99,6 +101,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Answer",
     "ConfigError",
+    "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
     "DimensionMismatch",

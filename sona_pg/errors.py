@@ -33,6 +33,10 @@ class DatabaseUnavailable(DatabaseError):
     """The database cannot be reached."""
 
 
+class DatabaseBusy(DatabaseError):
+    """A lock, memory or time was not to be had; the same again may succeed."""
+
+
 class ServerError(DatabaseError):
     """The embedded server could not be started, reached or stopped."""
 

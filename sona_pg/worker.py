@@ -47,6 +47,11 @@ class InstantWorker:
         self._setbacks: dict[str, _Setback] = {}
         self._admit_at: dict[str, float] = {}
 
+    @property
+    def failing(self) -> list[str]:
+        """Names of the spaces that failed and were not learned since."""
+        return sorted(self._setbacks)
+
     def run(self, stop: threading.Event) -> None:
         """Learn until `stop` is set, polling while there is nothing to do."""
         while not stop.is_set():

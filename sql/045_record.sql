@@ -66,6 +66,17 @@ BEGIN
             cardinality(record.positions), cardinality(record.scores), cardinality(record.activations)),
             'give one of each for every item, NULL where there is none, or leave the whole array out');
     END IF;
+    IF EXISTS (SELECT FROM unnest(ARRAY[
+            array_lower(record.item_ids, 1), array_lower(record.rewards, 1), array_lower(record.positions, 1),
+            array_lower(record.scores, 1), array_lower(record.activations, 1)]) low WHERE low <> 1) THEN
+        PERFORM sona._refuse('SN003', 'an array does not begin at 1', 'pass a list of values');
+    END IF;
+    IF 1 > ANY (record.positions) THEN
+        PERFORM sona._refuse('SN003', 'a position is below 1', 'count places from 1; NULL was not shown');
+    END IF;
+    IF record.item_ids IS NULL AND array_position(record.activations, NULL) IS NOT NULL THEN
+        PERFORM sona._refuse('SN003', 'a step has neither an activation nor an item', 'give it one of them');
+    END IF;
     FOREACH part IN ARRAY coalesce(record.item_ids, '{}') LOOP
         PERFORM sona._check_id(part, 'an item id');
     END LOOP;

@@ -12,11 +12,16 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    RETURN NOT EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = _may_grant.space_id)
-        OR EXISTS (SELECT FROM sona.space_grant g
+    -- The first grant is for the session that drew the space's id, and has created it therefore.
+    IF NOT EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = _may_grant.space_id) THEN
+        RETURN _may_grant.space_id = currval(pg_get_serial_sequence('sona.space', 'space_id'));
+    END IF;
+    RETURN EXISTS (SELECT FROM sona.space_grant g
                    WHERE g.space_id = _may_grant.space_id AND g.may_write
                      AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
                               ELSE pg_has_role(_may_grant.caller, g.role_name::name, 'MEMBER') END);
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+    RETURN false;
 END $$;
 COMMENT ON FUNCTION sona._may_grant IS
     'Whether a role may grant a space: one that has no grants yet, as whoever creates it does, or one that it may write.';

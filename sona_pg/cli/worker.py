@@ -8,6 +8,7 @@ import threading
 import click
 
 from sona_pg.config import WorkerConfig
+from sona_pg.errors import LearningError
 from sona_pg.store.database import open_database
 from sona_pg.worker import InstantWorker
 
@@ -41,5 +42,7 @@ def instant(once: bool, poll_interval: float, url: str | None) -> None:
         while not stop.is_set() and (batch := runner.step()):
             learned += batch
         click.echo(f"{learned} trajectories taken in", err=True)
+        if runner.failing:
+            raise LearningError(f"could not learn in {', '.join(runner.failing)}: see sona.errors")
     finally:
         runner.close()

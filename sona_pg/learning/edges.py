@@ -13,6 +13,8 @@ Edge = tuple[str, str]
 
 STRENGTHEN_UNITS = 5
 WEAKEN_UNITS = 2
+PAIRED_ITEMS = 64
+"""Of the items that helped, and of those that did not, so many make pairs: pairs grow with the square."""
 
 
 class EdgeUpdate(NamedTuple):
@@ -30,9 +32,8 @@ def edge_between(a: str, b: str) -> Edge:
 def helpful_items(event: OutcomeEvent) -> list[str]:
     """Items of an event that helped, once each."""
     steps = event.trajectory.steps
-    return list(
-        dict.fromkeys(s.item_id for s in steps if s.item_id is not None and s.reward is not None and s.reward > 0)
-    )
+    helped = (s.item_id for s in steps if s.item_id is not None and s.reward is not None and s.reward > 0)
+    return list(dict.fromkeys(helped))[:PAIRED_ITEMS]
 
 
 def edge_updates(event: OutcomeEvent, connected: Container[str] | None = None) -> list[EdgeUpdate]:
@@ -55,7 +56,8 @@ def edge_updates(event: OutcomeEvent, connected: Container[str] | None = None) -
         return together
     steps = event.trajectory.steps
     shown = dict.fromkeys(s.item_id for s in steps if s.item_id is not None and s.position is not None)
-    beside = [EdgeUpdate(edge_between(a, b), False) for a, b in product(weakened, shown) if b not in helped]
+    unused = [item for item in shown if item not in helped][:PAIRED_ITEMS]
+    beside = [EdgeUpdate(edge_between(a, b), False) for a, b in product(weakened, unused)]
     return together + beside
 
 

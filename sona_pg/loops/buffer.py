@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from sona_pg.config import InstantLoopConfig
 from sona_pg.kernels import Ring
 from sona_pg.types import QueryTrajectory
@@ -40,13 +42,12 @@ class TrajectoryBuffer:
     def drain(self) -> list[QueryTrajectory]:
         """Take out everything that is in it, oldest first."""
         drained: list[QueryTrajectory] = []
-        # What is recorded meanwhile waits for the next call, so that this one ends.
-        for _ in range(len(self._ring)):
-            trajectory = self._ring.pop()
-            if not isinstance(trajectory, QueryTrajectory):
-                break
-            drained.append(trajectory)
+        self.drain_into(drained)
         return drained
+
+    def drain_into(self, target: list[QueryTrajectory] | deque[QueryTrajectory]) -> None:
+        """Move everything that is in it, oldest first; an interrupt finds each trajectory in one of the two."""
+        self._ring.drain_into(target)
 
     def __len__(self) -> int:
         return len(self._ring)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from itertools import chain
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.errors import ConfigError, DatabaseUnavailable, InvalidInput, SonaError
+from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, InvalidInput, SonaError
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates, helpful_items
 from sona_pg.learning.item_pool import ItemPool
@@ -243,12 +243,14 @@ class InstantLoop:
         with self._turn:
             try:
                 return self._learn_pending()
-            except DatabaseUnavailable as error:
+            except (DatabaseUnavailable, DatabaseBusy) as error:
+                if self._store is not None:
+                    self._store.discard()
                 self._note_error(error)
                 return 0
 
     def _learn_pending(self) -> int:
-        self._waiting.extend(self._buffer.drain())
+        self._buffer.drain_into(self._waiting)
         if not self._waiting:
             return 0
         # Without the embeddings learning would differ from a replay that has them: it waits for the database.
@@ -320,8 +322,7 @@ class InstantLoop:
             return {}
         try:
             return spaces.item_embeddings(self._store.connection(), self._store.space, sorted(missing))
-        except DatabaseUnavailable:
-            self._store.discard()
+        except (DatabaseUnavailable, DatabaseBusy):
             raise
         except SonaError as error:
             # What was recorded must become durable all the same; the ledger says that nothing was learned from it.
@@ -359,10 +360,7 @@ class InstantLoop:
         claimed = 0
         try:
             self._learn_pending()
-            for _ in range(len(self._scores)):
-                score = self._scores.pop()
-                if isinstance(score, Score):
-                    self._unflushed_scores.append(score)
+            self._scores.drain_into(self._unflushed_scores)
             connection = store.connection()
             if claim or self._unflushed or self._unflushed_scores:
                 claimed = self._flush_or_set_aside(connection, store, claim)
@@ -413,7 +411,9 @@ class InstantLoop:
     ) -> int:
         """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were."""
         started_at = datetime.now(UTC)
-        entries, learner, replayed = list(waiting), self._learner, False
+        # An interrupt may have entered one twice; the first counts.
+        distinct = {entry.event.trajectory.id: entry for entry in reversed(waiting)}
+        entries, learner, replayed = list(reversed(distinct.values())), self._learner, False
         with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])

@@ -20,6 +20,7 @@ from psycopg.types import TypeInfo
 from sona_pg.config import StoreConfig
 from sona_pg.errors import (
     ConfigError,
+    DatabaseBusy,
     DatabaseError,
     DatabaseUnavailable,
     DimensionMismatch,
@@ -223,10 +224,10 @@ def _translation(error: psycopg.Error) -> SonaError:
         return PermissionDenied(f"{message}: ask the owner of schema sona for the right, or use another role")
     if state in ("3F000", "42P01", "42883", "42703") and "sona" in message:
         return SchemaMismatch(f"{message}: run 'sona migrate'")
-    if state == "55P03":
-        return DatabaseError(f"{message}: another session holds the learner of the space, the next flush tries again")
+    if state in ("55P03", "40001", "40P01", "57014") or state.startswith("53"):
+        return DatabaseBusy(f"{message}: another session holds what is needed, or the server is short of it; try again")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
-        not state or state[:2] in ("08", "57")
+        not state or state[:2] == "08" or state[:4] == "57P0"
     ):
         return DatabaseUnavailable(f"{message}: check that the server runs and SONA_DATABASE_URL is right")
     return DatabaseError(f"{message} (SQLSTATE {state or 'none'})")

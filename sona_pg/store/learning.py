@@ -199,7 +199,7 @@ class LearningTransaction:
         scores: dict[uuid.UUID, list[tuple[int | None, Score]]] = {}
         for trajectory_id, score_id, item_id, name, value, revision in connection.execute(
             "SELECT trajectory_id, score_id, item_id, name, value, revision FROM sona.score"
-            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY sequence",
+            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY revision NULLS LAST, sequence",
             (space_id, list(ids)),
         ):
             entry = (revision, Score(trajectory_id, value, item_id, name, score_id))
@@ -213,6 +213,7 @@ class LearningTransaction:
             if trajectory is None:
                 continue
             revision = 0 if trajectory_id in recorded_now else last.get(trajectory_id)
+            is_new = revision is None
             if revision is None:
                 events.append(OutcomeEvent(trajectory))
                 revision = 0
@@ -226,8 +227,13 @@ class LearningTransaction:
                 remembered.append(after)
             taken.extend((revision + 1, score.score_id) for score in fresh)
             # An outcome from which nothing could be learned has taught nothing: it counts again.
-            known_before = before.has_outcome and (trajectory_id in taught or trajectory_id in recorded_now)
-            rewards = {s.item_id: s.reward for s in before.steps if s.item_id and s.reward is not None}
+            known_before = before.has_outcome and (is_new or trajectory_id in taught or trajectory_id in recorded_now)
+            # What helped once was taught, even if it was taken back since: up, down and up again is one lesson.
+            rewards: dict[str, float] = {}
+            given = [(s.item_id, s.reward) for s in trajectory.steps]
+            for item, reward in [*given, *((score.item_id, score.value) for at, score in of_it if at is not None)]:
+                if item is not None and reward is not None:
+                    rewards[item] = max(reward, rewards.get(item, reward))
             events.append(
                 OutcomeEvent(
                     after,

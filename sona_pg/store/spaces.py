@@ -138,7 +138,8 @@ def claim_settings(
                 (Jsonb(asked), space.space_id),
             )
             row = connection.execute(statement, key).fetchone()
-    held = asked if row is None else row[0]
+    # A role that may only read cannot declare them: it goes by what it asks for until somebody has.
+    held = row[0] if row is not None and row[0] else asked
     for given, name in ((adapter, "adapter"), *((instant, name) for name in _LEARNING_SETTINGS)):
         if given is not None and held[name] != asked[name]:
             raise ConfigError(

@@ -136,6 +136,22 @@ def test_what_row_level_security_forbids_is_forbidden(
         assert connection.execute("DELETE FROM sona.space WHERE name <> current_user").rowcount == 0
 
 
+def test_a_space_whose_grants_were_taken_away_cannot_be_seized(owned_url: str, role: Callable[[str], str]) -> None:
+    migrate(owned_url)
+    thief = role("sona_thief")
+    with connect(owned_url) as connection:
+        connection.execute("SELECT sona.create_space('locked', 2)")
+        for right in ("USAGE ON SCHEMA sona", "SELECT, INSERT ON ALL TABLES IN SCHEMA sona"):
+            connection.execute(sql.SQL(f"GRANT {right} TO {{}}").format(sql.Identifier(thief)))
+        space_id = connection.execute("SELECT space_id FROM sona.space").fetchall()[0][0]
+        connection.execute("DELETE FROM sona.space_grant")
+    with connect(make_conninfo(owned_url, user=thief)) as connection:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(
+                "INSERT INTO sona.space_grant (space_id, role_name) VALUES (%s, current_user)", (space_id,)
+            )
+
+
 # The application's table
 
 

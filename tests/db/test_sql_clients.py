@@ -120,6 +120,30 @@ def test_scores_come_late_early_twice_and_corrected(
     assert revisions == [(1,), (1,), (2,)]
 
 
+def test_a_score_that_overtakes_the_worker_teaches_what_it_would_have_taught_later(
+    connection: Connection, engine: SonaEngine, space_name: str, rng: np.random.Generator, learn: Callable[[], int]
+) -> None:
+    id = _record(connection, engine.space.name, _query(rng), "'{1,2,3}', '{1,1,NULL}'")
+    connection.execute("SELECT sona.score(%s, 0, '3')", (id,))
+    learn()
+    assert _ledger(connection, engine.space.name) == [(0, "adapter"), (1, "no outcome")]
+    edges = connection.execute(
+        "SELECT weight FROM sona.memory_edge WHERE space_id = %s", (engine.space.space_id,)
+    ).fetchall()
+    assert edges == [(pytest.approx(0.05),)]
+
+
+def test_feedback_that_goes_up_and_down_is_one_lesson(
+    connection: Connection, engine: SonaEngine, rng: np.random.Generator, learn: Callable[[], int]
+) -> None:
+    id = _record(connection, engine.space.name, _query(rng), "'{1,2}'")
+    for value in (1, 0, 1, 0, 1):
+        connection.execute("SELECT sona.score(%s, %s, '2')", (id, value))
+        learn()
+    learned = [what for _, what in _ledger(connection, engine.space.name)]
+    assert learned == ["no outcome", "adapter", "no outcome", "no outcome", "no outcome", "no outcome"]
+
+
 def test_activations_teach_where_there_are_no_items(
     connection: Connection, space_name: str, rng: np.random.Generator, learn: Callable[[], int]
 ) -> None:
@@ -181,6 +205,9 @@ def test_batches_are_recorded_and_scored_whole_or_not_at_all(
         ("sona.record({space}, {query}, propensity => 0)", InvalidInput, "propensity 0"),
         ("sona.record({space}, {query}, array_fill('x'::text, ARRAY[10001]))", InvalidInput, "10001 items"),
         ("sona.record({space}, {query}, activations => ARRAY['[1,2]'::vector])", DimensionMismatch, "expected 16"),
+        ("sona.record({space}, {query}, '[0:1]={a,b}', '{1,0}')", InvalidInput, "does not begin at 1"),
+        ("sona.record({space}, {query}, '{a}', positions => '{0}')", InvalidInput, "a position is below 1"),
+        ("sona.record({space}, {query}, activations => '{NULL}')", InvalidInput, "neither an activation nor an item"),
         ("sona.record_batch({space}, '{}')", InvalidInput, "no JSON array"),
         ("sona.record_batch({space}, '[1]')", SonaError, "scalar|NULL"),
         ("sona.score_batch({space}, '{}')", InvalidInput, "no JSON array"),
