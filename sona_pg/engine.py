@@ -23,7 +23,8 @@ from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, Invali
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.loops.admission import checked_reward, checked_text
-from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics, SpaceStore
+from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import search, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from sona_pg.config import WorkerConfig
 from sona_pg.errors import DatabaseUnavailable, SonaError
-from sona_pg.loops.instant import InstantLoop, SpaceStore
+from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import errors, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database

@@ -11,17 +11,15 @@ order, and writes that. Adding up differences of weights would destroy what an a
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 
-from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
 from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, InvalidInput, SonaError
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates, helpful_items
@@ -32,11 +30,11 @@ from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
 from sona_pg.loops.admission import admitted
 from sona_pg.loops.buffer import TrajectoryBuffer
-from sona_pg.store import errors, spaces
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import learning as learning_store
+from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LearningTransaction, LedgerEntry
-from sona_pg.store.spaces import Space
 from sona_pg.types import FloatVector, QueryTrajectory, Score
 
 log = logging.getLogger("sona_pg")
@@ -492,49 +490,3 @@ class InstantLoop:
             drained = list(self._drained.values())
             self._drained.clear()
             return drained
-
-
-class SpaceStore:
-    """A space in the database, over one connection that is made anew after it failed.
-
-    Parameters
-    ----------
-    space
-        The space.
-    connect
-        Makes a connection.
-    config
-        Settings.
-    """
-
-    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig | None = None) -> None:
-        self.space = space
-        self.config = StoreConfig() if config is None else config
-        self.worker = self.worker_name()
-        self._connect = connect
-        self._connection: Connection | None = None
-
-    @staticmethod
-    def worker_name() -> str:
-        """What the ledger calls this process: host and process."""
-        return f"{socket.gethostname()}:{os.getpid()}"
-
-    def connection(self) -> Connection:
-        """The connection, alive as far as is known."""
-        if self._connection is None or self._connection.closed:
-            self._connection = self._connect()
-        return self._connection
-
-    def log_error(self, source: str, message: str) -> None:
-        """Append to `sona.errors`, on a connection of its own: the other one may be in a transaction that fails."""
-        try:
-            with self._connect() as connection:
-                errors.log_error(connection, self.space.space_id, source, self.worker, message)
-        except SonaError as error:
-            log.warning("the entry could not be written to sona.errors: %s", error)
-
-    def discard(self) -> None:
-        """Close the connection; the next use makes another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None

@@ -1,0 +1,62 @@
+"""A space in the database, as a loop holds it: one connection, made anew after it failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from sona_pg.config import StoreConfig
+from sona_pg.errors import SonaError
+from sona_pg.store import errors
+from sona_pg.store.connection import Connection
+from sona_pg.store.spaces import Space
+
+log = logging.getLogger("sona_pg")
+
+
+class SpaceStore:
+    """A space in the database, over one connection that is made anew after it failed.
+
+    Parameters
+    ----------
+    space
+        The space.
+    connect
+        Makes a connection.
+    config
+        Settings.
+    """
+
+    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig | None = None) -> None:
+        self.space = space
+        self.config = StoreConfig() if config is None else config
+        self.worker = self.worker_name()
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    @staticmethod
+    def worker_name() -> str:
+        """What the ledger calls this process: host and process."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def connection(self) -> Connection:
+        """The connection, alive as far as is known."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        return self._connection
+
+    def log_error(self, source: str, message: str) -> None:
+        """Append to `sona.errors`, on a connection of its own: the other one may be in a transaction that fails."""
+        try:
+            with self._connect() as connection:
+                errors.log_error(connection, self.space.space_id, source, self.worker, message)
+        except SonaError as error:
+            log.warning("the entry could not be written to sona.errors: %s", error)
+
+    def discard(self) -> None:
+        """Close the connection; the next use makes another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
