@@ -141,15 +141,6 @@ def single(double value):
     return <float>value
 
 
-def norm(value, Py_ssize_t dim=-1, str what="vector"):
-    """Euclidean norm of a finite vector, in single precision: infinite where the squares overflow."""
-    cdef cnp.ndarray array = float_vector(value, dim, what)
-    cdef const float *row = <const float *>cnp.PyArray_DATA(array)
-    cdef float square
-    _current.dot_rows(&row, 1, row, cnp.PyArray_DIM(array, 0), &square)
-    return sqrtf(square)
-
-
 def unit(cnp.ndarray vector not None):
     """`vector` (dim,), float32, contiguous, at unit length; itself if it has it already or is zero.
 
