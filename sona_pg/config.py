@@ -230,7 +230,7 @@ class WorkerConfig:
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     Table,
@@ -81,6 +82,15 @@ space = Table(
         comment="whether an item that was shown and not judged counts as unhelpful when another one helped",
     ),
     _now("created_at", "when it was created"),
+    Column(
+        "space_key",
+        Uuid,
+        nullable=False,
+        server_default=text("gen_random_uuid()"),
+        comment="names the space beyond this database: what a spool holds belongs to it and to no other",
+    ),
+    Column("trajectory_retention", Interval, comment="trajectories older than this are deleted; NULL keeps them"),
+    Column("step_retention", Interval, comment="steps of older trajectories are deleted; NULL keeps them"),
     CheckConstraint("dim BETWEEN 1 AND 16000", name="dim"),
     CheckConstraint("reward_min < reward_max AND reward_max > 0", name="reward_range"),
     comment="One embedding model and one purpose: a tenant, a bot, a collection. Nothing learned crosses spaces.",
@@ -105,6 +115,13 @@ item_source = Table(
     Column("id_type", Text, nullable=False, comment="ids given as text are cast to it, never the column to text"),
     Column("embedding_column", Text, nullable=False, comment="its column of item embeddings"),
     _now("sampled_at", "when item_sample was taken from it"),
+    Column(
+        "filter_columns",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'::text[]"),
+        comment="columns of the items table that recall may filter by",
+    ),
     comment="Where the items of a space are.",
 )
 
@@ -134,6 +151,7 @@ trajectory = Table(
     Column("version", BigInteger, nullable=False, server_default=text("0"), comment="version that answered"),
     Column("strategy", Text, nullable=False, server_default=text("'adapted'"), comment="strategy that answered"),
     Column("propensity", REAL, nullable=False, server_default=text("1"), comment="probability of the arm"),
+    Index("trajectory_space_id_created_at_idx", "space_id", "created_at"),
     comment="What was asked, how it was answered and what it was worth; append-only.",
 )
 
