@@ -183,6 +183,12 @@ class StoreConfig:
         Learned outcome events between two immutable versions.
     exact_search_rows
         Spaces with more remembered queries than this are searched through the HNSW index, which workers fill.
+    spool_max_bytes
+        Most that a space's spool takes on this machine while the database is away; 0 keeps no spool.
+    spool_segment_bytes
+        Size at which the spool begins another file; a file is deleted once all of it is in the database.
+    spool_batch
+        Spooled trajectories and scores that are replayed in one transaction.
     """
 
     connect_timeout_seconds: int = 10
@@ -190,12 +196,18 @@ class StoreConfig:
     prepare_statements: bool = True
     publish_every_events: int = 500
     exact_search_rows: int = 10_000
+    spool_max_bytes: int = 1 << 30
+    spool_segment_bytes: int = 16 << 20
+    spool_batch: int = 500
 
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
         _whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
+        _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)
+        _whole("spool_segment_bytes", self.spool_segment_bytes, 1, 1 << 32)
+        _whole("spool_batch", self.spool_batch, 1, 100_000)
 
 
 @dataclass(frozen=True, slots=True)

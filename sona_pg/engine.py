@@ -22,7 +22,7 @@ from sona_pg.config import MAX_DIM, SHOWN, InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
-from sona_pg.loops.admission import checked_reward, checked_text
+from sona_pg.loops.admission import admitted_score, checked_text
 from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import search, spaces
@@ -91,10 +91,13 @@ class SonaEngine:
         self._pid = os.getpid()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._crowded = threading.Event()
+        self._threads: list[threading.Thread] = []
         if background:
-            self._thread = threading.Thread(target=self._run, name=f"sona-instant-{space.name}", daemon=True)
-            self._thread.start()
+            for work in (self._run, self._spill):
+                thread = threading.Thread(target=work, name=f"sona-instant-{space.name}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         atexit.register(_close_at_exit, weakref.ref(self))
 
     @classmethod
@@ -161,7 +164,7 @@ class SonaEngine:
             instant,
             adapter=adapter,
             space=found.config,
-            store=SpaceStore(found, database.connect, database.config),
+            store=SpaceStore(found, database.connect, database.config, database.spool_directory),
         )
         return cls(database, found, loop, background=background)
 
@@ -336,9 +339,15 @@ class SonaEngine:
         taken = self._loop.on_inference(trajectory)
         if not taken:
             log.warning("trajectory %s was dropped: the buffers are full, the database is behind", trajectory.id)
-        elif not self._wake.is_set():
-            self._wake.set()
+        self._notify()
         return trajectory.id
+
+    def _notify(self) -> None:
+        """Wake the threads that have something to do."""
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._loop.is_half_full and not self._crowded.is_set():
+            self._crowded.set()
 
     def score(
         self,
@@ -365,17 +374,11 @@ class SonaEngine:
             An id of its own: the same id again is nothing.
         """
         self._check_open()
-        if value is None:
-            raise InvalidInput("the score is None: a score says what something was worth, leave out what nobody judged")
-        rounded = checked_reward(value, self._space.config, "score")
-        if not isinstance(trajectory_id, uuid.UUID):
-            raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected the UUID that record returned")
-        if item_id is not None:
-            checked_text(item_id, "item id")
-        given = str(uuid.uuid4()) if score_id is None else checked_text(score_id, "score id")
-        if not self._loop.on_score(Score(trajectory_id, rounded or 0.0, item_id, checked_text(name, "name"), given)):
+        given = str(uuid.uuid4()) if score_id is None else score_id
+        score = admitted_score(Score(trajectory_id, value, item_id, name, given), self._space.config)
+        if not self._loop.on_score(score):
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
-        self._wake.set()
+        self._notify()
 
     # Learn -----------------------------------------------------------------------------------------------------
 
@@ -398,6 +401,7 @@ class SonaEngine:
     def _run(self) -> None:
         interval = self._loop.config.flush_interval_seconds
         due = time.monotonic() + interval
+        failure = ""
         while not self._stop.is_set():
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
@@ -406,18 +410,28 @@ class SonaEngine:
                 if time.monotonic() >= due:
                     due = time.monotonic() + interval
                     self._loop.flush_updates()
+                    failure = ""
             except SonaError as error:
-                log.warning("flush failed, will be tried again: %s", error)
+                # Once, not twice a second for as long as the database is away.
+                if str(error) != failure:
+                    failure = str(error)
+                    log.warning("flush failed, will be tried again: %s", error)
             except Exception:
                 log.exception("the instant loop failed, will be tried again")
 
+    def _spill(self) -> None:
+        while not self._stop.is_set():
+            self._crowded.wait()
+            self._crowded.clear()
+            self._loop.spill()
+
     def close(self) -> None:
-        """Flush and disconnect.
+        """Flush and disconnect. What the database does not take stays in the spool, for the next process.
 
         Raises
         ------
         DatabaseError
-            If what was recorded could not be made durable; says how much that is.
+            If what was recorded could not be made durable, in neither of them; says how much that is.
         """
         if self._closed:
             return
@@ -427,8 +441,9 @@ class SonaEngine:
             return
         self._stop.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._crowded.set()
+        for thread in self._threads:
+            thread.join()
         try:
             self._loop.flush_updates()
         except SonaError as error:
@@ -438,8 +453,9 @@ class SonaEngine:
                     f"{waiting} trajectories and scores are not durable ({error}): "
                     "mend the database and call close again, or they are lost with this process"
                 ) from error
+            log.warning("what was recorded last is in the spool on this machine: %s", error)
         self._closed = True
-        self._loop.disconnect()
+        self._loop.close()
         if self._connection is not None:
             self._connection.close()
 

@@ -15,6 +15,7 @@ from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import errors, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
+from sona_pg.store.spool import waiting_spaces
 
 log = logging.getLogger("sona_pg")
 
@@ -76,7 +77,7 @@ class InstantWorker:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
         learned = 0
-        for name in spaces.spaces_with_pending(self._connection):
+        for name in self._spaces_with_work(self._connection):
             setback = self._setbacks.get(name)
             if setback is not None and time.monotonic() < setback.until:
                 continue
@@ -91,15 +92,25 @@ class InstantWorker:
                 self._set_back(self._connection, name, error)
         return learned
 
+    def _spaces_with_work(self, connection: Connection) -> list[str]:
+        """Where SQL clients recorded something, and where a process of this machine died with a spool."""
+        names = spaces.spaces_with_pending(connection)
+        spools = self._database.spool_directory
+        keys = [] if spools is None else waiting_spaces(spools)
+        if keys:
+            names += spaces.spaces_of_keys(connection, keys).values()
+        return list(dict.fromkeys(names))
+
     def _loop(self, name: str) -> InstantLoop:
         loop = self._loops.get(name)
         if loop is None:
             while len(self._loops) >= self._config.open_spaces:
-                self._loops.pop(next(iter(self._loops))).disconnect()
+                self._loops.pop(next(iter(self._loops))).close()
             with self._database.connect() as connection:
                 space = spaces.get_space(connection, name)
                 instant, adapter = spaces.claim_settings(connection, space, None, None)
-            store = SpaceStore(space, self._database.connect, self._database.config)
+            spools = self._database.spool_directory
+            store = SpaceStore(space, self._database.connect, self._database.config, spools)
             loop = InstantLoop(space.dim, instant, adapter=adapter, space=space.config, store=store)
         else:
             del self._loops[name]
@@ -121,7 +132,7 @@ class InstantWorker:
         log.error("space %r failed, will be tried again in %.0f s: %s", name, delay, error)
         loop = self._loops.pop(name, None)
         if loop is not None:
-            loop.disconnect()
+            loop.close()
         with contextlib.suppress(SonaError):
             space = spaces.find_space(connection, name)
             if space is not None and failures == 1:
@@ -130,7 +141,7 @@ class InstantWorker:
     def close(self) -> None:
         """Disconnect."""
         for loop in self._loops.values():
-            loop.disconnect()
+            loop.close()
         self._loops.clear()
         if self._connection is not None:
             self._connection.close()

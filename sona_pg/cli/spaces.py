@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import UTC, datetime
+from typing import cast
+
 import click
 
 from sona_pg.cli.output import print_json, print_table
@@ -10,6 +14,7 @@ from sona_pg.errors import UnknownSpace
 from sona_pg.store import spaces
 from sona_pg.store.connection import translated
 from sona_pg.store.database import open_database
+from sona_pg.store.spool import SpoolUsage, usage
 
 url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -67,8 +72,7 @@ def list_spaces(as_json: bool, url: str | None) -> None:
 @url_option
 def show(name: str, as_json: bool, url: str | None) -> None:
     """Show what the space NAME has recorded and learned."""
-    with open_database(url).connect() as connection:
-        rows = spaces.status(connection, name)
+    rows = _status(url, name)
     if not rows:
         raise UnknownSpace(f"there is no space {name!r}: see 'sona space list'")
     if as_json:
@@ -85,9 +89,23 @@ def status(as_json: bool, url: str | None) -> None:
     _print_status(as_json, url)
 
 
+def _status(url: str | None, name: str | None = None) -> list[dict[str, object]]:
+    """What the database says of the spaces, and what waits for it in the spool of this machine."""
+    database = open_database(url)
+    with database.connect() as connection:
+        rows = spaces.status(connection, name)
+    for row in rows:
+        key, directory = row.pop("space_key"), database.spool_directory
+        held = SpoolUsage(0, None) if directory is None else usage(directory, cast(uuid.UUID, key))
+        row["spool_bytes"] = held.bytes
+        row["spool_age_seconds"] = (
+            None if held.oldest is None else max(0, round((datetime.now(UTC) - held.oldest).total_seconds()))
+        )
+    return rows
+
+
 def _print_status(as_json: bool, url: str | None) -> None:
-    with open_database(url).connect() as connection:
-        rows = spaces.status(connection)
+    rows = _status(url)
     if as_json:
         print_json(rows)
     elif rows:

@@ -23,6 +23,7 @@ from sona_pg.types import (
     Answer,
     Json,
     QueryTrajectory,
+    Score,
     TrajectoryStep,
     finite_or_none,
 )
@@ -104,6 +105,26 @@ def _admitted_step(step: TrajectoryStep, dim: int, space: SpaceConfig) -> Trajec
         item_id,
         position,
     )
+
+
+def admitted_score(score: Score, space: SpaceConfig) -> Score:
+    """The score as it will be kept.
+
+    Raises
+    ------
+    InvalidInput
+        If it cannot be recorded in the space; says what was found and what was expected.
+    """
+    value = checked_reward(score.value, space, "score")
+    if value is None:
+        raise InvalidInput("the score is None: a score says what something was worth, leave out what nobody judged")
+    if not isinstance(score.trajectory_id, uuid.UUID):
+        raise InvalidInput(f"trajectory id is {score.trajectory_id!r}, expected the UUID that record returned")
+    if score.item_id is not None:
+        checked_text(score.item_id, "item id")
+    checked_text(score.name, "name")
+    checked_text(score.score_id, "score id")
+    return replace(score, value=value)
 
 
 def checked_reward(value: float | None, space: SpaceConfig, what: str) -> float | None:

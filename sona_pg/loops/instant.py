@@ -6,6 +6,8 @@ and making durable, `flush_updates`, take turns under a lock that the caller's p
 Several processes learn on one space. A flush takes the row lock of the space's learner: if nobody published since the
 local copy was taken, it writes its state; otherwise it loads the published state, replays its own events on it in
 order, and writes that. Adding up differences of weights would destroy what an adaptive optimiser depends on.
+
+What the database does not take goes to the spool on local disk, and is replayed, in order, before anything newer.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
-from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, InvalidInput, SonaError
+from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, InvalidInput, SonaError, UnknownSpace
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates, helpful_items
 from sona_pg.learning.item_pool import ItemPool
@@ -28,13 +30,15 @@ from sona_pg.learning.learner import Learned, Learner
 from sona_pg.learning.lora import MicroLoRA
 from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
-from sona_pg.loops.admission import admitted
+from sona_pg.loops.admission import admitted, admitted_score
 from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import learning as learning_store
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LearningTransaction, LedgerEntry
+from sona_pg.store.spool import Spool
+from sona_pg.store.spool_record import Event
 from sona_pg.types import FloatVector, QueryTrajectory, Score
 
 log = logging.getLogger("sona_pg")
@@ -58,8 +62,10 @@ class InstantLoopMetrics:
         Trajectories and scores that the database refused for what they are; each is in `sona.errors`.
     flushed, flushes, replays
         Ledger entries made durable, in how many transactions, and how many of those were rebased onto another's state.
+    spooled
+        Trajectories and scores written to the spool, while the database did not take them; on disk they are durable.
     pending, unflushed
-        Waiting to be learned, and not yet durable.
+        Waiting in memory to be learned, and not yet durable.
     last_error
         Why the last flush failed; None if it did not.
     """
@@ -74,6 +80,7 @@ class InstantLoopMetrics:
     flushed: int = 0
     flushes: int = 0
     replays: int = 0
+    spooled: int = 0
     pending: int = 0
     unflushed: int = 0
     last_error: str | None = None
@@ -134,6 +141,12 @@ class InstantLoop:
         self._unflushed: list[LedgerEntry] = []
         self._unflushed_ids: set[uuid.UUID] = set()
         self._unflushed_scores: list[Score] = []
+        self._spilled: deque[Event] = deque()
+        """Taken out of the buffers while a flush took long, and not taken by the spool."""
+        self._is_away = False
+        """Whether the database failed the last time; learning does not ask it then."""
+        self._spooled = 0
+        self._spool_batch = 1 if store is None else store.config.spool_batch
         self._drained: dict[uuid.UUID, QueryTrajectory] = {}
         self._edges = EdgeWeights(self.config.edge_update_scale)
         self._counts = InstantLoopMetrics()
@@ -187,8 +200,13 @@ class InstantLoop:
 
     @property
     def _is_full(self) -> bool:
-        held = len(self._unflushed) + len(self._waiting) + len(self._unflushed_scores)
+        held = len(self._unflushed) + len(self._waiting) + len(self._unflushed_scores) + len(self._spilled)
         return held >= self.config.max_unflushed
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether the buffers fill faster than they are emptied: time to call `spill`."""
+        return 2 * max(len(self._buffer), len(self._scores)) > self.config.max_pending_signals
 
     @property
     def serving(self) -> Serving:
@@ -218,10 +236,11 @@ class InstantLoop:
     @property
     def metrics(self) -> InstantLoopMetrics:
         """What the loop did so far."""
-        waiting = len(self._buffer) + len(self._waiting)
+        waiting = len(self._buffer) + len(self._waiting) + len(self._spilled)
         return replace(
             self._counts,
             recorded=self._buffer.recorded_count,
+            spooled=self._spooled,
             scored=self._scores.taken,
             dropped=self._buffer.dropped_count + self._scores.dropped,
             pending=waiting,
@@ -236,23 +255,40 @@ class InstantLoop:
         Returns
         -------
         int
-            Number of events; 0 while the database is away and has embeddings that they need.
+            Number of events. While the database is away, what needs embeddings that only it has teaches nothing yet:
+            the replay, once it is back, has them.
         """
         with self._turn:
             try:
                 return self._learn_pending()
             except (DatabaseUnavailable, DatabaseBusy) as error:
-                if self._store is not None:
-                    self._store.discard()
-                self._note_error(error)
-                return 0
+                self._fail(error)
+                return self._learn_pending()
+
+    def _fail(self, error: BaseException) -> None:
+        """The database failed, or what was learned meanwhile may not be what it has: start from there the next time."""
+        self._base = None
+        self._is_away = isinstance(error, DatabaseUnavailable | DatabaseBusy)
+        self._note_error(error)
+        if self._store is not None:
+            self._store.discard()
+
+    def _take_buffers(self) -> None:
+        while self._spilled:
+            event = self._spilled.popleft()
+            if isinstance(event, Score):
+                self._unflushed_scores.append(event)
+            else:
+                self._waiting.append(event)
+        self._buffer.drain_into(self._waiting)
+        self._scores.drain_into(self._unflushed_scores)
 
     def _learn_pending(self) -> int:
-        self._buffer.drain_into(self._waiting)
+        self._take_buffers()
         if not self._waiting:
             return 0
-        # Without the embeddings learning would differ from a replay that has them: it waits for the database.
-        resolve = self._embeddings_of([OutcomeEvent(t) for t in self._waiting], self._learner.pool)
+        events = [] if self._is_away else [OutcomeEvent(t) for t in self._waiting]
+        resolve = self._embeddings_of(events, self._learner.pool)
         waited, before = len(self._waiting), self._learner.events
         entries: list[LedgerEntry] = []
         try:
@@ -332,10 +368,13 @@ class InstantLoop:
     def flush_updates(self) -> None:
         """Learn what waits, and make everything durable in one transaction; then take back what others published.
 
+        What an outage left in the spool goes first.
+
         Raises
         ------
         DatabaseError
-            If the database does not take it. Nothing is lost: the next flush tries again.
+            If the database does not take it. Nothing is lost: it is in the spool, or in memory where there is none or
+            it is full, and the next flush tries again.
         """
         with self._turn:
             if self._store is None:
@@ -356,42 +395,140 @@ class InstantLoop:
 
     def _synchronize(self, store: SpaceStore, *, claim: int) -> int:
         claimed = 0
+        if store.spool is not None:
+            store.spool.begin_flush()
         try:
-            self._learn_pending()
-            self._scores.drain_into(self._unflushed_scores)
             connection = store.connection()
+            self._is_away = False
+            if store.spool is not None:
+                self._replay_spool(connection, store, store.spool)
+            self._learn_pending()
             if claim or self._unflushed or self._unflushed_scores:
                 claimed = self._flush_or_set_aside(connection, store, claim)
             elif learning_store.read_head(connection, store.space).base != self._base:
                 self._adopt_published(connection)
                 self._serving = self._learner.serving()
         except BaseException as error:
-            # What was learned meanwhile may not be what the database has: start from there the next time.
-            self._base = None
-            self._note_error(error)
-            store.discard()
+            self._fail(error)
+            # Of a space that is gone nothing can ever be replayed.
+            if isinstance(error, SonaError) and not isinstance(error, UnknownSpace):
+                self._spill_held(store)
             raise
         self._note_error(None)
         return claimed
 
     def _flush_or_set_aside(self, connection: Connection, store: SpaceStore, claim: int) -> int:
         """Flush everything; where the database refuses the data, one by one, so that what is valid goes through."""
+        entries, scores = self._unflushed, self._unflushed_scores
         try:
-            return self._flush(connection, store, self._unflushed, self._unflushed_scores, claim)
+            return self._flush(connection, store, entries, scores, claim)
         except InvalidInput:
-            singles: list[tuple[list[LedgerEntry], list[Score]]] = [([entry], []) for entry in self._unflushed]
-            singles += [([], [score]) for score in self._unflushed_scores]
-            if not singles:
+            if not entries and not scores:
                 raise
-        for entries, scores in singles:
+        self._flush_singly(connection, store, entries, scores)
+        return self._flush(connection, store, [], [], claim) if claim else 0
+
+    def _flush_singly(
+        self, connection: Connection, store: SpaceStore, entries: Sequence[LedgerEntry], scores: Sequence[Score]
+    ) -> None:
+        singles: list[tuple[list[LedgerEntry], list[Score]]] = [([entry], []) for entry in entries]
+        for one, of_it in [*singles, *(([], [score]) for score in scores)]:
             self._base = None
             try:
-                self._flush(connection, store, entries, scores, claim=0)
+                self._flush(connection, store, one, of_it, claim=0)
             except InvalidInput as error:
-                self._log(f"{entries or scores} was refused: {error}")
+                self._log(f"{one or of_it} was refused: {error}")
                 self._count(refused=1)
-                self._forget(entries, scores)
-        return self._flush(connection, store, [], [], claim) if claim else 0
+                self._forget(one, of_it)
+
+    # The spool -------------------------------------------------------------------------------------------------
+
+    def spill(self) -> None:
+        """While a flush takes long, move the buffers to the spool, so that they never fill; by a thread of its own."""
+        spool = None if self._store is None else self._store.spool
+        if spool is None:
+            return
+        if self._turn.acquire(blocking=False):
+            self._turn.release()  # nobody flushes: whoever learns next empties the buffers
+            return
+        taken: list[QueryTrajectory] = []
+        scores: list[Score] = []
+        self._buffer.drain_into(taken)
+        self._scores.drain_into(scores)
+        events: list[Event] = [*taken, *scores]
+        self._spilled.extend(events[self._write_spool(spool.append_behind, events) :])
+
+    def _spill_held(self, store: SpaceStore) -> None:
+        """Move what is held in memory to the spool, as far as it takes it."""
+        if store.spool is None:
+            return
+        self._take_buffers()
+        events: list[Event] = [entry.event.trajectory for entry in self._unflushed]
+        events += [*self._waiting, *self._unflushed_scores]
+        written = self._write_spool(store.spool.append, events)
+        unlearned, self._unflushed = self._unflushed[:written], self._unflushed[written:]
+        self._unflushed_ids = {entry.event.trajectory.id for entry in self._unflushed}
+        written -= len(unlearned)
+        passed = min(written, len(self._waiting))
+        for _ in range(passed):
+            self._waiting.popleft()
+        self._unflushed_scores = self._unflushed_scores[written - passed :]
+        # They are learned, and counted, when they are replayed.
+        self._count_learned(unlearned, sign=-1)
+
+    def _write_spool(self, append: Callable[[Sequence[Event]], int], events: Sequence[Event]) -> int:
+        """How many of these events the spool took."""
+        try:
+            written = append(events)
+        except SonaError as error:
+            log.error("%s", error)
+            return 0
+        self._spooled += written
+        if written < len(events):
+            log.error("the spool takes no more: %d events wait in memory", len(events) - written)
+        return written
+
+    def _replay_spool(self, connection: Connection, store: SpaceStore, spool: Spool) -> None:
+        """Make durable what an outage left on disk, of this process and of dead ones, before anything newer."""
+        batch = spool.take(self._spool_batch)
+        while batch is not None:
+            # The copy may have learned what is not durable yet; and that is newer than what the spool holds.
+            if self._unflushed or self._unflushed_scores or 2 * len(self._waiting) > self.config.max_unflushed:
+                self._base = None
+                self._spill_held(store)
+            entries, scores = self._readmitted(batch.events)
+            for problem in batch.problems:
+                self._log(problem)
+            try:
+                self._flush(connection, store, entries, scores, claim=0, is_learned=False)
+            except InvalidInput:
+                self._flush_singly(connection, store, entries, scores)
+            except DatabaseBusy:
+                # A smaller transaction may pass where this one took too long.
+                self._spool_batch = max(1, self._spool_batch // 4)
+                raise
+            spool.confirm(batch)
+            self._spool_batch = min(2 * self._spool_batch, store.config.spool_batch)
+            self._take_buffers()
+            batch = spool.take(self._spool_batch)
+            if self._unflushed:
+                self._base = None  # the spool was full: these are learned anew on what was replayed
+
+    def _readmitted(self, events: Sequence[Event]) -> tuple[list[LedgerEntry], list[Score]]:
+        """What was read from disk, through the door again."""
+        entries: list[LedgerEntry] = []
+        scores: list[Score] = []
+        for event in events:
+            try:
+                if isinstance(event, Score):
+                    scores.append(admitted_score(event, self._space_config))
+                else:
+                    trajectory = admitted(event, self._dim, self._space_config)
+                    entries.append(LedgerEntry(OutcomeEvent(trajectory), ""))
+            except SonaError as error:
+                self._log(f"an event in the spool was refused: {error}")
+                self._count(refused=1)
+        return entries, scores
 
     def _forget(self, entries: Sequence[LedgerEntry], scores: Sequence[Score]) -> None:
         gone = {id(part) for part in [*entries, *scores]}
@@ -406,8 +543,13 @@ class InstantLoop:
         waiting: Sequence[LedgerEntry],
         scores: Sequence[Score],
         claim: int,
+        *,
+        is_learned: bool = True,
     ) -> int:
-        """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were."""
+        """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were.
+
+        What is not learned yet (`is_learned`) is learned here, as is what must be learned anew on another's state.
+        """
         started_at = datetime.now(UTC)
         # An interrupt may have entered one twice; the first counts.
         distinct = {entry.event.trajectory.id: entry for entry in reversed(waiting)}
@@ -417,6 +559,7 @@ class InstantLoop:
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
             if known or transaction.head.base != self._base:
                 learner, replayed = self._published(connection, transaction.head, transaction.state()), True
+            if replayed or not is_learned:
                 events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
@@ -441,7 +584,10 @@ class InstantLoop:
         self._learner, self._base, self._version = learner, head.base, head.version
         self._serving = learner.serving()
         self._forget(waiting, scores)
-        self._count_learned([entry for entry in waiting if entry.event.trajectory.id in known], sign=-1)
+        if is_learned:
+            self._count_learned([entry for entry in waiting if entry.event.trajectory.id in known], sign=-1)
+        else:
+            self._count_learned(entries)
         self._count_learned(late_entries)
         self._count(
             repeated=len(known) + len(scores) - fresh_scores, flushed=len(ledger), flushes=1, replays=int(replayed)
@@ -479,10 +625,10 @@ class InstantLoop:
             learner.load_bytes(state)
         return learner
 
-    def disconnect(self) -> None:
-        """Close the connection to the database."""
+    def close(self) -> None:
+        """Close the connection to the database, and leave the spool to whoever opens the space next."""
         if self._store is not None:
-            self._store.discard()
+            self._store.close()
 
     def drain_trajectories(self) -> list[QueryTrajectory]:
         """What was learned in memory since the last call, at most `max_unflushed`; nothing with a store."""

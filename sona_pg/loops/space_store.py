@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from sona_pg.config import StoreConfig
 from sona_pg.errors import SonaError
 from sona_pg.store import errors
 from sona_pg.store.connection import Connection
 from sona_pg.store.spaces import Space
+from sona_pg.store.spool import Spool
 
 log = logging.getLogger("sona_pg")
 
@@ -27,12 +29,21 @@ class SpaceStore:
         Makes a connection.
     config
         Settings.
+    spools
+        Folder of the spools, which take what the database cannot; None keeps no spool.
     """
 
-    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig | None = None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        connect: Callable[[], Connection],
+        config: StoreConfig | None = None,
+        spools: Path | None = None,
+    ) -> None:
         self.space = space
         self.config = StoreConfig() if config is None else config
         self.worker = self.worker_name()
+        self.spool = None if spools is None else Spool(spools, space.key, self.config)
         self._connect = connect
         self._connection: Connection | None = None
 
@@ -60,3 +71,9 @@ class SpaceStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def close(self) -> None:
+        """Disconnect, and leave the spool to whoever opens the space next."""
+        self.discard()
+        if self.spool is not None:
+            self.spool.close()

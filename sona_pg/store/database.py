@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sona_pg.config import SCHEMA_REVISION, StoreConfig
@@ -24,10 +24,18 @@ class Database:
         libpq connection string.
     config
         How it is used.
+    home
+        Folder of the spool and, where it is embedded, of the server.
     """
 
     url: str
     config: StoreConfig
+    home: Path = field(default_factory=default_home)
+
+    @property
+    def spool_directory(self) -> Path | None:
+        """Folder of the spools; None where none is kept."""
+        return self.home.expanduser() / "spool" if self.config.spool_max_bytes else None
 
     def connect(self) -> Connection:
         """A new connection, with vectors."""
@@ -72,7 +80,7 @@ def open_database(url: str | None = None, *, home: Path | None = None, config: S
         from sona_pg.store.migrate import migrate
 
         migrate(resolved)
-    database = Database(resolved, StoreConfig() if config is None else config)
+    database = Database(resolved, StoreConfig() if config is None else config, default_home() if home is None else home)
     with connect(resolved, vectors=False, config=config) as connection:
         check_server(connection)
     return database

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -31,6 +32,8 @@ class Space:
         Fingerprint of the embedding model, once declared.
     config
         What it declares about its traffic.
+    key
+        Names it beyond its database.
     """
 
     space_id: int
@@ -38,6 +41,7 @@ class Space:
     dim: int
     embedder: str | None
     config: SpaceConfig
+    key: uuid.UUID
 
 
 def create_space(
@@ -80,14 +84,14 @@ def find_space(connection: Connection, name: str) -> Space | None:
     """The space called `name`, or None."""
     with translated():
         row = connection.execute(
-            "SELECT space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback"
+            "SELECT space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback, space_key"
             " FROM sona.space WHERE name = %s",
             (name,),
         ).fetchone()
     if row is None:
         return None
-    space_id, found, dim, embedder, low, high, implicit = row
-    return Space(space_id, found, dim, embedder, SpaceConfig(low, high, implicit))
+    space_id, found, dim, embedder, low, high, implicit, key = row
+    return Space(space_id, found, dim, embedder, SpaceConfig(low, high, implicit), key)
 
 
 def check_embedder(connection: Connection, space: Space, embedder: str | None) -> None:
@@ -236,6 +240,15 @@ def spaces_with_pending(connection: Connection) -> list[str]:
     return [row[0] for row in rows]
 
 
+def spaces_of_keys(connection: Connection, keys: list[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """Names of the spaces with these keys, of those that are there."""
+    with translated():
+        rows = connection.execute(
+            "SELECT space_key, name FROM sona.space WHERE space_key = ANY(%s)", (keys,)
+        ).fetchall()
+    return dict(rows)
+
+
 def admit_queries(connection: Connection, space: Space, keep_exact: int) -> int:
     """Move the fresh tail of remembered queries into the HNSW index, where there are more than `keep_exact`."""
     with translated():
@@ -244,10 +257,12 @@ def admit_queries(connection: Connection, space: Space, keep_exact: int) -> int:
 
 
 def status(connection: Connection, name: str | None = None) -> list[dict[str, object]]:
-    """Rows of `sona.status`, of all spaces or of one."""
+    """Rows of `sona.status`, of all spaces or of one, each with the key of its space."""
     with translated():
         cursor = connection.execute(
-            "SELECT * FROM sona.status WHERE space = coalesce(%s, space) ORDER BY space", (name,)
+            "SELECT v.*, s.space_key FROM sona.status v JOIN sona.space s ON s.name = v.space"
+            " WHERE v.space = coalesce(%s, v.space) ORDER BY v.space",
+            (name,),
         )
         head = [column.name for column in cursor.description or ()]
         return [dict(zip(head, row, strict=True)) for row in cursor.fetchall()]

@@ -67,6 +67,14 @@ def make_database(server_url: str) -> Iterator[Callable[[], str]]:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is spooled while a test has no database stays with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SONA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def empty_url(make_database: Callable[[], str]) -> str:
     return make_database()

@@ -214,7 +214,7 @@ def test_a_flush_whose_confirmation_was_lost_is_not_counted_twice(
         patch.setattr(instant.learning_store, "learning_transaction", Lost)
         with pytest.raises(DatabaseUnavailable):
             engine.flush()
-    assert engine.metrics.unflushed == 5
+    assert engine.metrics.spooled == 5
     engine.flush()
     assert engine.metrics.unflushed == 0
     assert _counts(connection, engine)["learning_event"] == 5
@@ -399,7 +399,8 @@ def test_what_does_not_fit_is_counted(url: str, engine: SonaEngine, rng: np.rand
 
 def test_nothing_is_lost_while_the_server_is_away(home: Path, rng: np.random.Generator) -> None:
     server = EmbeddedServer(home)
-    engine = SonaEngine.connect(home=home, space="away", dim=DIM, background=False)
+    no_spool = StoreConfig(spool_max_bytes=0)
+    engine = SonaEngine.connect(home=home, space="away", dim=DIM, background=False, store=no_spool)
     _record_some(engine, rng, 3)
     engine.flush()
     server.stop()

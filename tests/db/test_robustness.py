@@ -417,10 +417,10 @@ def test_refusals_are_counted_to_the_last_one_by_many_threads(url: str, engine: 
 
 def test_scores_are_bounded_while_the_database_is_away(url: str, engine: SonaEngine, rng: np.random.Generator) -> None:
     config = InstantLoopConfig(max_unflushed=10)
-    with SonaEngine.connect(url, space=engine.space.name, background=False, instant=config) as tight:
+    store = StoreConfig(lock_timeout_seconds=1, spool_max_bytes=0)
+    with SonaEngine.connect(url, space=engine.space.name, background=False, instant=config, store=store) as tight:
         with psycopg.connect(url) as blocker:
             blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
-            tight._loop._store.config = StoreConfig(lock_timeout_seconds=1)  # type: ignore[union-attr]
             for _ in range(15):
                 tight.score(uuid.uuid4(), 1.0)
             with pytest.raises(DatabaseError):

@@ -56,6 +56,9 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "lock_timeout_seconds": (0, 3601),
         "publish_every_events": (0, (1 << 31) + 1),
         "exact_search_rows": (-1, (1 << 31) + 1),
+        "spool_max_bytes": (-1, (1 << 50) + 1),
+        "spool_segment_bytes": (0, (1 << 32) + 1),
+        "spool_batch": (0, 100_001),
     },
     WorkerConfig: {
         "poll_interval_seconds": (0.009, 3601),

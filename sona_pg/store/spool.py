@@ -1,0 +1,470 @@
+"""The spool: what the database cannot take, on local disk until it can.
+
+    <directory>/<key of the space>/<writer>/lock             held by its process for as long as it lives
+    <directory>/<key of the space>/<writer>/0000000001.spool  segments, oldest first
+
+Every process writes a folder of its own, so that none waits for another; what a dead one left behind is adopted by
+whoever gets its lock. An append is confirmed once it is synced to disk. Replaying twice does no harm: trajectories and
+scores have ids, and the database knows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import shutil
+import struct
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from sona_pg.config import StoreConfig
+from sona_pg.errors import IoError
+from sona_pg.store.spool_record import Event, encode, read_from
+
+log = logging.getLogger("sona_pg")
+
+VERSION = 1
+
+_HEADER = struct.Struct("<8sHd16s")
+"""Magic, version, when it was begun (seconds since the epoch), key of the space."""
+_MAGIC = b"sonaspol"
+_SUFFIX = ".spool"
+_BATCH_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolUsage:
+    """What the spool of a space holds on this machine.
+
+    Parameters
+    ----------
+    bytes
+        Size of its files.
+    oldest
+        When the oldest of them was begun; None if there is none.
+    """
+
+    bytes: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolBatch:
+    """Events to be replayed, oldest first; `Spool.confirm` it once the database has them.
+
+    Parameters
+    ----------
+    events
+        Trajectories and scores.
+    problems
+        What could not be read, for people.
+    """
+
+    events: list[Event]
+    problems: list[str]
+    _end: int
+    _is_last: bool
+    _is_damaged: bool
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A segment that is being replayed, and how far it is confirmed."""
+
+    path: Path
+    confirmed: int = 0
+    is_damaged: bool = False
+
+
+class Spool:
+    """The spool of one space, as one process writes and replays it.
+
+    Nothing is created before the first append. Safe to use from several threads.
+
+    Parameters
+    ----------
+    directory
+        Folder of all spools.
+    space_key
+        What names the space beyond its database.
+    config
+        Its limits.
+    """
+
+    def __init__(self, directory: Path, space_key: uuid.UUID, config: StoreConfig | None = None) -> None:
+        self._config = StoreConfig() if config is None else config
+        self._folder = directory / str(space_key)
+        self._key = space_key
+        self._mutex = threading.Lock()
+        self._writer: _Writer | None = None
+        self._adopted: _Writer | None = None
+        self._reading: _Reading | None = None
+        self._unreadable: set[Path] = set()
+        self._newest = 1
+        self._front = 1
+
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def begin_flush(self) -> None:
+        """From now on `append` comes before whatever `append_behind` writes: what a flush holds is older."""
+        with self._mutex:
+            self._front = self._newest
+
+    def append(self, events: Sequence[Event]) -> int:
+        """Write events that a flush held, and sync them to disk; gives how many fitted.
+
+        Raises
+        ------
+        IoError
+            If the folder cannot be written.
+        """
+        with self._mutex:
+            written, size = self._write(self._front, events)
+            if size >= self._config.spool_segment_bytes and self._front == self._newest:
+                self._front = self._newest = self._newest + 1
+            return written
+
+    def append_behind(self, events: Sequence[Event]) -> int:
+        """Write events that are newer than those that a flush still holds; otherwise as `append`."""
+        with self._mutex:
+            if self._newest == self._front:
+                self._newest += 1
+            written, size = self._write(self._newest, events)
+            if size >= self._config.spool_segment_bytes:
+                self._newest += 1
+            return written
+
+    def _write(self, number: int, events: Sequence[Event]) -> tuple[int, int]:
+        """Append to a segment; how many events fitted, and how large it is now."""
+        room = self._config.spool_max_bytes - (usage(self._folder.parent, self._key).bytes if events else 0)
+        if room <= 0 or not events:
+            return 0, 0
+        try:
+            if self._writer is None:
+                self._writer = _Writer.create(self._folder)
+            with open(self._writer.segment(number), "ab", buffering=0) as file:
+                return self._write_to(file.fileno(), events, room)
+        except OSError as cause:
+            raise IoError(
+                f"the spool cannot be written ({cause}): make {self._folder} writable, or choose another SONA_HOME"
+            ) from cause
+
+    def _write_to(self, file: int, events: Sequence[Event], room: int) -> tuple[int, int]:
+        begin = end = os.fstat(file).st_size
+        is_new, written = begin == 0, 0
+        try:
+            if is_new:
+                end += _put(file, _HEADER.pack(_MAGIC, VERSION, time.time(), self._key.bytes))
+            for event in events:
+                record = encode(event)
+                if end + len(record) - begin > room:
+                    break
+                _put(file, record)
+                end += len(record)
+                written += 1
+        except OSError as error:
+            # A full disk takes the beginning of a record: what fitted stays, the rest is the caller's.
+            log.error("the spool %s takes no more: %s", self._folder, error)
+            if not written:
+                os.ftruncate(file, begin)
+                raise
+            os.ftruncate(file, end)
+        if not written:
+            os.ftruncate(file, begin)
+            return 0, begin
+        os.fsync(file)
+        if is_new and self._writer is not None:
+            self._writer.sync()
+        return written, end
+
+    # Replaying -------------------------------------------------------------------------------------------------
+
+    def take(self, limit: int) -> SpoolBatch | None:
+        """Up to `limit` of the oldest events that are not confirmed; None if there are none.
+
+        Raises
+        ------
+        IoError
+            If a file cannot be read.
+        """
+        with self._mutex:
+            try:
+                while self._reading is not None or self._next_segment():
+                    batch = self._read(limit)
+                    if batch.events or batch.problems:
+                        return batch
+                    self._confirm(batch)
+            except OSError as cause:
+                raise IoError(f"the spool {self._folder} cannot be read: {cause}") from cause
+        return None
+
+    def confirm(self, batch: SpoolBatch) -> None:
+        """The database has this batch: it is not replayed again, and a segment that is done is deleted."""
+        with self._mutex:
+            try:
+                self._confirm(batch)
+            except OSError as cause:
+                raise IoError(f"the spool {self._folder} cannot be shortened: {cause}") from cause
+
+    def _confirm(self, batch: SpoolBatch) -> None:
+        reading = self._reading
+        assert reading is not None, "a batch is confirmed once, after it was taken"
+        reading.confirmed = batch._end
+        reading.is_damaged |= batch._is_damaged
+        if batch._is_last:
+            self._reading = None
+            if reading.path in self._unreadable:
+                return
+            if reading.is_damaged:
+                # People may still find something in it.
+                reading.path.rename(self._folder / f"damaged-{reading.path.parent.name}-{reading.path.stem}")
+            else:
+                reading.path.unlink(missing_ok=True)
+
+    def _next_segment(self) -> bool:
+        """Turn to the oldest segment: of dead processes, then of this one."""
+        if self._adopted is None:
+            self._adopted = self._adopt()
+        if self._adopted is not None:
+            for path in self._adopted.segments():
+                if path not in self._unreadable:
+                    self._reading = _Reading(path)
+                    return True
+            self._adopted.close()
+            self._adopted = None
+            return self._next_segment()
+        own = [] if self._writer is None else self._writer.segments()
+        if not own or self._writer is None:
+            return False
+        if own[0] == self._writer.segment(self._newest):
+            # What is being replayed is not written any more.
+            self._front = self._newest = self._newest + 1
+        self._reading = _Reading(own[0])
+        return True
+
+    def _adopt(self) -> _Writer | None:
+        mine = None if self._writer is None else self._writer.folder
+        for folder in _writers(self._folder):
+            if folder != mine:
+                found = _Writer.adopt(folder)
+                if found is not None:
+                    segments = found.segments()
+                    if not segments or any(path not in self._unreadable for path in segments):
+                        return found
+                    found.close()
+        return None
+
+    def _read(self, limit: int) -> SpoolBatch:
+        reading = self._reading
+        assert reading is not None
+        with _mapped(reading.path) as data:
+            if not reading.confirmed:
+                found = self._check_header(reading.path, data)
+                if found is not None:
+                    self._unreadable.add(reading.path)
+                    return SpoolBatch([], [found], 0, True, False)
+            events: list[Event] = []
+            problems: list[str] = []
+            begin = end = max(reading.confirmed, _HEADER.size)
+            is_damaged = False
+            for record in read_from(data, begin):
+                end = record.end
+                if record.event is None:
+                    is_damaged |= not record.is_torn
+                    what = "were being written when the process died" if record.is_torn else "are damaged"
+                    problems.append(f"the last of {end} bytes in the spool {reading.path}, {record.skipped}, {what}")
+                else:
+                    events.append(record.event)
+                if len(events) >= limit or end - begin >= _BATCH_BYTES:
+                    break
+            return SpoolBatch(events, problems, end, end >= len(data), is_damaged)
+
+    def _check_header(self, path: Path, data: memoryview) -> str | None:
+        if len(data) < _HEADER.size:
+            return None  # the process died before there was anything in it
+        magic, version, _, key = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            return f"{path} is no spool: remove it"
+        if version != VERSION:
+            return f"the spool {path} is of version {version}, expected {VERSION}: use the sona-pg that wrote it"
+        if key != self._key.bytes:
+            return f"the spool {path} belongs to the space {uuid.UUID(bytes=key)}: put it into that folder"
+        return None
+
+    # The rest --------------------------------------------------------------------------------------------------
+
+    def usage(self) -> SpoolUsage:
+        """What all processes of this machine hold for the space."""
+        return usage(self._folder.parent, self._key)
+
+    def close(self) -> None:
+        """Let go: what is left is adopted by the next process that opens the space."""
+        with self._mutex:
+            for writer in (self._adopted, self._writer):
+                if writer is not None:
+                    writer.close()
+            self._adopted = self._writer = self._reading = None
+
+
+class _Writer:
+    """The folder of one process, whose lock is held."""
+
+    _open: ClassVar[weakref.WeakSet[_Writer]] = weakref.WeakSet()
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._open.add(self)
+
+    @classmethod
+    def create(cls, parent: Path) -> _Writer:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        # Under a name that nobody adopts until the lock is held.
+        hidden = parent / f".{name}"
+        hidden.mkdir(mode=0o700)
+        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hidden.rename(parent / name)
+        made = cls(parent / name, lock)
+        made.sync()
+        _sync(parent)
+        return made
+
+    @classmethod
+    def adopt(cls, folder: Path) -> _Writer | None:
+        """The folder of a process that is dead; None while it lives."""
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        return cls(folder, lock)
+
+    def segment(self, number: int) -> Path:
+        return self.folder / f"{number:010d}{_SUFFIX}"
+
+    def segments(self) -> list[Path]:
+        """Its segments, oldest first."""
+        if not self.folder.exists():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX)
+
+    def sync(self) -> None:
+        """Make names of files in it durable."""
+        _sync(self.folder)
+
+    def close(self) -> None:
+        """Release the lock; a folder without segments goes."""
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                if not self.segments():
+                    shutil.rmtree(self.folder)
+            self.release()
+
+    def release(self) -> None:
+        os.close(self._lock)
+        self._lock = -1
+        self._open.discard(self)
+
+    @classmethod
+    def release_all(cls) -> None:
+        """In a forked child: the locks are the parent's, and must not outlive it."""
+        for writer in list(cls._open):
+            writer.release()
+
+
+os.register_at_fork(after_in_child=_Writer.release_all)
+
+
+def usage(directory: Path, space_key: uuid.UUID) -> SpoolUsage:
+    """What the spool of a space holds, of all processes of this machine; damaged files count."""
+    size, oldest = 0, None
+    folder = directory / str(space_key)
+    for path in [*_files(folder), *(path for writer in _writers(folder) for path in _files(writer))]:
+        with contextlib.suppress(FileNotFoundError):  # replayed meanwhile
+            size += path.stat().st_size
+            with open(path, "rb") as file:
+                header = file.read(_HEADER.size)
+            if len(header) == _HEADER.size and header.startswith(_MAGIC):
+                begun = _HEADER.unpack(header)[2]
+                oldest = begun if oldest is None else min(oldest, begun)
+    return SpoolUsage(size, None if oldest is None else _moment(oldest))
+
+
+def waiting_spaces(directory: Path) -> list[uuid.UUID]:
+    """Keys of the spaces whose spools have something to be replayed."""
+    found = []
+    for folder in _folders(directory):
+        with contextlib.suppress(ValueError):
+            key = uuid.UUID(folder.name)
+            if any(path.suffix == _SUFFIX for writer in _writers(folder) for path in _files(writer)):
+                found.append(key)
+    return found
+
+
+def _moment(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+
+
+def _writers(folder: Path) -> list[Path]:
+    return [path for path in _folders(folder) if not path.name.startswith(".")]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_file() and entry.name != "lock"]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(file: int, data: bytes) -> int:
+    """Write all of it; a write may take a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    return len(data)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            yield view
