@@ -4,6 +4,7 @@
 import os
 
 from libc.math cimport fabsf, sqrtf
+from libc.string cimport memcpy
 
 cimport numpy as cnp
 import numpy as np
@@ -112,10 +113,15 @@ def as_vector(value, Py_ssize_t dim=-1, str what="vector"):
 
 def owned(value, Py_ssize_t dim=-1, str what="vector"):
     """`value` as a finite float32 vector that nobody can write to: itself if it is one, else a copy."""
-    cdef cnp.ndarray array
+    cdef cnp.ndarray array, source
+    cdef cnp.npy_intp size
     if is_held(value, dim):
         return value
-    array = float_vector(value, dim, what).copy()
+    source = float_vector(value, dim, what)
+    size = cnp.PyArray_DIM(source, 0)
+    # NumPy's own copy gives up the interpreter's lock, and a busy thread would hold up the recorder.
+    array = cnp.PyArray_EMPTY(1, &size, cnp.NPY_FLOAT32, 0)
+    memcpy(cnp.PyArray_DATA(array), cnp.PyArray_DATA(source), <size_t>size * sizeof(float))
     cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array
 

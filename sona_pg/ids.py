@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 import uuid
+
+# Not the system's generator: its call gives up the interpreter's lock, and a busy thread would hold up the recorder.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_trajectory_id() -> uuid.UUID:
     """A UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds, then randomness."""
-    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10))
+    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | _random.getrandbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return uuid.UUID(int=value)
