@@ -75,7 +75,11 @@ def run(*, quick: bool) -> list[Row]:
             server.stop()
     rival = f"while it is there, p99 {np.percentile(before, 99):.0f}"
     params: dict[str, int | float | str] = {"d": DIM, "steps": STEPS, "per_second": PER_SECOND}
-    lost: dict[str, int | float | str] = {"recorded": traffic.recorded, "lost": traffic.recorded - int(stored), "dropped": dropped}
+    lost: dict[str, int | float | str] = {
+        "recorded": traffic.recorded,
+        "lost": traffic.recorded - int(stored),
+        "dropped": dropped,
+    }
     spool: dict[str, int | float | str] = {"away_seconds": away_seconds, "spool_mb": round(spool_bytes / 1e6)}
     back: dict[str, int | float | str] = {"drained_seconds": round(drained_seconds, 1), **lost}
     return [

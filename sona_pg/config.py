@@ -179,6 +179,8 @@ class StoreConfig:
         Longest wait of a flush for the learner's row; the next one tries again.
     prepare_statements
         Whether the server may keep prepared statements; false behind a pooler in transaction mode.
+    idle_connections
+        Connections for searches that an engine keeps open; as many more as there are threads that search are made.
     publish_every_events
         Learned outcome events between two immutable versions.
     exact_search_rows
@@ -194,6 +196,7 @@ class StoreConfig:
     connect_timeout_seconds: int = 10
     lock_timeout_seconds: int = 10
     prepare_statements: bool = True
+    idle_connections: int = 4
     publish_every_events: int = 500
     exact_search_rows: int = 10_000
     spool_max_bytes: int = 1 << 30
@@ -203,6 +206,7 @@ class StoreConfig:
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
         _whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
+        _whole("idle_connections", self.idle_connections, 0, 10_000)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
         _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)

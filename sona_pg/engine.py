@@ -22,13 +22,13 @@ from sona_pg.config import MAX_DIM, SHOWN, InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
-from sona_pg.loops.admission import admitted_score, checked_text
+from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import search, spaces
+from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
-from sona_pg.store.search import Found
+from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.types import (
     EMPTY,
@@ -85,8 +85,7 @@ class SonaEngine:
         self._database = database
         self._space = space
         self._loop = loop
-        self._connection: Connection | None = None
-        self._searching = threading.Lock()
+        self._search = ItemSearch(space, database.connect, database.config)
         self._closed = False
         self._pid = os.getpid()
         self._wake = threading.Event()
@@ -200,33 +199,67 @@ class SonaEngine:
         """
         return self._loop.serving.adapt(query)
 
-    def recall(self, query: ArrayLike, k: int = SHOWN) -> Recall:
+    def recall(self, query: ArrayLike, k: int = SHOWN, *, filter: Filter | None = None) -> Recall:
         """The k best items for a query, from the application's own table. Writes nothing.
+
+        Parameters
+        ----------
+        query
+            Vector (dim,) of finite numbers.
+        k
+            How many items.
+        filter
+            What the items must be, by declared columns: {"column": value}, {"column": [values]}, or {"column":
+            {"gte": value}} with eq, ne, lt, lte, gt, gte and in.
 
         Raises
         ------
         DimensionMismatch, InvalidInput
-            If the query or k is not valid.
+            If the query, k or the filter is not valid.
+        DatabaseError
+            If the table cannot be searched.
+        """
+        return self.recall_batch([query], k, filter=filter)[0]
+
+    def recall_batch(
+        self, queries: Sequence[ArrayLike] | NDArray[np.floating], k: int = SHOWN, *, filter: Filter | None = None
+    ) -> list[Recall]:
+        """`recall` for several queries (n, dim), over one connection.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If a query, k or the filter is not valid.
         DatabaseError
             If the table cannot be searched.
         """
         self._check_open()
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 10_000:
             raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
-        vector = as_vector(query, self._space.dim, "query").copy()
+        if filter is not None:
+            filter = private_json(filter, "filter")
+        vectors = [as_vector(query, self._space.dim, "query").copy() for query in queries]
         serving, version = self._loop.serving, self._loop.version
-        with self._searching:
-            items = search.nearest_items(self._search_connection(), self._space, serving.adapt(vector), k)
-        strategy = "adapted" if serving.maps else "frozen"
-        return Recall(new_trajectory_id(), vector, tuple(items), Answer(version=version, strategy=strategy))
+        found = self._search.nearest([serving.adapt(vector) for vector in vectors], k, filter)
+        answer = Answer(version=version, strategy="adapted" if serving.maps else "frozen")
+        return [
+            Recall(new_trajectory_id(), vector, tuple(items), answer)
+            for vector, items in zip(vectors, found, strict=True)
+        ]
 
-    def _search_connection(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._database.connect()
-        return self._connection
-
-    def set_items(self, items: str, id_column: str, embedding_column: str) -> int:
+    def set_items(
+        self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
+    ) -> int:
         """Name the application's own table of items, which `recall` searches.
+
+        Parameters
+        ----------
+        items
+            The table, as SQL would name it.
+        id_column, embedding_column
+            Its columns of item ids and of embeddings.
+        filter_columns
+            Columns that `recall` may filter by.
 
         Returns
         -------
@@ -239,14 +272,9 @@ class SonaEngine:
             If there is no such table or column, or its vectors have another dimension.
         """
         self._check_open()
-        with self._searching:
-            size = spaces.set_items(
-                self._search_connection(),
-                self._space,
-                items,
-                id_column,
-                embedding_column,
-            )
+        with self._search.connection() as connection:
+            size = spaces.set_items(connection, self._space, items, id_column, embedding_column, filter_columns)
+        self._search.look_again()
         self._loop.flush_updates()
         return size
 
@@ -456,8 +484,7 @@ class SonaEngine:
             log.warning("what was recorded last is in the spool on this machine: %s", error)
         self._closed = True
         self._loop.close()
-        if self._connection is not None:
-            self._connection.close()
+        self._search.close()
 
     def _check_open(self) -> None:
         if self._closed:

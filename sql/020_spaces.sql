@@ -39,8 +39,11 @@ END $$;
 COMMENT ON FUNCTION sona.create_space IS
     'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
 
+DROP FUNCTION IF EXISTS sona.set_items(text, regclass, name, name, integer);
+
 CREATE OR REPLACE FUNCTION sona.set_items(
-    space text, items regclass, id_column name, embedding_column name, sample_size integer DEFAULT NULL
+    space text, items regclass, id_column name, embedding_column name, sample_size integer DEFAULT NULL,
+    filter_columns text[] DEFAULT '{}'
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -52,6 +55,7 @@ DECLARE
     sampled text := '';
     taken bigint;
     wrong integer;
+    missing text;
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = set_items.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(set_items.space); END IF;
@@ -78,6 +82,13 @@ BEGIN
         PERFORM sona._refuse('SN003', format('%s has no column %I of type vector', items, embedding_column),
                              'name its column of item embeddings');
     END IF;
+    SELECT coalesce(f, 'NULL') INTO missing FROM unnest(coalesce(filter_columns, '{}')) f
+    WHERE NOT EXISTS (SELECT FROM pg_attribute a
+                      WHERE a.attrelid = items AND a.attname = f AND a.attnum > 0 AND NOT a.attisdropped);
+    IF FOUND THEN
+        PERFORM sona._refuse('SN003', format('%s has no column %I to filter by', items, missing),
+                             'name columns of the items table');
+    END IF;
 
     SELECT c.reltuples INTO total FROM pg_class c WHERE c.oid = items;
     IF total > 50 * sample_size AND sample_size > 0 THEN
@@ -98,11 +109,11 @@ BEGIN
     IF FOUND THEN PERFORM sona._wrong_dimension(wrong, s.dim); END IF;
     PERFORM sona._check_id(i.item_id, 'an item id') FROM sona.item_sample i
     WHERE i.space_id = s.space_id AND octet_length(i.item_id) NOT BETWEEN 1 AND 500;
-    INSERT INTO sona.item_source (space_id, items, id_column, id_type, embedding_column)
-    VALUES (s.space_id, items, id_column, id_type, embedding_column)
+    INSERT INTO sona.item_source (space_id, items, id_column, id_type, embedding_column, filter_columns)
+    VALUES (s.space_id, items, id_column, id_type, embedding_column, coalesce(set_items.filter_columns, '{}'))
     ON CONFLICT (space_id) DO UPDATE
     SET items = excluded.items, id_column = excluded.id_column, id_type = excluded.id_type,
-        embedding_column = excluded.embedding_column, sampled_at = now();
+        embedding_column = excluded.embedding_column, filter_columns = excluded.filter_columns, sampled_at = now();
     RETURN taken;
 END $$;
 COMMENT ON FUNCTION sona.set_items IS

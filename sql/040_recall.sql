@@ -1,7 +1,82 @@
 -- Search with what was learned, over the application's own table.
 
-CREATE OR REPLACE FUNCTION sona._search_items(space_id bigint, query @vector@.vector, k integer)
-RETURNS TABLE (item_id text, rank integer, score real)
+DROP FUNCTION IF EXISTS sona.recall(text, @vector@.vector, integer);
+DROP FUNCTION IF EXISTS sona._search_items(bigint, @vector@.vector, integer);
+
+CREATE OR REPLACE FUNCTION sona._comparison(item_column text, type_name text, operator text, operand jsonb) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    symbol text := CASE operator WHEN 'eq' THEN '=' WHEN 'ne' THEN '<>' WHEN 'lt' THEN '<' WHEN 'lte' THEN '<='
+                                 WHEN 'gt' THEN '>' WHEN 'gte' THEN '>=' WHEN 'in' THEN '= ANY' END;
+    one jsonb;
+    literals text[] := '{}';
+BEGIN
+    IF symbol IS NULL THEN
+        PERFORM sona._refuse('SN003', format('a filter on %I uses %L', item_column, operator),
+                             'use eq, ne, lt, lte, gt, gte or in');
+    END IF;
+    IF jsonb_typeof(operand) = 'null' AND operator IN ('eq', 'ne') THEN
+        RETURN format('t.%I IS %sNULL', item_column, CASE operator WHEN 'ne' THEN 'NOT ' ELSE '' END);
+    END IF;
+    IF operator = 'in' AND jsonb_typeof(operand) <> 'array' THEN
+        PERFORM sona._refuse('SN003', format('a filter on %I has %s behind "in"', item_column, jsonb_typeof(operand)),
+                             'give a list of values');
+    END IF;
+    FOR one IN SELECT e FROM jsonb_array_elements(
+        CASE operator WHEN 'in' THEN operand ELSE jsonb_build_array(operand) END) e
+    LOOP
+        IF jsonb_typeof(one) IN ('array', 'object', 'null') OR NOT pg_input_is_valid(one #>> '{}', type_name) THEN
+            PERFORM sona._refuse('SN003', format('a filter compares %I with %s', item_column, left(one::text, 100)),
+                                 format('the column is of type %s: give a value of it', type_name));
+        END IF;
+        literals := literals || format('%L::%s', one #>> '{}', type_name);
+    END LOOP;
+    RETURN CASE operator
+        WHEN 'in' THEN format('t.%I = ANY (ARRAY[%s]::%s[])', item_column, array_to_string(literals, ', '), type_name)
+        ELSE format('t.%I %s %s', item_column, symbol, literals[1]) END;
+END $$;
+COMMENT ON FUNCTION sona._comparison IS 'A comparison of a column of the items table with values, as SQL.';
+
+CREATE OR REPLACE FUNCTION sona._condition(items regclass, filter_columns text[], filter jsonb) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    item_column text;
+    wanted jsonb;
+    type_name text;
+    parts text[] := '{}';
+BEGIN
+    IF jsonb_typeof(filter) <> 'object' THEN
+        PERFORM sona._refuse('SN003', format('the filter is a JSON %s, expected an object', jsonb_typeof(filter)),
+                             'pass {"column": value}, {"column": [values]} or {"column": {"gte": value}}');
+    END IF;
+    FOR item_column, wanted IN SELECT * FROM jsonb_each(filter) LOOP
+        -- Without its length: a value that is too long must not be cut to one that matches.
+        SELECT format_type(a.atttypid, -1) INTO type_name FROM pg_attribute a
+        WHERE a.attrelid = items AND a.attname = item_column AND a.attnum > 0 AND NOT a.attisdropped
+            AND item_column = ANY (filter_columns);
+        IF NOT FOUND THEN
+            PERFORM sona._refuse(
+                'SN003', format('the filter names %I, expected one of the declared columns: %s', item_column,
+                                coalesce(nullif(array_to_string(filter_columns, ', '), ''), 'there are none')),
+                'declare it: sona.set_items(space, table, id_column, embedding_column, filter_columns => ''{...}'')');
+        END IF;
+        parts := parts || CASE jsonb_typeof(wanted)
+            WHEN 'array' THEN sona._comparison(item_column, type_name, 'in', wanted)
+            WHEN 'object' THEN (
+                SELECT coalesce(string_agg(sona._comparison(item_column, type_name, o.key, o.value), ' AND '), 'true')
+                FROM jsonb_each(wanted) o)
+            ELSE sona._comparison(item_column, type_name, 'eq', wanted) END;
+    END LOOP;
+    RETURN coalesce(array_to_string(parts, ' AND '), '');
+END $$;
+COMMENT ON FUNCTION sona._condition IS
+    'A filter as SQL over the items table, called t: {"column": value}, {"column": [values]}, {"column": {"gte": value}}.';
+
+CREATE OR REPLACE FUNCTION sona._search_items(
+    space_id bigint, query @vector@.vector, k integer, filter jsonb DEFAULT NULL
+) RETURNS TABLE (item_id text, rank integer, score real)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp
 -- Without it an index gives at most hnsw.ef_search items, silently.
@@ -9,25 +84,50 @@ SET hnsw.iterative_scan = 'relaxed_order'
 SET ivfflat.iterative_scan = 'relaxed_order' AS $$
 DECLARE
     source sona.item_source%ROWTYPE;
+    condition text := '';
+    distance text;
+    id text;
+    away double precision;
+    ids text[];
+    distances double precision[];
 BEGIN
     SELECT * INTO source FROM sona.item_source i WHERE i.space_id = _search_items.space_id;
     IF to_regclass(source.items::text) IS NULL THEN
         PERFORM sona._refuse('SN004', 'the space has no items table to search',
                              'name it with sona.set_items(space, table, id_column, embedding_column)');
     END IF;
-    RETURN QUERY EXECUTE format(
-        'SELECT f.id, row_number() OVER (ORDER BY f.distance, f.ordinal)::integer, (1 - f.distance)::real'
-        ' FROM (SELECT n.*, row_number() OVER () AS ordinal'
-        '       FROM (SELECT t.%1$I::text AS id, t.%2$I OPERATOR(@vector@.<=>) $1 AS distance FROM %3$s t'
-        '             WHERE t.%2$I IS NOT NULL ORDER BY t.%2$I OPERATOR(@vector@.<=>) $1 LIMIT $2) n) f'
-        ' ORDER BY 2',
-        source.id_column, source.embedding_column, source.items)
-    USING query, k;
+    IF filter IS NOT NULL AND filter <> '{}' THEN
+        condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
+    END IF;
+    distance := format('t.%I OPERATOR(@vector@.<=>) $1', source.embedding_column);
+    FOR pass IN 0..1 LOOP
+        -- An index gives up after hnsw.max_scan_tuples. Where it gave fewer than k, there may be more all the same: the
+        -- second pass adds zero to the distance, an order that no index serves, so that every row is compared.
+        ids := '{}';
+        distances := '{}';
+        -- One level, and nothing that could be done later: this is planned at every call.
+        FOR id, away IN EXECUTE format(
+            'SELECT t.%1$I::text, %2$s FROM %3$s t WHERE t.%4$I IS NOT NULL%5$s ORDER BY (%2$s)%6$s LIMIT %7$s',
+            source.id_column, distance, source.items, source.embedding_column, condition,
+            CASE pass WHEN 1 THEN ' + 0' END, k)
+        USING query
+        LOOP
+            ids := ids || id;
+            distances := distances || away;
+        END LOOP;
+        EXIT WHEN cardinality(ids) = k;
+    END LOOP;
+    -- An index returns almost in order; ties go by the id.
+    RETURN QUERY SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer, (1 - f.away)::real
+    FROM unnest(ids, distances) AS f (id, away) ORDER BY 2;
 END $$;
-COMMENT ON FUNCTION sona._search_items IS 'The k items nearest to a query by cosine, with the rights of the caller.';
+COMMENT ON FUNCTION sona._search_items IS
+    'The k items nearest to a query by cosine, of those that pass the filter, with the rights of the caller. Never '
+    'fewer than there are.';
 
-CREATE OR REPLACE FUNCTION sona.recall(space text, query @vector@.vector, k integer DEFAULT 10)
-RETURNS TABLE (
+CREATE OR REPLACE FUNCTION sona.recall(
+    space text, query @vector@.vector, k integer DEFAULT 10, filter jsonb DEFAULT NULL
+) RETURNS TABLE (
     trajectory_id uuid, item_id text, rank integer, score real, arm text, version bigint, strategy text, propensity real
 )
 LANGUAGE plpgsql STABLE
@@ -47,13 +147,31 @@ BEGIN
     SELECT s.space_id, l.version, l.events > 0 INTO found_space, in_force, learned
     FROM sona.space s JOIN sona.learner l USING (space_id) WHERE s.name = recall.space;
     IF found_space IS NULL THEN PERFORM sona._unknown_space(recall.space); END IF;
+    trajectory_id := sona.new_trajectory_id();
     RETURN QUERY
-    SELECT t.made, f.item_id, f.rank, f.score, 'learned'::text, in_force,
+    SELECT recall.trajectory_id, f.item_id, f.rank, f.score, 'learned'::text, in_force,
            CASE WHEN learned THEN 'adapted' ELSE 'frozen' END::text, 1::real
-    FROM (SELECT sona.new_trajectory_id() AS made OFFSET 0) t,
-         sona._search_items(found_space, sona.adapt(recall.space, query), k) f
-    ORDER BY f.rank;
+    FROM sona._search_items(found_space, sona.adapt(recall.space, query), k, recall.filter) f;
 END $$;
 COMMENT ON FUNCTION sona.recall IS
-    'The k best items for a query, by what the space has learned. Writes nothing; hand trajectory_id, arm, version, '
-    'strategy and propensity back when the outcome is recorded.';
+    'The k best items for a query, by what the space has learned, of those that pass a filter on declared columns. '
+    'Writes nothing; hand trajectory_id, arm, version, strategy and propensity back when the outcome is recorded.';
+
+CREATE OR REPLACE FUNCTION sona.recall_batch(
+    space text, queries @vector@.vector[], k integer DEFAULT 10, filter jsonb DEFAULT NULL
+) RETURNS TABLE (
+    query integer, trajectory_id uuid, item_id text, rank integer, score real, arm text, version bigint, strategy text,
+    propensity real
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    IF array_ndims(queries) > 1 OR array_lower(queries, 1) <> 1 THEN
+        PERFORM sona._refuse('SN003', 'the queries are no list of vectors', 'pass ARRAY[query, ...]');
+    END IF;
+    FOR place IN 1..coalesce(cardinality(queries), 0) LOOP
+        RETURN QUERY SELECT place, r.* FROM sona.recall(recall_batch.space, queries[place], k, filter) r;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION sona.recall_batch IS
+    'sona.recall for several queries; the first column says which, from 1. A query that finds nothing has no row.';

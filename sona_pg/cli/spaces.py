@@ -35,6 +35,7 @@ def space() -> None:
 @click.option("--items", metavar="TABLE", help="The application's own table of items, which recall searches.")
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--embedding-column", default="embedding", show_default=True)
+@click.option("--filter-column", "filter_columns", multiple=True, help="Column that recall may filter by; repeatable.")
 @url_option
 def create(
     name: str,
@@ -46,6 +47,7 @@ def create(
     items: str | None,
     id_column: str,
     embedding_column: str,
+    filter_columns: tuple[str, ...],
     url: str | None,
 ) -> None:
     """Create the space NAME for vectors of DIM components."""
@@ -53,7 +55,7 @@ def create(
     with open_database(url).connect() as connection, translated(), connection.transaction():
         made = spaces.create_space(connection, name, dim, embedder=embedder, config=config)
         if items is not None:
-            sampled = spaces.set_items(connection, made, items, id_column, embedding_column)
+            sampled = spaces.set_items(connection, made, items, id_column, embedding_column, filter_columns)
             click.echo(f"sampled {sampled} items of {items}", err=True)
     click.echo(f"created space {name!r} for {dim} dimensions")
 

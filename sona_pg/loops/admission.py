@@ -58,7 +58,7 @@ def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> Query
         steps = tuple([_admitted_step(step, dim, space) for step in steps])
     query = owned(trajectory.query_embedding, dim, "query embedding")
     quality = checked_reward(trajectory.final_quality, space, "final quality")
-    metadata = _private_json(trajectory.metadata)
+    metadata = private_json(trajectory.metadata, "metadata")
     if (
         query is trajectory.query_embedding
         and steps is trajectory.steps
@@ -164,22 +164,22 @@ def _check_answer(answer: Answer) -> None:
         raise InvalidInput(f"propensity is {answer.propensity!r}, expected a probability above 0")
 
 
-def _private_json(metadata: Mapping[str, Json]) -> dict[str, Json]:
-    """A copy of the metadata that later changes of the caller's do not reach."""
-    if isinstance(metadata, dict) and not metadata:
+def private_json(value: Mapping[str, Json], what: str) -> dict[str, Json]:
+    """A copy of a JSON object that later changes of the caller's do not reach."""
+    if isinstance(value, dict) and not value:
         return {}
     try:
-        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+        encoded = json.dumps(value, allow_nan=False, ensure_ascii=False)
         size = len(encoded.encode())
     except (TypeError, ValueError, RecursionError) as cause:
-        raise InvalidInput(f"metadata is not JSON ({cause}): use strings, numbers, lists and dicts") from cause
+        raise InvalidInput(f"{what} is not JSON ({cause}): use strings, numbers, lists and dicts") from cause
     if size > MAX_METADATA_BYTES:
-        raise InvalidInput(f"metadata has {size} bytes as JSON, expected at most {MAX_METADATA_BYTES}: shorten it")
+        raise InvalidInput(f"{what} has {size} bytes as JSON, expected at most {MAX_METADATA_BYTES}: shorten it")
     copy = json.loads(encoded)
     if not isinstance(copy, dict):
-        raise InvalidInput(f"metadata is a {type(metadata).__name__}, expected a dict")
+        raise InvalidInput(f"{what} is a {type(value).__name__}, expected a dict")
     if "\\u0000" in encoded and _holds_nul(copy):
-        raise InvalidInput("metadata holds a NUL character, which Postgres cannot store: remove it")
+        raise InvalidInput(f"{what} holds a NUL character, which Postgres cannot store: remove it")
     return copy
 
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from sona_pg.config import StoreConfig
+from sona_pg.errors import DatabaseUnavailable, SonaError
+from sona_pg.kernels import single
 from sona_pg.store.connection import Connection, translated
 from sona_pg.store.spaces import Space
-from sona_pg.types import FloatVector
+from sona_pg.types import FloatVector, Json
+
+Filter = Mapping[str, Json]
+"""{"column": value}, {"column": [values]} or {"column": {"gte": value, "lt": value}}, all of which must hold."""
+
+_SOURCE_SECONDS = 1.0
+"""How long a search goes by the items table that it knows, before it looks again which one is named."""
 
 
 class Found(NamedTuple):
@@ -27,12 +43,131 @@ class Found(NamedTuple):
     score: float
 
 
-def nearest_items(connection: Connection, space: Space, query: FloatVector, k: int) -> list[Found]:
-    """The k items nearest to a query (dim,) by cosine, best first."""
-    with translated():
-        rows = connection.execute(
-            "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s) ORDER BY rank",
-            (space.space_id, query, k),
-            binary=True,
-        ).fetchall()
-    return [Found(*row) for row in rows]
+class ItemSearch:
+    """Searches the items of a space over connections of its own. Safe to use from several threads.
+
+    Where the server may keep prepared statements, the plain search runs as one, planned once; it finds the same items
+    in the same order as `sona.recall`.
+
+    Parameters
+    ----------
+    space
+        The space.
+    connect
+        Makes a connection.
+    config
+        Settings.
+    """
+
+    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig) -> None:
+        self._space = space
+        self._connect = connect
+        self._config = config
+        self._idle: list[Connection] = []
+        self._mutex = threading.Lock()
+        self._statement: sql.Composed | None = None
+        self._look_again_at = 0.0
+
+    def nearest(self, queries: Sequence[FloatVector], k: int, filter: Filter | None = None) -> list[list[Found]]:
+        """For each query (dim,), the k items nearest to it by cosine, best first.
+
+        Raises
+        ------
+        InvalidInput
+            If the filter names a column that was not declared, or a value of another type.
+        DatabaseError
+            If the table cannot be searched.
+        """
+        with self.connection() as connection, translated():
+            found = [] if filter else self._nearest_prepared(connection, queries, k)
+            if len(found) == len(queries):
+                return found
+            return [
+                [
+                    Found(*row)
+                    for row in connection.execute(
+                        "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s, %s) ORDER BY rank",
+                        (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
+                        binary=True,
+                    ).fetchall()
+                ]
+                for query in queries
+            ]
+
+    def _nearest_prepared(self, connection: Connection, queries: Sequence[FloatVector], k: int) -> list[list[Found]]:
+        """As `nearest`; nothing where that takes the function: it says what is wrong, and searches exhaustively."""
+        found: list[list[Found]] = []
+        with contextlib.suppress(SonaError), translated():
+            statement = self._prepared_statement(connection)
+            if statement is None:
+                return []
+            for query in queries:
+                rows = connection.execute(statement, (query, query, k), prepare=True, binary=True).fetchall()
+                if len(rows) < k:
+                    return []
+                # An index returns almost in order; ties go by the id.
+                rows.sort(key=lambda row: (row[1], row[0]))
+                found.append(
+                    [Found(item, place + 1, single(1.0 - distance)) for place, (item, distance) in enumerate(rows)]
+                )
+        return found
+
+    def _prepared_statement(self, connection: Connection) -> sql.Composed | None:
+        if not self._config.prepare_statements:
+            return None
+        if time.monotonic() >= self._look_again_at:
+            row = connection.execute(
+                "SELECT to_regclass(items::text)::text, id_column, embedding_column,"
+                " (SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+                "  WHERE extname = 'vector') FROM sona.item_source WHERE space_id = %s",
+                (self._space.space_id,),
+            ).fetchone()
+            self._statement = None
+            if row is not None and row[0] is not None:
+                self._statement = sql.SQL(
+                    "SELECT t.{id}::text, t.{embedding} {operator} %s FROM {table} t WHERE t.{embedding} IS NOT NULL"
+                    " ORDER BY t.{embedding} {operator} %s LIMIT %s"
+                ).format(
+                    id=sql.Identifier(row[1]),
+                    embedding=sql.Identifier(row[2]),
+                    table=sql.SQL(row[0]),
+                    operator=sql.SQL("OPERATOR({}.<=>)").format(sql.SQL(row[3])),
+                )
+            self._look_again_at = time.monotonic() + _SOURCE_SECONDS
+        return self._statement
+
+    def look_again(self) -> None:
+        """The items table was named anew."""
+        self._look_again_at = 0.0
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection that nobody else uses meanwhile."""
+        with self._mutex:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None or connection.closed:
+            connection = self._connect()
+            if self._config.prepare_statements:
+                with translated():
+                    # Without it an index gives at most hnsw.ef_search items, silently.
+                    connection.execute("SET hnsw.iterative_scan = relaxed_order")
+                    connection.execute("SET ivfflat.iterative_scan = relaxed_order")
+        try:
+            yield connection
+        except DatabaseUnavailable:
+            connection.close()
+            raise
+        finally:
+            with self._mutex:
+                if not connection.closed and len(self._idle) < self._config.idle_connections:
+                    self._idle.append(connection)
+                    connection = None
+            if connection is not None:
+                connection.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()

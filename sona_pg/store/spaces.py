@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -167,6 +168,7 @@ def set_items(
     items: str,
     id_column: str,
     embedding_column: str,
+    filter_columns: Sequence[str] = (),
 ) -> int:
     """Name the application's table of items; returns the size of the sample that was taken."""
     with translated():
@@ -174,7 +176,8 @@ def set_items(
         if found is None or found[0] is None:
             raise InvalidInput(f"there is no table {items!r}: give its name as SQL would, with its schema")
         row = connection.execute(
-            "SELECT sona.set_items(%s, %s::regclass, %s, %s)", (space.name, items, id_column, embedding_column)
+            "SELECT sona.set_items(%s, %s::regclass, %s, %s, filter_columns => %s)",
+            (space.name, items, id_column, embedding_column, list(filter_columns)),
         ).fetchone()
     return 0 if row is None else int(row[0])
 

@@ -54,6 +54,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
     StoreConfig: {
         "connect_timeout_seconds": (0, 3601),
         "lock_timeout_seconds": (0, 3601),
+        "idle_connections": (-1, 10_001),
         "publish_every_events": (0, (1 << 31) + 1),
         "exact_search_rows": (-1, (1 << 31) + 1),
         "spool_max_bytes": (-1, (1 << 50) + 1),
