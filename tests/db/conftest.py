@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,44 @@ def url(make_database: Callable[[], str]) -> str:
     made = make_database()
     migrate(made)
     return made
+
+
+@pytest.fixture
+def role(server_url: str, url: str) -> Iterator[Callable[..., str]]:
+    """Makes login roles, members of those that are named, which go at the end; gives their names."""
+    made: list[str] = []
+
+    def make(name: str, *member_of: str) -> str:
+        unique = f"{name}_{uuid.uuid4().hex[:8]}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER").format(sql.Identifier(unique)))
+            made.append(unique)
+            for group in member_of:
+                connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(unique)))
+        return unique
+
+    yield make
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        databases = [row[0] for row in connection.execute("SELECT datname FROM pg_database WHERE datallowconn")]
+    for database in databases:
+        with psycopg.connect(make_conninfo(server_url, dbname=database), autocommit=True) as connection:
+            for name in made:
+                connection.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(sql.Identifier(name)))
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def owned_url(empty_url: str, role: Callable[..., str]) -> str:
+    """A database whose owner is no superuser, with pgvector created beforehand by one."""
+    owner = role("sona_owner")
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        name = connection.info.dbname
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(name), sql.Identifier(owner)))
+    return make_conninfo(empty_url, user=owner)
 
 
 @pytest.fixture
