@@ -61,7 +61,8 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     """
     with connect(url, vectors=False) as probe:
         check_server(probe)
-    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool)
+    # Nothing is prepared: a pooler would hand it to the next client.
+    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args={"prepare_threshold": None})
     with _refusals(), translated(), engine.connect() as connection, connection.begin() as transaction:
         # What the server warns of, such as roles that it may not create, is for whoever migrates to read.
         driver = connection.connection.driver_connection
