@@ -43,6 +43,24 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.nearest_queries IS 'The k remembered queries nearest to a query, by cosine.';
 
+CREATE OR REPLACE FUNCTION sona._index_queries(dim integer) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
+        PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
+                             'spaces of more dimensions are searched exactly');
+    END IF;
+    -- Two that find it missing would both make it, and one of them fail.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_queries', dim));
+    EXECUTE format(
+        'CREATE INDEX IF NOT EXISTS remembered_query_hnsw_%1$s ON sona.remembered_query'
+        ' USING hnsw (%2$s @vector@.%3$s_cosine_ops) WHERE admitted AND @vector@.vector_dims(embedding) = %1$s',
+        dim, sona._indexed_embedding(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
+END $$;
+COMMENT ON FUNCTION sona._index_queries IS
+    'Makes the HNSW index of a dimension, which only the owner of the table may, on behalf of who may learn.';
+
 CREATE OR REPLACE FUNCTION sona.admit_queries(space text, keep_exact integer DEFAULT 10000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -57,10 +75,7 @@ BEGIN
         RETURN 0;
     END IF;
     IF to_regclass(format('sona.remembered_query_hnsw_%s', s.dim)) IS NULL THEN
-        EXECUTE format(
-            'CREATE INDEX remembered_query_hnsw_%1$s ON sona.remembered_query USING hnsw (%2$s @vector@.%3$s_cosine_ops)'
-            ' WHERE admitted AND @vector@.vector_dims(embedding) = %1$s',
-            s.dim, sona._indexed_embedding(s.dim), CASE WHEN s.dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
+        PERFORM sona._index_queries(s.dim);
     END IF;
     UPDATE sona.remembered_query r SET admitted = true WHERE r.space_id = s.space_id AND NOT r.admitted;
     GET DIAGNOSTICS admitted_now = ROW_COUNT;

@@ -7,6 +7,15 @@ RETURN CASE WHEN to_regrole(quote_ident(role_name)) IS NULL THEN false
             ELSE pg_has_role(current_user, role_name::name, 'MEMBER') END;
 COMMENT ON FUNCTION sona._is_member IS 'Whether the caller is, or is a member of, a role; false for a role that is gone.';
 
+CREATE OR REPLACE FUNCTION sona._grantable_spaces(caller name) RETURNS bigint[]
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp
+-- Definer: a policy of the grants cannot read the grants under itself.
+RETURN ARRAY(SELECT g.space_id FROM sona.space_grant g
+             WHERE g.may_write AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
+                                        ELSE pg_has_role(_grantable_spaces.caller, g.role_name::name, 'MEMBER') END);
+COMMENT ON FUNCTION sona._grantable_spaces IS 'Ids of the spaces that a role may write, and grant therefore.';
+
 CREATE OR REPLACE FUNCTION sona._may_grant(space_id bigint, caller name) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -16,10 +25,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = _may_grant.space_id) THEN
         RETURN _may_grant.space_id = currval(pg_get_serial_sequence('sona.space', 'space_id'));
     END IF;
-    RETURN EXISTS (SELECT FROM sona.space_grant g
-                   WHERE g.space_id = _may_grant.space_id AND g.may_write
-                     AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
-                              ELSE pg_has_role(_may_grant.caller, g.role_name::name, 'MEMBER') END);
+    RETURN _may_grant.space_id = ANY (sona._grantable_spaces(_may_grant.caller));
 EXCEPTION WHEN object_not_in_prerequisite_state THEN
     RETURN false;
 END $$;
@@ -30,7 +36,9 @@ DROP POLICY IF EXISTS reads ON sona.space_grant;
 DROP POLICY IF EXISTS grants ON sona.space_grant;
 DROP POLICY IF EXISTS changes ON sona.space_grant;
 DROP POLICY IF EXISTS revokes ON sona.space_grant;
-CREATE POLICY reads ON sona.space_grant FOR SELECT USING (sona._is_member(role_name));
+-- Who may grant a space sees who has it. A subquery, not a function of the row: it runs once for a statement.
+CREATE POLICY reads ON sona.space_grant FOR SELECT
+    USING (sona._is_member(role_name) OR space_id = ANY ((SELECT sona._grantable_spaces(current_user))::bigint[]));
 CREATE POLICY grants ON sona.space_grant FOR INSERT WITH CHECK (sona._may_grant(space_id, current_user));
 CREATE POLICY changes ON sona.space_grant FOR UPDATE
     USING (sona._may_grant(space_id, current_user)) WITH CHECK (sona._may_grant(space_id, current_user));
@@ -57,7 +65,8 @@ BEGIN
         EXECUTE format(
             'CREATE POLICY writes ON %s USING (space_id IN (SELECT g.space_id FROM sona.space_grant g'
             ' WHERE g.may_write AND sona._is_member(g.role_name))) WITH CHECK (%s)', part.name,
-            CASE part.relname WHEN 'space' THEN 'true'
+            -- A new space has no grants yet: it is for the session that drew its id.
+            CASE part.relname WHEN 'space' THEN 'sona._may_grant(space_id, current_user)'
             ELSE 'space_id IN (SELECT g.space_id FROM sona.space_grant g'
                  ' WHERE g.may_write AND sona._is_member(g.role_name))' END);
     END LOOP;

@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from sona_pg.config import WorkerConfig
+from sona_pg.config import StoreConfig, WorkerConfig
 from sona_pg.errors import LearningError
 from sona_pg.store.database import open_database
 from sona_pg.worker import InstantWorker
@@ -27,13 +27,15 @@ def worker() -> None:
     show_default=True,
     help="Seconds between two looks while there is nothing to do.",
 )
+@click.option("--pooled", is_flag=True, help="The database is behind a pooler in transaction mode.")
 @click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
-def instant(once: bool, poll_interval: float, url: str | None) -> None:
+def instant(once: bool, poll_interval: float, pooled: bool, url: str | None) -> None:
     """Learn what SQL clients record. SIGTERM ends it after the batch in hand."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    runner = InstantWorker(open_database(url), WorkerConfig(poll_interval_seconds=poll_interval))
+    database = open_database(url, config=StoreConfig(prepare_statements=not pooled))
+    runner = InstantWorker(database, WorkerConfig(poll_interval_seconds=poll_interval))
     try:
         if not once:
             runner.run(stop)

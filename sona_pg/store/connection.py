@@ -224,6 +224,11 @@ def _translation(error: psycopg.Error) -> SonaError:
         return PermissionDenied(f"{message}: ask the owner of schema sona for the right, or use another role")
     if state in ("3F000", "42P01", "42883", "42703") and "sona" in message:
         return SchemaMismatch(f"{message}: run 'sona migrate'")
+    if state in ("26000", "42P05"):
+        return DatabaseError(
+            f"{message}: a pooler in transaction mode mixes up prepared statements, which StoreConfig("
+            "prepare_statements=False) does without (sona worker: --pooled)"
+        )
     if state in ("55P03", "40001", "40P01", "57014") or state.startswith("53"):
         return DatabaseBusy(f"{message}: another session holds what is needed, or the server is short of it; try again")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from importlib import resources
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -60,8 +61,13 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     """
     with connect(url, vectors=False) as probe:
         check_server(probe)
-    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool)
+    # Nothing is prepared: a pooler would hand it to the next client.
+    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args={"prepare_threshold": None})
     with _refusals(), translated(), engine.connect() as connection, connection.begin() as transaction:
+        # What the server warns of, such as roles that it may not create, is for whoever migrates to read.
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        driver.add_notice_handler(_log_warning)
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
@@ -82,6 +88,11 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         if dry_run:
             transaction.rollback()
     return reached
+
+
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
+    if notice.severity_nonlocalized == "WARNING":
+        log.warning("%s", ": ".join(filter(None, (notice.message_primary, notice.message_hint))))
 
 
 @contextlib.contextmanager

@@ -134,10 +134,14 @@ def claim_settings(
     if given_adapter.rank > space.dim:
         raise ConfigError(f"rank {given_adapter.rank} exceeds the dimension {space.dim}: choose a lower rank")
     asked = {"adapter": asdict(given_adapter), **{name: getattr(given_instant, name) for name in _LEARNING_SETTINGS}}
-    statement, key = "SELECT settings FROM sona.learner WHERE space_id = %s", (space.space_id,)
+    statement, key = (
+        "SELECT settings, has_column_privilege('sona.learner', 'settings', 'UPDATE') FROM sona.learner"
+        " WHERE space_id = %s",
+        (space.space_id,),
+    )
     with translated():
         row = connection.execute(statement, key).fetchone()
-        if row is not None and not row[0]:
+        if row is not None and not row[0] and row[1]:
             connection.execute(
                 "UPDATE sona.learner SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
                 (Jsonb(asked), space.space_id),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,26 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import SonaEngine
+from sona_pg import SonaEngine, StoreConfig
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
 DIM = 16
 _counter = itertools.count()
+
+
+@dataclass(frozen=True)
+class World:
+    """A database with two tenants, each with everything recorded and learned that there is."""
+
+    url: str
+    logins: dict[str, str]
+    ids: dict[str, int]
+    trajectories: dict[str, uuid.UUID]
+
+    def login(self, name: str) -> str:
+        return make_conninfo(self.url, user=self.logins[name])
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +103,44 @@ def url(make_database: Callable[[], str]) -> str:
     return made
 
 
+@pytest.fixture(scope="module")
+def role(server_url: str, url: str) -> Iterator[Callable[..., str]]:
+    """Makes login roles, members of those that are named, which go at the end; gives their names."""
+    made: list[str] = []
+
+    def make(name: str, *member_of: str) -> str:
+        unique = f"{name}_{uuid.uuid4().hex[:8]}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER").format(sql.Identifier(unique)))
+            made.append(unique)
+            for group in member_of:
+                connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(unique)))
+        return unique
+
+    yield make
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        databases = [row[0] for row in connection.execute("SELECT datname FROM pg_database WHERE datallowconn")]
+    for database in databases:
+        with psycopg.connect(make_conninfo(server_url, dbname=database), autocommit=True) as connection:
+            for name in made:
+                connection.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(sql.Identifier(name)))
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def owned_url(empty_url: str, role: Callable[..., str]) -> str:
+    """A database whose owner is no superuser, with pgvector created beforehand by one."""
+    owner = role("sona_owner")
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        name = connection.info.dbname
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(name), sql.Identifier(owner)))
+    return make_conninfo(empty_url, user=owner)
+
+
 @pytest.fixture
 def connection(url: str) -> Iterator[Connection]:
     with connect(url) as made:
@@ -130,3 +183,49 @@ def home(tmp_path: Path) -> Iterator[Path]:
     """A folder for an embedded server of its own, which is stopped at the end."""
     yield tmp_path
     EmbeddedServer(tmp_path).stop()
+
+
+def _vector(rng: np.random.Generator) -> NDArray[np.float32]:
+    return rng.standard_normal(DIM).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
+    url = make_database()
+    migrate(url)
+    logins = {f"{tenant}_{kind}": role(f"{tenant}_{kind}", f"sona_{kind}") for tenant in ("alpha", "beta")
+              for kind in ("reader", "app", "worker")}  # fmt: skip
+    rng = np.random.default_rng(11)
+    with connect(url) as connection:
+        connection.execute("CREATE SCHEMA shop")
+        connection.execute(f"CREATE TABLE shop.items (id integer PRIMARY KEY, embedding public.vector({DIM}))")
+        for number in range(20):
+            connection.execute("INSERT INTO shop.items VALUES (%s, %s)", (number, _vector(rng)))
+        for login in logins.values():
+            connection.execute(sql.SQL("GRANT USAGE ON SCHEMA shop TO {}").format(sql.Identifier(login)))
+            connection.execute(sql.SQL("GRANT SELECT ON shop.items TO {}").format(sql.Identifier(login)))
+    world = World(url, logins, {}, {})
+    for tenant in ("alpha", "beta"):
+        with SonaEngine.connect(
+            world.login(f"{tenant}_worker"),
+            space=tenant,
+            dim=DIM,
+            background=False,
+            store=StoreConfig(publish_every_events=1),
+        ) as engine:
+            engine.set_items("shop.items", "id", "embedding")
+            for event in range(6):
+                id = engine.record(_vector(rng), ["1", "2", "3"], [1.0, 1.0, 0.0])
+                engine.score(id, 1.0, "3", score_id=f"{event}")
+            engine.flush()
+            world.ids[tenant], world.trajectories[tenant] = engine.space.space_id, id
+        with connect(world.login(f"{tenant}_worker")) as worker:
+            worker.execute("SELECT sona.grant_space(%s, %s, false)", (tenant, logins[f"{tenant}_reader"]))
+            worker.execute("SELECT sona.grant_space(%s, %s)", (tenant, logins[f"{tenant}_app"]))
+            worker.execute(
+                "INSERT INTO sona.error_log (space_id, source, worker, message) VALUES (%s, 'test', 'here', 'none')",
+                (world.ids[tenant],),
+            )
+        with connect(world.login(f"{tenant}_app")) as app:
+            app.execute("SELECT sona.record(%s, %s, '{1}', '{1}')", (tenant, _vector(rng)))
+    return world

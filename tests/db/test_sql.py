@@ -250,8 +250,7 @@ def test_a_role_sees_only_the_spaces_that_were_granted(connection: Connection, s
     connection.execute("DROP ROLE IF EXISTS sona_tenant")
     connection.execute("CREATE ROLE sona_tenant")
     try:
-        connection.execute("GRANT USAGE ON SCHEMA sona TO sona_tenant")
-        connection.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA sona TO sona_tenant")
+        connection.execute("GRANT sona_worker TO sona_tenant")
         connection.execute(
             "INSERT INTO sona.space_grant (space_id, role_name, may_write)"
             " SELECT space_id, 'sona_tenant', false FROM sona.space WHERE name = %s",
@@ -263,7 +262,7 @@ def test_a_role_sees_only_the_spaces_that_were_granted(connection: Connection, s
         assert _one(connection, "SELECT sona.adapt(%s, '[1,2]')", mine) is not None
         with pytest.raises(UnknownSpace), translated():
             connection.execute("SELECT sona.adapt(%s, '[1,2]')", (other,))
-        changed = connection.execute("UPDATE sona.space SET dim = 3")
+        changed = connection.execute("UPDATE sona.space SET embedder = 'another'")
         assert changed.rowcount == 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(

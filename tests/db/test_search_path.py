@@ -1,0 +1,270 @@
+"""A search path that somebody else laid out, full of look-alikes, changes nothing that schema sona does."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.migrate import sql_files
+
+from .conftest import DIM, World
+
+QUERY = "'[" + ",".join(["0.5"] * DIM) + "]'"
+NEW = uuid.UUID(int=42)
+
+CALLS = {
+    "_check_id": "SELECT sona._check_id('', 'an id')",
+    "_check_reward": "SELECT sona._check_reward(2, 0, 1, 'a reward')",
+    "_grantable_spaces": "SELECT {space_id} OPERATOR(pg_catalog.=) ANY (sona._grantable_spaces({login}))",
+    "_index_queries": "SELECT sona._index_queries(7)",
+    "_indexed_embedding": "SELECT sona._indexed_embedding(3000)",
+    "_indexed_type": "SELECT sona._indexed_type(3)",
+    "_is_member": "SELECT sona._is_member({login})",
+    "_may_grant": "SELECT sona._may_grant({space_id}, {login})",
+    "_numbers": "SELECT sona._numbers('[1, null, 2.5]')",
+    "_refuse": "SELECT sona._refuse('SN003', 'what was found', 'the way out')",
+    "_search_items": "SELECT * FROM sona._search_items({space_id}, {query}, 5)",
+    "_texts": "SELECT sona._texts('[1, null, \"a\"]')",
+    "_unknown_space": "SELECT sona._unknown_space('it')",
+    "_wrong_dimension": "SELECT sona._wrong_dimension(1, 2)",
+    "adapt": "SELECT sona.adapt({space}, {query})",
+    "admit_queries": "SELECT sona.admit_queries({space}, 0)",
+    "create_space": "SELECT pg_catalog.int8eq(sona.create_space('made under it', 3, 'e', -1, 1, true), -1)",
+    "drop_space": "SELECT sona.drop_space({space})",
+    "grant_space": "SELECT sona.grant_space({space}, 'sona_app', false)",
+    "nearest_queries": "SELECT similarity FROM sona.nearest_queries({space}, {query}, 3)",
+    "new_trajectory_id": "SELECT pg_catalog.get_byte(pg_catalog.uuid_send(sona.new_trajectory_id()), 6)"
+    " OPERATOR(pg_catalog./) 16",
+    "recall": "SELECT item_id, rank, score, arm, version, strategy FROM sona.recall({space}, {query}, 5)",
+    "record": "SELECT sona.record({space}, {query}, '{{1,2}}', '{{1,0}}', 0.5, {new}, 'u', 's',"
+    " '{{\"a\": 1}}', 5, '{{1,2}}', '{{0.5,0.25}}')",
+    "record_batch": 'SELECT pg_catalog.count(*) FROM sona.record_batch({space}, \'[{{"query": [' + QUERY[2:-2] + "],"
+    ' "item_ids": ["1"], "rewards": [1], "positions": [1], "scores": [0.5]}}]\')',
+    "revoke_space": "SELECT sona.revoke_space({space}, 'sona_app')",
+    "score": "SELECT sona.score('{trajectory}', 1, '1', 'reward', 'a score of its own', {space})",
+    "score_batch": 'SELECT sona.score_batch({space}, \'[{{"trajectory": "{trajectory}", "value": 1}}]\')',
+    "set_items": "SELECT sona.set_items({space}, 'shop.items', 'id', 'embedding')",
+}
+"""A call of every function, itself written so that no search path touches it."""
+
+RAISING = {"_check_id", "_check_reward", "_refuse", "_unknown_space", "_wrong_dimension"}
+"""Functions whose call is an error by intention."""
+
+FOREIGN = {
+    "_grantable_spaces": [(False,)],
+    "_may_grant": [(False,)],
+    "_search_items": "SN004",
+}
+"""What calls about a space that is not granted give, where that is not SN001."""
+
+
+def _outcome(connection: Connection, statement: str) -> object:
+    """Rows, or SQLSTATE and message, of a statement that is rolled back."""
+    try:
+        with connection.transaction(force_rollback=True):
+            return connection.execute(statement).fetchall()  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        return error.sqlstate, error.diag.message_primary, error.diag.message_hint
+
+
+def _call(world: World, name: str, tenant: str, login: str) -> str:
+    return CALLS[name].format(
+        space=f"'{tenant}'",
+        space_id=world.ids[tenant],
+        trajectory=world.trajectories[tenant],
+        query=QUERY,
+        new=f"'{NEW}'",
+        login=f"'{world.logins[login]}'",
+    )
+
+
+def test_every_function_is_called(world: World) -> None:
+    with connect(world.url) as connection:
+        rows = connection.execute("SELECT proname FROM pg_proc WHERE pronamespace = 'sona'::regnamespace").fetchall()
+    assert sorted(row[0] for row in rows) == sorted(CALLS)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CALLS if "{space" in CALLS[name]))
+def test_no_function_says_anything_of_another_space(world: World, name: str) -> None:
+    statement = _call(world, name, "beta", "alpha_worker")
+    with psycopg.connect(world.login("alpha_worker"), autocommit=True) as own:
+        found = _outcome(own, statement)
+        assert (found[0] if isinstance(found, tuple) else found) == FOREIGN.get(name, "SN001")  # type: ignore[comparison-overlap]
+        if "{trajectory}" in CALLS[name]:
+            unnamed = f"SELECT sona.score('{world.trajectories['beta']}', 1)"
+            assert _outcome(own, unnamed)[0] == "SN003"  # type: ignore[index]
+
+
+# Look-alikes
+
+_TRAP = """
+CREATE SCHEMA evil;
+CREATE SEQUENCE evil.used;
+CREATE FUNCTION evil.boom() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    -- A sequence is not rolled back: it remembers even what an exception handler has swallowed.
+    PERFORM pg_catalog.nextval('evil.used');
+    RAISE EXCEPTION 'evil was used' USING ERRCODE = 'EV111';
+END $$;
+"""
+
+_LOOK_ALIKES = """
+DO $do$
+DECLARE
+    f record;
+    kind text;
+    made integer := 0;
+    body text := 'BEGIN PERFORM evil.boom(); END';
+BEGIN
+    -- Every function of pg_catalog and of pgvector whose name stands in sql/, and every one of sona's own.
+    FOR f IN
+        SELECT p.oid, p.proname, p.pronargs,
+               ARRAY(SELECT CASE WHEN t = '"any"'::pg_catalog.regtype THEN 'pg_catalog.text'
+                                 ELSE pg_catalog.format_type(t, NULL) END
+                     FROM pg_catalog.unnest(p.proargtypes) WITH ORDINALITY AS a (t, n) ORDER BY n) AS arguments,
+               pg_catalog.format_type(p.prorettype, NULL) AS result, p.proretset AS is_set
+        FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace IN ('pg_catalog'::pg_catalog.regnamespace, 'sona'::pg_catalog.regnamespace,
+                                 (SELECT extnamespace FROM pg_catalog.pg_extension WHERE extname = 'vector'))
+          AND (p.proname = ANY ('{names}'::pg_catalog.text[])
+               OR p.pronamespace = 'sona'::pg_catalog.regnamespace
+               OR p.oid IN (SELECT o.oprcode FROM pg_catalog.pg_operator o))
+    LOOP
+        BEGIN
+            EXECUTE pg_catalog.format(
+                'CREATE FUNCTION evil.%I(%s) RETURNS %s %s LANGUAGE plpgsql AS %L', f.proname,
+                pg_catalog.array_to_string(f.arguments, ', '), CASE WHEN f.is_set THEN 'SETOF' END, f.result, body);
+            made := made + 1;
+        EXCEPTION WHEN OTHERS THEN NULL;  -- of arguments that no function can have but those built in
+        END;
+    END LOOP;
+    IF made < 300 THEN RAISE EXCEPTION 'only % look-alikes could be made', made; END IF;
+    made := 0;
+    FOR f IN
+        SELECT o.oprname, pg_catalog.format_type(o.oprleft, NULL) AS l, pg_catalog.format_type(o.oprright, NULL) AS r,
+               pg_catalog.format_type(o.oprresult, NULL) AS result, o.oprleft = 0 AS is_prefix, o.oid
+        FROM pg_catalog.pg_operator o
+    LOOP
+        BEGIN
+            EXECUTE pg_catalog.format(
+                'CREATE FUNCTION evil.operator_%s(%s) RETURNS %s LANGUAGE plpgsql AS %L', f.oid,
+                CASE WHEN f.is_prefix THEN f.r ELSE f.l || ', ' || f.r END, f.result, body);
+            EXECUTE pg_catalog.format(
+                'CREATE OPERATOR evil.%s (FUNCTION = evil.operator_%s, %s RIGHTARG = %s)', f.oprname, f.oid,
+                CASE WHEN NOT f.is_prefix THEN 'LEFTARG = ' || f.l || ',' END, f.r);
+            made := made + 1;
+        EXCEPTION WHEN OTHERS THEN NULL;
+        END;
+    END LOOP;
+    IF made < 500 THEN RAISE EXCEPTION 'only % operators could be made', made; END IF;
+    -- A domain refuses any value; a table that looks like another has columns of no use.
+    FOREACH kind IN ARRAY ARRAY['vector', 'halfvec', 'text', 'uuid', 'jsonb', 'regclass', 'regtype', 'name', 'oid']
+    LOOP
+        EXECUTE pg_catalog.format('CREATE DOMAIN evil.%I AS pg_catalog.text CHECK (evil.boom())', kind);
+    END LOOP;
+END $do$;
+"""
+
+
+@pytest.fixture(scope="module")
+def trap(world: World, role: Callable[..., str]) -> str:
+    """Schema evil, owned by an attacker, in which everything that sql/ names has a look-alike that leaves a trace."""
+    attacker = role("attacker")
+    words = set(re.findall(r"[a-z_][a-z_0-9]*", " ".join(text for _, text in sql_files())))
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        granted = sql.SQL("GRANT CREATE ON DATABASE {} TO {}")
+        connection.execute(granted.format(sql.Identifier(connection.info.dbname), sql.Identifier(attacker)))
+    with psycopg.connect(make_conninfo(world.url, user=attacker), autocommit=True) as connection:
+        connection.execute(_TRAP)
+        connection.execute(_LOOK_ALIKES.replace("{names}", "{" + ",".join(sorted(words)) + "}"))  # type: ignore[arg-type]
+        for name in _relations(connection):
+            connection.execute(sql.SQL("CREATE TABLE evil.{} (trapped integer)").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("GRANT ALL ON evil.{} TO PUBLIC").format(sql.Identifier(name)))
+        connection.execute("GRANT USAGE ON SCHEMA evil TO PUBLIC; GRANT USAGE ON SEQUENCE evil.used TO PUBLIC")
+        for look_alike in (
+            "format(text, text)", "now()", "cardinality(anyarray)", "unnest(anyarray)", "to_regclass(text)",
+            "array_fill(anyelement, integer[])", "sum(public.vector)", "vector_dims(public.vector)",
+            "_refuse(text, text, text)",
+        ):  # fmt: skip
+            assert connection.execute("SELECT to_regprocedure(%s) IS NOT NULL", (f"evil.{look_alike}",)).fetchall() == [
+                (True,)
+            ], look_alike
+        for look_alike in (
+            "<=>(public.vector, public.vector)", "<#>(public.vector, public.vector)", "+(public.vector, public.vector)",
+            "*(public.vector, public.vector)", "<>(integer, integer)", "=(text, text)", "=(bigint, bigint)",
+            ">(integer, integer)", "||(text, text)", "->>(jsonb, text)",
+        ):  # fmt: skip
+            assert connection.execute("SELECT to_regoperator(%s) IS NOT NULL", (f"evil.{look_alike}",)).fetchall() == [
+                (True,)
+            ], look_alike
+    return attacker
+
+
+def _relations(connection: Connection) -> list[str]:
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'sona'::regnamespace AND relkind IN ('r', 'v')"
+        " UNION ALL SELECT unnest(ARRAY['pg_class', 'pg_attribute', 'pg_proc', 'pg_namespace', 'pg_roles'])"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+@pytest.fixture(params=["evil, pg_temp, sona, public", "evil, pg_temp, sona, public, pg_catalog"])
+def victim(world: World, trap: str, request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """A worker of alpha whose path begins with the attacker's schema, and whose session holds look-alikes too."""
+    with psycopg.connect(world.login("alpha_worker"), autocommit=True) as made:
+        for name in _relations(made):
+            made.execute(sql.SQL("CREATE TEMPORARY TABLE {} (trapped integer)").format(sql.Identifier(name)))
+        made.execute(sql.SQL("SET search_path = {}").format(sql.SQL(request.param)))
+        yield made
+
+
+def test_the_trap_works(world: World, victim: Connection) -> None:
+    path = victim.execute("SHOW search_path").fetchall()[0][0]
+    for statement in ("SELECT format('a', 'b')", "SELECT 1 <> 2", f"SELECT {QUERY}::public.vector <=> {QUERY}"):
+        found = _outcome(victim, statement)
+        # Where pg_catalog is not named it comes first, and only what it does not have can be shadowed.
+        if "pg_catalog" in path or "<=>" in statement:
+            assert isinstance(found, tuple), statement
+            assert found[0] == "EV111", statement
+    assert _outcome(victim, "SELECT trapped FROM learner") == []
+    with psycopg.connect(world.url) as connection:
+        assert connection.execute("SELECT is_called FROM evil.used").fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_a_function_gives_what_it_gives_on_a_clean_path(world: World, victim: Connection, name: str) -> None:
+    statement = _call(world, name, "alpha", "alpha_worker")
+    assert isinstance(_is_unmoved(world, victim, statement), tuple if name in RAISING else list)
+
+
+@pytest.mark.parametrize("view", ["status", "cycles", "ledger", "errors"])
+def test_a_view_gives_what_it_gives_on_a_clean_path(world: World, victim: Connection, view: str) -> None:
+    _is_unmoved(world, victim, f"SELECT * FROM sona.{view} v ORDER BY v OPERATOR(pg_catalog.*<)")
+
+
+def test_every_view_is_looked_at(world: World) -> None:
+    with connect(world.url) as connection:
+        rows = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'sona'::regnamespace AND relkind = 'v' ORDER BY 1"
+        ).fetchall()
+    assert [row[0] for row in rows] == ["cycles", "errors", "ledger", "status"]
+
+
+def _is_unmoved(world: World, victim: Connection, statement: str) -> object:
+    trace = "SELECT last_value, is_called FROM evil.used"
+    with (
+        psycopg.connect(world.login("alpha_worker"), autocommit=True) as clean,
+        psycopg.connect(world.url, autocommit=True) as witness,
+    ):
+        before = witness.execute(trace).fetchall()
+        expected, found = _outcome(clean, statement), _outcome(victim, statement)
+        assert found == expected
+        assert witness.execute(trace).fetchall() == before
+    return expected
