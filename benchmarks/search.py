@@ -1,4 +1,4 @@
-"""Applying what was learned in SQL: sona.adapt beside SELECT 1, sona.recall beside the bare pgvector query."""
+"""Applying what was learned: sona.adapt beside SELECT 1, recall beside the bare pgvector query, with filters too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.harness import Row, compare
 from benchmarks.postgres import SPACE, benchmark_engine
+from sona_pg.engine import SonaEngine
 from sona_pg.store.connection import Connection, connect
 
 DIM = 384
@@ -20,7 +21,9 @@ def run(*, quick: bool) -> list[Row]:
     random = np.random.default_rng(0)
     with benchmark_engine(DIM) as engine, connect(engine.url) as connection:
         _fill(connection, random, items)
-        engine.set_items("benchmark_items", "id", "embedding")
+        engine.set_items(
+            "benchmark_items", "id", "embedding", filter_columns=["one_in_10", "one_in_100", "one_in_1000"]
+        )
         query = random.standard_normal(DIM, dtype=np.float32)
         for step in range(20):
             engine.record(random.standard_normal(DIM, dtype=np.float32), [str(step), str(step + 1)], [1.0, 0.0])
@@ -51,19 +54,64 @@ def run(*, quick: bool) -> list[Row]:
             rounds=rounds,
             inner=1,
         )
+        engine_recall = compare(
+            "SonaEngine.recall",
+            {"d": DIM, "items": items},
+            lambda: engine.recall(query),
+            "bare pgvector query",
+            lambda: fetch(bare, adapted),
+            rounds=rounds,
+            inner=1,
+        )
+        filters = [_filtered(engine, connection, random, share, rounds // 10) for share in (10, 100, 1000)]
         connection.execute("DROP TABLE benchmark_items")
-    return [replace(adapt, params={**adapt.params, "over_us": over}), recall]
+    return [replace(adapt, params={**adapt.params, "over_us": over}), recall, engine_recall, *filters]
+
+
+def _filtered(engine: SonaEngine, connection: Connection, random: np.random.Generator, share: int, rounds: int) -> Row:
+    """recall with a filter that one item in `share` passes, beside an exhaustive search with the same filter."""
+    column = f"one_in_{share}"
+    rows = connection.execute("SELECT embedding FROM benchmark_items WHERE id %% 97 = 3 LIMIT %s", (rounds,)).fetchall()
+    queries = [row[0] + np.float32(0.3) * random.standard_normal(DIM, dtype=np.float32) for row in rows]
+    exact = f"SELECT id::text FROM benchmark_items WHERE {column} = 0 ORDER BY (embedding <=> %s) + 0 LIMIT 10"
+    found, full = 0, 0
+    for query in queries:
+        items = {item.item_id for item in engine.recall(query, filter={column: 0}).items}
+        full += len(items) == 10
+        nearest = connection.execute(exact, (engine.adapt(query),)).fetchall()
+        found += len(items & {row[0] for row in nearest})
+    timed = compare(
+        "recall with a filter",
+        {"passes": f"{100 / share:g} %"},
+        lambda: engine.recall(queries[0], filter={column: 0}),
+        "exhaustive search",
+        lambda: connection.execute(exact, (queries[0],), binary=True).fetchall(),
+        rounds=rounds,
+        inner=1,
+    )
+    quality: dict[str, int | float | str] = {
+        "recall_at_10": round(found / (10 * len(queries)), 3),
+        "all_10_rows": f"{full} of {len(queries)}",
+    }
+    return replace(timed, params={**timed.params, **quality})
 
 
 def _fill(connection: Connection, random: np.random.Generator, items: int) -> None:
     centres = random.standard_normal((100, DIM), dtype=np.float32)
     connection.execute("DROP TABLE IF EXISTS benchmark_items")
-    connection.execute(f"CREATE TABLE benchmark_items (id integer PRIMARY KEY, embedding vector({DIM}))")
+    connection.execute(
+        "CREATE TABLE benchmark_items"
+        f" (id integer PRIMARY KEY, embedding vector({DIM}),"
+        " one_in_10 integer, one_in_100 integer, one_in_1000 integer)"
+    )
     with connection.cursor().copy("COPY benchmark_items FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(["int4", "vector"])
+        copy.set_types(["int4", "vector", "int4", "int4", "int4"])
         for item in range(items):
             noise = random.standard_normal(DIM, dtype=np.float32)
-            copy.write_row((item, centres[item % len(centres)] + np.float32(0.7) * noise))
+            groups = [int(random.integers(size)) for size in (10, 100, 1000)]
+            copy.write_row((item, centres[item % len(centres)] + np.float32(0.7) * noise, *groups))
+    for column in ("one_in_10", "one_in_100", "one_in_1000"):
+        connection.execute(f"CREATE INDEX ON benchmark_items ({column})")
     connection.execute("SET maintenance_work_mem = '1GB'")
     connection.execute("CREATE INDEX ON benchmark_items USING hnsw (embedding vector_cosine_ops)")
     connection.execute("ANALYZE benchmark_items")

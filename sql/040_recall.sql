@@ -77,7 +77,8 @@ COMMENT ON FUNCTION sona._condition IS
 CREATE OR REPLACE FUNCTION sona._search_items(
     space_id bigint, query @vector@.vector, k integer, filter jsonb DEFAULT NULL
 ) RETURNS TABLE (item_id text, rank integer, score real)
-LANGUAGE plpgsql STABLE
+-- It writes nothing, but only a volatile function may ask the planner how many rows it expects.
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp
 -- Without it an index gives at most hnsw.ef_search items, silently.
 SET hnsw.iterative_scan = 'relaxed_order'
@@ -85,6 +86,9 @@ SET ivfflat.iterative_scan = 'relaxed_order' AS $$
 DECLARE
     source sona.item_source%ROWTYPE;
     condition text := '';
+    wanted integer := k;
+    first_pass integer := 0;
+    plan json;
     distance text;
     id text;
     away double precision;
@@ -98,9 +102,14 @@ BEGIN
     END IF;
     IF filter IS NOT NULL AND filter <> '{}' THEN
         condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
+        -- An index on the embeddings finds few of few: where few rows are expected to pass, all of them are compared.
+        -- Where many do, several times as many are fetched, since an index returns only almost in order.
+        EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s t WHERE true%s', source.items, condition) INTO plan;
+        first_pass := ((plan -> 0 -> 'Plan' ->> 'Plan Rows')::double precision <= 5000)::integer;
+        wanted := 4 * k;
     END IF;
     distance := format('t.%I OPERATOR(@vector@.<=>) $1', source.embedding_column);
-    FOR pass IN 0..1 LOOP
+    FOR pass IN first_pass..1 LOOP
         -- An index gives up after hnsw.max_scan_tuples. Where it gave fewer than k, there may be more all the same: the
         -- second pass adds zero to the distance, an order that no index serves, so that every row is compared.
         ids := '{}';
@@ -109,17 +118,17 @@ BEGIN
         FOR id, away IN EXECUTE format(
             'SELECT t.%1$I::text, %2$s FROM %3$s t WHERE t.%4$I IS NOT NULL%5$s ORDER BY (%2$s)%6$s LIMIT %7$s',
             source.id_column, distance, source.items, source.embedding_column, condition,
-            CASE pass WHEN 1 THEN ' + 0' END, k)
+            CASE pass WHEN 1 THEN ' + 0' END, CASE pass WHEN 1 THEN k ELSE wanted END)
         USING query
         LOOP
             ids := ids || id;
             distances := distances || away;
         END LOOP;
-        EXIT WHEN cardinality(ids) = k;
+        EXIT WHEN cardinality(ids) >= k;
     END LOOP;
     -- An index returns almost in order; ties go by the id.
     RETURN QUERY SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer, (1 - f.away)::real
-    FROM unnest(ids, distances) AS f (id, away) ORDER BY 2;
+    FROM unnest(ids, distances) AS f (id, away) ORDER BY 2 LIMIT k;
 END $$;
 COMMENT ON FUNCTION sona._search_items IS
     'The k items nearest to a query by cosine, of those that pass the filter, with the rights of the caller. Never '

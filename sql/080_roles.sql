@@ -93,10 +93,10 @@ BEGIN
 
     IF to_regrole('sona_reader') IS NOT NULL THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA sona TO sona_reader;
-        -- What is not VOLATILE cannot write.
+        -- What is not VOLATILE cannot write; of the others, these two do not.
         FOR part IN SELECT p.oid::regprocedure AS name FROM pg_proc p
                     WHERE p.pronamespace = 'sona'::regnamespace
-                      AND (p.provolatile <> 'v' OR p.oid = 'sona.new_trajectory_id()'::regprocedure)
+                      AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_search_items'))
         LOOP
             EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO sona_reader', part.name);
         END LOOP;

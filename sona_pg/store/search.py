@@ -101,8 +101,10 @@ class ItemSearch:
             statement = self._prepared_statement(connection)
             if statement is None:
                 return []
+            # A literal limit: behind a parameter it would be unknown, and the statement planned at every call.
+            statement += sql.SQL(" LIMIT {}").format(k)
             for query in queries:
-                rows = connection.execute(statement, (query, query, k), prepare=True, binary=True).fetchall()
+                rows = connection.execute(statement, (query,), prepare=True, binary=True).fetchall()
                 if len(rows) < k:
                     return []
                 # An index returns almost in order; ties go by the id.
@@ -125,8 +127,8 @@ class ItemSearch:
             self._statement = None
             if row is not None and row[0] is not None:
                 self._statement = sql.SQL(
-                    "SELECT t.{id}::text, t.{embedding} {operator} %s FROM {table} t WHERE t.{embedding} IS NOT NULL"
-                    " ORDER BY t.{embedding} {operator} %s LIMIT %s"
+                    "SELECT t.{id}::text, t.{embedding} {operator} %s AS distance FROM {table} t"
+                    " WHERE t.{embedding} IS NOT NULL ORDER BY distance"
                 ).format(
                     id=sql.Identifier(row[1]),
                     embedding=sql.Identifier(row[2]),

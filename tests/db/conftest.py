@@ -213,7 +213,7 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             background=False,
             store=StoreConfig(publish_every_events=1),
         ) as engine:
-            engine.set_items("shop.items", "id", "embedding")
+            engine.set_items("shop.items", "id", "embedding", filter_columns=["id"])
             for event in range(6):
                 id = engine.record(_vector(rng), ["1", "2", "3"], [1.0, 1.0, 0.0])
                 engine.score(id, 1.0, "3", score_id=f"{event}")

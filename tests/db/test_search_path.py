@@ -22,6 +22,8 @@ NEW = uuid.UUID(int=42)
 CALLS = {
     "_check_id": "SELECT sona._check_id('', 'an id')",
     "_check_reward": "SELECT sona._check_reward(2, 0, 1, 'a reward')",
+    "_comparison": "SELECT sona._comparison('id', 'integer', 'in', '[1, 2]')",
+    "_condition": "SELECT sona._condition('shop.items', '{{id}}', '{{\"id\": {{\"gte\": 1}}}}')",
     "_grantable_spaces": "SELECT {space_id} OPERATOR(pg_catalog.=) ANY (sona._grantable_spaces({login}))",
     "_index_queries": "SELECT sona._index_queries(7)",
     "_indexed_embedding": "SELECT sona._indexed_embedding(3000)",
@@ -30,7 +32,7 @@ CALLS = {
     "_may_grant": "SELECT sona._may_grant({space_id}, {login})",
     "_numbers": "SELECT sona._numbers('[1, null, 2.5]')",
     "_refuse": "SELECT sona._refuse('SN003', 'what was found', 'the way out')",
-    "_search_items": "SELECT * FROM sona._search_items({space_id}, {query}, 5)",
+    "_search_items": 'SELECT * FROM sona._search_items({space_id}, {query}, 5, \'{{"id": {{"gte": 1}}}}\')',
     "_texts": "SELECT sona._texts('[1, null, \"a\"]')",
     "_unknown_space": "SELECT sona._unknown_space('it')",
     "_wrong_dimension": "SELECT sona._wrong_dimension(1, 2)",
@@ -43,6 +45,7 @@ CALLS = {
     "new_trajectory_id": "SELECT pg_catalog.get_byte(pg_catalog.uuid_send(sona.new_trajectory_id()), 6)"
     " OPERATOR(pg_catalog./) 16",
     "recall": "SELECT item_id, rank, score, arm, version, strategy FROM sona.recall({space}, {query}, 5)",
+    "recall_batch": "SELECT query, item_id, rank, score FROM sona.recall_batch({space}, ARRAY[{query}::public.vector, {query}::public.vector], 5)",
     "record": "SELECT sona.record({space}, {query}, '{{1,2}}', '{{1,0}}', 0.5, {new}, 'u', 's',"
     " '{{\"a\": 1}}', 5, '{{1,2}}', '{{0.5,0.25}}')",
     "record_batch": 'SELECT pg_catalog.count(*) FROM sona.record_batch({space}, \'[{{"query": [' + QUERY[2:-2] + "],"
@@ -50,7 +53,7 @@ CALLS = {
     "revoke_space": "SELECT sona.revoke_space({space}, 'sona_app')",
     "score": "SELECT sona.score('{trajectory}', 1, '1', 'reward', 'a score of its own', {space})",
     "score_batch": 'SELECT sona.score_batch({space}, \'[{{"trajectory": "{trajectory}", "value": 1}}]\')',
-    "set_items": "SELECT sona.set_items({space}, 'shop.items', 'id', 'embedding')",
+    "set_items": "SELECT sona.set_items({space}, 'shop.items', 'id', 'embedding', NULL, '{{id}}')",
 }
 """A call of every function, itself written so that no search path touches it."""
 
