@@ -45,7 +45,8 @@ CALLS = {
     "new_trajectory_id": "SELECT pg_catalog.get_byte(pg_catalog.uuid_send(sona.new_trajectory_id()), 6)"
     " OPERATOR(pg_catalog./) 16",
     "recall": "SELECT item_id, rank, score, arm, version, strategy FROM sona.recall({space}, {query}, 5)",
-    "recall_batch": "SELECT query, item_id, rank, score FROM sona.recall_batch({space}, ARRAY[{query}::public.vector, {query}::public.vector], 5)",
+    "recall_batch": "SELECT query, item_id, rank, score"
+    " FROM sona.recall_batch({space}, ARRAY[{query}::public.vector, {query}::public.vector], 5)",
     "record": "SELECT sona.record({space}, {query}, '{{1,2}}', '{{1,0}}', 0.5, {new}, 'u', 's',"
     " '{{\"a\": 1}}', 5, '{{1,2}}', '{{0.5,0.25}}')",
     "record_batch": 'SELECT pg_catalog.count(*) FROM sona.record_batch({space}, \'[{{"query": [' + QUERY[2:-2] + "],"
