@@ -50,11 +50,12 @@ BEGIN
         WHERE t.space_id = _learned_trajectories.space_id AND t.created_at >= since AND t.created_at < before
           AND (NOT with_steps OR EXISTS (SELECT FROM sona.trajectory_step x
                                          WHERE x.space_id = t.space_id AND x.trajectory_id = t.trajectory_id))
-          -- What waits in pending_trajectory is not in the ledger yet, or has such a score.
-          AND EXISTS (SELECT FROM sona.learning_event e WHERE e.space_id = t.space_id AND e.loop = 'instant'
-                                                          AND e.trajectory_id = t.trajectory_id)
+          -- What waits in pending_trajectory is not in the ledger yet, or has such a score. OFFSET 0 keeps the planner
+          -- from joining: few scores wait, and to find them it would read all.
+          AND EXISTS (SELECT FROM sona.learning_event e
+                      WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.trajectory_id = t.trajectory_id OFFSET 0)
           AND NOT EXISTS (SELECT FROM sona.score c WHERE c.space_id = t.space_id
-                                                     AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL)
+                          AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL OFFSET 0)
         ORDER BY t.created_at LIMIT batch);
 END $$;
 COMMENT ON FUNCTION sona._learned_trajectories IS
@@ -86,7 +87,7 @@ BEGIN
         DELETE FROM sona.trajectory t WHERE t.space_id = _delete_trajectories.space_id AND t.trajectory_id = ANY (gone)
         -- An SQL client may have scored it since.
         AND NOT EXISTS (SELECT FROM sona.score c WHERE c.space_id = t.space_id
-                                                   AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL)
+                        AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL OFFSET 0)
         RETURNING t.trajectory_id)
     SELECT coalesce(array_agg(d.trajectory_id), '{}') INTO gone FROM deleted d;
     DELETE FROM sona.trajectory_step t

@@ -173,11 +173,11 @@ class LearningTransaction:
 
     def claim_pending(self, limit: int) -> list[uuid.UUID]:
         """Take up to `limit` trajectories that SQL clients recorded or scored; they are gone once this commits."""
+        # An array, not a join: the planner would read a long backlog as a whole to hash it.
         rows = self._connection.execute(
-            "DELETE FROM sona.pending_trajectory p USING ("
+            "DELETE FROM sona.pending_trajectory WHERE space_id = %(space)s AND pending_id = ANY(ARRAY("
             " SELECT pending_id FROM sona.pending_trajectory WHERE space_id = %(space)s"
-            " ORDER BY pending_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) c"
-            " WHERE p.space_id = %(space)s AND p.pending_id = c.pending_id RETURNING p.pending_id, p.trajectory_id",
+            " ORDER BY pending_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING pending_id, trajectory_id",
             {"space": self._space.space_id, "limit": limit},
         ).fetchall()
         return list(dict.fromkeys(trajectory_id for _, trajectory_id in sorted(rows)))
