@@ -26,7 +26,7 @@ from sona_pg.store.migrate import migrate
 from sona_pg.worker import InstantWorker
 
 DIM = 8
-SPACES = (20_000, 3_000, 3_000, 1_000, 1_000, 1_000, 1_000)
+SPACES = (12_000, 3_000, 3_000, 1_000, 1_000, 1_000, 1_000)
 """Trajectories by space; the first is searched through HNSW."""
 LARGE = {
     *("trajectory", "trajectory_step", "score", "remembered_query", "memory_edge", "pending_trajectory"),
@@ -49,11 +49,10 @@ _FILL = (
     " SELECT {space}, n, 'instant', 0, 0, 10, 10, false, 'test', now() FROM generate_series(1, {count} / 10) n",
     "UPDATE sona.learner SET revision = {count} / 10, ordinal = 2 * {count} + 2 WHERE space_id = {space}",
     # Waiting for the worker: as much as was learned, in two of the spaces.
-    "INSERT INTO sona.trajectory (space_id, trajectory_id, query)"
-    " SELECT {space}, gen_random_uuid(), {vector} FROM generate_series(1, {waiting}) n",
-    "INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT space_id, trajectory_id"
-    " FROM sona.trajectory t WHERE space_id = {space} AND NOT EXISTS (SELECT FROM sona.learning_event e"
-    " WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.trajectory_id = t.trajectory_id)",
+    "WITH made AS (INSERT INTO sona.trajectory (space_id, trajectory_id, query)"
+    " SELECT {space}, gen_random_uuid(), {vector} FROM generate_series(1, {waiting}) n"
+    " RETURNING space_id, trajectory_id)"
+    " INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT space_id, trajectory_id FROM made",
     "INSERT INTO sona.remembered_query (space_id, trajectory_id, embedding, admitted)"
     " SELECT {space}, {id}, {vector}, {space} = 1 AND n > 500 FROM generate_series(1, {count}) n",
     "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight)"
