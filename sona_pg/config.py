@@ -228,6 +228,10 @@ class WorkerConfig:
         Spaces whose state a worker keeps in memory.
     admit_interval_seconds
         Time between two looks whether the remembered queries of a space belong into the HNSW index.
+    retention_interval_seconds
+        Time between two looks for what is past its retention; while there is more, a batch at every look for work.
+    retention_batch
+        Trajectories in one transaction that deletes.
     longest_setback_seconds
         A space that fails is tried again after 2, 4, 8 … seconds, up to this.
     """
@@ -236,6 +240,8 @@ class WorkerConfig:
     batch: int = 500
     open_spaces: int = 64
     admit_interval_seconds: float = 60.0
+    retention_interval_seconds: float = 60.0
+    retention_batch: int = 1000
     longest_setback_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -243,6 +249,8 @@ class WorkerConfig:
         _whole("batch", self.batch, 1, 100_000)
         _whole("open_spaces", self.open_spaces, 1, 10_000)
         _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
+        _within("retention_interval_seconds", self.retention_interval_seconds, 0.0, 86_400.0)
+        _whole("retention_batch", self.retention_batch, 1, 100_000)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 

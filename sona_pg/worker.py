@@ -48,6 +48,7 @@ class InstantWorker:
         self._loops: dict[str, InstantLoop] = {}
         self._setbacks: dict[str, _Setback] = {}
         self._admit_at: dict[str, float] = {}
+        self._retain_at = 0.0
 
     @property
     def failing(self) -> list[str]:
@@ -69,6 +70,8 @@ class InstantWorker:
     def step(self) -> int:
         """One batch of every space that has something to learn; gives how many trajectories there were.
 
+        Now and then also one batch of what spaces have kept long enough.
+
         Raises
         ------
         DatabaseUnavailable
@@ -78,8 +81,7 @@ class InstantWorker:
             self._connection = self._database.connect()
         learned = 0
         for name in self._spaces_with_work(self._connection):
-            setback = self._setbacks.get(name)
-            if setback is not None and time.monotonic() < setback.until:
+            if self._is_set_back(name):
                 continue
             try:
                 loop = self._loop(name)
@@ -90,6 +92,7 @@ class InstantWorker:
                 raise
             except SonaError as error:
                 self._set_back(self._connection, name, error)
+        self._apply_retention(self._connection)
         return learned
 
     def _spaces_with_work(self, connection: Connection) -> list[str]:
@@ -124,6 +127,26 @@ class InstantWorker:
         self._admit_at[name] = time.monotonic() + self._config.admit_interval_seconds
         space = spaces.get_space(self._connection, name)
         spaces.admit_queries(self._connection, space, self._database.config.exact_search_rows)
+
+    def _apply_retention(self, connection: Connection) -> None:
+        """Now and then, delete what is past its retention, a batch of every space; soon again while there is more."""
+        if time.monotonic() < self._retain_at:
+            return
+        treated = 0
+        for name in spaces.spaces_with_retention(connection):
+            if self._is_set_back(name):
+                continue
+            try:
+                treated += spaces.apply_retention(connection, name, self._config.retention_batch)
+            except DatabaseUnavailable:
+                raise
+            except SonaError as error:
+                self._set_back(connection, name, error)
+        self._retain_at = time.monotonic() + (0.0 if treated else self._config.retention_interval_seconds)
+
+    def _is_set_back(self, name: str) -> bool:
+        setback = self._setbacks.get(name)
+        return setback is not None and time.monotonic() < setback.until
 
     def _set_back(self, connection: Connection, name: str, error: SonaError) -> None:
         failures = self._setbacks[name].failures + 1 if name in self._setbacks else 1

@@ -103,9 +103,12 @@ BEGIN
 
     INSERT INTO sona.trajectory (space_id, trajectory_id, query, quality, latency_us, user_id, session_id, metadata,
                                  arm, version, strategy, propensity)
-    VALUES (s.space_id, id, record.query, record.quality, record.latency_us, record.user_id, record.session_id,
-            coalesce(record.metadata, '{}'), coalesce(record.arm, 'learned'), record.version,
-            coalesce(record.strategy, 'adapted'), record.propensity)
+    SELECT s.space_id, id, record.query, record.quality, record.latency_us, record.user_id, record.session_id,
+           coalesce(record.metadata, '{}'), coalesce(record.arm, 'learned'), record.version,
+           coalesce(record.strategy, 'adapted'), record.propensity
+    -- One that retention has deleted is still in the ledger, and stays deleted.
+    WHERE NOT EXISTS (SELECT FROM sona.learning_event e
+                      WHERE e.space_id = s.space_id AND e.loop = 'instant' AND e.trajectory_id = id)
     ON CONFLICT DO NOTHING;
     -- The same id again is the same trajectory: recorded once, learned once.
     IF NOT FOUND THEN RETURN id; END IF;

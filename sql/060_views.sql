@@ -5,7 +5,8 @@ SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version
        (SELECT count(*) FROM sona.trajectory t WHERE t.space_id = s.space_id) AS trajectories,
        (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = s.space_id) AS edges,
        i.items::text AS items_table, l.updated_at AS last_learned_at,
-       (SELECT count(*) FROM sona.pending_trajectory p WHERE p.space_id = s.space_id) AS pending
+       (SELECT count(*) FROM sona.pending_trajectory p WHERE p.space_id = s.space_id) AS pending,
+       s.trajectory_retention::text AS trajectory_retention, s.step_retention::text AS step_retention
 FROM sona.space s
 JOIN sona.learner l USING (space_id)
 LEFT JOIN sona.item_source i USING (space_id);

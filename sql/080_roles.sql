@@ -123,7 +123,7 @@ BEGIN
         END LOOP;
         -- What is recorded, published or entered in the ledger is never rewritten.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source TO sona_worker;
-        GRANT UPDATE (embedder, trajectory_retention, step_retention) ON sona.space TO sona_worker;
+        GRANT UPDATE (embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
         GRANT UPDATE (admitted) ON sona.remembered_query TO sona_worker;

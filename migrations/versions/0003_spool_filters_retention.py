@@ -36,6 +36,15 @@ def upgrade() -> None:
         schema="sona",
     )
     op.add_column(
+        "space",
+        sa.Column(
+            "steps_deleted_before",
+            sa.DateTime(timezone=True),
+            comment="retention has deleted the steps of what was recorded before",
+        ),
+        schema="sona",
+    )
+    op.add_column(
         "item_source",
         sa.Column(
             "filter_columns",
@@ -52,6 +61,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("trajectory_space_id_created_at_idx", table_name="trajectory", schema="sona")
     op.drop_column("item_source", "filter_columns", schema="sona")
+    op.drop_column("space", "steps_deleted_before", schema="sona")
     op.drop_column("space", "step_retention", schema="sona")
     op.drop_column("space", "trajectory_retention", schema="sona")
     op.drop_column("space", "space_key", schema="sona")

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from sona_pg.cli.output import print_json, print_table
-from sona_pg.config import MAX_DIM, SpaceConfig
+from sona_pg.config import MAX_DIM, SpaceConfig, WorkerConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.store import spaces
 from sona_pg.store.connection import translated
@@ -81,6 +81,39 @@ def show(name: str, as_json: bool, url: str | None) -> None:
         print_json(rows[0])
     else:
         print_table(("property", "value"), rows[0].items())
+
+
+@space.command()
+@click.argument("name")
+@click.option("--trajectories", metavar="INTERVAL", help="Delete older trajectories: '90 days'; 'never' keeps them.")
+@click.option("--steps", metavar="INTERVAL", help="Delete the steps of older trajectories; 'never' keeps them.")
+@click.option("--apply", "at_once", is_flag=True, help="Delete what is past it now; the instant worker does otherwise.")
+@url_option
+def retention(name: str, trajectories: str | None, steps: str | None, at_once: bool, url: str | None) -> None:
+    """Say how long the space NAME keeps what was recorded. What was learned from it stays, and so does the ledger.
+
+    What is not given stays as it is. What waits to be learned is kept.
+    """
+    with open_database(url).connect() as connection:
+        chosen = spaces.get_space(connection, name)
+        kept = spaces.retention(connection, chosen)
+        if trajectories is not None or steps is not None:
+            asked = [_interval(option, now) for option, now in zip((trajectories, steps), kept, strict=True)]
+            spaces.set_retention(connection, chosen, *asked)
+            kept = spaces.retention(connection, chosen)
+        for what, interval in zip(("trajectories", "steps"), kept, strict=True):
+            click.echo(f"{what} are kept {'for ever' if interval is None else f'for {interval}'}")
+        if at_once:
+            treated = 0
+            while batch := spaces.apply_retention(connection, name, WorkerConfig().retention_batch):
+                treated += batch
+            click.echo(f"{treated} trajectories were past it and are deleted, or their steps")
+
+
+def _interval(option: str | None, now: str | None) -> str | None:
+    if option is None:
+        return now
+    return None if option == "never" else option
 
 
 @click.command()

@@ -105,10 +105,13 @@ class LearningTransaction:
         return read_state(self._connection, self._space)
 
     def recorded(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        """Which of these trajectories are in the database already."""
+        """Which of these trajectories are in the database already, or were and are in the ledger."""
+        # One that retention has deleted must not come back: a spool may be replayed after it.
         rows = self._connection.execute(
-            "SELECT trajectory_id FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
-            (self._space.space_id, list(ids)),
+            "SELECT trajectory_id FROM sona.trajectory WHERE space_id = %(space)s AND trajectory_id = ANY(%(ids)s)"
+            " UNION SELECT trajectory_id FROM sona.learning_event"
+            " WHERE space_id = %(space)s AND loop = %(loop)s AND trajectory_id = ANY(%(ids)s)",
+            {"space": self._space.space_id, "loop": LOOP, "ids": list(ids)},
         ).fetchall()
         return {row[0] for row in rows}
 
@@ -125,6 +128,17 @@ class LearningTransaction:
         rows = [(self._space.space_id, t.id, t.query_embedding) for t in trajectories]
         if rows:
             self._append("remembered_query", {"space_id": "int8", "trajectory_id": "uuid", "embedding": "vector"}, rows)
+
+    def _remember_late(self, trajectories: Sequence[QueryTrajectory]) -> None:
+        """Remember queries whose outcome came later; one whose steps are deleted may be remembered already."""
+        if not trajectories:
+            return
+        rows = self._connection.execute(
+            "SELECT trajectory_id FROM sona.remembered_query WHERE space_id = %s AND trajectory_id = ANY(%s)",
+            (self._space.space_id, [t.id for t in trajectories]),
+        ).fetchall()
+        there = {row[0] for row in rows}
+        self._remember(t for t in trajectories if t.id not in there)
 
     def _append(self, table: str, columns: Mapping[str, str], rows: Iterable[tuple[object, ...]]) -> None:
         """Append rows by COPY or, where row-level security keeps COPY from the role, by INSERT."""
@@ -159,11 +173,11 @@ class LearningTransaction:
 
     def claim_pending(self, limit: int) -> list[uuid.UUID]:
         """Take up to `limit` trajectories that SQL clients recorded or scored; they are gone once this commits."""
+        # An array, not a join: the planner would read a long backlog as a whole to hash it.
         rows = self._connection.execute(
-            "DELETE FROM sona.pending_trajectory p USING ("
+            "DELETE FROM sona.pending_trajectory WHERE space_id = %(space)s AND pending_id = ANY(ARRAY("
             " SELECT pending_id FROM sona.pending_trajectory WHERE space_id = %(space)s"
-            " ORDER BY pending_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) c"
-            " WHERE p.space_id = %(space)s AND p.pending_id = c.pending_id RETURNING p.pending_id, p.trajectory_id",
+            " ORDER BY pending_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING pending_id, trajectory_id",
             {"space": self._space.space_id, "limit": limit},
         ).fetchall()
         return list(dict.fromkeys(trajectory_id for _, trajectory_id in sorted(rows)))
@@ -188,14 +202,18 @@ class LearningTransaction:
         earlier = [i for i in ids if i not in recorded_now]
         last: dict[uuid.UUID, int] = {}
         taught: set[uuid.UUID] = set()
-        for trajectory_id, revision, has_taught in connection.execute(
-            "SELECT trajectory_id, max(revision), bool_or(learned IN ('adapter', 'micro')) FROM sona.learning_event"
+        taught_by_steps: set[uuid.UUID] = set()
+        for trajectory_id, revision, has_taught, steps_have in connection.execute(
+            "SELECT trajectory_id, max(revision), bool_or(learned IN ('adapter', 'micro')),"
+            " bool_or(learned IN ('adapter', 'micro') AND revision = 0) FROM sona.learning_event"
             " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
             (space_id, LOOP, earlier),
         ):
             last[trajectory_id] = revision
             if has_taught:
                 taught.add(trajectory_id)
+            if steps_have:
+                taught_by_steps.add(trajectory_id)
         scores: dict[uuid.UUID, list[tuple[int | None, Score]]] = {}
         for trajectory_id, score_id, item_id, name, value, revision in connection.execute(
             "SELECT trajectory_id, score_id, item_id, name, value, revision FROM sona.score"
@@ -234,6 +252,10 @@ class LearningTransaction:
             for item, reward in [*given, *((score.item_id, score.value) for at, score in of_it if at is not None)]:
                 if item is not None and reward is not None:
                     rewards[item] = max(reward, rewards.get(item, reward))
+            if trajectory_id in taught_by_steps and not trajectory.steps:
+                # Retention has deleted the steps that taught: any item may have been among them, so none teaches again.
+                known_before = True
+                rewards = {step.item_id: 1.0 for step in after.steps if step.item_id is not None}
             events.append(
                 OutcomeEvent(
                     after,
@@ -242,7 +264,7 @@ class LearningTransaction:
                     had_outcome=known_before,
                 )
             )
-        self._remember(remembered)
+        self._remember_late(remembered)
         if taken:
             connection.execute(
                 "UPDATE sona.score s SET revision = k.revision FROM unnest(%s::int[], %s::text[]) AS k (revision, id)"

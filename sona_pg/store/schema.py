@@ -91,6 +91,11 @@ space = Table(
     ),
     Column("trajectory_retention", Interval, comment="trajectories older than this are deleted; NULL keeps them"),
     Column("step_retention", Interval, comment="steps of older trajectories are deleted; NULL keeps them"),
+    Column(
+        "steps_deleted_before",
+        DateTime(timezone=True),
+        comment="retention has deleted the steps of what was recorded before",
+    ),
     CheckConstraint("dim BETWEEN 1 AND 16000", name="dim"),
     CheckConstraint("reward_min < reward_max AND reward_max > 0", name="reward_range"),
     comment="One embedding model and one purpose: a tenant, a bot, a collection. Nothing learned crosses spaces.",

@@ -263,6 +263,47 @@ def admit_queries(connection: Connection, space: Space, keep_exact: int) -> int:
     return 0 if row is None else int(row[0])
 
 
+def retention(connection: Connection, space: Space) -> tuple[str | None, str | None]:
+    """How long trajectories and their steps are kept, as intervals of Postgres; None is for ever."""
+    with translated():
+        row = connection.execute(
+            "SELECT trajectory_retention::text, step_retention::text FROM sona.space WHERE space_id = %s",
+            (space.space_id,),
+        ).fetchone()
+    return (None, None) if row is None else (row[0], row[1])
+
+
+def set_retention(connection: Connection, space: Space, trajectories: str | None, steps: str | None) -> None:
+    """Set how long trajectories and their steps are kept.
+
+    Raises
+    ------
+    InvalidInput
+        If one is no positive interval, or steps are to be kept longer than their trajectories.
+    """
+    with translated():
+        connection.execute(
+            "SELECT sona.set_retention(%s, %s::interval, %s::interval)", (space.name, trajectories, steps)
+        )
+
+
+def apply_retention(connection: Connection, name: str, batch: int) -> int:
+    """Delete one batch of what is past its retention; gives of how many trajectories, 0 when nothing is left."""
+    with translated():
+        row = connection.execute("SELECT sona.apply_retention(%s, %s)", (name, batch)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def spaces_with_retention(connection: Connection) -> list[str]:
+    """Names of the spaces that do not keep everything for ever."""
+    with translated():
+        rows = connection.execute(
+            "SELECT name FROM sona.space WHERE trajectory_retention IS NOT NULL OR step_retention IS NOT NULL"
+            " ORDER BY space_id"
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
 def status(connection: Connection, name: str | None = None) -> list[dict[str, object]]:
     """Rows of `sona.status`, of all spaces or of one, each with the key of its space."""
     with translated():

@@ -160,7 +160,7 @@ def test_a_process_killed_in_an_outage_loses_nothing_that_was_spooled(home: Path
 
 
 def test_while_a_flush_hangs_recording_goes_on_and_nothing_is_dropped(url: str, space_name: str) -> None:
-    instant = InstantLoopConfig(max_pending_signals=20, flush_interval_seconds=0.01)
+    instant = InstantLoopConfig(max_pending_signals=200, flush_interval_seconds=0.01)
     with SonaEngine.connect(url, space=space_name, dim=DIM, instant=instant) as engine:
         with psycopg.connect(url) as blocker:
             blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
@@ -168,13 +168,13 @@ def test_while_a_flush_hangs_recording_goes_on_and_nothing_is_dropped(url: str, 
             while not engine.instant._turn.locked():
                 time.sleep(0.001)
             time.sleep(0.05)  # the flush has the turn, and waits for the row
-            for number in range(1, 500):
+            for number in range(1, 1000):
                 _record(engine, number)
                 time.sleep(0.0005)
             assert engine.metrics.dropped == 0
             assert engine.metrics.spooled > 0
         engine.flush()
-    assert _ledger(url, space_name) == [(number, 0) for number in range(500)]
+    assert _ledger(url, space_name) == [(number, 0) for number in range(1000)]
 
 
 def test_several_engines_share_a_spool_folder(home: Path, server: EmbeddedServer) -> None:

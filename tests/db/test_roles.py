@@ -47,7 +47,7 @@ APP_INSERTS = {
 """Everything that an application may write."""
 
 WORKER_UPDATES = {
-    "space": {"embedder", "trajectory_retention", "step_retention"},
+    "space": {"embedder", "trajectory_retention", "step_retention", "steps_deleted_before"},
     "space_grant": {"may_write"},
     "score": {"revision"},
     "remembered_query": {"admitted"},
@@ -61,6 +61,8 @@ APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch"}
 
 WORKER_FUNCTIONS = {
     "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "grant_space", "revoke_space",
+    "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories", "_delete_orphan_scores",
+    "_delete_steps",
 }  # fmt: skip
 
 DEFINERS = {

@@ -22,13 +22,20 @@ NEW = uuid.UUID(int=42)
 CALLS = {
     "_check_id": "SELECT sona._check_id('', 'an id')",
     "_check_reward": "SELECT sona._check_reward(2, 0, 1, 'a reward')",
+    "_check_retention": "SELECT sona._check_retention('-1 day', 'steps')",
     "_comparison": "SELECT sona._comparison('id', 'integer', 'in', '[1, 2]')",
     "_condition": "SELECT sona._condition('shop.items', '{{id}}', '{{\"id\": {{\"gte\": 1}}}}')",
+    "_delete_orphan_scores": "SELECT sona._delete_orphan_scores({space_id}, 'infinity', 10)",
+    "_delete_steps": "SELECT treated FROM sona._delete_steps({space_id}, '-infinity', 'infinity', 10)",
+    "_delete_trajectories": "SELECT sona._delete_trajectories({space_id}, 'infinity', 10)",
     "_grantable_spaces": "SELECT {space_id} OPERATOR(pg_catalog.=) ANY (sona._grantable_spaces({login}))",
     "_index_queries": "SELECT sona._index_queries(7)",
     "_indexed_embedding": "SELECT sona._indexed_embedding(3000)",
     "_indexed_type": "SELECT sona._indexed_type(3)",
     "_is_member": "SELECT sona._is_member({login})",
+    "_learned_trajectories": "SELECT pg_catalog.cardinality("
+    "sona._learned_trajectories({space_id}, '-infinity', 'infinity', false, 10))",
+    "_lock_learner": "SELECT sona._lock_learner({space_id})",
     "_may_grant": "SELECT sona._may_grant({space_id}, {login})",
     "_numbers": "SELECT sona._numbers('[1, null, 2.5]')",
     "_refuse": "SELECT sona._refuse('SN003', 'what was found', 'the way out')",
@@ -38,6 +45,7 @@ CALLS = {
     "_wrong_dimension": "SELECT sona._wrong_dimension(1, 2)",
     "adapt": "SELECT sona.adapt({space}, {query})",
     "admit_queries": "SELECT sona.admit_queries({space}, 0)",
+    "apply_retention": "SELECT sona.apply_retention({space}, 10)",
     "create_space": "SELECT pg_catalog.int8eq(sona.create_space('made under it', 3, 'e', -1, 1, true), -1)",
     "drop_space": "SELECT sona.drop_space({space})",
     "grant_space": "SELECT sona.grant_space({space}, 'sona_app', false)",
@@ -54,14 +62,20 @@ CALLS = {
     "revoke_space": "SELECT sona.revoke_space({space}, 'sona_app')",
     "score": "SELECT sona.score('{trajectory}', 1, '1', 'reward', 'a score of its own', {space})",
     "score_batch": 'SELECT sona.score_batch({space}, \'[{{"trajectory": "{trajectory}", "value": 1}}]\')',
+    "set_retention": "SELECT sona.set_retention({space}, '90 days', '30 days')",
     "set_items": "SELECT sona.set_items({space}, 'shop.items', 'id', 'embedding', NULL, '{{id}}')",
 }
 """A call of every function, itself written so that no search path touches it."""
 
-RAISING = {"_check_id", "_check_reward", "_refuse", "_unknown_space", "_wrong_dimension"}
+RAISING = {"_check_id", "_check_retention", "_check_reward", "_refuse", "_unknown_space", "_wrong_dimension"}
 """Functions whose call is an error by intention."""
 
 FOREIGN = {
+    "_delete_orphan_scores": [(0,)],
+    "_delete_steps": [(0,)],
+    "_delete_trajectories": [(0,)],
+    "_learned_trajectories": [(0,)],
+    "_lock_learner": "42501",
     "_grantable_spaces": [(False,)],
     "_may_grant": [(False,)],
     "_search_items": "SN004",

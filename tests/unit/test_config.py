@@ -66,6 +66,8 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "batch": (0, 100_001),
         "open_spaces": (0, 10_001),
         "admit_interval_seconds": (-1, 86_401),
+        "retention_interval_seconds": (-1, 86_401),
+        "retention_batch": (0, 100_001),
         "longest_setback_seconds": (0.9, 86_401),
     },
 }
