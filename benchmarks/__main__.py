@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from benchmarks.harness import Row
 from sona_pg import kernels
 
-NAMES = ("lora", "record", "ingest", "search", "memory")
+NAMES = ("lora", "record", "ingest", "search", "sql", "memory")
 
 
 def table(rows: Sequence[Row]) -> str:
