@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from benchmarks.harness import Row
 from sona_pg import kernels
 
-NAMES = ("lora", "record", "ingest", "search", "memory", "outage")
+NAMES = ("lora", "record", "ingest", "search", "sql", "memory", "outage")
 
 
 def table(rows: Sequence[Row]) -> str:

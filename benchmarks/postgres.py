@@ -31,9 +31,4 @@ def benchmark_engine(dim: int, *, instant: InstantLoopConfig | None = None) -> I
         finally:
             engine.close()
             with connect(engine.url) as connection:
-                for table in ("trajectory", "trajectory_step", "remembered_query", "memory_edge", "learning_event"):
-                    connection.execute(
-                        f"DELETE FROM sona.{table} WHERE space_id = %s",
-                        (engine.space.space_id,),
-                    )
-                connection.execute("DELETE FROM sona.space WHERE name = %s", (SPACE,))
+                connection.execute("SELECT sona.drop_space(%s)", (SPACE,))
