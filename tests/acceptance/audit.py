@@ -106,9 +106,7 @@ def audit(connection: Connection, space_id: int, flushed: Confirmed, sent: set[i
     space = {"space": space_id}
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for wrong, statement in _CONSISTENT.items():
-            if not connection.execute(statement, space).fetchall()[0][0]:
-                found.doubles.append(wrong)
+        found.doubles += inconsistencies(connection, space_id)
         there = _ids(connection, "SELECT trajectory_id FROM sona.trajectory WHERE space_id = %(space)s", space)
         learned = _ids(
             connection,
@@ -128,6 +126,12 @@ def audit(connection: Connection, space_id: int, flushed: Confirmed, sent: set[i
         f"trajectory {id} was recorded by nobody" for id in there if id - id % EVENTS_OF_A_RUN not in firsts
     ]
     return found
+
+
+def inconsistencies(connection: Connection, space_id: int) -> list[str]:
+    """What is wrong with the ledger by itself; in a transaction, of one snapshot."""
+    space = {"space": space_id}
+    return [wrong for wrong, check in _CONSISTENT.items() if connection.execute(check, space).fetchall() != [(True,)]]
 
 
 def _ids(connection: Connection, statement: str, space: Mapping[str, int]) -> set[int]:

@@ -103,20 +103,15 @@ class Chaos:
         with SonaEngine.connect(self.url, space=SPACE, dim=DIM, background=False) as engine:
             engine.set_items("public.items", "id", "embedding")
             self._space = engine.space
-        self._sql_first = self._next_first()
-
-    def _next_first(self) -> int:
-        return (len(self._runs) + 1) * recorder.EVENTS_OF_A_RUN
 
     # What lives -----------------------------------------------------------------------------------------------
 
     def start_recorder(self, **environment: str) -> Run:
         """A recorder of its own run of events."""
-        first = self._next_first()
-        confirmed = self._home / f"confirmed-{first}"
-        run = first // recorder.EVENTS_OF_A_RUN
-        command = [sys.executable, recorder.__file__, self.url, SPACE, str(run), str(confirmed)]
-        started = Run(first, self._start(command, environment), confirmed)
+        number = len(self._runs) + 1  # the SQL client's is 0
+        confirmed = self._home / f"confirmed-{number}"
+        command = [sys.executable, recorder.__file__, self.url, SPACE, str(number), str(confirmed)]
+        started = Run(number * recorder.EVENTS_OF_A_RUN, self._start(command, environment), confirmed)
         self._runs.append(started)
         return started
 
@@ -146,7 +141,7 @@ class Chaos:
 
     def _send(self) -> None:
         """As an SQL client: a trajectory, and a late score of an earlier one."""
-        id = self._sql_first + len(self._sent)
+        id = len(self._sent)
         rng = np.random.default_rng(id)
         query = rng.standard_normal(DIM).astype(np.float32)
         shown = [str(item) for item in rng.choice(40, 3, replace=False)]
@@ -237,7 +232,7 @@ class Chaos:
         tally.workers += workers
         tally.servers += servers
         sent, flushed = set(self._sent), self._flushed()
-        firsts = {run.first for run in self._runs} | {self._sql_first}
+        firsts = {0} | {run.first for run in self._runs}
         with connect(self.url) as connection:
             found = audit(connection, self._space.space_id, flushed, sent, firsts)
         tally.audit.losses += found.losses
