@@ -16,7 +16,9 @@ BEGIN
                              'name it with sona.set_items(space, table, id_column, embedding_column)');
     END IF;
     RETURN QUERY EXECUTE format(
-        'SELECT f.id, row_number() OVER (ORDER BY f.distance, f.ordinal)::integer, (1 - f.distance)::real'
+        'SELECT f.id, row_number() OVER (ORDER BY f.distance, f.ordinal)::integer,'
+        -- A vector of zeros has no direction: its score is that of what is unrelated, and no NaN.
+        ' coalesce(1 - nullif(f.distance, ''NaN''), 0)::real'
         ' FROM (SELECT n.*, row_number() OVER () AS ordinal'
         '       FROM (SELECT t.%1$I::text AS id, t.%2$I OPERATOR(@vector@.<=>) $1 AS distance FROM %3$s t'
         '             WHERE t.%2$I IS NOT NULL ORDER BY t.%2$I OPERATOR(@vector@.<=>) $1 LIMIT $2) n) f'
