@@ -240,9 +240,9 @@ class SonaEngine:
             size = spaces.set_items(
                 self._search_connection(),
                 self._space,
-                items,
-                id_column,
-                embedding_column,
+                checked_text(items, "items table"),
+                checked_text(id_column, "id column"),
+                checked_text(embedding_column, "embedding column"),
             )
         self._loop.flush_updates()
         return size
@@ -322,7 +322,7 @@ class SonaEngine:
             QueryTrajectory(
                 id=new_trajectory_id() if trajectory_id is None else trajectory_id,
                 query_embedding=query,
-                steps=_item_steps(item_ids or (), rewards, scores),
+                steps=_item_steps(() if item_ids is None else item_ids, rewards, scores),
                 final_quality=quality,
                 latency_us=latency_us,
                 user_id=user_id,

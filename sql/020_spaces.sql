@@ -22,7 +22,8 @@ BEGIN
         PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 16000', coalesce(dim::text, 'NULL')),
                              'give the number of components that the embedding model returns');
     END IF;
-    IF NOT coalesce(reward_min < reward_max AND reward_max > 0
+    -- As they will be kept: two bounds may round to the same number.
+    IF NOT coalesce(reward_min::real < reward_max::real AND reward_max::real > 0
                     AND reward_min > '-infinity' AND reward_max < 'infinity', false) THEN
         PERFORM sona._refuse('SN003', format('the range of rewards is %s to %s', reward_min, reward_max),
                              'give a finite lower bound below the upper one, and an upper one above 0');

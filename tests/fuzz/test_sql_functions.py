@@ -109,7 +109,7 @@ def call_of(function: Function) -> st.SearchStrategy[dict[str, str | None]]:
     def build(draw: st.DrawFn) -> dict[str, str | None]:
         left_out = draw(st.sets(st.sampled_from(optional))) if optional else set()
         given = [name for name in good if name not in left_out]
-        changed = draw(st.sets(st.sampled_from(given), max_size=3)) if given else set()
+        changed = draw(st.sets(st.sampled_from(given), max_size=(min(len(given), 5) + 1) // 2)) if given else set()
         return {name: draw(hostile[name] if name in changed else good[name]) for name in given}
 
     return build()
