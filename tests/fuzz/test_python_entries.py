@@ -150,8 +150,8 @@ def call(entry: str, arguments: dict[str, Any], engine: SonaEngine) -> None:
         assert all(np.isfinite(part).all() for part in NUMBERS_OF[owner](held))
 
 
-def connect_and_close(**arguments: Any) -> None:
-    SonaEngine.connect(**arguments).close()
+def connect_and_close(**arguments: object) -> None:
+    SonaEngine.connect(**arguments).close()  # type: ignore[arg-type]
 
 
 def keep_up(engine: SonaEngine) -> None:
