@@ -9,7 +9,7 @@ from sona_pg.errors import ConfigError
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
     _within(name, value, low, high)
 

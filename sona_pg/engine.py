@@ -502,6 +502,8 @@ def _item_steps(
         raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
     if rewards is not None and not isinstance(rewards, Mapping | Sequence | np.ndarray):
         raise InvalidInput(f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id")
+    if isinstance(rewards, np.ndarray) and rewards.ndim != 1:
+        raise InvalidInput(f"rewards have shape {rewards.shape}, expected one for each item")
     marked: list[tuple[str, float | None]] = []
     if isinstance(rewards, Mapping):
         shown = set(item_ids)

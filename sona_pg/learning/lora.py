@@ -72,9 +72,9 @@ class MicroLoRA(LowRank):
     """
 
     def __new__(cls, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> Self:
-        if not isinstance(rank, int) or rank not in (1, 2):
+        if not isinstance(rank, int) or rank is True or rank not in (1, 2):
             raise ConfigError(f"micro-LoRA rank is {rank!r}, expected 1 or 2: higher ranks belong to the query adapter")
-        if not isinstance(hidden_dim, int) or not 1 <= hidden_dim <= MAX_DIM:
+        if not isinstance(hidden_dim, int) or hidden_dim is True or not 1 <= hidden_dim <= MAX_DIM:
             raise ConfigError(f"dimension is {hidden_dim!r}, expected 1 to {MAX_DIM}")
         return super().__new__(cls, hidden_dim, rank, 1 / math.sqrt(rank))  # type: ignore[return-value]
 

@@ -80,7 +80,7 @@ class QueryAdapter:
     def __init__(
         self, dim: int, config: QueryAdapterConfig | None = None, *, items: ArrayLike | None = None, seed: int = 0
     ) -> None:
-        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+        if not isinstance(dim, int) or dim is True or not 1 <= dim <= MAX_DIM:
             raise ConfigError(f"dimension is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
         self.config = QueryAdapterConfig.for_dim(dim) if config is None else config
         rank = self.config.rank
