@@ -300,7 +300,8 @@ class SonaEngine:
         """
         self._check_open()
         if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
-            if item_ids is not None or rewards is not None or trajectory_id is not None or latency_us:
+            timed = not isinstance(latency_us, int) or latency_us != 0
+            if item_ids is not None or rewards is not None or trajectory_id is not None or timed:
                 raise InvalidInput(
                     "a trajectory brings its own id, latency and steps: put items and rewards into add_step"
                 )
