@@ -7,13 +7,22 @@ KERNELS := setup.py pyproject.toml $(wildcard cython_ext/*)
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test fuzz chaos lint bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Many more inputs than `make test` tries, from a seed that is printed.
+fuzz: $(VENV)/.installed
+	SONA_FUZZ=full $(BIN)/python -m pytest -q -s tests/fuzz $(PYTEST)
+
+# More than 100 processes killed; with COLLECTIONS="DIR ...", also 16 processes on one space.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.acceptance.chaos $(CHAOS)
+	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

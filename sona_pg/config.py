@@ -9,7 +9,7 @@ from sona_pg.errors import ConfigError
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
     _within(name, value, low, high)
 
@@ -17,6 +17,11 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not isinstance(value, float | int) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
+
+
+def _flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}, expected True or False")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,7 @@ class SpaceConfig:
     implicit_feedback: bool = False
 
     def __post_init__(self) -> None:
+        _flag("implicit_feedback", self.implicit_feedback)
         _within("reward_min", self.reward_min, -1e6, 1e6)
         _within("reward_max", self.reward_max, -1e6, 1e6)
         for name in ("reward_min", "reward_max"):
@@ -206,6 +212,7 @@ class StoreConfig:
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
         _whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
+        _flag("prepare_statements", self.prepare_statements)
         _whole("idle_connections", self.idle_connections, 0, 10_000)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)

@@ -272,8 +272,16 @@ class SonaEngine:
             If there is no such table or column, or its vectors have another dimension.
         """
         self._check_open()
+        names = (
+            checked_text(items, "items table"),
+            checked_text(id_column, "id column"),
+            checked_text(embedding_column, "embedding column"),
+        )
+        if isinstance(filter_columns, str) or not isinstance(filter_columns, Sequence):
+            raise InvalidInput(f"filter_columns is {filter_columns!r}, expected a list of column names")
+        columns = [checked_text(column, "filter column") for column in filter_columns]
         with self._search.connection() as connection:
-            size = spaces.set_items(connection, self._space, items, id_column, embedding_column, filter_columns)
+            size = spaces.set_items(connection, self._space, *names, columns)
         self._search.look_again()
         self._loop.flush_updates()
         return size
@@ -331,7 +339,8 @@ class SonaEngine:
         """
         self._check_open()
         if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
-            if item_ids is not None or rewards is not None or trajectory_id is not None or latency_us:
+            timed = not isinstance(latency_us, int) or latency_us != 0
+            if item_ids is not None or rewards is not None or trajectory_id is not None or timed:
                 raise InvalidInput(
                     "a trajectory brings its own id, latency and steps: put items and rewards into add_step"
                 )
@@ -353,7 +362,7 @@ class SonaEngine:
             QueryTrajectory(
                 id=new_trajectory_id() if trajectory_id is None else trajectory_id,
                 query_embedding=query,
-                steps=_item_steps(item_ids or (), rewards, scores),
+                steps=_item_steps(() if item_ids is None else item_ids, rewards, scores),
                 final_quality=quality,
                 latency_us=latency_us,
                 user_id=user_id,
@@ -545,6 +554,8 @@ def _item_steps(
         raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
     if rewards is not None and not isinstance(rewards, Mapping | Sequence | np.ndarray):
         raise InvalidInput(f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id")
+    if isinstance(rewards, np.ndarray) and rewards.ndim != 1:
+        raise InvalidInput(f"rewards have shape {rewards.shape}, expected one for each item")
     marked: list[tuple[str, float | None]] = []
     if isinstance(rewards, Mapping):
         shown = set(item_ids)

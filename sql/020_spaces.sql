@@ -13,11 +13,17 @@ BEGIN
     IF create_space.name IS NULL OR btrim(create_space.name) = '' THEN
         PERFORM sona._refuse('SN003', 'the name of the space is empty', 'give it a name');
     END IF;
+    PERFORM sona._check_id(create_space.name, 'the name of the space');
+    IF create_space.embedder IS NOT NULL THEN PERFORM sona._check_id(create_space.embedder, 'the embedder'); END IF;
+    IF implicit_feedback IS NULL THEN
+        PERFORM sona._refuse('SN003', 'implicit_feedback is NULL, expected true or false', 'leave it out');
+    END IF;
     IF dim IS NULL OR dim NOT BETWEEN 1 AND 16000 THEN
         PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 16000', coalesce(dim::text, 'NULL')),
                              'give the number of components that the embedding model returns');
     END IF;
-    IF NOT coalesce(reward_min < reward_max AND reward_max > 0
+    -- As they will be kept: two bounds may round to the same number.
+    IF NOT coalesce(reward_min::real < reward_max::real AND reward_max::real > 0
                     AND reward_min > '-infinity' AND reward_max < 'infinity', false) THEN
         PERFORM sona._refuse('SN003', format('the range of rewards is %s to %s', reward_min, reward_max),
                              'give a finite lower bound below the upper one, and an upper one above 0');
@@ -52,6 +58,7 @@ DECLARE
     id_type text;
     embedding_type oid;
     total real;
+    kind "char";
     sampled text := '';
     taken bigint;
     wrong integer;
@@ -61,6 +68,14 @@ BEGIN
     IF NOT FOUND THEN PERFORM sona._unknown_space(set_items.space); END IF;
     IF items IS NULL THEN
         PERFORM sona._refuse('SN003', 'no items table was given', 'pass it as a name, like ''public.documents''');
+    END IF;
+    IF id_column IS NULL OR embedding_column IS NULL THEN
+        PERFORM sona._refuse('SN003', 'a column name is NULL', 'name the columns of item ids and of item embeddings');
+    END IF;
+    SELECT c.reltuples, c.relkind INTO total, kind FROM pg_class c WHERE c.oid = items;
+    IF kind IS NULL OR kind NOT IN ('r', 'p', 'm', 'v', 'f') THEN
+        PERFORM sona._refuse('SN003', format('%s is no table and no view', items),
+                             'pass a table, a view or a foreign table, like ''public.documents''');
     END IF;
     -- One at a time: the sample is replaced as a whole.
     PERFORM pg_advisory_xact_lock(hashtextextended('sona.set_items', s.space_id));
@@ -90,8 +105,7 @@ BEGIN
                              'name columns of the items table');
     END IF;
 
-    SELECT c.reltuples INTO total FROM pg_class c WHERE c.oid = items;
-    IF total > 50 * sample_size AND sample_size > 0 THEN
+    IF total > 50 * sample_size AND sample_size > 0 AND kind IN ('r', 'p', 'm') THEN
         -- Pages enough for several times the sample: reading all of a large table would take minutes.
         sampled := format(' TABLESAMPLE SYSTEM (%s) REPEATABLE (0)', greatest(0.01, 100.0 * 10 * sample_size / total));
     END IF;

@@ -126,8 +126,10 @@ BEGIN
         END LOOP;
         EXIT WHEN cardinality(ids) >= k;
     END LOOP;
-    -- An index returns almost in order; ties go by the id.
-    RETURN QUERY SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer, (1 - f.away)::real
+    -- An index returns almost in order; ties go by the id. A vector of zeros has no direction: its score is that of what is
+    -- unrelated, and no NaN.
+    RETURN QUERY SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer,
+                        coalesce(1 - nullif(f.away, 'NaN'), 0)::real
     FROM unnest(ids, distances) AS f (id, away) ORDER BY 2 LIMIT k;
 END $$;
 COMMENT ON FUNCTION sona._search_items IS

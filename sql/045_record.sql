@@ -84,6 +84,9 @@ BEGIN
         PERFORM sona._check_reward(reward, s.reward_min, s.reward_max, 'a reward');
         has_outcome := has_outcome OR reward IS NOT NULL;
     END LOOP;
+    IF EXISTS (SELECT FROM unnest(record.scores) x WHERE NOT abs(x) < 3.4e38) THEN
+        PERFORM sona._refuse('SN003', 'a score of an item is not a finite number', 'NULL where there is none');
+    END IF;
     FOREACH activation IN ARRAY coalesce(record.activations, '{}') LOOP
         IF @vector@.vector_dims(activation) <> s.dim THEN
             PERFORM sona._wrong_dimension(@vector@.vector_dims(activation), s.dim);
@@ -92,6 +95,8 @@ BEGIN
     PERFORM sona._check_reward(record.quality, s.reward_min, s.reward_max, 'the quality');
     IF record.user_id IS NOT NULL THEN PERFORM sona._check_id(record.user_id, 'the user id'); END IF;
     IF record.session_id IS NOT NULL THEN PERFORM sona._check_id(record.session_id, 'the session id'); END IF;
+    IF record.arm IS NOT NULL THEN PERFORM sona._check_id(record.arm, 'the arm'); END IF;
+    IF record.strategy IS NOT NULL THEN PERFORM sona._check_id(record.strategy, 'the strategy'); END IF;
     IF coalesce(record.latency_us, -1) < 0 OR coalesce(record.version, -1) < 0
         OR NOT coalesce(record.propensity > 0 AND record.propensity <= 1, false) THEN
         PERFORM sona._refuse('SN003', format('latency_us is %s, version %s, propensity %s', record.latency_us,
@@ -99,6 +104,9 @@ BEGIN
     END IF;
     IF jsonb_typeof(coalesce(record.metadata, '{}')) <> 'object' THEN
         PERFORM sona._refuse('SN003', 'metadata is no JSON object', 'pass an object, like {"model": "small"}');
+    END IF;
+    IF octet_length(record.metadata::text) > 1048576 THEN
+        PERFORM sona._refuse('SN003', 'metadata has more than 1048576 bytes as JSON', 'shorten it');
     END IF;
 
     INSERT INTO sona.trajectory (space_id, trajectory_id, query, quality, latency_us, user_id, session_id, metadata,
@@ -169,6 +177,30 @@ COMMENT ON FUNCTION sona.score IS
     'Says later what an answer, or one of its items, was worth; false if the score id is known already. With the space '
     'named it may come before its trajectory.';
 
+CREATE OR REPLACE FUNCTION sona._check_keys(entry jsonb, known text[], lists text[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    key text;
+BEGIN
+    IF jsonb_typeof(entry) IS DISTINCT FROM 'object' THEN
+        PERFORM sona._refuse('SN003', format('an entry is a JSON %s, expected an object', jsonb_typeof(entry)),
+                             'pass an array of objects');
+    END IF;
+    -- What is not known would be ignored, and an outcome with it.
+    FOR key IN SELECT k FROM jsonb_object_keys(entry) k LOOP
+        IF key <> ALL (known) THEN
+            PERFORM sona._refuse('SN003', format('an entry has the key %L', left(key, 100)),
+                                 format('expected %s', array_to_string(known, ', ')));
+        ELSIF key = ANY (lists) AND jsonb_typeof(entry -> key) NOT IN ('array', 'null') THEN
+            PERFORM sona._refuse('SN003', format('%s is a JSON %s, expected an array', key, jsonb_typeof(entry -> key)),
+                                 'pass a list of values, or leave it out');
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION sona._check_keys IS
+    'Raises SN003 unless an entry of a batch is an object of known keys, those of lists holding arrays.';
+
 CREATE OR REPLACE FUNCTION sona.record_batch(space text, records jsonb) RETURNS SETOF uuid
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -179,6 +211,9 @@ BEGIN
         PERFORM sona._refuse('SN003', 'the records are no JSON array', 'pass [{"query": [...], "item_ids": [...]}, ...]');
     END IF;
     FOR r IN SELECT e FROM jsonb_array_elements(records) e LOOP
+        PERFORM sona._check_keys(r, '{query,item_ids,rewards,quality,trajectory_id,user_id,session_id,metadata,latency_us,'
+                                    'positions,scores,arm,version,strategy,propensity}',
+                                 '{item_ids,rewards,positions,scores}');
         RETURN NEXT sona.record(
             record_batch.space, (r ->> 'query')::@vector@.vector, sona._texts(r -> 'item_ids'),
             sona._numbers(r -> 'rewards'), (r ->> 'quality')::double precision, (r ->> 'trajectory_id')::uuid,
@@ -202,6 +237,7 @@ BEGIN
         PERFORM sona._refuse('SN003', 'the scores are no JSON array', 'pass [{"trajectory": ..., "value": ...}, ...]');
     END IF;
     FOR r IN SELECT e FROM jsonb_array_elements(scores) e LOOP
+        PERFORM sona._check_keys(r, '{trajectory,value,item_id,name,score_id}', '{}');
         fresh := fresh + sona.score((r ->> 'trajectory')::uuid, (r ->> 'value')::double precision, r ->> 'item_id',
                                     coalesce(r ->> 'name', 'reward'), r ->> 'score_id', score_batch.space)::integer;
     END LOOP;

@@ -22,6 +22,9 @@ DECLARE
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = nearest_queries.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(nearest_queries.space); END IF;
+    IF query IS NULL THEN
+        PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
+    END IF;
     IF @vector@.vector_dims(query) <> s.dim THEN
         PERFORM sona._wrong_dimension(@vector@.vector_dims(query), s.dim);
     END IF;
@@ -31,7 +34,7 @@ BEGIN
     END IF;
     -- The dimension is a literal: an index on an expression serves only the very same expression.
     RETURN QUERY EXECUTE format(
-        'SELECT b.trajectory_id, (1 - b.distance)::real FROM ('
+        'SELECT b.trajectory_id, coalesce(1 - nullif(b.distance, ''NaN''), 0)::real FROM ('
         ' (SELECT r.trajectory_id, r.embedding OPERATOR(@vector@.<=>) $1 AS distance FROM sona.remembered_query r'
         '  WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 2 LIMIT $3)'
         ' UNION ALL'
@@ -70,8 +73,12 @@ DECLARE
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = admit_queries.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(admit_queries.space); END IF;
+    IF keep_exact IS NULL OR keep_exact < 0 THEN
+        PERFORM sona._refuse('SN003', format('keep_exact is %s, expected at least 0', coalesce(keep_exact::text, 'NULL')),
+                             'leave it out');
+    END IF;
     IF s.dim > 4000 OR (SELECT count(*) FROM (
-        SELECT FROM sona.remembered_query r WHERE r.space_id = s.space_id LIMIT keep_exact + 1) few) <= keep_exact THEN
+        SELECT FROM sona.remembered_query r WHERE r.space_id = s.space_id LIMIT keep_exact::bigint + 1) few) <= keep_exact THEN
         RETURN 0;
     END IF;
     IF to_regclass(format('sona.remembered_query_hnsw_%s', s.dim)) IS NULL THEN

@@ -7,6 +7,7 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from sona_pg.config import InstantLoopConfig
+from sona_pg.errors import InvalidInput
 from sona_pg.learning.outcome import OutcomeEvent
 
 Edge = tuple[str, str]
@@ -95,13 +96,27 @@ class EdgeWeights:
     """
 
     def __init__(self, scale: float | None = None) -> None:
-        self.scale = InstantLoopConfig().edge_update_scale if scale is None else scale
+        settings = InstantLoopConfig() if scale is None else InstantLoopConfig(edge_update_scale=scale)
+        self.scale = settings.edge_update_scale
         self._weights: dict[Edge, float] = {}
         self._pending: list[EdgeUpdate] = []
 
     def update(self, updates: Iterable[EdgeUpdate]) -> None:
-        """Queue changes until `commit`."""
-        self._pending.extend(updates)
+        """Queue changes until `commit`.
+
+        Raises
+        ------
+        InvalidInput
+            If one is no change of an edge between two items; nothing was queued.
+        """
+        try:
+            queued = [EdgeUpdate((a, b), used) for (a, b), used in updates]
+        except (TypeError, ValueError) as cause:
+            raise InvalidInput(f"an edge update is no pair of an edge and a flag ({cause}): pass EdgeUpdate") from cause
+        for (a, b), used in queued:
+            if not (isinstance(a, str) and isinstance(b, str) and isinstance(used, bool)):
+                raise InvalidInput(f"edge update {((a, b), used)!r}: expected two item ids and whether both helped")
+        self._pending.extend(queued)
 
     def commit(self) -> None:
         """Apply what was queued, in order."""
@@ -110,6 +125,8 @@ class EdgeWeights:
 
     def weight(self, a: str, b: str) -> float:
         """Weight of an edge; 0 where there is none."""
+        if not (isinstance(a, str) and isinstance(b, str)):
+            raise InvalidInput(f"the edge is between {a!r} and {b!r}, expected two item ids")
         return self._weights.get(edge_between(a, b), 0.0)
 
     def __len__(self) -> int:

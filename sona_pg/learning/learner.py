@@ -74,7 +74,7 @@ class Learner:
         signal: SignalConfig | None = None,
         space: SpaceConfig | None = None,
     ) -> None:
-        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+        if not isinstance(dim, int) or dim is True or not 1 <= dim <= MAX_DIM:
             raise ConfigError(f"dimension is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
         self.dim = dim
         self.pool = ItemPool.empty(dim) if pool is None else pool

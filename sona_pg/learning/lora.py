@@ -17,6 +17,9 @@ from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.running_mean import RunningMean
 from sona_pg.types import FloatVector, LearningSignal, finite_or_none
 
+LARGEST_RATE = 1e6
+"""Of `apply_accumulated`: larger steps leave the range of a weight."""
+
 
 def orthonormal_rows(rank: int, dim: int, seed: int) -> NDArray[np.float32]:
     """`rank` orthonormal random vectors (rank, dim); the same seed gives the same ones."""
@@ -25,6 +28,13 @@ def orthonormal_rows(rank: int, dim: int, seed: int) -> NDArray[np.float32]:
     gaussian = np.random.Generator(np.random.PCG64(seed)).standard_normal((dim, rank))
     q, r = np.linalg.qr(gaussian)
     return np.ascontiguousarray((q * np.sign(np.diag(r))).T, dtype=np.float32)
+
+
+def checked_seed(seed: int) -> int:
+    """A seed that every generator takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2**64 - 1")
+    return seed
 
 
 class MicroLoRA(LowRank):
@@ -62,14 +72,14 @@ class MicroLoRA(LowRank):
     """
 
     def __new__(cls, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> Self:
-        if rank not in (1, 2):
+        if not isinstance(rank, int) or rank is True or rank not in (1, 2):
             raise ConfigError(f"micro-LoRA rank is {rank!r}, expected 1 or 2: higher ranks belong to the query adapter")
-        if not isinstance(hidden_dim, int) or not 1 <= hidden_dim <= MAX_DIM:
+        if not isinstance(hidden_dim, int) or hidden_dim is True or not 1 <= hidden_dim <= MAX_DIM:
             raise ConfigError(f"dimension is {hidden_dim!r}, expected 1 to {MAX_DIM}")
         return super().__new__(cls, hidden_dim, rank, 1 / math.sqrt(rank))  # type: ignore[return-value]
 
     def __init__(self, hidden_dim: int, rank: int = 1, *, seed: int = 0, signal: SignalConfig | None = None) -> None:
-        self._seed = seed
+        self._seed = checked_seed(seed)
         self.load(np.vstack([orthonormal_rows(rank, hidden_dim, seed), np.zeros((rank, hidden_dim))]))
         self._gradient = np.zeros((2 * rank, hidden_dim), dtype=np.float32)
         self._accumulated = 0
@@ -96,6 +106,9 @@ class MicroLoRA(LowRank):
 
     def forward_scalar(self, x: ArrayLike, out: FloatVector) -> None:
         """`forward` without SIMD, in NumPy: ``out += scale * (x @ A) @ B``."""
+        usable = isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.writeable
+        if not usable or out.shape != (self.dim,):
+            raise InvalidInput(f"output must be a writeable float32 vector of {self.dim}: it is changed in place")
         reference.forward(self.weights, self.scale, kernels.as_vector(x, self.dim, "input"), out)
 
     def accumulate_gradient(self, signal: LearningSignal) -> None:
@@ -139,8 +152,8 @@ class MicroLoRA(LowRank):
 
     def apply_accumulated(self, learning_rate: float) -> None:
         """Move along the mean of the accumulated gradients, and forget them."""
-        if not 0 <= learning_rate < math.inf:
-            raise ConfigError(f"learning rate is {learning_rate!r}, expected a finite number of at least 0")
+        if not isinstance(learning_rate, float | int) or not 0 <= learning_rate <= LARGEST_RATE:
+            raise ConfigError(f"learning rate is {learning_rate!r}, expected 0 to {LARGEST_RATE:g}")
         if self._accumulated:
             self.add(self._gradient, learning_rate / self._accumulated)
             self.reset()

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig
-from sona_pg.errors import ConfigError
+from sona_pg.errors import ConfigError, InvalidInput, SonaError
 from sona_pg.kernels import ListwiseTrainer, LowRank
 from sona_pg.learning.arrays import as_matrix, check_parts
-from sona_pg.learning.lora import orthonormal_rows
+from sona_pg.learning.lora import checked_seed, orthonormal_rows
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
@@ -80,7 +80,7 @@ class QueryAdapter:
     def __init__(
         self, dim: int, config: QueryAdapterConfig | None = None, *, items: ArrayLike | None = None, seed: int = 0
     ) -> None:
-        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+        if not isinstance(dim, int) or dim is True or not 1 <= dim <= MAX_DIM:
             raise ConfigError(f"dimension is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
         self.config = QueryAdapterConfig.for_dim(dim) if config is None else config
         rank = self.config.rank
@@ -90,7 +90,8 @@ class QueryAdapter:
         self._trainer = ListwiseTrainer(
             LowRank(dim, rank), LowRank(dim, rank), c.temperature, c.beta1, c.beta2, c.epsilon
         )
-        down = initial_directions(as_matrix(np.zeros((0, dim)) if items is None else items, dim, "items"), rank, seed)
+        sample = as_matrix(np.zeros((0, dim)) if items is None else items, dim, "items")
+        down = initial_directions(sample, rank, checked_seed(seed))
         weights = np.vstack([down, np.zeros((rank, dim), dtype=np.float32)])
         self.trained.load(weights)
         self.served.load(weights)
@@ -171,9 +172,16 @@ class QueryAdapter:
         """
         t = self.steps + 1
         average = min(self.config.average_decay, (1 + t) / (10 + t))
-        return self._trainer.step(
-            query, items, targets, pool, skip, seed, self.config.negatives, self.config.learning_rate, average
-        )
+        try:
+            return self._trainer.step(
+                query, items, targets, pool, skip, seed, self.config.negatives, self.config.learning_rate, average
+            )
+        except SonaError:
+            raise
+        except (TypeError, ValueError, OverflowError, BufferError) as cause:
+            raise InvalidInput(
+                f"an argument is not of the type that it must have ({cause}): nothing changed"
+            ) from cause
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that a continuation needs, as arrays."""

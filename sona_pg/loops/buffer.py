@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from sona_pg.config import InstantLoopConfig
+from sona_pg.errors import InvalidInput
 from sona_pg.kernels import Ring
 from sona_pg.types import QueryTrajectory
 
@@ -33,6 +34,8 @@ class TrajectoryBuffer:
 
     def record(self, trajectory: QueryTrajectory) -> bool:
         """Append; False, and counted, if it is full."""
+        if trajectory is None:
+            raise InvalidInput("the trajectory is None: the buffer could not tell it from nothing")
         return self._ring.push(trajectory)
 
     def refuse(self) -> bool:

@@ -33,6 +33,7 @@ from sona_pg.learning.serving import Serving
 from sona_pg.loops.admission import admitted, admitted_score
 from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.loops.space_store import SpaceStore
+from sona_pg.steps import reached
 from sona_pg.store import learning as learning_store
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
@@ -554,7 +555,9 @@ class InstantLoop:
         # An interrupt may have entered one twice; the first counts.
         distinct = {entry.event.trajectory.id: entry for entry in reversed(waiting)}
         entries, learner, replayed = list(reversed(distinct.values())), self._learner, False
+        reached("flush.before_lock")
         with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
+            reached("flush.after_lock")
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
             if known or transaction.head.base != self._base:
@@ -562,15 +565,20 @@ class InstantLoop:
             if replayed or not is_learned:
                 events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
+            reached("flush.after_state")
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
+            reached("flush.after_trajectories")
             fresh_scores = transaction.write_scores(scores)
+            reached("flush.after_scores")
             recorded = {entry.event.trajectory.id: entry.event.trajectory for entry in entries}
             claimed = transaction.claim_pending(claim) if claim else []
+            reached("flush.after_pending")
             touched = [*recorded, *(score.trajectory_id for score in scores), *claimed]
             late = transaction.unlearned_events(list(dict.fromkeys(touched)), recorded)
             late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
             ledger = entries + late_entries
             self._write_edges(transaction, [entry.event for entry in ledger])
+            reached("flush.after_edges")
             head = transaction.write_learner(
                 learner.to_bytes(),
                 {"adapter": learner.adapter.served, "micro": learner.micro},
@@ -581,6 +589,8 @@ class InstantLoop:
                 worker=store.worker,
                 publish_every_events=store.config.publish_every_events,
             )
+            reached("flush.before_commit")
+        reached("flush.after_commit")
         self._learner, self._base, self._version = learner, head.base, head.version
         self._serving = learner.serving()
         self._forget(waiting, scores)

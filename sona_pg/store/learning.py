@@ -18,6 +18,7 @@ from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.learning.outcome import OutcomeEvent, with_scores
+from sona_pg.steps import reached
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.spaces import Space
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
@@ -385,6 +386,7 @@ class LearningTransaction:
                 (space_id, version, head.version or None, head.epoch, revision, events)
                 + (f"{events} events learned", state, hashlib.sha256(state).digest()),
             )
+        reached("flush.after_learner")
         connection.execute(
             "INSERT INTO sona.learning_cycle"
             " (space_id, cycle_id, loop, epoch, version, events, learned, replayed, worker, started_at, finished_at)"
@@ -399,6 +401,7 @@ class LearningTransaction:
                 for place, entry in enumerate(entries)
             ],
         )
+        reached("flush.after_ledger")
         return after
 
     def _write_served(self, served: dict[str, LowRank]) -> None:

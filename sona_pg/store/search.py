@@ -108,10 +108,8 @@ class ItemSearch:
                 if len(rows) < k:
                     return []
                 # An index returns almost in order; ties go by the id.
-                rows.sort(key=lambda row: (row[1], row[0]))
-                found.append(
-                    [Found(item, place + 1, single(1.0 - distance)) for place, (item, distance) in enumerate(rows)]
-                )
+                rows.sort(key=_by_distance)
+                found.append([Found(item, rank, _score(distance)) for rank, (item, distance) in enumerate(rows, 1)])
         return found
 
     def _prepared_statement(self, connection: Connection) -> sql.Composed | None:
@@ -173,3 +171,14 @@ class ItemSearch:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+
+def _by_distance(row: tuple[str, float]) -> tuple[bool, float, str]:
+    """Order of items: ties go by the id, and what has no distance comes last."""
+    item, distance = row
+    return (False, distance, item) if distance == distance else (True, 0.0, item)
+
+
+def _score(distance: float) -> float:
+    """The cosine; a vector of zeros has no direction, and counts as unrelated."""
+    return single(1.0 - distance) if distance == distance else 0.0

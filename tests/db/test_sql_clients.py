@@ -209,7 +209,7 @@ def test_batches_are_recorded_and_scored_whole_or_not_at_all(
         ("sona.record({space}, {query}, '{a}', positions => '{0}')", InvalidInput, "a position is below 1"),
         ("sona.record({space}, {query}, activations => '{NULL}')", InvalidInput, "neither an activation nor an item"),
         ("sona.record_batch({space}, '{}')", InvalidInput, "no JSON array"),
-        ("sona.record_batch({space}, '[1]')", SonaError, "scalar|NULL"),
+        ("sona.record_batch({space}, '[1]')", SonaError, "an entry is a JSON number"),
         ("sona.score_batch({space}, '{}')", InvalidInput, "no JSON array"),
         ("sona.score(gen_random_uuid(), 1)", InvalidInput, "name the space"),
         ("sona.score(gen_random_uuid(), 1, space => 'no such space')", UnknownSpace, "no such space"),

@@ -1,0 +1,59 @@
+"""Named moments of the loops at which a test may kill the process; in production each costs one comparison.
+
+``SONA_TEST_KILL_AT=flush.after_scores:3`` ends the process by SIGKILL when it reaches that step for the third time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+from sona_pg.errors import ConfigError
+
+ENV_KILL_AT = "SONA_TEST_KILL_AT"
+
+FLUSH = (
+    "flush.before_lock",
+    "flush.after_lock",
+    "flush.after_state",
+    "flush.after_trajectories",
+    "flush.after_scores",
+    "flush.after_pending",
+    "flush.after_edges",
+    "flush.after_learner",
+    "flush.after_ledger",
+    "flush.before_commit",
+    "flush.after_commit",
+)
+"""Of the learning transaction, in order. After the commit: it is durable, and the process does not know yet."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH}
+"""The steps of every loop; whoever adds some is killed at each of them by the chaos test."""
+
+
+def _killer(aim: str | None) -> Callable[[str], None] | None:
+    """What kills at the step that `aim` names."""
+    if not aim:
+        return None
+    step, _, count = aim.partition(":")
+    if step not in {name for names in STEPS.values() for name in names} or not (count or "1").isdecimal():
+        raise ConfigError(f"{ENV_KILL_AT} is {aim!r}, expected a step of sona_pg.steps, as in flush.after_scores:3")
+    left = int(count or "1")
+
+    def kill(name: str) -> None:
+        nonlocal left
+        left -= name == step
+        if name == step and left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill
+
+
+_act = _killer(os.environ.get(ENV_KILL_AT))
+
+
+def reached(name: str) -> None:
+    """Say that a step is reached."""
+    if _act is not None:
+        _act(name)

@@ -1,0 +1,14 @@
+"""The short form of the chaos: `make chaos` runs the full one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .chaos import run
+
+
+def test_processes_killed_at_every_step_lose_and_double_nothing(tmp_path: Path) -> None:
+    report, violations, kills = run(tmp_path, seed=11, at_step=1, at_random=3, stops=["flush.after_learner"])
+    print(report)
+    assert not violations
+    assert kills == 28

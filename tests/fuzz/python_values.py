@@ -1,0 +1,388 @@
+"""Arguments for the public Python of sona_pg: good ones by parameter, hostile ones by what the parameter takes.
+
+What takes a value from outside (a number, a text, an array, an id, JSON, a setting) is given anything at all. What
+takes an object of sona_pg is given one that was made from hostile parts: another kind is for the type checker.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import sona_pg
+from sona_pg import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.learning.edges import EdgeUpdate
+from sona_pg.store.search import Found
+from sona_pg.types import EMPTY, Answer, LearningSignal, QueryTrajectory, Score, SignalMetadata, TrajectoryStep
+
+Any_ = st.SearchStrategy[Any]
+DIM = 4
+
+
+def _read_only() -> NDArray[np.float32]:
+    array = np.ones(DIM, dtype=np.float32)
+    array.setflags(write=False)
+    return array
+
+
+texts = st.one_of(
+    st.sampled_from(
+        ("", " ", "\0", "a\0b", "\ud800", "\U0010ffff", "e\u0301" * 300, "x" * 500, "x" * 501, "é" * 251, "'\"\\;--")
+    ),
+    st.text(max_size=20),
+)
+numbers = st.one_of(
+    st.sampled_from(
+        (
+            0,
+            1,
+            -1,
+            2,
+            0.5,
+            1e-46,
+            3.5e38,
+            -3.5e38,
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+            2**31,
+            2**63,
+            2**64,
+            -(2**63),
+            10**400,
+            True,
+            1j,
+            Fraction(1, 3),
+            np.float16(1),
+            np.float64("nan"),
+            np.int64(-1),
+            np.bool_(True),
+            np.uint64(2**64 - 1),
+        )
+    ),
+    st.integers(),
+    st.floats(),
+)
+small_floats = st.floats(-2, 2, width=32)
+vectors = st.lists(small_floats, min_size=DIM, max_size=DIM).map(lambda v: np.array(v, dtype=np.float32))
+arrays = st.one_of(
+    st.lists(numbers, max_size=6),
+    st.lists(st.lists(small_floats, max_size=5), max_size=4),
+    st.sampled_from((0, 1, DIM - 1, DIM, DIM + 1, 100_000)).map(lambda n: np.ones(n, dtype=np.float32)),
+    st.sampled_from(
+        ("float16", "float64", "int8", "uint64", "bool", "complex64", "object", "U3", "M8[s]", "V4", ">f4")
+    ).map(lambda kind: np.zeros(DIM, dtype=kind)),
+    st.sampled_from(((0,), (), (1, DIM), (DIM, 1), (3, DIM), (0, DIM), (2, 2, DIM), (1, 2), (2, DIM), (DIM, DIM))).map(
+        lambda shape: np.full(shape, 0.5, dtype=np.float32)
+    ),
+    st.sampled_from((np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, 1e300)).map(lambda x: np.full(DIM, x)),
+    st.just(np.arange(2 * DIM, dtype=np.float32)[::2]),
+    st.just(np.arange(DIM, dtype=np.float32)[::-1]),
+    st.builds(_read_only),
+    st.just(np.ma.masked_array([1.0] * DIM, mask=[True] * DIM)),
+    st.just(memoryview(b"1234")),
+    vectors,
+    vectors.map(list),
+    vectors.map(tuple),
+    vectors.map(iter),
+)
+ids = st.one_of(st.integers(0, 300).map(lambda n: uuid.UUID(int=n)), st.uuids(), st.uuids().map(str), numbers)
+_loop: dict[str, Any] = {}
+_loop["self"] = _loop
+json_values = st.one_of(
+    st.recursive(
+        st.one_of(st.none(), numbers, texts),
+        lambda part: st.one_of(
+            st.lists(part, max_size=3), st.dictionaries(st.one_of(texts, numbers, st.none()), part, max_size=3)
+        ),
+        max_leaves=6,
+    ),
+    st.sampled_from(
+        (_loop, {"k": "x" * 1_100_000}, {1: 2}, {("a",): 1}, {"a": {1, 2}}, [["a", 1]], {"\ud800": 1}, {"a": b"x"})
+    ),
+)
+anything = st.one_of(
+    st.none(),
+    numbers,
+    texts,
+    st.binary(max_size=5),
+    arrays,
+    ids,
+    json_values,
+    st.sampled_from((object(), int, print, Path("x"), {1, 2}, range(3), iter(()), ..., slice(2), Exception("x"))),
+)
+
+# Objects of sona_pg made from hostile parts.
+typed_arrays = st.one_of(
+    vectors,
+    st.just(EMPTY),
+    st.sampled_from((np.nan, np.inf, 3.4e38, -3.4e38, 1e-45)).map(lambda x: np.full(DIM, x, dtype=np.float32)),
+    st.sampled_from((1, DIM + 1)).map(lambda n: np.ones(n, dtype=np.float32)),
+)
+item_ids = st.sampled_from(("1", "2", "3", "40", "unknown"))
+rewards = st.one_of(st.none(), st.sampled_from((0.0, 0.5, 1.0)))
+good_steps = st.builds(
+    TrajectoryStep, vectors, vectors, rewards, st.just(0.0), st.one_of(st.none(), item_ids), st.integers(1, 9)
+)
+good_trajectories = st.builds(
+    QueryTrajectory, st.uuids(), vectors, st.lists(good_steps, max_size=3).map(tuple), rewards
+)
+typed_steps = st.builds(
+    TrajectoryStep,
+    typed_arrays,
+    typed_arrays,
+    st.one_of(st.none(), st.floats()),
+    st.floats(),
+    st.one_of(st.none(), texts),
+    st.one_of(st.none(), st.integers()),
+)
+typed_trajectories = st.builds(
+    QueryTrajectory,
+    st.uuids(),
+    typed_arrays,
+    st.lists(typed_steps, max_size=3).map(tuple),
+    st.one_of(st.none(), st.floats()),
+)
+hostile_answers = st.builds(
+    Answer, *[st.one_of(anything, good) for good in (st.just("learned"), st.just(1), st.just("adapted"), st.just(1.0))]
+)
+hostile_steps = st.one_of(
+    good_steps,
+    typed_steps,
+    st.builds(TrajectoryStep, anything, anything, anything, anything, anything, anything),
+    anything,
+)
+hostile_trajectories = st.builds(
+    QueryTrajectory,
+    st.one_of(st.uuids(), anything),
+    st.one_of(vectors, anything),
+    st.one_of(st.lists(hostile_steps, max_size=2).map(tuple), st.lists(good_steps, max_size=2).map(tuple)),
+    st.one_of(rewards, anything),
+    st.one_of(st.just(1), anything),
+    st.one_of(st.none(), anything),
+    st.one_of(st.none(), anything),
+    st.one_of(st.builds(dict), anything),
+    st.one_of(st.just(Answer()), hostile_answers),
+)
+good_signals = st.builds(LearningSignal, vectors, vectors, st.floats(-1, 1), st.just(0.0), st.just(SignalMetadata()))
+hostile_signals = st.builds(
+    LearningSignal,
+    typed_arrays,
+    typed_arrays,
+    st.one_of(numbers, st.none()),
+    st.floats(),
+    st.builds(SignalMetadata, st.none(), st.just(1), st.booleans()),
+)
+good_recalls = st.builds(
+    sona_pg.Recall,
+    st.uuids(),
+    vectors,
+    st.lists(st.builds(Found, item_ids, st.just(1), st.floats(-1, 1)), max_size=2).map(tuple),
+    st.just(Answer()),
+)
+hostile_recalls = st.builds(
+    sona_pg.Recall,
+    st.one_of(st.uuids(), anything),
+    st.one_of(vectors, arrays),
+    st.lists(st.builds(Found, texts, st.integers(), st.floats()), max_size=2).map(tuple),
+    st.one_of(st.just(Answer()), hostile_answers),
+)
+
+
+def _state_of(kind: Callable[[], Any]) -> Any_:
+    """A state, of which a part is missing or replaced."""
+    parts = sorted(kind().state())
+    return st.builds(
+        lambda name, part, gone: {k: v for k, v in {**kind().state(), name: part}.items() if k != gone},
+        st.sampled_from(parts),
+        arrays.filter(lambda a: isinstance(a, np.ndarray)),
+        st.sampled_from((*parts, None)),
+    )
+
+
+def micro() -> sona_pg.MicroLoRA:
+    """One that has something to apply."""
+    made = sona_pg.MicroLoRA(DIM, 1)
+    made.accumulate_gradient(LearningSignal.with_gradient([1.0] * DIM, [1.0, 0.0, 0.0, 0.0], 1.0))
+    return made
+
+
+def adapter() -> sona_pg.QueryAdapter:
+    """A fresh one."""
+    return sona_pg.QueryAdapter(DIM, QueryAdapterConfig(rank=2))
+
+
+edge_updates = st.lists(st.builds(EdgeUpdate, st.tuples(item_ids, item_ids), st.booleans()), max_size=3)
+settings_of = {
+    "config": st.just(None),
+    "adapter": st.sampled_from((None, QueryAdapterConfig(rank=2))),
+    "instant": st.sampled_from((None, InstantLoopConfig())),
+    "signal": st.sampled_from((None, SignalConfig(max_gradient_norm=1))),
+    "store": st.sampled_from((None, StoreConfig(prepare_statements=False))),
+    "space_config": st.sampled_from((None, SpaceConfig())),
+}
+_unit = st.lists(st.just([1.0, 0.0, 0.0, 0.0]), min_size=2, max_size=2).map(
+    lambda r: [np.array(x, dtype=np.float32) for x in r]
+)
+
+GOOD: dict[str, Any_] = {
+    "a": item_ids,
+    "b": item_ids,
+    "activations": vectors,
+    "answer": st.just(Answer()),
+    "answered": st.one_of(vectors, good_recalls),
+    "attention_weights": vectors,
+    "baseline": st.just(0.5),
+    "capacity": st.integers(1, 9),
+    "dim": st.just(DIM),
+    "embedder": st.just(None),
+    "embedding": vectors,
+    "embedding_column": st.just("embedding"),
+    "factor": st.just(0.1),
+    "final_quality": rewards,
+    "gradient": vectors,
+    "gradient_estimate": vectors,
+    "hidden_dim": st.just(DIM),
+    "id": ids,
+    "id_column": st.just("id"),
+    "item_id": item_ids,
+    "item_ids": st.lists(item_ids, min_size=2, max_size=2),
+    "items": _unit,
+    "k": st.integers(1, 20),
+    "latency_us": st.just(0),
+    "learning_rate": st.just(0.01),
+    "limit": st.just(5),
+    "metadata": st.just(None),
+    "name": st.just("reward"),
+    "out": st.builds(lambda: np.zeros(DIM, dtype=np.float32)),
+    "position": st.just(1),
+    "quality": st.just(0.5),
+    "quality_score": st.just(0.5),
+    "query": vectors,
+    "query_embedding": vectors,
+    "rank": st.sampled_from((1, 2)),
+    "reward": rewards,
+    "rewards": st.lists(rewards, min_size=2, max_size=2),
+    "scale": st.just(0.01),
+    "score_id": st.none(),
+    "seed": st.just(1),
+    "session_id": st.none(),
+    "skip": st.just(np.zeros(0, dtype=np.int64)),
+    "space": st.just("fuzz python"),
+    "targets": st.just([1.0, 0.0]),
+    "trajectory_id": st.uuids(),
+    "updates": edge_updates,
+    "user_id": st.none(),
+    "value": rewards,
+    "weight": st.just(1.0),
+    "weights": st.just(np.ones((2, DIM), dtype=np.float32)),
+    "x": vectors,
+    "step": st.just(np.ones((2, DIM), dtype=np.float32)),
+    "arm": st.just("learned"),
+    "version": st.just(1),
+    "strategy": st.just("adapted"),
+    "propensity": st.just(1.0),
+    "steps": st.just(()),
+    "step_count": st.just(1),
+    "has_advantage": st.booleans(),
+    "timestamp": st.just(0.0),
+    **settings_of,
+}
+"""By parameter; settings of configs are good at their defaults."""
+
+GOOD_OF: dict[str, dict[str, Any_]] = {
+    "EdgeWeights.__init__": {"scale": st.sampled_from((None, 0.01))},
+    "InstantLoop.__init__": {"space": settings_of["space_config"], "pool": st.none(), "store": st.none()},
+    "InstantLoop.on_inference": {"trajectory": good_trajectories},
+    "InstantLoop.on_score": {"score": st.builds(Score, st.uuids(), st.just(1.0), item_ids, st.just("reward"), texts)},
+    "LearningSignal.__init__": {"metadata": st.just(SignalMetadata())},
+    "LearningSignal.from_trajectory": {"trajectory": good_trajectories},
+    "MicroLoRA.accumulate_gradient": {"signal": good_signals},
+    "MicroLoRA.backward": {"out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32))},
+    "MicroLoRA.forward_batch": {
+        "x": st.just(np.ones((3, DIM), dtype=np.float32)),
+        "out": st.builds(lambda: np.zeros((3, DIM), dtype=np.float32)),
+    },
+    "MicroLoRA.load_state": {"state": st.builds(lambda: micro().state())},
+    "QueryAdapter.__init__": {"items": st.just(np.eye(DIM, dtype=np.float32))},
+    "QueryAdapter.learn": {"pool": st.just(np.eye(DIM, dtype=np.float32))},
+    "QueryAdapter.load_state": {"state": st.builds(lambda: adapter().state())},
+    "Recall.__init__": {"items": st.just(())},
+    "SonaEngine.connect": {"url": st.none(), "home": st.none(), "background": st.just(False)},
+    "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
+    "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
+    "TrajectoryBuffer.record": {"trajectory": good_trajectories},
+}
+
+HOSTILE_OF: dict[str, dict[str, Any_]] = {
+    "InstantLoop.__init__": {
+        name: GOOD_OF["InstantLoop.__init__"].get(name, GOOD.get(name, st.none()))
+        for name in ("config", "adapter", "signal", "space", "pool", "store")
+    },
+    "InstantLoop.on_inference": {"trajectory": st.one_of(hostile_trajectories, typed_trajectories, anything)},
+    "InstantLoop.on_score": {"score": st.builds(Score, anything, anything, anything, anything, anything)},
+    "LearningSignal.from_trajectory": {
+        "trajectory": typed_trajectories,
+        "baseline": st.floats(),
+        "config": st.just(SignalConfig(max_gradient_norm=1e-6)),
+    },
+    "MicroLoRA.__init__": {"signal": settings_of["signal"]},
+    "MicroLoRA.accumulate_gradient": {"signal": hostile_signals},
+    "MicroLoRA.load_state": {"state": _state_of(micro)},
+    "QueryAdapter.__init__": {"config": st.sampled_from((QueryAdapterConfig(rank=5), QueryAdapterConfig(rank=4)))},
+    "QueryAdapter.load_state": {"state": _state_of(adapter)},
+    "SonaEngine.connect": {
+        "url": st.sampled_from(
+            ("", "x", "host=/nonexistent", "postgresql://[", "postgresql:///x?nonsense=1", "\0", "a=b=c")
+        ),
+        "home": st.none(),
+        "background": st.just(False),
+        **{name: settings_of[name] for name in ("instant", "adapter", "store", "space_config")},
+    },
+    "SonaEngine.record": {
+        "answered": st.one_of(hostile_recalls, hostile_trajectories, typed_trajectories, good_trajectories, anything)
+    },
+    "TrajectoryBuffer.drain_into": GOOD_OF["TrajectoryBuffer.drain_into"],
+    "TrajectoryBuilder.build": {"answer": hostile_answers},
+}
+"""Where not anything at all is hostile, but something of a kind."""
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "EdgeWeights": sona_pg.EdgeWeights,
+    "InstantLoop": lambda: sona_pg.InstantLoop(DIM),
+    "MicroLoRA": micro,
+    "QueryAdapter": adapter,
+    "TrajectoryBuffer": lambda: sona_pg.TrajectoryBuffer(2),
+    "TrajectoryBuilder": lambda: sona_pg.TrajectoryBuilder(1, np.ones(DIM)),
+}
+"""A fresh object for every call of a method; the engine is one, and outlives all calls."""
+
+
+def _learn_on(loop: sona_pg.InstantLoop) -> list[Any]:
+    loop.flush_updates()
+    return [loop.learner.adapter.trained.weights, loop.micro_lora.weights]
+
+
+def _commit(edges: sona_pg.EdgeWeights) -> list[Any]:
+    edges.commit()
+    return [np.array(list(edges._weights.values()), dtype=np.float64)]
+
+
+NUMBERS_OF: dict[str, Callable[[Any], list[Any]]] = {
+    "EdgeWeights": _commit,
+    "InstantLoop": _learn_on,
+    "MicroLoRA": lambda lora: list(lora.state().values()),
+    "QueryAdapter": lambda adapter: list(adapter.state().values()),
+    "TrajectoryBuilder": lambda builder: (
+        [s.activations for s in builder._steps] + [s.attention_weights for s in builder._steps]
+    ),
+}
+"""What of an object must stay finite, whatever was refused or taken; having learned what it was given."""

@@ -1,0 +1,214 @@
+"""Every function of schema sona with hostile arguments: typed refusals, a server that lives, sound tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import sql
+
+from sona_pg.store.connection import Connection, connect, use_vector_schema
+
+from . import budget, sql_values
+from .budget import tries
+from .sql_values import DIM, SPACES
+from .sweep import learn_all, not_finite
+
+OWN = re.compile("SN00[1-4]")
+DATA = re.compile("22...|54...")
+"""Values that are no values of their type, out of range, or too large: Postgres says which."""
+OBJECT = re.compile("42...|55000|0A000")
+"""The caller named a table or column that is not there, is none, or cannot be read."""
+NAMES_OBJECTS = {"set_items", "recall", "_search_items", "_may_grant"}
+"""Functions that read a table, or ask for a role, that the caller has named."""
+
+_SETUP = f"""
+CREATE TABLE public.fuzz_items (id integer PRIMARY KEY, embedding vector({DIM}));
+INSERT INTO public.fuzz_items SELECT n, ARRAY[sin(n), cos(n), sin(2 * n), 0.5]::vector FROM generate_series(1, 40) n;
+CREATE VIEW public.fuzz_view AS SELECT id, embedding FROM public.fuzz_items;
+CREATE MATERIALIZED VIEW public.fuzz_matview AS SELECT id, embedding FROM public.fuzz_items;
+CREATE MATERIALIZED VIEW public.fuzz_unpopulated AS SELECT id, embedding FROM public.fuzz_items WITH NO DATA;
+CREATE FOREIGN DATA WRAPPER fuzz_wrapper;
+CREATE SERVER fuzz_server FOREIGN DATA WRAPPER fuzz_wrapper;
+CREATE FOREIGN TABLE public.fuzz_foreign (id integer, embedding vector({DIM})) SERVER fuzz_server;
+CREATE TABLE public.fuzz_parts (id integer, embedding vector({DIM})) PARTITION BY LIST (id);
+CREATE TABLE public.fuzz_part PARTITION OF public.fuzz_parts DEFAULT;
+INSERT INTO public.fuzz_parts SELECT id, embedding FROM public.fuzz_items;
+CREATE SEQUENCE public.fuzz_sequence;
+CREATE TYPE public.fuzz_row AS (id integer, embedding vector({DIM}));
+CREATE TABLE public."quo""ted; DROP TABLE x" (id text, embedding vector, "i""d" text, "é" vector);
+INSERT INTO public."quo""ted; DROP TABLE x" VALUES ('a''b', '[1,0,0,0]', '"', '[1,0,0,0]');
+CREATE TABLE public.fuzz_long_ids AS SELECT repeat('x', 600) AS id, '[1,0,0,0]'::vector AS embedding;
+CREATE TABLE public.fuzz_wrong_dim AS SELECT 1 AS id, '[1,0,0]'::vector AS embedding;
+CREATE TABLE public.fuzz_nulls AS SELECT NULL::text AS id, '[1,0,0,0]'::vector AS embedding
+    UNION ALL SELECT 'a', NULL UNION ALL SELECT 'a', '[1,0,0,0]' UNION ALL SELECT 'a', '[0,1,0,0]';
+CREATE TABLE public.fuzz_zero AS SELECT 1 AS id, '[0,0,0,0]'::vector AS embedding UNION ALL SELECT 2, '[1,0,0,0]';
+CREATE VIEW public.fuzz_failing AS SELECT 1 / (id - 1) AS id, embedding FROM public.fuzz_items;
+CREATE TABLE public.fuzz_empty (id integer, embedding vector({DIM}));
+CREATE TABLE public.fuzz_no_column ();
+"""
+
+
+class Parameter(NamedTuple):
+    name: str
+    type: str
+    has_default: bool
+
+
+class Function(NamedTuple):
+    name: str
+    parameters: tuple[Parameter, ...]
+
+
+@pytest.fixture(scope="module")
+def connection(url: str) -> Iterator[Connection]:
+    with connect(url) as made:
+        use_vector_schema(made)
+        made.execute(_SETUP.encode())
+        for number, space in enumerate(SPACES):
+            made.execute(
+                "SELECT sona.create_space(%s, %s, NULL, %s, 1, %s)", (space, DIM, -(number % 2), number % 2 == 1)
+            )
+            made.execute("SELECT sona.set_items(%s, 'public.fuzz_items', 'id', 'embedding')", (space,))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def functions(connection: Connection) -> dict[str, Function]:
+    """Whatever a client can call, with its input parameters."""
+    rows = connection.execute(
+        "SELECT p.proname, array_agg(ARRAY[a.name, format_type(a.type, NULL), "
+        " (a.n > p.pronargs - p.pronargdefaults)::text]"
+        " ORDER BY a.n) FILTER (WHERE a.n IS NOT NULL)"
+        " FROM pg_proc p LEFT JOIN LATERAL unnest(p.proargtypes::oid[], p.proargnames[1:p.pronargs])"
+        " WITH ORDINALITY AS a (type, name, n) ON true"
+        " WHERE p.pronamespace = 'sona'::regnamespace AND p.prorettype <> 'trigger'::regtype GROUP BY p.oid, p.proname"
+    ).fetchall()
+    found = {}
+    for name, parameters in rows:
+        assert name not in found, f"sona.{name} is overloaded: the strategies go by its name"
+        found[name] = Function(name, tuple(Parameter(n, t, d == "true") for n, t, d in parameters or ()))
+    return found
+
+
+def call_of(function: Function) -> st.SearchStrategy[dict[str, str | None]]:
+    """Good arguments, of which some are left out and up to three replaced by hostile ones."""
+    own = sql_values.GOOD_OF.get(function.name, {})
+    good = {
+        p.name: own[p.name] if p.name in own else sql_values.GOOD[f"{p.name} {p.type}"] for p in function.parameters
+    }
+    hostile = {p.name: st.one_of(sql_values.HOSTILE[p.type], st.none()) for p in function.parameters}
+    optional = [p.name for p in function.parameters if p.has_default]
+
+    @st.composite
+    def build(draw: st.DrawFn) -> dict[str, str | None]:
+        left_out = draw(st.sets(st.sampled_from(optional))) if optional else set()
+        given = [name for name in good if name not in left_out]
+        changed = draw(st.sets(st.sampled_from(given), max_size=(min(len(given), 5) + 1) // 2)) if given else set()
+        return {name: draw(hostile[name] if name in changed else good[name]) for name in given}
+
+    return build()
+
+
+def test_every_function_has_strategies(functions: dict[str, Function]) -> None:
+    missing = [
+        f"sona.{f.name}: {p.name} {p.type}"
+        for f in functions.values()
+        for p in f.parameters
+        if p.type not in sql_values.HOSTILE
+        or not (f"{p.name} {p.type}" in sql_values.GOOD or p.name in sql_values.GOOD_OF.get(f.name, {}))
+    ]
+    assert not missing, f"say in tests/fuzz/sql_values.py what is good of {missing}"
+    assert len(functions) >= 20
+    assert {f.name for f in functions.values()} == set(EVERY), "add the new function to EVERY, which fuzzes it"
+
+
+EVERY = (
+    "_check_id",
+    "_check_keys",
+    "_check_reward",
+    "_indexed_embedding",
+    "_indexed_type",
+    "_is_member",
+    "_may_grant",
+    "_numbers",
+    "_refuse",
+    "_search_items",
+    "_texts",
+    "_unknown_space",
+    "_wrong_dimension",
+    "adapt",
+    "admit_queries",
+    "create_space",
+    "drop_space",
+    "nearest_queries",
+    "new_trajectory_id",
+    "recall",
+    "record",
+    "record_batch",
+    "score",
+    "score_batch",
+    "set_items",
+)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_hostile_arguments_are_refused_with_an_error_of_their_own(
+    name: str, connection: Connection, functions: dict[str, Function]
+) -> None:
+    function = functions[name]
+    often = {"record": 8, "record_batch": 4, "set_items": 3}.get(name, 1)
+
+    @tries(short=50 * often, full=1600 * often)
+    @given(arguments=call_of(function))
+    def every_input(arguments: dict[str, str | None]) -> None:
+        call(connection, function, arguments)
+
+    every_input()
+
+
+def call(connection: Connection, function: Function, arguments: dict[str, str | None]) -> None:
+    """One call; fails unless it succeeds or is refused in a way that tells the caller what is wrong."""
+    types = {p.name: p.type for p in function.parameters}
+    statement = sql.SQL("SELECT * FROM sona.{}({})").format(
+        sql.Identifier(function.name),
+        sql.SQL(", ").join(
+            sql.SQL("{} => %s::{}").format(sql.Identifier(name), sql.SQL(types[name])) for name in arguments
+        ),
+    )
+    budget.executed[f"sona.{function.name}"] += 1
+    answer: list[tuple[object, ...]] = []
+    refusal: psycopg.Error | None = None
+    try:
+        answer = connection.execute(statement, list(arguments.values())).fetchall()
+    except psycopg.Error as error:
+        refusal = error
+    assert not connection.closed, refusal
+    if refusal is not None:
+        state = refusal.sqlstate or "none"
+        budget.refused[f"sona.{function.name}", state] += 1
+        assert function.name == "_refuse" or is_for_the_caller(function, state), f"{state}: {refusal}"
+    assert not re.search(r"\b(nan|inf)\b", repr(answer)) or function.name == "_numbers"
+
+
+def is_for_the_caller(function: Function, state: str) -> bool:
+    """Whether an SQLSTATE says what of the arguments was wrong. What `_refuse` raises is for its caller to choose."""
+    named = function.name in NAMES_OBJECTS and OBJECT.fullmatch(state)
+    return bool(OWN.fullmatch(state) or DATA.fullmatch(state) or named)
+
+
+def test_what_was_valid_is_learned_all_the_same(url: str, connection: Connection) -> None:
+    connection.execute("SELECT sona.set_items(%s, 'public.fuzz_items', 'id', 'embedding')", (SPACES[0],))
+    made = connection.execute("SELECT sona.record(%s, '[1,0,0,0]', '{1,2}', '{1,0}')", (SPACES[0],)).fetchall()[0][0]
+    assert not learn_all(url, connection)
+    learned = connection.execute("SELECT learned FROM sona.ledger WHERE trajectory_id = %s", (made,)).fetchall()
+    assert learned == [("adapter",)]
+
+
+def test_no_table_holds_a_number_that_is_none(connection: Connection) -> None:
+    assert not not_finite(connection)
