@@ -238,6 +238,12 @@ class SonaEngine:
             raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
         if filter is not None:
             filter = private_json(filter, "filter")
+        if (
+            isinstance(queries, str)
+            or not isinstance(queries, Sequence | np.ndarray)
+            or (isinstance(queries, np.ndarray) and not queries.ndim)
+        ):
+            raise InvalidInput(f"queries is a {type(queries).__name__}, expected a list of vectors")
         vectors = [as_vector(query, self._space.dim, "query").copy() for query in queries]
         serving, version = self._loop.serving, self._loop.version
         found = self._search.nearest([serving.adapt(vector) for vector in vectors], k, filter)

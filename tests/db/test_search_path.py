@@ -22,6 +22,7 @@ NEW = uuid.UUID(int=42)
 CALLS = {
     "_check_id": "SELECT sona._check_id('', 'an id')",
     "_check_reward": "SELECT sona._check_reward(2, 0, 1, 'a reward')",
+    "_check_keys": "SELECT sona._check_keys('{{\"a\": 1}}', '{{a,b}}', '{{b}}')",
     "_check_retention": "SELECT sona._check_retention('-1 day', 'steps')",
     "_comparison": "SELECT sona._comparison('id', 'integer', 'in', '[1, 2]')",
     "_condition": "SELECT sona._condition('shop.items', '{{id}}', '{{\"id\": {{\"gte\": 1}}}}')",

@@ -24,7 +24,19 @@ DATA = re.compile("22...|54...")
 """Values that are no values of their type, out of range, or too large: Postgres says which."""
 OBJECT = re.compile("42...|55000|0A000")
 """The caller named a table or column that is not there, is none, or cannot be read."""
-NAMES_OBJECTS = {"set_items", "recall", "_search_items", "_may_grant"}
+NAMES_OBJECTS = {
+    "_comparison",
+    "_condition",
+    "_grantable_spaces",
+    "_lock_learner",
+    "_may_grant",
+    "_search_items",
+    "grant_space",
+    "recall",
+    "recall_batch",
+    "revoke_space",
+    "set_items",
+}
 """Functions that read a table, or ask for a role, that the caller has named."""
 
 _SETUP = f"""
@@ -131,10 +143,20 @@ def test_every_function_has_strategies(functions: dict[str, Function]) -> None:
 EVERY = (
     "_check_id",
     "_check_keys",
+    "_check_retention",
     "_check_reward",
+    "_comparison",
+    "_condition",
+    "_delete_orphan_scores",
+    "_delete_steps",
+    "_delete_trajectories",
+    "_grantable_spaces",
+    "_index_queries",
     "_indexed_embedding",
     "_indexed_type",
     "_is_member",
+    "_learned_trajectories",
+    "_lock_learner",
     "_may_grant",
     "_numbers",
     "_refuse",
@@ -144,16 +166,21 @@ EVERY = (
     "_wrong_dimension",
     "adapt",
     "admit_queries",
+    "apply_retention",
     "create_space",
     "drop_space",
+    "grant_space",
     "nearest_queries",
     "new_trajectory_id",
     "recall",
+    "recall_batch",
     "record",
     "record_batch",
+    "revoke_space",
     "score",
     "score_batch",
     "set_items",
+    "set_retention",
 )
 
 
