@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-KERNELS := setup.py pyproject.toml $(wildcard cython_ext/*)
+KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 # Numeric libraries with threads of their own spin against each other on small machines.
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
