@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from sona_pg import DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig
+from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig
 from sona_pg.cli.app import app
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
@@ -248,3 +248,51 @@ def test_what_the_spool_brings_goes_through_the_door_again(
     messages = [row[0] for row in connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,))]
     assert len(messages) == 3
     assert all("in the spool was refused" in message for message in messages)
+
+
+def test_a_statement_timeout_in_mid_flush_loses_nothing(url: str, space_name: str, home: Path) -> None:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as patient:
+        name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+        role = f"hurried_{uuid.uuid4().hex[:8]}"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
+            connection.execute(f'ALTER ROLE {role} IN DATABASE "{name}" SET statement_timeout = 60')
+        try:
+            with psycopg.connect(url) as blocker:
+                hurried = SonaEngine.connect(f"{url} user={role}", space=space_name, background=False)
+                for number in range(20):
+                    _record(hurried, number)
+                blocker.execute("LOCK TABLE sona.learning_event IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(DatabaseBusy, match="statement timeout"):
+                    hurried.flush()
+                assert hurried.metrics.spooled == 20
+                hurried.close()
+            patient.flush()
+        finally:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f"DROP ROLE {role}")
+    assert _ledger(url, space_name) == [(number, 0) for number in range(20)]
+
+
+def test_a_clock_that_jumped_back_shows_no_negative_age(
+    home: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SonaEngine.connect(home=home, space=SPACE, dim=DIM, background=False)
+    server.stop()
+    with monkeypatch.context() as patch:
+        later = time.time() + 86_400
+        patch.setattr(time, "time", lambda: later)
+        patch.setattr(time, "time_ns", lambda: int(later * 1e9))
+        _record(engine, 1)
+        with pytest.raises(DatabaseUnavailable):
+            engine.flush()
+    _record(engine, 2)
+    engine.close()
+    server.start()
+    monkeypatch.setenv("SONA_HOME", str(home))
+    monkeypatch.delenv("SONA_DATABASE_URL", raising=False)
+    (row,) = json.loads(CliRunner().invoke(app, ["status", "--json"]).stdout)
+    assert row["spool_age_seconds"] == 0
+    with SonaEngine.connect(home=home, space=SPACE, background=False) as other:
+        other.flush()
+    assert _ledger(engine.url) == [(1, 0), (2, 0)]
