@@ -43,6 +43,8 @@ class InstantLoopConfig:
         Longest time that what was recorded waits to be durable.
     max_unflushed
         Learned trajectories that may wait for the database; one more is refused and counted.
+    patience_seconds
+        A flush that takes longer may hang: what is recorded goes to the spool meanwhile, and `close` waits no longer.
     """
 
     micro_lora_rank: int = 1
@@ -51,6 +53,7 @@ class InstantLoopConfig:
     max_pending_signals: int = 1000
     flush_interval_seconds: float = 0.5
     max_unflushed: int = 20_000
+    patience_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         _whole("micro_lora_rank", self.micro_lora_rank, 1, 2)
@@ -59,6 +62,7 @@ class InstantLoopConfig:
         _whole("max_pending_signals", self.max_pending_signals, 1, 1 << 20)
         _within("flush_interval_seconds", self.flush_interval_seconds, 0.001, 3600.0)
         _whole("max_unflushed", self.max_unflushed, 1, 1 << 24)
+        _within("patience_seconds", self.patience_seconds, 0.01, 3600.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing.util
 import os
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import MAX_DIM, SHOWN, InstantLoopConfig, QueryAdapterConfig, SpaceConfig, StoreConfig
-from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError
+from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
@@ -97,7 +97,10 @@ class SonaEngine:
                 thread = threading.Thread(target=work, name=f"sona-instant-{space.name}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-        atexit.register(_close_at_exit, weakref.ref(self))
+        _open_engines.add(self)
+        if multiprocessing.parent_process() is not None:
+            # Such a child ends without atexit.
+            multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=1)
 
     @classmethod
     def connect(
@@ -464,9 +467,12 @@ class SonaEngine:
 
     def _spill(self) -> None:
         while not self._stop.is_set():
-            self._crowded.wait()
+            self._crowded.wait(_LOOK_SECONDS)
             self._crowded.clear()
-            self._loop.spill()
+            try:
+                self._loop.spill()
+            except Exception:
+                log.exception("what is recorded could not be spilled, will be tried again")
 
     def close(self) -> None:
         """Flush and disconnect. What the database does not take stays in the spool, for the next process.
@@ -485,19 +491,32 @@ class SonaEngine:
         self._stop.set()
         self._wake.set()
         self._crowded.set()
-        for thread in self._threads:
-            thread.join()
+        last = _LastFlush(self._loop, self._threads)
+        if not last.wait():
+            log.warning("the database does not answer: what was recorded last is in the spool on this machine")
+            _open_engines.discard(self)
+            self._closed = True
+            return
         try:
-            self._loop.flush_updates()
+            last.check()
         except SonaError as error:
             waiting = self._loop.metrics.unflushed + self._loop.metrics.pending
+            if isinstance(error, UnknownSpace):
+                self._disconnect()  # nothing can be mended
+                if waiting:
+                    raise
+                return
             if waiting:
                 raise DatabaseError(
                     f"{waiting} trajectories and scores are not durable ({error}): "
                     "mend the database and call close again, or they are lost with this process"
                 ) from error
             log.warning("what was recorded last is in the spool on this machine: %s", error)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         self._closed = True
+        _open_engines.discard(self)
         self._loop.close()
         self._search.close()
 
@@ -541,14 +560,55 @@ def _open_or_create(
     return spaces.get_space(connection, name) if found is None else found
 
 
-def _close_at_exit(engine: weakref.ref[SonaEngine]) -> None:
-    """A process that ends without `close` flushes all the same."""
-    found = engine()
-    if found is not None and found._pid == os.getpid():
+class _LastFlush:
+    """The flush of an engine that closes, in a thread: a database that hangs must not keep the process from ending."""
+
+    def __init__(self, loop: InstantLoop, before: Sequence[threading.Thread]) -> None:
+        self._loop = loop
+        self._before = before
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="sona-last-flush", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
         try:
-            found.close()
-        except SonaError as error:
-            log.error("at exit: %s", error)
+            for thread in self._before:
+                thread.join()
+            self._loop.flush_updates()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> bool:
+        """Wait for its end; False if the database hangs, and everything is on disk."""
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_SECONDS)
+            self._loop.spill()
+            if self._thread.is_alive() and self._loop.is_safe:
+                return False
+        return True
+
+    def check(self) -> None:
+        """Raise what it has raised."""
+        if self._error is not None:
+            raise self._error
+
+
+_LOOK_SECONDS = 0.5
+"""Time between two looks whether a flush hangs."""
+
+_open_engines: set[SonaEngine] = set()
+"""Engines that are not closed: what they hold must not go with the last reference."""
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    """A process that ends without `close` flushes all the same."""
+    for engine in list(_open_engines):
+        if engine._pid == os.getpid():
+            try:
+                engine.close()
+            except SonaError as error:
+                log.error("at exit: %s", error)
 
 
 def _item_steps(

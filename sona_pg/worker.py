@@ -6,7 +6,9 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sona_pg.config import WorkerConfig
 from sona_pg.errors import DatabaseUnavailable, SonaError
@@ -46,14 +48,14 @@ class InstantWorker:
         self._config = WorkerConfig() if config is None else config
         self._connection: Connection | None = None
         self._loops: dict[str, InstantLoop] = {}
-        self._setbacks: dict[str, _Setback] = {}
+        self._setbacks: dict[tuple[str, str], _Setback] = {}
         self._admit_at: dict[str, float] = {}
         self._retain_at = 0.0
 
     @property
     def failing(self) -> list[str]:
         """Names of the spaces that failed and were not learned since."""
-        return sorted(self._setbacks)
+        return sorted({name for _, name in self._setbacks})
 
     def run(self, stop: threading.Event) -> None:
         """Learn until `stop` is set, polling while there is nothing to do."""
@@ -79,20 +81,29 @@ class InstantWorker:
         """
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
-        learned = 0
-        for name in self._spaces_with_work(self._connection):
-            if self._is_set_back(name):
-                continue
-            try:
-                loop = self._loop(name)
-                learned += loop.learn_recorded(self._config.batch)
-                self._setbacks.pop(name, None)
-                self._admit(name)
-            except DatabaseUnavailable:
-                raise
-            except SonaError as error:
-                self._set_back(self._connection, name, error)
+        names = self._spaces_with_work(self._connection)
+        learned = sum(self._attempt(self._connection, "instant", name, partial(self._learn, name)) for name in names)
         self._apply_retention(self._connection)
+        return learned
+
+    def _attempt(self, connection: Connection, task: str, name: str, work: Callable[[], int]) -> int:
+        """Do something for a space, unless it failed a moment ago; what fails is set back, and stops no other."""
+        setback = self._setbacks.get((task, name))
+        if setback is not None and time.monotonic() < setback.until:
+            return 0
+        try:
+            done = work()
+        except DatabaseUnavailable:
+            raise
+        except SonaError as error:
+            self._set_back(connection, task, name, error)
+            return 0
+        self._setbacks.pop((task, name), None)
+        return done
+
+    def _learn(self, name: str) -> int:
+        learned = self._loop(name).learn_recorded(self._config.batch)
+        self._admit(name)
         return learned
 
     def _spaces_with_work(self, connection: Connection) -> list[str]:
@@ -134,32 +145,23 @@ class InstantWorker:
             return
         treated = 0
         for name in spaces.spaces_with_retention(connection):
-            if self._is_set_back(name):
-                continue
-            try:
-                treated += spaces.apply_retention(connection, name, self._config.retention_batch)
-            except DatabaseUnavailable:
-                raise
-            except SonaError as error:
-                self._set_back(connection, name, error)
+            work = partial(spaces.apply_retention, connection, name, self._config.retention_batch)
+            treated += self._attempt(connection, "retention", name, work)
         self._retain_at = time.monotonic() + (0.0 if treated else self._config.retention_interval_seconds)
 
-    def _is_set_back(self, name: str) -> bool:
-        setback = self._setbacks.get(name)
-        return setback is not None and time.monotonic() < setback.until
-
-    def _set_back(self, connection: Connection, name: str, error: SonaError) -> None:
-        failures = self._setbacks[name].failures + 1 if name in self._setbacks else 1
-        delay = min(self._config.longest_setback_seconds, 2.0**failures)
-        self._setbacks[name] = _Setback(failures, time.monotonic() + delay)
-        log.error("space %r failed, will be tried again in %.0f s: %s", name, delay, error)
+    def _set_back(self, connection: Connection, task: str, name: str, error: SonaError) -> None:
+        before = self._setbacks.get((task, name))
+        failures = 1 if before is None else before.failures + 1
+        delay = min(self._config.longest_setback_seconds, 2.0 ** min(failures, 20))
+        self._setbacks[task, name] = _Setback(failures, time.monotonic() + delay)
+        log.error("%s of space %r failed, will be tried again in %.0f s: %s", task, name, delay, error)
         loop = self._loops.pop(name, None)
         if loop is not None:
             loop.close()
         with contextlib.suppress(SonaError):
             space = spaces.find_space(connection, name)
             if space is not None and failures == 1:
-                errors.log_error(connection, space.space_id, "instant", SpaceStore.worker_name(), str(error))
+                errors.log_error(connection, space.space_id, task, SpaceStore.worker_name(), str(error))
 
     def close(self) -> None:
         """Disconnect."""

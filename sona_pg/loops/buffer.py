@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import cast
 
 from sona_pg.config import InstantLoopConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.kernels import Ring
-from sona_pg.types import QueryTrajectory
+from sona_pg.types import QueryTrajectory, Score
 
 
 class TrajectoryBuffer:
@@ -48,9 +49,11 @@ class TrajectoryBuffer:
         self.drain_into(drained)
         return drained
 
-    def drain_into(self, target: list[QueryTrajectory] | deque[QueryTrajectory]) -> None:
+    def drain_into(
+        self, target: list[QueryTrajectory] | deque[QueryTrajectory] | deque[QueryTrajectory | Score]
+    ) -> None:
         """Move everything that is in it, oldest first; an interrupt finds each trajectory in one of the two."""
-        self._ring.drain_into(target)
+        self._ring.drain_into(cast("list[QueryTrajectory] | deque[QueryTrajectory]", target))
 
     def __len__(self) -> int:
         return len(self._ring)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,16 @@ from datetime import UTC, datetime
 from itertools import chain
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
-from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, InvalidInput, SonaError, UnknownSpace
+from sona_pg.errors import (
+    ConfigError,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    DimensionMismatch,
+    InvalidInput,
+    LearningError,
+    SonaError,
+    UnknownSpace,
+)
 from sona_pg.kernels import Ring
 from sona_pg.learning.edges import EdgeWeights, apply_updates, edge_updates, helpful_items
 from sona_pg.learning.item_pool import ItemPool
@@ -138,6 +148,8 @@ class InstantLoop:
         self._scores = Ring(self.config.max_pending_signals)
         self._turn = threading.Lock()
         """Held while learning or flushing; never on the caller's path."""
+        self._moving = threading.Lock()
+        """Held while the buffers are emptied: what they held is never in between. Never on the caller's path."""
         self._waiting: deque[QueryTrajectory] = deque()
         self._unflushed: list[LedgerEntry] = []
         self._unflushed_ids: set[uuid.UUID] = set()
@@ -147,6 +159,10 @@ class InstantLoop:
         self._is_away = False
         """Whether the database failed the last time; learning does not ask it then."""
         self._spooled = 0
+        self._began: float | None = None
+        """When the flush that goes on began, by the monotonic clock."""
+        self._has_copied = False
+        self._complaints: list[str] = []
         self._spool_batch = 1 if store is None else store.config.spool_batch
         self._drained: dict[uuid.UUID, QueryTrajectory] = {}
         self._edges = EdgeWeights(self.config.edge_update_scale)
@@ -275,6 +291,17 @@ class InstantLoop:
             self._store.discard()
 
     def _take_buffers(self) -> None:
+        """Take out of the buffers what was recorded; everything keeps its order, that in the spool too."""
+        with self._moving:
+            self._drain(None if self._store is None else self._store.spool)
+
+    def _drain(self, spool: Spool | None) -> None:
+        if spool is not None and self._holds_any and spool.is_split:
+            # Between what memory holds and what the buffers hold is what was spilled: these go behind that.
+            self._append_behind(spool)
+            return
+        if spool is not None and not self._holds_any:
+            spool.advance()
         while self._spilled:
             event = self._spilled.popleft()
             if isinstance(event, Score):
@@ -284,8 +311,23 @@ class InstantLoop:
         self._buffer.drain_into(self._waiting)
         self._scores.drain_into(self._unflushed_scores)
 
+    def _take_newest(self, spool: Spool) -> bool:
+        """Empty the buffers, unless something was spilled in between, which is older and goes first."""
+        with self._moving:
+            if spool.holds_own and not self._holds_any:
+                return False
+            self._drain(spool)
+            return True
+
+    @property
+    def _holds_any(self) -> bool:
+        return bool(self._unflushed or self._waiting or self._unflushed_scores)
+
     def _learn_pending(self) -> int:
         self._take_buffers()
+        return self._learn_waiting()
+
+    def _learn_waiting(self) -> int:
         if not self._waiting:
             return 0
         events = [] if self._is_away else [OutcomeEvent(t) for t in self._waiting]
@@ -361,7 +403,7 @@ class InstantLoop:
             raise
         except SonaError as error:
             # What was recorded must become durable all the same; the ledger says that nothing was learned from it.
-            self._log(f"item embeddings cannot be read, so nothing is learned from these items: {error}")
+            self._complain(f"item embeddings cannot be read, so nothing is learned from these items: {error}")
             return {}
 
     # Making durable --------------------------------------------------------------------------------------------
@@ -396,14 +438,17 @@ class InstantLoop:
 
     def _synchronize(self, store: SpaceStore, *, claim: int) -> int:
         claimed = 0
-        if store.spool is not None:
-            store.spool.begin_flush()
+        self._began, self._has_copied = time.monotonic(), False
         try:
             connection = store.connection()
             self._is_away = False
-            if store.spool is not None:
+            if store.spool is None:
+                self._take_buffers()
+            else:
                 self._replay_spool(connection, store, store.spool)
-            self._learn_pending()
+                while not self._take_newest(store.spool):
+                    self._replay_spool(connection, store, store.spool)
+            self._learn_waiting()
             if claim or self._unflushed or self._unflushed_scores:
                 claimed = self._flush_or_set_aside(connection, store, claim)
             elif learning_store.read_head(connection, store.space).base != self._base:
@@ -412,10 +457,13 @@ class InstantLoop:
         except BaseException as error:
             self._fail(error)
             # Of a space that is gone nothing can ever be replayed.
-            if isinstance(error, SonaError) and not isinstance(error, UnknownSpace):
-                self._spill_held(store)
+            if isinstance(error, SonaError) and not isinstance(error, UnknownSpace) and store.spool is not None:
+                self._spill_held(store.spool)
             raise
+        finally:
+            self._began = None
         self._note_error(None)
+        self._write_complaints(store)
         return claimed
 
     def _flush_or_set_aside(self, connection: Connection, store: SpaceStore, claim: int) -> int:
@@ -423,50 +471,83 @@ class InstantLoop:
         entries, scores = self._unflushed, self._unflushed_scores
         try:
             return self._flush(connection, store, entries, scores, claim)
-        except InvalidInput:
-            if not entries and not scores:
-                raise
-        self._flush_singly(connection, store, entries, scores)
-        return self._flush(connection, store, [], [], claim) if claim else 0
+        except (InvalidInput, DimensionMismatch) as error:
+            self._base = None
+            if entries or scores:
+                self._flush_singly(connection, store, entries, scores)
+            elif claim == 1:
+                trajectory_id = learning_store.drop_oldest_pending(connection, store.space)
+                self._complain(f"trajectory {trajectory_id}, which an SQL client wrote, was refused: {error}")
+                self._count(refused=1)
+                return 1
+        return self._flush_or_set_aside(connection, store, 1) if claim else 0
 
     def _flush_singly(
-        self, connection: Connection, store: SpaceStore, entries: Sequence[LedgerEntry], scores: Sequence[Score]
+        self,
+        connection: Connection,
+        store: SpaceStore,
+        entries: Sequence[LedgerEntry],
+        scores: Sequence[Score],
+        *,
+        is_learned: bool = True,
     ) -> None:
         singles: list[tuple[list[LedgerEntry], list[Score]]] = [([entry], []) for entry in entries]
         for one, of_it in [*singles, *(([], [score]) for score in scores)]:
             self._base = None
             try:
-                self._flush(connection, store, one, of_it, claim=0)
+                self._flush(connection, store, one, of_it, claim=0, is_learned=is_learned)
             except InvalidInput as error:
-                self._log(f"{one or of_it} was refused: {error}")
+                self._complain(f"{one or of_it} was refused: {error}")
                 self._count(refused=1)
                 self._forget(one, of_it)
 
     # The spool -------------------------------------------------------------------------------------------------
 
     def spill(self) -> None:
-        """While a flush takes long, move the buffers to the spool, so that they never fill; by a thread of its own."""
-        spool = None if self._store is None else self._store.spool
-        if spool is None:
+        """While a flush takes long, keep what is recorded safe on disk; by a thread of its own.
+
+        The buffers are moved to the spool before they fill. Where the flush seems to hang, so is what it holds copied:
+        the process may be killed before the database answers.
+        """
+        spool, began = None if self._store is None else self._store.spool, self._began
+        hangs = began is not None and time.monotonic() - began > self.config.patience_seconds
+        if spool is None or not (hangs or self.is_half_full):
             return
         if self._turn.acquire(blocking=False):
             self._turn.release()  # nobody flushes: whoever learns next empties the buffers
             return
-        taken: list[QueryTrajectory] = []
-        scores: list[Score] = []
-        self._buffer.drain_into(taken)
-        self._scores.drain_into(scores)
-        events: list[Event] = [*taken, *scores]
-        self._spilled.extend(events[self._write_spool(spool.append_behind, events) :])
+        if hangs and not self._has_copied:
+            # In this order: what moves from one to the other meanwhile is in both, and counts once all the same.
+            waiting = list(self._waiting)
+            held: list[Event] = [entry.event.trajectory for entry in self._unflushed]
+            copies = [*held, *waiting, *self._unflushed_scores]
+            self._has_copied = self._write_spool(spool.append, copies) == len(copies)
+        with self._moving:
+            self._append_behind(spool)
 
-    def _spill_held(self, store: SpaceStore) -> None:
-        """Move what is held in memory to the spool, as far as it takes it."""
-        if store.spool is None:
-            return
+    @property
+    def is_safe(self) -> bool:
+        """Whether all that was recorded is on disk, though a flush hangs: the process may end."""
+        held = len(self._buffer) + len(self._scores) + len(self._spilled)
+        return self._began is not None and self._has_copied and not held
+
+    def _append_behind(self, spool: Spool) -> None:
+        """Move the buffers to the spool, behind what memory holds; what it does not take is held beside them."""
+        self._buffer.drain_into(self._spilled)
+        self._scores.drain_into(self._spilled)
+        for _ in range(self._write_spool(spool.append_behind, list(self._spilled))):
+            self._spilled.popleft()
+
+    def _spill_held(self, spool: Spool) -> None:
+        """Move what memory holds to the spool, and then the buffers, as far as it takes them."""
+        self._spill_memory(spool)
         self._take_buffers()
+        self._spill_memory(spool)
+
+    def _spill_memory(self, spool: Spool) -> None:
         events: list[Event] = [entry.event.trajectory for entry in self._unflushed]
         events += [*self._waiting, *self._unflushed_scores]
-        written = self._write_spool(store.spool.append, events)
+        written = self._write_spool(spool.append, events)
         unlearned, self._unflushed = self._unflushed[:written], self._unflushed[written:]
         self._unflushed_ids = {entry.event.trajectory.id for entry in self._unflushed}
         written -= len(unlearned)
@@ -491,45 +572,46 @@ class InstantLoop:
 
     def _replay_spool(self, connection: Connection, store: SpaceStore, spool: Spool) -> None:
         """Make durable what an outage left on disk, of this process and of dead ones, before anything newer."""
-        batch = spool.take(self._spool_batch)
-        while batch is not None:
-            # The copy may have learned what is not durable yet; and that is newer than what the spool holds.
-            if self._unflushed or self._unflushed_scores or 2 * len(self._waiting) > self.config.max_unflushed:
-                self._base = None
-                self._spill_held(store)
-            entries, scores = self._readmitted(batch.events)
-            for problem in batch.problems:
-                self._log(problem)
+        if self._holds_any and spool.holds_own:
+            self._spill_memory(spool)
+        while (batch := spool.take(self._spool_batch)) is not None:
+            if self._holds_any:
+                self._base = None  # the copy may have learned what is not durable yet
+            events, refusals = self._readmitted(batch.events)
+            scores = [event for event in events if isinstance(event, Score)]
+            entries = [LedgerEntry(OutcomeEvent(event), "") for event in events if isinstance(event, QueryTrajectory)]
             try:
                 self._flush(connection, store, entries, scores, claim=0, is_learned=False)
             except InvalidInput:
-                self._flush_singly(connection, store, entries, scores)
+                self._flush_singly(connection, store, entries, scores, is_learned=False)
             except DatabaseBusy:
                 # A smaller transaction may pass where this one took too long.
                 self._spool_batch = max(1, self._spool_batch // 4)
                 raise
             spool.confirm(batch)
+            self._count(refused=len(refusals))
+            for refusal in [*batch.problems, *refusals]:
+                self._complain(refusal)
             self._spool_batch = min(2 * self._spool_batch, store.config.spool_batch)
-            self._take_buffers()
-            batch = spool.take(self._spool_batch)
-            if self._unflushed:
-                self._base = None  # the spool was full: these are learned anew on what was replayed
+            if self.is_half_full:
+                with self._moving:
+                    self._append_behind(spool)
+        if self._holds_any:
+            self._base = None
 
-    def _readmitted(self, events: Sequence[Event]) -> tuple[list[LedgerEntry], list[Score]]:
-        """What was read from disk, through the door again."""
-        entries: list[LedgerEntry] = []
-        scores: list[Score] = []
-        for event in events:
+    def _readmitted(self, read: Sequence[Event]) -> tuple[list[Event], list[str]]:
+        """What was read from disk and passed the door again; and why the rest did not."""
+        events: list[Event] = []
+        refusals: list[str] = []
+        for event in read:
             try:
                 if isinstance(event, Score):
-                    scores.append(admitted_score(event, self._space_config))
+                    events.append(admitted_score(event, self._space_config))
                 else:
-                    trajectory = admitted(event, self._dim, self._space_config)
-                    entries.append(LedgerEntry(OutcomeEvent(trajectory), ""))
+                    events.append(admitted(event, self._dim, self._space_config))
             except SonaError as error:
-                self._log(f"an event in the spool was refused: {error}")
-                self._count(refused=1)
-        return entries, scores
+                refusals.append(f"an event in the spool was refused: {error}")
+        return events, refusals
 
     def _forget(self, entries: Sequence[LedgerEntry], scores: Sequence[Score]) -> None:
         gone = {id(part) for part in [*entries, *scores]}
@@ -579,28 +661,31 @@ class InstantLoop:
             ledger = entries + late_entries
             self._write_edges(transaction, [entry.event for entry in ledger])
             reached("flush.after_edges")
-            head = transaction.write_learner(
-                learner.to_bytes(),
-                {"adapter": learner.adapter.served, "micro": learner.micro},
-                ledger,
-                sum(entry.learned in CHANGED_WEIGHTS for entry in ledger),
-                started_at=started_at,
-                replayed=replayed,
-                worker=store.worker,
-                publish_every_events=store.config.publish_every_events,
-            )
+            head = transaction.head
+            if ledger:
+                head = transaction.write_learner(
+                    learner.to_bytes(),
+                    {"adapter": learner.adapter.served, "micro": learner.micro},
+                    ledger,
+                    sum(entry.learned in CHANGED_WEIGHTS for entry in ledger),
+                    started_at=started_at,
+                    replayed=replayed,
+                    worker=store.worker,
+                    publish_every_events=store.config.publish_every_events,
+                )
             reached("flush.before_commit")
         reached("flush.after_commit")
         self._learner, self._base, self._version = learner, head.base, head.version
         self._serving = learner.serving()
         self._forget(waiting, scores)
         if is_learned:
-            self._count_learned([entry for entry in waiting if entry.event.trajectory.id in known], sign=-1)
-        else:
-            self._count_learned(entries)
-        self._count_learned(late_entries)
+            self._count_learned(waiting, sign=-1)  # counted when they were learned; what was committed counts
+        self._count_learned(ledger)
         self._count(
-            repeated=len(known) + len(scores) - fresh_scores, flushed=len(ledger), flushes=1, replays=int(replayed)
+            repeated=len(waiting) - len(entries) + len(scores) - fresh_scores,
+            flushed=len(ledger),
+            flushes=1,
+            replays=int(replayed),
         )
         return len(claimed)
 
@@ -613,11 +698,15 @@ class InstantLoop:
         before = transaction.edge_weights(list(dict.fromkeys(update.edge for update in updates)))
         transaction.write_edges(apply_updates(before, updates, self.config.edge_update_scale))
 
-    def _log(self, message: str) -> None:
-        """Say it in the log and, as far as the database is there, in `sona.errors`."""
+    def _complain(self, message: str) -> None:
+        """Say it in the log and, once the database is free for it, in `sona.errors`."""
         log.error("%s", message)
-        if self._store is not None:
-            self._store.log_error("instant", message)
+        self._complaints.append(message)
+
+    def _write_complaints(self, store: SpaceStore) -> None:
+        if self._complaints:
+            complaints, self._complaints = self._complaints, []
+            store.log_errors("instant", complaints)
 
     def _adopt_published(self, connection: Connection) -> None:
         assert self._store is not None
@@ -629,10 +718,14 @@ class InstantLoop:
         """The published state as a learner, with the sample of items that belongs to it."""
         assert self._store is not None
         have_pool = self._base is not None and self._base[2] == head.items_sampled_at
-        pool = self._learner.pool if have_pool else ItemPool(*spaces.item_sample(connection, self._store.space))
-        learner = self._new_learner(pool)
-        if state is not None:
-            learner.load_bytes(state)
+        try:
+            pool = self._learner.pool if have_pool else ItemPool(*spaces.item_sample(connection, self._store.space))
+            learner = self._new_learner(pool)
+            if state is not None:
+                learner.load_bytes(state)
+        except InvalidInput as cause:
+            # Not the fault of what is being recorded: that must not be taken for invalid.
+            raise LearningError(f"what space {self._store.space.name!r} has learned cannot be used: {cause}") from cause
         return learner
 
     def close(self) -> None:

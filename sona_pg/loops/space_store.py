@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sona_pg.config import StoreConfig
@@ -58,11 +58,11 @@ class SpaceStore:
             self._connection = self._connect()
         return self._connection
 
-    def log_error(self, source: str, message: str) -> None:
-        """Append to `sona.errors`, on a connection of its own: the other one may be in a transaction that fails."""
+    def log_errors(self, source: str, messages: Sequence[str]) -> None:
+        """Append to `sona.errors`."""
         try:
-            with self._connect() as connection:
-                errors.log_error(connection, self.space.space_id, source, self.worker, message)
+            for message in messages:
+                errors.log_error(self.connection(), self.space.space_id, source, self.worker, message)
         except SonaError as error:
             log.warning("the entry could not be written to sona.errors: %s", error)
 

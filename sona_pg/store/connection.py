@@ -133,7 +133,15 @@ def connect(
     """
     config = StoreConfig() if config is None else config
     try:
-        conninfo = make_conninfo(url, connect_timeout=config.connect_timeout_seconds, client_encoding="utf8")
+        # A host that vanishes is noticed in half a minute; whoever wants it otherwise says so in the URL.
+        patience = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+        given = conninfo_to_dict(url)
+        conninfo = make_conninfo(
+            url,
+            connect_timeout=config.connect_timeout_seconds,
+            client_encoding="utf8",
+            **{name: value for name, value in patience.items() if name not in given},
+        )
     except psycopg.ProgrammingError as cause:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
     with translated():

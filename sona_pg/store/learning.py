@@ -85,6 +85,18 @@ def read_state(connection: Connection, space: Space) -> bytes | None:
     return None if row is None or row[0] is None else bytes(row[0])
 
 
+def drop_oldest_pending(connection: Connection, space: Space) -> uuid.UUID | None:
+    """Take the trajectory that waits longest out of those that SQL clients recorded or scored; which it was."""
+    with translated():
+        row = connection.execute(
+            "DELETE FROM sona.pending_trajectory WHERE space_id = %(space)s AND pending_id ="
+            " (SELECT pending_id FROM sona.pending_trajectory WHERE space_id = %(space)s ORDER BY pending_id LIMIT 1)"
+            " RETURNING trajectory_id",
+            {"space": space.space_id},
+        ).fetchone()
+    return None if row is None else row[0]
+
+
 class LearningTransaction:
     """One learning transaction, under the row lock of the space's learner."""
 

@@ -73,7 +73,6 @@ class SpoolBatch:
     events: list[Event]
     problems: list[str]
     _end: int
-    _is_last: bool
     _is_damaged: bool
 
 
@@ -115,13 +114,24 @@ class Spool:
 
     # Writing ---------------------------------------------------------------------------------------------------
 
-    def begin_flush(self) -> None:
-        """From now on `append` comes before whatever `append_behind` writes: what a flush holds is older."""
+    def advance(self) -> None:
+        """What is written by `append` from now on is newer than all that was written so far."""
         with self._mutex:
             self._front = self._newest
 
+    @property
+    def is_split(self) -> bool:
+        """Whether `append_behind` has written since `advance`: what `append` writes now goes before that."""
+        return self._front < self._newest
+
+    @property
+    def holds_own(self) -> bool:
+        """Whether this process has something in it."""
+        with self._mutex:
+            return self._writer is not None and bool(self._writer.segments())
+
     def append(self, events: Sequence[Event]) -> int:
-        """Write events that a flush held, and sync them to disk; gives how many fitted.
+        """Write events that memory held, and sync them to disk; gives how many fitted.
 
         Raises
         ------
@@ -135,7 +145,7 @@ class Spool:
             return written
 
     def append_behind(self, events: Sequence[Event]) -> int:
-        """Write events that are newer than those that a flush still holds; otherwise as `append`."""
+        """Write events that are newer than those that memory still holds; otherwise as `append`."""
         with self._mutex:
             if self._newest == self._front:
                 self._newest += 1
@@ -146,10 +156,15 @@ class Spool:
 
     def _write(self, number: int, events: Sequence[Event]) -> tuple[int, int]:
         """Append to a segment; how many events fitted, and how large it is now."""
-        room = self._config.spool_max_bytes - (usage(self._folder.parent, self._key).bytes if events else 0)
-        if room <= 0 or not events:
+        if not events:
             return 0, 0
         try:
+            room = self._config.spool_max_bytes - usage(self._folder.parent, self._key).bytes
+            if room <= 0:
+                return 0, 0
+            if self._writer is not None and not self._writer.folder.exists():
+                self._writer.release()  # somebody deleted it, and what was in it
+                self._writer = None
             if self._writer is None:
                 self._writer = _Writer.create(self._folder)
             with open(self._writer.segment(number), "ab", buffering=0) as file:
@@ -200,7 +215,11 @@ class Spool:
         with self._mutex:
             try:
                 while self._reading is not None or self._next_segment():
-                    batch = self._read(limit)
+                    try:
+                        batch = self._read(limit)
+                    except FileNotFoundError:
+                        self._reading = None  # somebody deleted it
+                        continue
                     if batch.events or batch.problems:
                         return batch
                     self._confirm(batch)
@@ -221,10 +240,11 @@ class Spool:
         assert reading is not None, "a batch is confirmed once, after it was taken"
         reading.confirmed = batch._end
         reading.is_damaged |= batch._is_damaged
-        if batch._is_last:
+        if reading.path in self._unreadable:
             self._reading = None
-            if reading.path in self._unreadable:
-                return
+        # It may have grown since it was read.
+        elif not reading.path.exists() or reading.path.stat().st_size <= batch._end:
+            self._reading = None
             if reading.is_damaged:
                 # People may still find something in it.
                 reading.path.rename(self._folder / f"damaged-{reading.path.parent.name}-{reading.path.stem}")
@@ -235,18 +255,18 @@ class Spool:
         """Turn to the oldest segment: of dead processes, then of this one."""
         if self._adopted is None:
             self._adopted = self._adopt()
-        if self._adopted is not None:
+        while self._adopted is not None:
             for path in self._adopted.segments():
                 if path not in self._unreadable:
                     self._reading = _Reading(path)
                     return True
+            self._unreadable.add(self._adopted.folder)
             self._adopted.close()
-            self._adopted = None
-            return self._next_segment()
+            self._adopted = self._adopt()
         own = [] if self._writer is None else self._writer.segments()
         if not own or self._writer is None:
             return False
-        if own[0] == self._writer.segment(self._newest):
+        if own[0] in (self._writer.segment(self._front), self._writer.segment(self._newest)):
             # What is being replayed is not written any more.
             self._front = self._newest = self._newest + 1
         self._reading = _Reading(own[0])
@@ -255,13 +275,10 @@ class Spool:
     def _adopt(self) -> _Writer | None:
         mine = None if self._writer is None else self._writer.folder
         for folder in _writers(self._folder):
-            if folder != mine:
+            if folder != mine and folder not in self._unreadable:
                 found = _Writer.adopt(folder)
                 if found is not None:
-                    segments = found.segments()
-                    if not segments or any(path not in self._unreadable for path in segments):
-                        return found
-                    found.close()
+                    return found
         return None
 
     def _read(self, limit: int) -> SpoolBatch:
@@ -272,7 +289,7 @@ class Spool:
                 found = self._check_header(reading.path, data)
                 if found is not None:
                     self._unreadable.add(reading.path)
-                    return SpoolBatch([], [found], 0, True, False)
+                    return SpoolBatch([], [found], 0, False)
             events: list[Event] = []
             problems: list[str] = []
             begin = end = max(reading.confirmed, _HEADER.size)
@@ -287,7 +304,7 @@ class Spool:
                     events.append(record.event)
                 if len(events) >= limit or end - begin >= _BATCH_BYTES:
                     break
-            return SpoolBatch(events, problems, end, end >= len(data), is_damaged)
+            return SpoolBatch(events, problems, end, is_damaged)
 
     def _check_header(self, path: Path, data: memoryview) -> str | None:
         if len(data) < _HEADER.size:
@@ -332,12 +349,16 @@ class _Writer:
         name = uuid.uuid4().hex
         # Under a name that nobody adopts until the lock is held.
         hidden = parent / f".{name}"
-        hidden.mkdir(mode=0o700)
-        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        hidden.rename(parent / name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, hidden, ignore_errors=True)
+            hidden.mkdir(mode=0o700)
+            lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            undo.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _sync(hidden)
+            hidden.rename(parent / name)
+            undo.pop_all()
         made = cls(parent / name, lock)
-        made.sync()
         _sync(parent)
         return made
 
@@ -346,7 +367,10 @@ class _Writer:
         """The folder of a process that is dead; None while it lives."""
         try:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError as error:
+            # Gone meanwhile, or another user's: that one's processes will replay it.
+            if not isinstance(error, FileNotFoundError):
+                log.debug("the spool %s is left to its owner: %s", folder, error)
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -360,9 +384,7 @@ class _Writer:
 
     def segments(self) -> list[Path]:
         """Its segments, oldest first."""
-        if not self.folder.exists():
-            return []
-        return sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX)
+        return [path for path in _files(self.folder) if path.suffix == _SUFFIX]
 
     def sync(self) -> None:
         """Make names of files in it durable."""
@@ -396,7 +418,7 @@ def usage(directory: Path, space_key: uuid.UUID) -> SpoolUsage:
     size, oldest = 0, None
     folder = directory / str(space_key)
     for path in [*_files(folder), *(path for writer in _writers(folder) for path in _files(writer))]:
-        with contextlib.suppress(FileNotFoundError):  # replayed meanwhile
+        with contextlib.suppress(OSError):  # replayed meanwhile, or another user's
             size += path.stat().st_size
             with open(path, "rb") as file:
                 header = file.read(_HEADER.size)
@@ -407,14 +429,23 @@ def usage(directory: Path, space_key: uuid.UUID) -> SpoolUsage:
 
 
 def waiting_spaces(directory: Path) -> list[uuid.UUID]:
-    """Keys of the spaces whose spools have something to be replayed."""
+    """Keys of the spaces whose spools hold something that a dead process left behind."""
     found = []
     for folder in _folders(directory):
         with contextlib.suppress(ValueError):
             key = uuid.UUID(folder.name)
-            if any(path.suffix == _SUFFIX for writer in _writers(folder) for path in _files(writer)):
+            if any(_is_left_behind(writer) for writer in _writers(folder)):
                 found.append(key)
     return found
+
+
+def _is_left_behind(folder: Path) -> bool:
+    if not any(path.suffix == _SUFFIX for path in _files(folder)):
+        return False
+    writer = _Writer.adopt(folder)
+    if writer is not None:
+        writer.release()
+    return writer is not None
 
 
 def _moment(seconds: float) -> datetime | None:
@@ -429,6 +460,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as error:
+        log.debug("%s is left to its owner: %s", folder, error)
         return []
 
 

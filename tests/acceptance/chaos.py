@@ -126,7 +126,11 @@ class Chaos:
         log = (self._home / "processes.log").open("a")
         with log:
             return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
+                command,
+                stdin=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "SONA_HOME": str(self._home), **environment},
             )
 
     def _until(self, reached: Callable[[], bool], what: str) -> None:

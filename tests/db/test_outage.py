@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig
+from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig, UnknownSpace
 from sona_pg.cli.app import app
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
@@ -159,22 +161,150 @@ def test_a_process_killed_in_an_outage_loses_nothing_that_was_spooled(home: Path
     assert len(learned) <= last + 2
 
 
-def test_while_a_flush_hangs_recording_goes_on_and_nothing_is_dropped(url: str, space_name: str) -> None:
-    instant = InstantLoopConfig(max_pending_signals=200, flush_interval_seconds=0.01)
-    with SonaEngine.connect(url, space=space_name, dim=DIM, instant=instant) as engine:
-        with psycopg.connect(url) as blocker:
-            blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
-            _record(engine, 0)
-            while not engine.instant._turn.locked():
-                time.sleep(0.001)
-            time.sleep(0.05)  # the flush has the turn, and waits for the row
-            for number in range(1, 1000):
-                _record(engine, number)
-                time.sleep(0.0005)
-            assert engine.metrics.dropped == 0
-            assert engine.metrics.spooled > 0
+def test_whatever_fails_everything_is_learned_once_and_in_order(url: str, space_name: str) -> None:
+    """Flushes that wait, that time out and that pass alternate, while the buffers overflow into the spool."""
+    instant = InstantLoopConfig(max_pending_signals=200, flush_interval_seconds=0.02)
+    store = StoreConfig(lock_timeout_seconds=1, spool_batch=100)
+    with SonaEngine.connect(url, space=space_name, dim=DIM, instant=instant, store=store) as engine:
+        done = threading.Event()
+
+        def block() -> None:
+            with psycopg.connect(url) as blocker:
+                for hold in (1.5, 0.3, 0.3, 1.3, 0.2, 0.4):
+                    blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
+                    time.sleep(hold)
+                    blocker.rollback()
+                    time.sleep(0.03)
+            done.set()
+
+        thread = threading.Thread(target=block)
+        thread.start()
+        recorded = scored = 0
+        while not done.is_set():
+            _record(engine, recorded)
+            if recorded % 3 == 0:
+                engine.score(uuid.UUID(int=recorded), 1.0, "9", score_id=f"{space_name} {recorded}")
+                scored += 1
+            recorded += 1
+            time.sleep(0.0007)
+        thread.join()
         engine.flush()
-    assert _ledger(url, space_name) == [(number, 0) for number in range(1000)]
+        metrics = engine.metrics
+    assert metrics.spooled > 0
+    assert (metrics.dropped, metrics.refused) == (0, 0)
+    ledger = _ledger(url, space_name)
+    assert [number for number, revision in ledger if revision == 0] == list(range(recorded))
+    # A score is learned with its trajectory where both are flushed together, else after what is flushed with it.
+    assert sorted(number for number, revision in ledger if revision == 1) == list(range(0, recorded, 3))
+    assert metrics.learned + metrics.skipped == len(ledger) == recorded + scored
+
+
+def test_a_server_that_hangs_is_an_outage_too(home: Path, server: EmbeddedServer) -> None:
+    instant = InstantLoopConfig(patience_seconds=0.5, flush_interval_seconds=0.05)
+    engine = SonaEngine.connect(home=home, space=SPACE, dim=DIM, instant=instant)
+    postmaster = server.status().pid
+    assert postmaster is not None
+    children = subprocess.run(["pgrep", "-P", str(postmaster)], capture_output=True, text=True, check=True)
+    processes = [postmaster, *map(int, children.stdout.split())]
+    try:
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        for number in range(30):
+            _record(engine, number)
+            time.sleep(0.02)
+        engine.close()  # it returns, though the database never answers
+        assert engine.metrics.spooled >= 30
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+    with SonaEngine.connect(home=home, space=SPACE, background=False) as other:
+        while len(_ledger(engine.url)) < 30:  # the flush that hung may end as well
+            other.flush()
+    assert [number for number, _ in _ledger(engine.url)] == list(range(30))
+
+
+ENDS = """
+import multiprocessing, sys, uuid
+from pathlib import Path
+from tests.db.test_outage import SPACE, _record
+from sona_pg import SonaEngine
+
+def work(home, first):
+    engine = SonaEngine.connect(home=Path(home), space=SPACE, dim=16, background=False)
+    for number in range(first, first + 10):
+        _record(engine, number)
+    del engine
+
+if __name__ == "__main__":
+    work(sys.argv[1], 0)
+    for place, way in enumerate(("fork", "spawn"), start=1):
+        child = multiprocessing.get_context(way).Process(target=work, args=(sys.argv[1], 100 * place))
+        child.start()
+        child.join()
+"""
+
+
+def test_a_process_that_ends_without_close_flushes_all_the_same(
+    home: Path, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, str(script), str(home)], check=True, env=environment)
+    expected = [first + number for first in (0, 100, 200) for number in range(10)]
+    assert sorted(number for number, _ in _ledger(server.url)) == expected
+
+
+def test_one_bad_row_of_an_sql_client_does_not_stop_the_others(
+    connection: Connection, engine: SonaEngine, url: str, space_name: str, home: Path
+) -> None:
+    bad, good = uuid.UUID(int=1), uuid.UUID(int=2)
+    space_id = engine.space.space_id
+    for statement in (
+        "INSERT INTO sona.trajectory (space_id, trajectory_id, query, quality) VALUES (%s, %s, '[1,2,3]', 1)",
+        "INSERT INTO sona.trajectory_step (space_id, trajectory_id, ordinal, item_id, reward)"
+        " VALUES (%s, %s, 0, '1', 1)",
+        "INSERT INTO sona.pending_trajectory (space_id, trajectory_id) VALUES (%s, %s)",
+    ):
+        connection.execute(statement, (space_id, bad))
+    query = np.ones(DIM, dtype=np.float32)
+    connection.execute("SELECT sona.record(%s, %s, '{1}', '{1}', trajectory_id => %s)", (space_name, query, good))
+    worker = InstantWorker(Database(url, StoreConfig(), home))
+    while worker.step():
+        pass
+    assert worker.failing == []
+    worker.close()
+    assert _ledger(url, space_name) == [(2, 0)]
+    messages = connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,)).fetchall()
+    assert len(messages) == 1
+    assert str(bad) in messages[0][0]
+
+
+def test_looking_for_work_writes_no_empty_cycles(
+    connection: Connection, engine: SonaEngine, url: str, space_name: str, home: Path
+) -> None:
+    foreign = home / "spool" / str(engine.space.key) / "somebody"
+    foreign.mkdir(parents=True)
+    (foreign / "lock").touch()
+    (foreign / "0000000001.spool").write_bytes(b"not one of ours" * 10)
+    worker = InstantWorker(Database(url, StoreConfig(), home))
+    for _ in range(4):
+        worker.step()
+    worker.close()
+    cycles = connection.execute("SELECT count(*) FROM sona.cycles WHERE space = %s", (space_name,)).fetchall()
+    assert cycles == [(0,)]
+    messages = connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,)).fetchall()
+    assert len(messages) == 1
+
+
+def test_an_engine_whose_space_was_dropped_says_so_and_closes(url: str, space_name: str) -> None:
+    engine = SonaEngine.connect(url, space=space_name, dim=DIM, background=False)
+    _record(engine, 1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT sona.drop_space(%s)", (space_name,))
+    with pytest.raises(UnknownSpace, match="somebody deleted it"):
+        engine.close()
+    engine.close()
 
 
 def test_several_engines_share_a_spool_folder(home: Path, server: EmbeddedServer) -> None:

@@ -32,6 +32,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "max_pending_signals": (0, (1 << 20) + 1),
         "flush_interval_seconds": (0, 3601),
         "max_unflushed": (0, (1 << 24) + 1),
+        "patience_seconds": (0, 3601),
     },
     QueryAdapterConfig: {
         "rank": (0, 65),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -85,6 +86,8 @@ def test_what_was_appended_is_replayed_in_order_and_then_gone(tmp_path: Path) ->
     spool.append([_score(20)])
     assert len(_segments(tmp_path)) > 3
     assert usage(tmp_path, KEY).oldest is not None
+    assert waiting_spaces(tmp_path) == [], "a living process replays its own"
+    spool.close()
     assert waiting_spaces(tmp_path) == [KEY]
     assert _replay(spool) == list(range(21))
     assert spool.usage().bytes == 0
@@ -113,11 +116,11 @@ def test_what_is_not_confirmed_is_taken_again(tmp_path: Path) -> None:
 def test_what_a_flush_held_comes_before_what_was_spilled_meanwhile(tmp_path: Path) -> None:
     spool = Spool(tmp_path, KEY)
     spool.append([_score(0)])
-    spool.begin_flush()
+    spool.advance()
     spool.append_behind([_score(2)])
     spool.append_behind([_score(3)])
     spool.append([_score(1)])
-    spool.begin_flush()
+    spool.advance()
     spool.append([_score(4)])
     spool.append_behind([_score(5)])
     assert _replay(spool) == [0, 1, 2, 3, 4, 5]
@@ -309,3 +312,59 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(IoError, match="SONA_HOME"):
         Spool(tmp_path / "file", KEY).append([_score(1)])
+
+
+def test_what_is_appended_while_a_segment_is_replayed_is_not_deleted_with_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, KEY)
+    spool.append([_score(1)])
+    spool.append_behind([_score(3)])
+    batch = spool.take(500)
+    assert batch is not None
+    spool.append([_score(2)])
+    spool.confirm(batch)
+    assert sorted([*_ids(batch.events), *_replay(spool)]) == [1, 2, 3]
+
+
+def test_a_folder_that_is_deleted_is_made_anew(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spools", KEY)
+    spool.append([_score(1), _score(2)])
+    assert spool.take(1) is not None
+    shutil.rmtree(tmp_path / "spools")
+    assert spool.take(1) is None
+    assert spool.append([_score(3)]) == 1
+    assert _replay(spool) == [3]
+
+
+def test_what_many_dead_processes_left_is_adopted_one_after_the_other(tmp_path: Path) -> None:
+    spools = [Spool(tmp_path, KEY) for _ in range(1100)]
+    for number, spool in enumerate(spools):
+        spool.append([_score(number)] if number % 10 == 0 else [])
+        spool.close()
+    folder = tmp_path / str(KEY)
+    for number in range(1100):
+        (folder / f"empty{number}").mkdir()
+        (folder / f"empty{number}" / "lock").touch()
+    assert sorted(_replay(Spool(tmp_path, KEY))) == list(range(0, 1100, 10))
+    assert list(folder.iterdir()) == []
+
+
+def test_another_users_folder_is_left_to_that_user(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    other = Spool(tmp_path, KEY)
+    other.append([_score(1)])
+    other.close()
+    os.chmod(tmp_path, 0o755)
+    os.chmod(tmp_path / str(KEY), 0o777)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            os.chmod(parent, parent.stat().st_mode | 0o055)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        mine = Spool(tmp_path, KEY)
+        mine.append([_score(2)])
+        found = (waiting_spaces(tmp_path), _replay(mine))
+        os._exit(0 if found == ([], [2]) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert _replay(Spool(tmp_path, KEY)) == [1]
