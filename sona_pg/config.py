@@ -178,6 +178,101 @@ class SpaceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StrategyConfig:
+    """How the strategy that answers is learned.
+
+    Parameters
+    ----------
+    candidates
+        Items that each strategy's query brings to the list that is scored.
+    neighbours
+        Remembered events that are asked about items.
+    misses_near
+        So many of them, the nearest, say which items did not help.
+    vote_kernel
+        Width of the kernel exp((cosine - 1) / width) by which events vote.
+    familiar_from, familiar_width
+        The adapter is served by how familiar the ground is: not at all where no event is nearer than the first, wholly
+        where one is nearer by the second.
+    fusion_learning_rate, fusion_average
+        Adam's step size and the served average's decay of the fusion's weights.
+    counterfactual_weight
+        Weight of the step on an event as if its answer had never been seen.
+    folds
+        Adapters of which each has not seen the answers of a part of the events, for that step.
+    stake_rank, stake_learning_rate, stake_temperature, stake_negatives
+        Recipe of the adapter that answers by its stake while a space is small.
+    gate_threshold
+        Evidence, 1/alpha, at which the fusion's gate opens or closes.
+    gate_later
+        Part of that evidence's capital that is kept for late starts.
+    stake_keep
+        What is left of the stakes' sums after an event.
+    sanity_open, sanity_close
+        Capital of the sanity test at which anything but frozen may answer, and below which nothing else may.
+    sanity_window
+        Over how many of the last events it looks.
+    choice_open, choice_window
+        The same of the second sanity test: whether, of what was shown, it was the nearer that helped.
+    most_helped
+        Items that helped in one event, at most so many of them count: those that helped most.
+    sanity_events
+        Among how many remembered queries the own one is ranked.
+    """
+
+    candidates: int = 20
+    neighbours: int = 50
+    misses_near: int = 10
+    vote_kernel: float = 0.1
+    familiar_from: float = 0.5
+    familiar_width: float = 0.3
+    fusion_learning_rate: float = 0.03
+    fusion_average: float = 0.98
+    counterfactual_weight: float = 0.25
+    folds: int = 3
+    stake_rank: int = 2
+    stake_learning_rate: float = 2e-3
+    stake_temperature: float = 0.1
+    stake_negatives: int = 256
+    gate_threshold: float = 20.0
+    gate_later: float = 0.2
+    stake_keep: float = 0.99
+    sanity_open: float = 1e4
+    sanity_close: float = 1.0
+    sanity_window: int = 20
+    choice_open: float = 1e3
+    choice_window: int = 40
+    most_helped: int = 16
+    sanity_events: int = 1024
+
+    def __post_init__(self) -> None:
+        _whole("candidates", self.candidates, 1, 1000)
+        _whole("neighbours", self.neighbours, 1, 1000)
+        _whole("misses_near", self.misses_near, 0, 1000)
+        _within("vote_kernel", self.vote_kernel, 1e-3, 10.0)
+        _within("familiar_from", self.familiar_from, -1.0, 1.0)
+        _within("familiar_width", self.familiar_width, 1e-3, 2.0)
+        _within("fusion_learning_rate", self.fusion_learning_rate, 0.0, 1.0)
+        _within("fusion_average", self.fusion_average, 0.0, 0.99999)
+        _within("counterfactual_weight", self.counterfactual_weight, 0.0, 1.0)
+        _whole("folds", self.folds, 2, 16)
+        _whole("stake_rank", self.stake_rank, 1, 64)
+        _within("stake_learning_rate", self.stake_learning_rate, 0.0, 1.0)
+        _within("stake_temperature", self.stake_temperature, 1e-3, 10.0)
+        _whole("stake_negatives", self.stake_negatives, 0, 4096)
+        _within("gate_threshold", self.gate_threshold, 1.0, 1e9)
+        _within("gate_later", self.gate_later, 0.0, 0.99)
+        _within("stake_keep", self.stake_keep, 0.5, 1.0)
+        _within("choice_open", self.choice_open, 1.0, 1e12)
+        _whole("choice_window", self.choice_window, 1, 10_000)
+        _whole("most_helped", self.most_helped, 1, 1000)
+        _within("sanity_open", self.sanity_open, 1.0, 1e12)
+        _within("sanity_close", self.sanity_close, 0.0, 1e12)
+        _whole("sanity_window", self.sanity_window, 1, 10_000)
+        _whole("sanity_events", self.sanity_events, 1, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
 class StoreConfig:
     """How the database is used.
 

@@ -15,11 +15,12 @@ from sona_pg.config import (
     SignalConfig,
     SpaceConfig,
     StoreConfig,
+    StrategyConfig,
     WorkerConfig,
 )
 from sona_pg.errors import ConfigError
 
-ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig, WorkerConfig]
+ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StrategyConfig, StoreConfig, WorkerConfig]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
 WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"]
 
@@ -52,6 +53,32 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "centring_signals": (-1, (1 << 20) + 1),
     },
     SpaceConfig: {"reward_min": (-1e7, 1.0), "reward_max": (0.0, 1e7)},
+    StrategyConfig: {
+        "candidates": (0, 1001),
+        "neighbours": (0, 1001),
+        "misses_near": (-1, 1001),
+        "vote_kernel": (0, 10.1),
+        "familiar_from": (-1.1, 1.1),
+        "familiar_width": (0, 2.1),
+        "fusion_learning_rate": (-1e-9, 1.1),
+        "fusion_average": (-0.1, 1.0),
+        "counterfactual_weight": (-0.1, 1.1),
+        "folds": (1, 17),
+        "stake_rank": (0, 65),
+        "stake_learning_rate": (-1e-9, 1.1),
+        "stake_temperature": (0, 10.1),
+        "stake_negatives": (-1, 4097),
+        "gate_threshold": (0.9, 1e10),
+        "gate_later": (-0.1, 1.0),
+        "stake_keep": (0.4, 1.1),
+        "sanity_open": (0.9, 1e13),
+        "sanity_close": (-0.1, 1e13),
+        "sanity_window": (0, 10_001),
+        "choice_open": (0.9, 1e13),
+        "choice_window": (0, 10_001),
+        "most_helped": (0, 1001),
+        "sanity_events": (0, 1_000_001),
+    },
     StoreConfig: {
         "connect_timeout_seconds": (0, 3601),
         "lock_timeout_seconds": (0, 3601),

@@ -1,0 +1,176 @@
+"""Evidence that decides what answers: do outcomes have to do with queries, and does a strategy beat doing nothing.
+
+Every test here is made to be looked at after each event: it holds its level at any time of stopping (Ville 1939; Ramdas
+et al. 2023, "Game-theoretic statistics and safe anytime-valid inference").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg.learning.arrays import check_parts
+
+Arrays = dict[str, NDArray[np.generic]]
+
+_STAKES = np.array([0.05, 0.1, 0.2, 0.5, 0.9])
+"""What a gate bets on each difference; nobody knows in advance which is best, so it plays them all."""
+
+_POWERS = np.array([0.1, 0.2, 0.3, 0.5, 0.7])
+"""Exponents of the power martingale, likewise."""
+
+_SPREAD = 2.3
+"""Makes 1/((t + 10) ln²(t + 10)) sum to less than 1 over t = 1, 2, …"""
+
+_LARGEST = 1e30
+
+
+class SanityTest:
+    """Whether outcomes have to do with queries at all.
+
+    If they have, what was marked helpful is nearer to the query that it belongs to than to other queries. The rank of
+    the own query among remembered ones is a conformal p-value, uniform where outcomes are noise; a power martingale
+    bets that it is small (Vovk, Nouretdinov & Gammerman 2003).
+
+    Parameters
+    ----------
+    window
+        Over how many of the last events it looks.
+    open_at, close_at
+        Capital at which it opens, and below which it closes.
+    """
+
+    def __init__(self, window: int, open_at: float, close_at: float) -> None:
+        self._open_at, self._close_at = open_at, close_at
+        self._logs = np.zeros((window, len(_POWERS)))
+        """Logarithms of the last bets, one row an event, in a circle."""
+        self._count = 0
+        self.is_open = False
+
+    def add(self, p_value: float) -> None:
+        """Take in the p-value of an event, 0 < p <= 1."""
+        bets = np.log(_POWERS) + (_POWERS - 1.0) * math.log(max(p_value, 1e-9))
+        self._logs[self._count % len(self._logs)] = bets
+        self._count += 1
+        self.is_open = self.log_capital >= math.log(self._close_at if self.is_open else self._open_at)
+
+    @property
+    def log_capital(self) -> float:
+        """Logarithm of what the bets have made of 1, in the mean over the exponents."""
+        return float(np.logaddexp.reduce(self._logs.sum(axis=0)) - math.log(len(_POWERS)))
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {"logs": self._logs, "count": np.array([self._count, self.is_open], dtype=np.int64)}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit."""
+        check_parts("sanity test", state, self.state())
+        self._logs[:] = state["logs"]
+        self._count, self.is_open = int(state["count"][0]), bool(state["count"][1])
+
+
+class Stake:
+    """How much of a strategy to serve where a test could not decide in time: as sure as it is that it helps.
+
+    From bounded differences d the posterior of their mean under a weak prior, (Σd + .1)/(n + 5), and its standard
+    error; the stake is the probability by which the mean is rather positive than negative, ``max(0, 2Φ(μ/se) − 1)``.
+
+    Parameters
+    ----------
+    keep
+        What is left of the sums after an event: recent traffic counts more.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
+        self._sums = np.zeros(3)  # of weights, of differences, of their squares
+
+    def add(self, difference: float, weight: float = 1.0) -> None:
+        """Take in a difference, -1 to 1, of an event that counts as `weight`."""
+        self._sums = self._keep * self._sums + weight * np.array([1.0, difference, difference * difference])
+
+    @property
+    def share(self) -> float:
+        """The stake, 0 to 1."""
+        n, total, squares = self._sums
+        if n == 0:
+            return 0.0
+        z = ((total + 0.1) / (n + 5)) / math.sqrt((squares + 0.05) / (n + 5) ** 2)
+        return max(0.0, math.erf(z / math.sqrt(2)))
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {"sums": self._sums}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit."""
+        check_parts("stake", state, self.state())
+        self._sums = np.array(state["sums"], dtype=np.float64)
+
+
+class Gate:
+    """Opens once it is proven that a strategy beats frozen, and closes once it is proven that it does no more.
+
+    Differences d, -1 to 1, are bet on: closed ``E ← (E + γ_t) (1 + λ d)``, open when the mean over λ reaches the
+    threshold 1/α. A part of the capital starts later, γ_t ∝ 1/((t + 10) ln²(t + 10)), so that a long time without a
+    difference does not hold up a late one; in all it is 1, and the gate ever opens without a difference with
+    probability α at most. Open: ``C ← max(C, 1) (1 − λ d)``, which starts anew whenever it falls below 1, so that what
+    was good for long still closes soon after it turned (Shin, Ramdas & Rinaldo 2022, e-detectors).
+
+    Parameters
+    ----------
+    threshold
+        1/α.
+    later
+        The part of the capital that starts later.
+    """
+
+    def __init__(self, threshold: float, later: float) -> None:
+        self._threshold, self._later = threshold, later
+        self._events = 0
+        self._capital = np.full(len(_STAKES), 1.0 - later)
+        self.is_open = False
+
+    def add(self, difference: float) -> bool:
+        """Take in a difference; whether the gate opened or closed by it."""
+        if self.is_open:
+            self._capital = np.maximum(self._capital, 1.0) * (1.0 - _STAKES * difference)
+        else:
+            self._events += 1
+            t = self._events + 10
+            starts = self._later * _SPREAD / (t * math.log(t) ** 2)
+            self._capital = np.minimum((self._capital + starts) * (1.0 + _STAKES * difference), _LARGEST)
+        turned = self.capital >= self._threshold
+        if turned:
+            self.is_open = not self.is_open
+            self._events = 0
+            self._capital = np.full(len(_STAKES), 1.0 if self.is_open else 1.0 - self._later)
+        return turned
+
+    @property
+    def capital(self) -> float:
+        """Evidence for what the gate would turn to, in the mean over λ."""
+        return float(self._capital.mean())
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {"capital": self._capital, "events": np.array([self._events, self.is_open], dtype=np.int64)}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit."""
+        check_parts("gate", state, self.state())
+        self._capital = np.array(state["capital"], dtype=np.float64)
+        self._events, self.is_open = int(state["events"][0]), bool(state["events"][1])
+
+
+def log_rank_gain(before: Sequence[int] | NDArray[np.int64], after: Sequence[int] | NDArray[np.int64]) -> float:
+    """How much higher helpful items stand, -1 to 1: the mean of log((before + 2) / (after + 2)) over their ranks.
+
+    Differences of nDCG say little on a few events: most helpful items are not among the first ten under either.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    return float(np.clip(np.mean(np.log((first + 2) / (second + 2))), -1.0, 1.0))

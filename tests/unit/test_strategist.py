@@ -1,0 +1,160 @@
+"""The strategist: what is proven answers, and noise leaves the answers as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent
+from sona_pg.learning.strategist import PoolIndex, Strategist, Strategy
+
+DIM, ITEMS, QUESTIONS = 32, 300, 40
+
+
+class World:
+    """Questions that recur in other words; what answers one is not what is nearest to it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.pool = ItemPool([f"i{row}" for row in range(ITEMS)], self.rng.standard_normal((ITEMS, DIM)))
+        self.strategist = Strategist(self.pool)
+        self.memory = InMemoryOutcomes(DIM)
+        self.index = PoolIndex(self.pool)
+        self.topics = self.rng.standard_normal((QUESTIONS, DIM))
+        near = self.pool.embeddings @ normalized_rows(self.topics.astype(np.float32)).T
+        # The answer to each question is among its twenty nearest items, somewhere.
+        self.answers = [int(np.argsort(-near[:, q])[self.rng.integers(2, 15)]) for q in range(QUESTIONS)]
+
+    def ask(self, question: int) -> NDArray[np.float32]:
+        words = self.topics[question] + 0.3 * self.rng.standard_normal(DIM)
+        return normalized_rows(words[np.newaxis].astype(np.float32))[0]
+
+    def learn(self, query: NDArray[np.float32], helped: Mapping[str, float], seed: int) -> Strategy:
+        scored = self.strategist.answer(query, self.memory, self.index)
+        served = self.strategist.in_force
+        shown = scored.ranking(served)
+        unhelpful = [item for item in shown if item not in helped]
+        if helped:
+            self.strategist.learn(JudgedEvent(query, shown, helped, unhelpful, seed), self.memory, self.index)
+        self.memory.add(query, helped, unhelpful)
+        return served
+
+    def reciprocal_ranks(self, strategy: Strategy | None = None) -> list[float]:
+        found = []
+        for question, answer in enumerate(self.answers):
+            scored = self.strategist.answer(self.ask(question), self.memory, self.index)
+            ranking = scored.ranking(strategy or self.strategist.in_force)
+            found.append(1 / (1 + ranking.index(f"i{answer}")) if f"i{answer}" in ranking else 0.0)
+        return found
+
+
+def test_a_fresh_strategist_answers_as_the_frozen_embedding_does() -> None:
+    world = World()
+    query = world.ask(0)
+    scored = world.strategist.answer(query, world.memory, world.index)
+    assert world.strategist.in_force is Strategy.FROZEN
+    nearest = np.argsort(-(world.pool.embeddings @ query), kind="stable")[:10]
+    for strategy in Strategy:
+        assert scored.ranking(strategy) == [f"i{row}" for row in nearest]
+
+
+def test_what_was_proven_to_help_answers_and_helps() -> None:
+    world = World()
+    for event in range(400):
+        question = event % QUESTIONS
+        world.learn(world.ask(question), {f"i{world.answers[question]}": 1.0}, event)
+    assert world.strategist.in_force is Strategy.FUSION
+    assert np.mean(world.reciprocal_ranks()) > np.mean(world.reciprocal_ranks(Strategy.FROZEN)) + 0.3
+
+
+@pytest.mark.parametrize("kind", ["any items", "what answers another question", "clicks on what was shown"])
+def test_noise_leaves_the_answers_as_they_are(kind: str) -> None:
+    world = World(1)
+    rng = np.random.default_rng(2)
+    for event in range(300):
+        question = event % QUESTIONS
+        query = world.ask(question)
+        shown = world.strategist.answer(query, world.memory, world.index).ranking(world.strategist.in_force)
+        helped = {
+            "any items": [f"i{rng.integers(ITEMS)}"],
+            "what answers another question": [f"i{world.answers[rng.integers(QUESTIONS)]}"],
+            "clicks on what was shown": [item for item in shown if rng.uniform() < 0.3],
+        }[kind]
+        assert world.learn(query, dict.fromkeys(helped, 1.0), event) is Strategy.FROZEN
+    assert world.strategist.in_force is Strategy.FROZEN
+
+
+def test_when_outcomes_become_noise_the_answers_return_to_frozen() -> None:
+    world = World(3)
+    rng = np.random.default_rng(4)
+    for event in range(300):
+        question = event % QUESTIONS
+        world.learn(world.ask(question), {f"i{world.answers[question]}": 1.0}, event)
+    assert world.strategist.in_force is Strategy.FUSION
+    for event in range(300, 420):
+        world.learn(world.ask(event % QUESTIONS), {f"i{rng.integers(ITEMS)}": 1.0}, event)
+    assert world.strategist.in_force is Strategy.FROZEN
+
+
+def test_strategies_are_scored_before_they_learn_the_event() -> None:
+    world = World(5)
+    query = world.ask(0)
+    helped = {"i250": 1.0}
+    lesson = world.strategist.learn(JudgedEvent(query, [], helped, [], 7), world.memory, world.index)
+    assert lesson.in_force is Strategy.FROZEN
+    assert set(lesson.gains) == set(Strategy)
+    assert not any(lesson.gains.values()), "nothing was learned yet: every strategy answers as frozen"
+
+
+def test_a_turn_says_why() -> None:
+    world = World()
+    turns = []
+    for event in range(300):
+        question = event % QUESTIONS
+        query = world.ask(question)
+        shown = world.strategist.answer(query, world.memory, world.index).ranking(world.strategist.in_force)
+        helped = {f"i{world.answers[question]}": 1.0}
+        judged = JudgedEvent(query, shown, helped, [item for item in shown if item not in helped], event)
+        before = world.strategist.in_force
+        lesson = world.strategist.learn(judged, world.memory, world.index)
+        world.memory.add(query, helped, judged.unhelpful)
+        assert (lesson.turned is None) == (world.strategist.in_force is before)
+        if lesson.turned is not None:
+            turns.append(lesson.turned)
+    assert turns
+    assert "proven to beat frozen" in turns[-1]
+
+
+@pytest.mark.parametrize(
+    ("helped", "shown"),
+    [
+        ({"nowhere": 1.0}, ["i1"]),
+        ({f"i{row}": 1.0 for row in range(10)}, [f"i{row}" for row in range(10)]),
+        ({f"i{row}": 0.5 for row in range(ITEMS)}, ["i1", "i1", "nowhere"]),
+        ({"i1": 1.0}, []),
+    ],
+)
+def test_odd_events_are_learned_or_left_out(helped: dict[str, float], shown: list[str]) -> None:
+    world = World(6)
+    query = world.ask(0)
+    for event in range(30):
+        world.strategist.learn(JudgedEvent(query, shown, helped, [], event), world.memory, world.index)
+        world.memory.add(query, helped, [])
+    for scores in world.strategist.answer(query, world.memory, world.index).scores.values():
+        assert np.isfinite(scores).all()
+
+
+def test_the_same_events_give_the_same_strategist() -> None:
+    ranks = []
+    for _ in range(2):
+        world = World(8)
+        for event in range(60):
+            world.learn(world.ask(event % QUESTIONS), {f"i{world.answers[event % QUESTIONS]}": 1.0}, event)
+        scored = world.strategist.answer(world.ask(0), world.memory, world.index)
+        ranks.append([scored.scores[strategy].tobytes() for strategy in Strategy])
+    assert ranks[0] == ranks[1]
