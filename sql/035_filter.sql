@@ -97,7 +97,9 @@ BEGIN
     FOR one IN SELECT e FROM jsonb_array_elements(
         CASE operator WHEN 'in' THEN operand ELSE jsonb_build_array(operand) END) e
     LOOP
-        IF jsonb_typeof(one) IN ('array', 'object', 'null') OR NOT pg_input_is_valid(one #>> '{}', type_name) THEN
+        -- An expression and not the variable: of a variable, pg_input_is_valid remembers the type that it had first.
+        IF jsonb_typeof(one) IN ('array', 'object', 'null')
+            OR NOT pg_input_is_valid(one #>> '{}', format_type(compared, -1)) THEN
             PERFORM sona._refuse('SN003', format('a filter compares %I with %s', item_column, left(one::text, 100)),
                                  format('the column is of type %s: give a value of it', type_name));
         END IF;
