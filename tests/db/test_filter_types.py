@@ -53,23 +53,25 @@ CREATE DOMAIN lib.price AS lib.money CHECK (VALUE > 0);
 CREATE DOMAIN lib.tiny AS varchar(3);
 
 CREATE TABLE lib.items (
-    id integer PRIMARY KEY, embedding vector({DIM}) NOT NULL, ci lib.citext, code lib.code, mood lib.mood, pair lib.pair,
-    span lib.span, price lib.price, tiny lib.tiny, short varchar(3), padded char(3), letter "char", name name, tags text[],
-    tinies lib.tiny[], prices lib.price[], names name[], moods lib.mood[], ints int4range, many int4multirange,
-    key uuid, day date, at timestamptz, doc jsonb, raw json, raws json[], vec vector(2), flag boolean, number numeric,
+    id integer PRIMARY KEY, embedding vector({DIM}) NOT NULL, ci lib.citext, code lib.code, mood lib.mood,
+    pair lib.pair, span lib.span, price lib.price, tiny lib.tiny, short varchar(3), padded char(3), letter "char", name name,
+    tags text[], tinies lib.tiny[], prices lib.price[], names name[], moods lib.mood[], ints int4range,
+    many int4multirange, key uuid, day date, at timestamptz, doc jsonb, raw json, raws json[], vec vector(2), flag boolean, number numeric,
     bits bit(3), address cidr, whole integer, place point);
 INSERT INTO lib.items SELECT n, ARRAY(SELECT sin(n * i) FROM generate_series(1, {DIM}) i)::vector
     FROM generate_series(1, 3) n;
-UPDATE lib.items SET ci = 'Anna', code = 'a', mood = 'sad', pair = '(1,)', span = '[1,5)', price = 1.01, tiny = 'abc',
-    short = 'abc', padded = 'ab', letter = 'a', name = '{LONG}', tags = '{{a,b}}', tinies = '{{abc}}', prices = '{{1.01}}',
-    names = '{{{LONG}}}', moods = '{{sad}}', ints = '[1,5)', many = '{{[1,5)}}', key = '{"0" * 31}1', day = '2024-01-01',
-    at = '2024-01-01 12:00+02', doc = '{{"a": 1}}', raw = '1', raws = '{{1}}', vec = '[1,0]', flag = true, number = 'NaN',
-    bits = '101', address = '10.0.0.0/8', whole = 1, place = '(0,0)' WHERE id = 1;
-UPDATE lib.items SET ci = 'bert', code = 'b', mood = 'happy', pair = '(2,2)', span = '[1,6)', price = 2, tiny = 'b',
-    short = 'b', padded = 'b', letter = 'b', name = 'b', tags = '{{a}}', tinies = '{{b}}', prices = '{{2}}', names = '{{b}}',
-    moods = '{{happy,ok}}', ints = '[1,6)', many = '{{[1,6)}}', key = '{"0" * 31}2', day = '2024-01-02',
-    at = '2024-01-01 12:00+00', doc = '5', raw = '2', raws = '{{2}}', vec = '[2,0]', flag = false, number = 2, bits = '111',
-    address = '10.1.0.0/16', whole = 2, place = '(1,1)' WHERE id = 2;
+UPDATE lib.items SET ci = 'Anna', code = 'a', mood = 'sad', pair = '(1,)', span = '[1,5)', price = 1.01,
+    tiny = 'abc', short = 'abc', padded = 'ab', letter = 'a', name = '{LONG}', tags = '{{a,b}}',
+    tinies = '{{abc}}', prices = '{{1.01}}', names = '{{{LONG}}}', moods = '{{sad}}', ints = '[1,5)',
+    many = '{{[1,5)}}', key = '{"0" * 31}1', day = '2024-01-01', at = '2024-01-01 12:00+02', doc = '{{"a": 1}}',
+    raw = '1', raws = '{{1}}', vec = '[1,0]', flag = true, number = 'NaN', bits = '101', address = '10.0.0.0/8',
+    whole = 1, place = '(0,0)' WHERE id = 1;
+UPDATE lib.items SET ci = 'bert', code = 'b', mood = 'happy', pair = '(2,2)', span = '[1,6)', price = 2,
+    tiny = 'b', short = 'b', padded = 'b', letter = 'b', name = 'b', tags = '{{a}}', tinies = '{{b}}',
+    prices = '{{2}}', names = '{{b}}', moods = '{{happy,ok}}', ints = '[1,6)', many = '{{[1,6)}}',
+    key = '{"0" * 31}2', day = '2024-01-02', at = '2024-01-01 12:00+00', doc = '5', raw = '2', raws = '{{2}}',
+    vec = '[2,0]', flag = false, number = 2, bits = '111', address = '10.1.0.0/16', whole = 2, place = '(1,1)'
+    WHERE id = 2;
 """
 
 REFUSED = ["pair", "raw", "raws", "place"]
@@ -215,7 +217,9 @@ def test_what_is_no_value_of_the_type_is_refused(
 
 @pytest.mark.parametrize("column", REFUSED)
 def test_a_column_that_cannot_be_compared_is_not_declared(connection: Connection, space: str, column: str) -> None:
-    with pytest.raises(psycopg.Error, match=f"a filter cannot compare {column}: its type .* has no btree order") as refused:
+    with pytest.raises(
+        psycopg.Error, match=f"a filter cannot compare {column}: its type .* has no btree order"
+    ) as refused:
         connection.execute(
             "SELECT sona.set_items(%s, 'lib.items', 'id', 'embedding', filter_columns => %s)", (space, [column])
         )
@@ -237,8 +241,9 @@ def test_a_declared_column_that_can_no_longer_be_compared_is_refused_by_recall(
 
 
 def test_an_index_of_the_application_serves_a_filter(connection: Connection, columns: list[str]) -> None:
-    indexed = {"label": "text", "short": "varchar(3)", "whole": "integer", "mood": "lib.mood", "price": "lib.price",
-               "tiny": "lib.tiny", "padded": "char(3)", "tags": "text[]", "ci": "lib.citext", "day": "date"}  # fmt: skip
+    indexed = {"label": "text", "short": "varchar(3)", "whole": "integer", "mood": "lib.mood",
+               "price": "lib.price", "tiny": "lib.tiny", "padded": "char(3)", "tags": "text[]",
+               "ci": "lib.citext", "day": "date"}  # fmt: skip
     values = {"label": "a", "short": "a", "whole": 1, "mood": "sad", "price": 1, "tiny": "a", "padded": "a",
               "tags": "{a}", "ci": "a", "day": "2024-01-01"}  # fmt: skip
     connection.execute(

@@ -136,5 +136,7 @@ def test_items_that_are_gone_are_told(
         # What is recorded becomes durable all the same, with the reason beside it.
         engine.record(np.ones(DIM), ["beyond the sample"], [1.0])
         engine.flush()
-        assert says in str(connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,)).fetchall())
+        assert says in str(
+            connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,)).fetchall()
+        )
     connection.execute("DROP TABLE IF EXISTS public.going")
