@@ -45,6 +45,36 @@ END $$;
 COMMENT ON FUNCTION sona.create_space IS
     'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
 
+CREATE OR REPLACE FUNCTION sona._column_type(items regclass, item_column text) RETURNS regtype
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = items AND a.attname = item_column AND a.attnum > 0 AND NOT a.attisdropped);
+COMMENT ON FUNCTION sona._column_type IS 'The type of a column of a table; NULL where there is none of that name.';
+
+CREATE OR REPLACE FUNCTION sona._items_of(space_id bigint) RETURNS sona.item_source
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    source sona.item_source%ROWTYPE;
+    again text := 'name the table and its columns again with sona.set_items(space, table, id_column, embedding_column)';
+BEGIN
+    SELECT * INTO source FROM sona.item_source i WHERE i.space_id = _items_of.space_id;
+    IF NOT FOUND THEN RETURN NULL; END IF;
+    -- Not to_regclass(items::text): the name of a table that is gone is its number, which is no name from Postgres 18 on.
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = source.items) THEN
+        PERFORM sona._refuse('SN004', 'the items table of the space is gone', again);
+    ELSIF sona._column_type(source.items, source.id_column) IS NULL THEN
+        PERFORM sona._refuse('SN004', format('%s has no column %I any more', source.items, source.id_column), again);
+    ELSIF sona._column_type(source.items, source.embedding_column) IS DISTINCT FROM '@vector@.vector'::regtype THEN
+        PERFORM sona._refuse(
+            'SN004', format('%s has no column %I of type vector any more', source.items, source.embedding_column), again);
+    END IF;
+    RETURN source;
+END $$;
+COMMENT ON FUNCTION sona._items_of IS
+    'Where the items of a space are; NULL where that was never said. Raises SN004 if the table or one of its columns is '
+    'gone.';
+
 DROP FUNCTION IF EXISTS sona.set_items(text, regclass, name, name, integer);
 
 CREATE OR REPLACE FUNCTION sona.set_items(
@@ -56,7 +86,6 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     s sona.space%ROWTYPE;
     id_type text;
-    embedding_type oid;
     total real;
     kind "char";
     sampled text := '';
@@ -91,30 +120,29 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM sona._refuse('SN003', format('%s has no column %I', items, id_column), 'name its column of item ids');
     END IF;
-    SELECT a.atttypid INTO embedding_type FROM pg_attribute a
-    WHERE a.attrelid = items AND a.attname = embedding_column AND a.attnum > 0 AND NOT a.attisdropped;
-    IF embedding_type IS DISTINCT FROM '@vector@.vector'::regtype THEN
+    IF sona._column_type(items, embedding_column) IS DISTINCT FROM '@vector@.vector'::regtype THEN
         PERFORM sona._refuse('SN003', format('%s has no column %I of type vector', items, embedding_column),
                              'name its column of item embeddings');
     END IF;
     SELECT coalesce(f, 'NULL') INTO missing FROM unnest(coalesce(filter_columns, '{}')) f
-    WHERE NOT EXISTS (SELECT FROM pg_attribute a
-                      WHERE a.attrelid = items AND a.attname = f AND a.attnum > 0 AND NOT a.attisdropped);
+    WHERE sona._column_type(items, f) IS NULL;
     IF FOUND THEN
         PERFORM sona._refuse('SN003', format('%s has no column %I to filter by', items, missing),
                              'name columns of the items table');
     END IF;
+    PERFORM sona._filtered_as(items, f) FROM unnest(filter_columns) f;
 
     IF total > 50 * sample_size AND sample_size > 0 AND kind IN ('r', 'p', 'm') THEN
         -- Pages enough for several times the sample: reading all of a large table would take minutes.
         sampled := format(' TABLESAMPLE SYSTEM (%s) REPEATABLE (0)', greatest(0.01, 100.0 * 10 * sample_size / total));
     END IF;
     DELETE FROM sona.item_sample i WHERE i.space_id = s.space_id;
+    -- A table of chunks has an id several times: always the same row stands for it.
     EXECUTE format(
         'INSERT INTO sona.item_sample (space_id, ordinal, item_id, embedding)'
         ' SELECT $1, row_number() OVER (ORDER BY picked.h, picked.id) - 1, picked.id, picked.e'
-        ' FROM (SELECT t.%1$I::text AS id, t.%2$I AS e, hashtextextended(t.%1$I::text, 0) AS h FROM %3$s t%4$s'
-        '       WHERE t.%1$I IS NOT NULL AND t.%2$I IS NOT NULL ORDER BY 3, 1 LIMIT $2) picked',
+        ' FROM (SELECT DISTINCT ON (3, 1) t.%1$I::text AS id, t.%2$I AS e, hashtextextended(t.%1$I::text, 0) AS h'
+        '       FROM %3$s t%4$s WHERE t.%1$I IS NOT NULL AND t.%2$I IS NOT NULL ORDER BY 3, 1, 2 LIMIT $2) picked',
         id_column, embedding_column, items, sampled)
     USING s.space_id, sample_size;
     GET DIAGNOSTICS taken = ROW_COUNT;
@@ -131,7 +159,9 @@ BEGIN
     RETURN taken;
 END $$;
 COMMENT ON FUNCTION sona.set_items IS
-    'Names the application''s own table of items, which recall searches, and takes the sample that learning uses; returns its size.';
+    'Names the application''s own table of items, which recall searches, and takes the sample that learning uses; returns its '
+    'size. Of rows with the same id one is taken. If it is a view, every login that recalls or learns in the space runs '
+    'its functions with its own rights: let only those call this whom all of these logins trust.';
 
 CREATE OR REPLACE FUNCTION sona.drop_space(space text) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -142,8 +172,8 @@ DECLARE
 BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
-    -- A flush in flight holds this lock: it ends before, or finds the space gone.
-    PERFORM FROM sona.learner l WHERE l.space_id = gone FOR UPDATE;
+    -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.
+    PERFORM sona._lock_learner(gone);
     FOR part IN
         SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'

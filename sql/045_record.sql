@@ -144,23 +144,28 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE;
+    holders text[];
 BEGIN
     IF score.trajectory IS NULL OR score.value IS NULL THEN
         PERFORM sona._refuse('SN003', 'the trajectory or the value is NULL',
                              'a score says what something was worth: leave out what nobody judged');
     END IF;
-    IF score.space IS NOT NULL THEN
-        SELECT * INTO s FROM sona.space x WHERE x.name = score.space;
-        IF NOT FOUND THEN PERFORM sona._unknown_space(score.space); END IF;
-    ELSE
-        SELECT x.* INTO s FROM sona.space x
-        WHERE EXISTS (SELECT FROM sona.trajectory t
-                      WHERE t.space_id = x.space_id AND t.trajectory_id = score.trajectory);
-        IF NOT FOUND THEN
+    IF score.space IS NULL THEN
+        holders := ARRAY(
+            SELECT x.name FROM sona.space x
+            WHERE EXISTS (SELECT FROM sona.trajectory t
+                          WHERE t.space_id = x.space_id AND t.trajectory_id = score.trajectory)
+            ORDER BY x.name);
+        IF cardinality(holders) = 0 THEN
             PERFORM sona._refuse('SN003', format('there is no trajectory %s yet', score.trajectory),
                                  'name the space, and the score waits for its trajectory');
+        ELSIF cardinality(holders) > 1 THEN
+            PERFORM sona._refuse('SN003', format('%s spaces have a trajectory %s', cardinality(holders), score.trajectory),
+                                 format('name the space, like space => %L', holders[1]));
         END IF;
     END IF;
+    SELECT * INTO s FROM sona.space x WHERE x.name = coalesce(score.space, holders[1]);
+    IF NOT FOUND THEN PERFORM sona._unknown_space(score.space); END IF;
     PERFORM sona._check_reward(score.value, s.reward_min, s.reward_max, 'the score');
     IF score.item_id IS NOT NULL THEN PERFORM sona._check_id(score.item_id, 'the item id'); END IF;
     PERFORM sona._check_id(coalesce(score.score_id, 'new'), 'the score id');
@@ -175,7 +180,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.score IS
     'Says later what an answer, or one of its items, was worth; false if the score id is known already. With the space '
-    'named it may come before its trajectory.';
+    'named it may come before its trajectory; where several spaces have the trajectory''s id, it must be.';
 
 CREATE OR REPLACE FUNCTION sona._check_keys(entry jsonb, known text[], lists text[]) RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE

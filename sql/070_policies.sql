@@ -11,10 +11,16 @@ CREATE OR REPLACE FUNCTION sona._grantable_spaces(caller name) RETURNS bigint[]
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp
 -- Definer: a policy of the grants cannot read the grants under itself.
-RETURN ARRAY(SELECT g.space_id FROM sona.space_grant g
-             WHERE g.may_write AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
-                                        ELSE pg_has_role(_grantable_spaces.caller, g.role_name::name, 'MEMBER') END);
-COMMENT ON FUNCTION sona._grantable_spaces IS 'Ids of the spaces that a role may write, and grant therefore.';
+-- And so only for a role that whoever has logged in may act as: current_user is the owner here, and any name could be
+-- given. A SECURITY DEFINER function of an application, owned by a role that its caller is no member of, can therefore
+-- do all that its owner can in a space, but neither list nor change the grants to others.
+RETURN CASE WHEN pg_has_role(session_user, _grantable_spaces.caller, 'MEMBER') THEN ARRAY(
+    SELECT g.space_id FROM sona.space_grant g
+    WHERE g.may_write AND CASE WHEN to_regrole(quote_ident(g.role_name)) IS NULL THEN false
+                               ELSE pg_has_role(_grantable_spaces.caller, g.role_name::name, 'MEMBER') END)
+ELSE '{}' END;
+COMMENT ON FUNCTION sona._grantable_spaces IS
+    'Ids of the spaces that a role may write, and grant therefore; none for a role that the login is no member of.';
 
 CREATE OR REPLACE FUNCTION sona._may_grant(space_id bigint, caller name) RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER

@@ -121,7 +121,8 @@ BEGIN
         LOOP
             EXECUTE format('GRANT INSERT, DELETE ON %s TO sona_worker', part.name);
         END LOOP;
-        -- What is recorded, published or entered in the ledger is never rewritten.
+        -- No row of what is recorded, published or entered in the ledger is changed. Rows may be deleted, for retention
+        -- and to drop a space: in its own spaces, a worker is trusted with the ledger.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source TO sona_worker;
         GRANT UPDATE (embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;

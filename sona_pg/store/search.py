@@ -46,8 +46,8 @@ class Found(NamedTuple):
 class ItemSearch:
     """Searches the items of a space over connections of its own. Safe to use from several threads.
 
-    Where the server may keep prepared statements, the plain search runs as one, planned once; it finds the same items
-    in the same order as `sona.recall`.
+    Where the server may keep prepared statements, the plain search runs as one, planned once. It orders items as
+    `sona.recall` does; which of those at the distance of the last one are among the k is up to the plan of either.
 
     Parameters
     ----------
@@ -117,9 +117,9 @@ class ItemSearch:
             return None
         if time.monotonic() >= self._look_again_at:
             row = connection.execute(
-                "SELECT to_regclass(items::text)::text, id_column, embedding_column,"
+                "SELECT items::text, id_column, embedding_column,"
                 " (SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-                "  WHERE extname = 'vector') FROM sona.item_source WHERE space_id = %s",
+                "  WHERE extname = 'vector') FROM sona._items_of(%s)",
                 (self._space.space_id,),
             ).fetchone()
             self._statement = None

@@ -194,32 +194,40 @@ def item_sample(connection: Connection, space: Space) -> tuple[list[str], FloatV
             (space.space_id,),
             binary=True,
         ).fetchall()
-    block = np.zeros((len(rows), space.dim), dtype=np.float32)
-    for index, row in enumerate(rows):
-        block[index] = row[1]
-    return [row[0] for row in rows], block
+    # Earlier versions sampled every row of an id that a table has several times: the first one stands for it.
+    sample: dict[str, FloatVector] = {}
+    for item, embedding in rows:
+        sample.setdefault(item, embedding)
+    block = np.zeros((len(sample), space.dim), dtype=np.float32)
+    for index, embedding in enumerate(sample.values()):
+        block[index] = embedding
+    return list(sample), block
 
 
 def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dict[str, FloatVector]:
-    """Embeddings of items of the application's table, by id; those that are not there, or NULL, are left out."""
+    """Embeddings of items of the application's table, by id; those that are not there, or NULL, are left out.
+
+    Raises
+    ------
+    ConfigError
+        If the table, or a column that was named, is gone.
+    """
     if not ids:
         return {}
     # A savepoint: what is wrong with the application's table must not undo the transaction around.
     with translated(), connection.transaction():
         source = connection.execute(
-            "SELECT to_regclass(items::text)::text, id_column, id_type, embedding_column FROM sona.item_source"
-            " WHERE space_id = %s",
-            (space.space_id,),
+            "SELECT items::text, id_column, id_type, embedding_column FROM sona._items_of(%s)", (space.space_id,)
         ).fetchone()
-        if source is None:
+        if source is None or source[0] is None:
             return {}
         table, id_column, id_type, embedding_column = source
-        if table is None:
-            raise InvalidInput(f"the items table of space {space.name!r} is gone: name another one with set_items")
         # The ids are cast to the column's type, so that its index serves; one that is no value of it is no item.
+        # Of several rows with the same id, the one that the sample would hold.
         statement = sql.SQL(
-            "SELECT {id}::text, {embedding} FROM {table} WHERE {id} = ANY(ARRAY("
+            "SELECT DISTINCT ON (1) {id}::text, {embedding} FROM {table} WHERE {id} = ANY(ARRAY("
             "SELECT CASE WHEN pg_input_is_valid(i, {type_name}) THEN i::{type} END FROM unnest(%s::text[]) i))"
+            " ORDER BY 1, 2"
         ).format(
             id=sql.Identifier(id_column),
             embedding=sql.Identifier(embedding_column),

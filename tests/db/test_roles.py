@@ -225,6 +225,7 @@ def test_who_may_only_read_a_space_writes_nothing_there_whatever_the_role(
         _denied(guest, "SELECT sona.score(%s, 1)", world.trajectories["alpha"], says="row-level security")
         _denied(guest, "SELECT sona.grant_space('alpha', current_user)", says="row-level security")
         _denied(guest, "SELECT sona.revoke_space('alpha', current_user)", says="permission denied for space")
+        _denied(guest, "SELECT sona.drop_space('alpha')", says="this role may only read it")
         for table in _tables(guest):
             if table != "alembic_version":
                 assert guest.execute(f"DELETE FROM sona.{table}").rowcount == 0
@@ -437,6 +438,69 @@ def test_a_space_that_is_granted_to_a_role_is_granted_to_its_members(
         late.execute("SELECT sona.record('alpha', %s)", (_query(rng),))
         worker.execute("SELECT sona.revoke_space('alpha', 'sona_app')")
         assert late.execute("SELECT space FROM sona.status").fetchall() == []
+
+
+@pytest.mark.parametrize("kind", ["reader", "app", "worker"])
+def test_which_spaces_another_role_has_is_not_told(world: World, login: Callable[[str], Connection], kind: str) -> None:
+    own = login(f"alpha_{kind}")
+    for other in ("beta_reader", "beta_app", "beta_worker"):
+        name = world.logins[other]
+        assert own.execute("SELECT sona._grantable_spaces(%s)", (name,)).fetchall() == [([],)]
+        for space_id in world.ids.values():
+            assert own.execute("SELECT sona._may_grant(%s, %s)", (space_id, name)).fetchall() == [(False,)]
+    owner = psycopg.conninfo.conninfo_to_dict(world.url)["user"]
+    assert own.execute("SELECT sona._grantable_spaces(%s)", (owner,)).fetchall() == [([],)]
+    writes = [world.ids["alpha"]] if kind != "reader" else []
+    held = own.execute("SELECT sona._grantable_spaces(current_user)").fetchall()[0][0]
+    assert [id for id in held if id in world.ids.values()] == writes
+
+
+def test_a_login_that_acts_as_its_role_grants_for_it(world: World, role: Callable[..., str]) -> None:
+    team = role("team", "sona_worker")
+    member = role("member", team)
+    with connect(make_conninfo(world.url, user=member)) as own:
+        own.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(team)))
+        own.execute("SELECT sona.create_space('of the team', 3)")
+        own.execute("SELECT sona.grant_space('of the team', %s, false)", (world.logins["alpha_reader"],))
+        assert own.execute("SELECT count(*) FROM sona.space_grant").fetchall() == [(2,)]
+        own.execute("RESET ROLE")
+        assert own.execute("SELECT count(*) FROM sona.space_grant").fetchall() == [(2,)]
+        assert own.execute(
+            "SELECT sona.revoke_space('of the team', %s)", (world.logins["alpha_reader"],)
+        ).fetchall() == [(True,)]
+        own.execute("SELECT sona.drop_space('of the team')")
+
+
+def test_a_function_of_an_application_acts_with_its_owners_grants(
+    world: World, role: Callable[..., str], rng: np.random.Generator
+) -> None:
+    owner, caller = role("owner", "sona_worker"), role("caller")
+    with connect(make_conninfo(world.url)) as superuser:
+        superuser.execute(sql.SQL("CREATE SCHEMA desk AUTHORIZATION {}").format(sql.Identifier(owner)))
+    with connect(make_conninfo(world.url, user=owner)) as own:
+        own.execute("SELECT sona.create_space('desk', %s)", (DIM,))
+        for name, call in (
+            ("ask", "SELECT sona.record('desk', $1, quality => 1)::text"),
+            ("spaces", "SELECT string_agg(space, ',') FROM sona.status"),
+            ("open", "SELECT sona.create_space('another desk', 3)::text"),
+            ("close", "SELECT sona.drop_space('another desk')::text"),
+            ("give", "SELECT sona.grant_space('desk', 'sona_app')::text"),
+        ):
+            own.execute(
+                f"CREATE FUNCTION desk.{name}(public.vector DEFAULT NULL) RETURNS text LANGUAGE sql SECURITY DEFINER"
+                f" SET search_path = pg_catalog AS $${call}$$"  # type: ignore[arg-type]
+            )
+        own.execute(sql.SQL("GRANT USAGE ON SCHEMA desk TO {}").format(sql.Identifier(caller)))
+    with connect(make_conninfo(world.url, user=caller)) as other:
+        other.execute("SELECT desk.ask(%s)", (_query(rng),))
+        assert other.execute("SELECT desk.spaces()").fetchall() == [("desk",)]
+        other.execute("SELECT desk.open()")
+        other.execute("SELECT desk.close()")
+        # Who owns the function is no role that its caller may act as.
+        _denied(other, "SELECT desk.give()", says="row-level security")
+    with connect(world.url) as superuser:
+        superuser.execute("DROP SCHEMA desk CASCADE")
+        superuser.execute("SELECT sona.drop_space('desk')")
 
 
 def test_the_engine_of_another_tenant_finds_no_space(world: World) -> None:

@@ -296,3 +296,23 @@ def test_engines_workers_and_sql_clients_together_count_everything_once(
     ).fetchall()
     assert len({row[:2] for row in ledger}) == len(ledger) == 480
     assert [row[2] for row in ledger] == list(range(480))
+
+
+def test_a_score_without_its_space_is_refused_where_two_have_the_trajectory(
+    connection: Connection, space_name: str, rng: np.random.Generator
+) -> None:
+    id = uuid.uuid4()
+    names = [f"{space_name} a", f"{space_name} b"]
+    for name in names:
+        connection.execute("SELECT sona.create_space(%s, %s)", (name, DIM))
+    _record(connection, names[1], _query(rng), "trajectory_id => %s", id)
+    assert connection.execute("SELECT sona.score(%s, 1)", (id,)).fetchall() == [(True,)]
+    _record(connection, names[0], _query(rng), "trajectory_id => %s", id)
+    with pytest.raises(psycopg.Error, match=f"2 spaces have a trajectory {id}") as refused:
+        connection.execute("SELECT sona.score(%s, 1)", (id,))
+    assert refused.value.sqlstate == "SN003"
+    assert refused.value.diag.message_hint == f"name the space, like space => '{names[0]}'"
+    assert connection.execute("SELECT sona.score(%s, 1, space => %s)", (id, names[0])).fetchall() == [(True,)]
+    assert connection.execute(
+        "SELECT space, pending FROM sona.status WHERE space = ANY(%s) ORDER BY 1", (names,)
+    ).fetchall() == [(names[0], 2), (names[1], 2)]

@@ -19,6 +19,12 @@ RELATIONS = (
     "public.missing", "missing.missing", '""', "", "0", "4294967295", "-", 'public."', "a.b.c.d",
 )  # fmt: skip
 
+TYPES = (
+    "json", "xml", "point", "name", '"char"', "bpchar", '"bit"', "oidvector", "int2vector", "regclass", "record",
+    "anyarray", "unknown", "public.fuzz_row", "public.fuzz_row[]", "public.fuzz_items", "information_schema.yes_or_no",
+    "json[]", "int4multirange", "missing", "", "0", "-", "4294967295",
+)  # fmt: skip
+
 _EXTREME_TEXT = (
     "", " ", "\t\n\r", "a", "'", '"', "\\", "$1", "%s", "--", "{}", "NULL", "\U0010ffff", "\ufdd0", "\ufeff",
     "e\u0301" * 40,
@@ -140,6 +146,7 @@ GOOD: dict[str, Text] = {
     "entry jsonb": st.sampled_from(('{"a": 1}', '{"b": [1]}', "{}")),
     "known text[]": st.just("{a,b}"),
     "lists text[]": st.just("{b}"),
+    "compared regtype": st.sampled_from(("integer", "text", "integer[]", "public.vector")),
     "dim integer": st.sampled_from(("1", "4", "2000", "4000", "16000")),
     "embedder text": st.just("model"),
     "embedding_column name": st.just("embedding"),
@@ -155,6 +162,7 @@ GOOD: dict[str, Text] = {
     "item_column text": st.just("id"),
     "item_id text": st.sampled_from(("1", "2", "40")),
     "item_ids text[]": st.lists(st.sampled_from(("1", "2", "3", "40")), min_size=2, max_size=2).map(_array),
+    "item_type regtype": st.sampled_from(("varchar", "name[]", "json", "int4range", "public.vector")),
     "items regclass": st.just("public.fuzz_items"),
     "k integer": st.sampled_from(("1", "10", "10000")),
     "keep_exact integer": st.sampled_from(("0", "5", "10000")),
@@ -189,11 +197,11 @@ GOOD: dict[str, Text] = {
     "space_id bigint": st.sampled_from(("1", "2", "3")),
     "state text": st.just("SN003"),
     "steps interval": st.just("30 days"),
+    "strategy integer": st.sampled_from(("1", "3", "5")),
     "strategy text": st.just("adapted"),
     "trajectories interval": st.just("90 days"),
     "trajectory uuid": _ids,
     "trajectory_id uuid": _ids,
-    "type_name text": st.sampled_from(("integer", "text")),
     "user_id text": st.just("user"),
     "value double precision": st.sampled_from(("0", "0.5", "1")),
     "version bigint": st.just("3"),
@@ -220,6 +228,7 @@ HOSTILE: dict[str, Text] = {
     "name": text,
     "real": number,
     "regclass": st.sampled_from(RELATIONS),
+    "regtype": st.sampled_from(TYPES),
     "text": text,
     "text[]": arrays(text),
     "timestamp with time zone": st.sampled_from(("now", "9999-12-31", "0001-01-01", "tomorrow", "x")),

@@ -25,8 +25,12 @@ DATA = re.compile("22...|54...")
 OBJECT = re.compile("42...|55000|0A000")
 """The caller named a table or column that is not there, is none, or cannot be read."""
 NAMES_OBJECTS = {
+    "_btree_operator",
+    "_column_type",
+    "_compared_as",
     "_comparison",
     "_condition",
+    "_filtered_as",
     "_grantable_spaces",
     "_lock_learner",
     "_may_grant",
@@ -141,20 +145,25 @@ def test_every_function_has_strategies(functions: dict[str, Function]) -> None:
 
 
 EVERY = (
+    "_btree_operator",
     "_check_id",
     "_check_keys",
     "_check_retention",
     "_check_reward",
+    "_column_type",
+    "_compared_as",
     "_comparison",
     "_condition",
     "_delete_orphan_scores",
     "_delete_steps",
     "_delete_trajectories",
+    "_filtered_as",
     "_grantable_spaces",
     "_index_queries",
     "_indexed_embedding",
     "_indexed_type",
     "_is_member",
+    "_items_of",
     "_learned_trajectories",
     "_lock_learner",
     "_may_grant",
