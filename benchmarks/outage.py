@@ -72,7 +72,7 @@ def run(*, quick: bool) -> list[Row]:
                     "SELECT count(DISTINCT trajectory_id) FROM sona.learning_event"
                 ).fetchone() or (0,)
         finally:
-            server.stop()
+            server.remove()
     rival = f"while it is there, p99 {np.percentile(before, 99):.0f}"
     params: dict[str, int | float | str] = {"d": DIM, "steps": STEPS, "per_second": PER_SECOND}
     lost: dict[str, int | float | str] = {

@@ -24,7 +24,7 @@ def benchmark_engine(dim: int, *, instant: InstantLoopConfig | None = None) -> I
         home = None
         if not os.environ.get(ENV_URL):
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sona-benchmark-")))
-            stack.callback(EmbeddedServer(home).stop)
+            stack.callback(EmbeddedServer(home).remove)
         engine = SonaEngine.connect(home=home, space=SPACE, dim=dim, background=False, instant=instant)
         try:
             yield engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -142,6 +143,21 @@ class EmbeddedServer:
                     self._launch(binaries, account)
                 self._create_database()
             return self.url
+
+    def remove(self) -> None:
+        """Stop the server and delete its data for good, wherever they are.
+
+        Raises
+        ------
+        ServerError, IoError
+            As `stop`, or if something cannot be deleted.
+        """
+        self.stop()
+        with _os_errors_of("remove", self.home):
+            place = self.directory.parent
+            for directory in (self.directory,) if place == self.home else (place,):
+                if directory.exists():
+                    shutil.rmtree(directory)
 
     def stop(self, timeout_seconds: float = 30) -> None:
         """Stop the server and end its connections; do nothing when it does not run.

@@ -307,7 +307,7 @@ class Chaos:
         """Kill what lives, and stop the server."""
         self.close_processes()
         self._connection.close()
-        self.server.stop()
+        self.server.remove()
 
     def report(self) -> str:
         """A row for every step."""

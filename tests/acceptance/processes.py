@@ -174,7 +174,7 @@ def main() -> None:
                 if many < one - TOLERANCE_POINTS:
                     wrong.append(f"{collection.name}: {many:+.2f} is more than {TOLERANCE_POINTS} below {one:+.2f}")
         finally:
-            server.stop()
+            server.remove()
     for violation in wrong:
         print(f"violation: {violation}")
     sys.exit(bool(wrong))

@@ -47,7 +47,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     made = EmbeddedServer(tmp_path)
     made.start()
     yield made
-    made.stop()
+    made.remove()
 
 
 def _run_and_kill(home: Path, first: int, seconds: float) -> int:

@@ -50,7 +50,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.remove()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -180,9 +180,9 @@ def engine(url: str, space_name: str, items: tuple[str, NDArray[np.float32]]) ->
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A folder for an embedded server of its own, which is stopped at the end."""
+    """A folder for an embedded server of its own, which goes at the end."""
     yield tmp_path
-    EmbeddedServer(tmp_path).stop()
+    EmbeddedServer(tmp_path).remove()
 
 
 def _vector(rng: np.random.Generator) -> NDArray[np.float32]:

@@ -20,7 +20,15 @@ from sona_pg.config import (
 )
 from sona_pg.errors import ConfigError
 
-ALL: list[type[Any]] = [InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StrategyConfig, StoreConfig, WorkerConfig]
+ALL: list[type[Any]] = [
+    InstantLoopConfig,
+    QueryAdapterConfig,
+    SignalConfig,
+    SpaceConfig,
+    StrategyConfig,
+    StoreConfig,
+    WorkerConfig,
+]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
 WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"]
 
