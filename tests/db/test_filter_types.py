@@ -54,10 +54,10 @@ CREATE DOMAIN lib.tiny AS varchar(3);
 
 CREATE TABLE lib.items (
     id integer PRIMARY KEY, embedding vector({DIM}) NOT NULL, ci lib.citext, code lib.code, mood lib.mood,
-    pair lib.pair, span lib.span, price lib.price, tiny lib.tiny, short varchar(3), padded char(3), letter "char", name name,
-    tags text[], tinies lib.tiny[], prices lib.price[], names name[], moods lib.mood[], ints int4range,
-    many int4multirange, key uuid, day date, at timestamptz, doc jsonb, raw json, raws json[], vec vector(2), flag boolean, number numeric,
-    bits bit(3), address cidr, whole integer, place point);
+    pair lib.pair, span lib.span, price lib.price, tiny lib.tiny, short varchar(3), padded char(3), letter "char",
+    name name, tags text[], tinies lib.tiny[], prices lib.price[], names name[], moods lib.mood[], ints int4range,
+    many int4multirange, key uuid, day date, at timestamptz, doc jsonb, raw json, raws json[], vec vector(2),
+    flag boolean, number numeric, bits bit(3), address cidr, whole integer, place point);
 INSERT INTO lib.items SELECT n, ARRAY(SELECT sin(n * i) FROM generate_series(1, {DIM}) i)::vector
     FROM generate_series(1, 3) n;
 UPDATE lib.items SET ci = 'Anna', code = 'a', mood = 'sad', pair = '(1,)', span = '[1,5)', price = 1.01,
