@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sona_pg.store.server import EmbeddedServer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -58,4 +60,4 @@ def test_the_installed_wheel_runs_the_demo_far_from_the_checkout(wheel: Path, tm
         scalar = run("python", "-c", "from sona_pg import kernels; print(kernels.active())", SONA_SIMD="scalar")
         assert scalar.stdout.strip() == "scalar", scalar.stderr
     finally:
-        run("sona", "db", "stop")
+        EmbeddedServer(home / "sona").remove()
