@@ -15,7 +15,7 @@ from sona_pg.cli.spaces import space, status
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
-from sona_pg.store.database import resolve_url
+from sona_pg.store.database import open_database, resolve_url
 from sona_pg.store.server import EmbeddedServer, default_home
 
 ENV_LOG = "SONA_LOG"
@@ -41,8 +41,8 @@ def db() -> None:
 
 @db.command()
 def start() -> None:
-    """Start it, unless it runs; print its URL."""
-    click.echo(EmbeddedServer(default_home()).start())
+    """Start it, unless it runs, with the current schema; print its URL."""
+    click.echo(open_database(home=default_home()).url)
 
 
 @db.command()
@@ -76,7 +76,7 @@ def server_status(as_json: bool) -> None:
 @db.command()
 def url() -> None:
     """Print its URL, starting it if need be: psql "$(sona db url)"."""
-    click.echo(EmbeddedServer(default_home()).start())
+    click.echo(open_database(home=default_home()).url)
 
 
 @app.command()
