@@ -29,9 +29,11 @@ from sona_pg.evaluation import (
     report_json,
 )
 from sona_pg.evaluation.feedback import Judgement, judge
-from sona_pg.evaluation.protocol import trajectory_id
+from sona_pg.evaluation.protocol import Stream, trajectory_id
 from sona_pg.evaluation.report import confidence_interval
 from sona_pg.evaluation.splits import disjoint_parts, linked_groups, make_split
+from sona_pg.evaluation.strategies import StrategySystem
+from sona_pg.learning.strategist import Strategy
 from sona_pg.types import QueryTrajectory
 
 FloatMatrix = NDArray[np.float32]
@@ -447,9 +449,12 @@ class Recorder:
     def __init__(self, collection: Collection) -> None:
         self.seen: list[QueryTrajectory] = []
         self.closed = 0
+        self.docs = collection.unit_docs
 
-    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        return queries
+    served = "adapted"
+
+    def answer(self, queries: FloatMatrix) -> dict[str, NDArray[np.int64]]:
+        return {"adapted": metrics.rank_documents(queries, self.docs)}
 
     def observe(self, trajectory: QueryTrajectory) -> None:
         assert not self.closed
@@ -679,3 +684,40 @@ class TestReport:
 
     def test_one_query_has_no_interval(self) -> None:
         assert confidence_interval(np.array([3, 3]), np.array([0.1, 0.2]), 0.15) is None
+
+
+class TestStrategies:
+    def test_what_is_proven_answers_and_every_strategy_is_reported(self, rotated: Collection) -> None:
+        report = evaluate_collection(rotated, splits=2, system_factory=StrategySystem)
+        assert set(report.strategies) == {"frozen", *(s.value for s in Strategy), "learned"}
+        assert report.learned is report.strategies["learned"]
+        assert min(report.learned.split_gains) > 0.15
+        assert report.strategies["adapted"].gain_ndcg10 > 0.15
+
+    def test_shuffled_outcomes_leave_the_answers_exactly_as_they_are(self, rotated: Collection) -> None:
+        report = evaluate_collection(rotated, splits=3, system_factory=StrategySystem, shuffle_outcomes=True)
+        assert report.learned.quality == report.frozen.quality
+        assert (report.learned.helped, report.learned.harmed) == (0, 0)
+        assert report.strategies["fusion"].gain_ndcg10 < -0.02, "it would have harmed"
+
+    def test_learning_goes_on_through_the_held_out_part(self, rotated: Collection) -> None:
+        once, continuing = (
+            evaluate_collection(rotated, splits=2, split_kind=SplitKind.DISJOINT, continuing=goes_on)
+            for goes_on in (False, True)
+        )
+        assert continuing.frozen == once.frozen
+        assert continuing.learned.gain_ndcg10 > once.learned.gain_ndcg10
+
+    def test_shuffling_moves_outcomes_and_loses_none(self) -> None:
+        collection = small([{query % 20: 1.0} for query in range(30)])
+        split = make_split(collection, SplitKind.RANDOM, 0)
+        shown = np.arange(10)
+
+        def outcomes(shuffled: bool) -> list[frozenset[str | None]]:
+            stream = Stream(collection, split, Feedback.FULL, shuffle_outcomes=shuffled)
+            events = range(len(split.stream))
+            return [frozenset(s.item_id for s in stream.trajectory(e, shown).steps if s.reward) for e in events]
+
+        straight, moved = outcomes(False), outcomes(True)
+        assert straight != moved
+        assert sorted(map(sorted, straight)) == sorted(map(sorted, moved))  # type: ignore[type-var, arg-type]

@@ -18,6 +18,7 @@ from sona_pg.evaluation.feedback import Feedback
 from sona_pg.evaluation.protocol import SPLITS, MemorySystem, Progress, SystemFactory, evaluate_collection
 from sona_pg.evaluation.report import CollectionReport, StrategyReport, report_json
 from sona_pg.evaluation.splits import SplitKind
+from sona_pg.evaluation.strategies import StrategySystem
 from sona_pg.types import Json
 
 
@@ -40,6 +41,9 @@ from sona_pg.types import Json
     help="Judged: full, the top 10 and up to 3 further; shown, the top 10; thumb, the first.",
 )
 @click.option("--through-postgres", is_flag=True, help="Record and learn in Postgres, adapt held-out queries in SQL.")
+@click.option("--strategies", is_flag=True, help="Choose the strategy by the evidence, and report every one.")
+@click.option("--continue", "continuing", is_flag=True, help="Go on learning through the held-out part.")
+@click.option("--shuffle-outcomes", is_flag=True, help="Give every event another's outcome: nothing can be learned.")
 @click.option("--baselines", is_flag=True, help="Run rivals on the same splits.")
 @click.option("--url", metavar="URL", help="Database for --through-postgres; the embedded server without.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -49,6 +53,9 @@ def evaluate(
     kind: str,
     feedback: str,
     through_postgres: bool,
+    strategies: bool,
+    continuing: bool,
+    shuffle_outcomes: bool,
     baselines: bool,
     url: str | None,
     as_json: bool,
@@ -60,7 +67,9 @@ def evaluate(
     """
     if url is not None and not through_postgres:
         raise click.UsageError("--url goes with --through-postgres")
-    factory: SystemFactory = MemorySystem
+    if strategies and through_postgres:
+        raise click.UsageError("--strategies works in memory so far: leave --through-postgres out")
+    factory: SystemFactory = StrategySystem if strategies else MemorySystem
     if through_postgres:
         from sona_pg.evaluation.postgres import PostgresSystem
 
@@ -76,6 +85,8 @@ def evaluate(
                     split_kind=SplitKind(kind),
                     feedback=Feedback(feedback),
                     system_factory=factory,
+                    continuing=continuing,
+                    shuffle_outcomes=shuffle_outcomes,
                     baselines=baselines,
                     progress=progress,
                 )
@@ -86,6 +97,9 @@ def evaluate(
         "split": kind,
         "feedback": feedback,
         "through_postgres": through_postgres,
+        "strategies": strategies,
+        "continue": continuing,
+        "shuffle_outcomes": shuffle_outcomes,
         "simd": kernels.active(),
         "rank": recipe.rank,
         "learning_rate": recipe.learning_rate,

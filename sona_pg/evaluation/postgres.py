@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 
 import numpy as np
 from psycopg import sql
 
 from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
-from sona_pg.evaluation.metrics import FloatMatrix
+from sona_pg.evaluation.metrics import FloatMatrix, Ranking, rank_documents
 from sona_pg.evaluation.protocol import SPACE
+from sona_pg.evaluation.report import ADAPTED
 from sona_pg.store import spaces
 from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import open_database
@@ -34,7 +36,10 @@ class PostgresSystem:
         Database; the embedded server without.
     """
 
+    served = ADAPTED
+
     def __init__(self, collection: Collection, url: str | None = None) -> None:
+        self._docs = collection.unit_docs
         self._name = f"evaluate-{uuid.uuid4().hex}"
         self._table = sql.Identifier("public", f"sona_{self._name.replace('-', '_')}")
         database = open_database(url)
@@ -52,8 +57,11 @@ class PostgresSystem:
         self._engine.set_items(self._table.as_string(), "id", "embedding")
         self._observed = 0
 
-    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        """A single query by the local copy; several by SQL, after a flush."""
+    def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
+        """Documents by cosine to the adapted queries: a single one by the local copy, several by SQL, after a flush."""
+        return {ADAPTED: rank_documents(self._adapt(queries), self._docs)}
+
+    def _adapt(self, queries: FloatMatrix) -> FloatMatrix:
         if len(queries) == 1:
             return self._engine.adapt(queries)
         self._engine.flush()

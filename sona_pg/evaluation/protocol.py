@@ -38,10 +38,14 @@ Progress = Callable[[int, int], None]
 
 
 class System(Protocol):
-    """What is evaluated: it adapts queries, and learns from the outcomes of its answers."""
+    """What is evaluated: it answers queries, and learns from the outcomes of its answers."""
 
-    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        """The adapted queries, float32 (n, dim); documents are then ranked by cosine."""
+    served: str
+    """Name of the strategy that answers."""
+
+    def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
+        """Rankings of the documents for queries (n, dim), by strategy; `served` is one of them."""
+        ...
 
     def observe(self, trajectory: QueryTrajectory) -> None:
         """Learn an answer with its outcome, and serve what was learned when this returns; the time is measured."""
@@ -55,7 +59,7 @@ SystemFactory = Callable[[Collection], System]
 
 
 class MemorySystem:
-    """The learner in memory, every document in its pool.
+    """The learner in memory, every document in its pool: what `SonaEngine` serves.
 
     Parameters
     ----------
@@ -67,16 +71,19 @@ class MemorySystem:
         What the traffic is.
     """
 
+    served = ADAPTED
+
     def __init__(
         self, collection: Collection, *, adapter: QueryAdapterConfig | None = None, space: SpaceConfig = SPACE
     ) -> None:
         pool = ItemPool(collection.doc_ids, collection.docs)
+        self._docs = collection.unit_docs
         self._learner = Learner(collection.docs.shape[1], pool, adapter=adapter, space=space)
         self._serving = self._learner.serving()
 
-    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        """The adapted queries; their own bits where nothing was learned."""
-        return self._serving.adapt(queries)
+    def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
+        """Documents by cosine to the adapted queries."""
+        return {ADAPTED: rank_documents(self._serving.adapt(queries), self._docs)}
 
     def observe(self, trajectory: QueryTrajectory) -> None:
         """Learn, and serve what was learned."""
@@ -94,6 +101,8 @@ def evaluate_collection(
     split_kind: SplitKind = SplitKind.RANDOM,
     feedback: Feedback = Feedback.FULL,
     system_factory: SystemFactory = MemorySystem,
+    continuing: bool = False,
+    shuffle_outcomes: bool = False,
     baselines: bool = False,
     progress: Progress | None = None,
 ) -> CollectionReport:
@@ -113,6 +122,10 @@ def evaluate_collection(
         How much becomes known about an answer.
     system_factory
         What is evaluated; a fresh one for every split.
+    continuing
+        Whether learning goes on through the held-out part: each of its queries is answered, and then learned.
+    shuffle_outcomes
+        Whether every event of the stream gets the outcome of another one: nothing can be learned from that.
     baselines
         Whether to run the rivals of `sona_pg.evaluation.baselines` on the same splits.
     progress
@@ -136,7 +149,8 @@ def evaluate_collection(
             progress(next(done), total)
 
     rivals = BASELINES if baselines else {}
-    results = [_run_split(collection, split, feedback, system_factory, rivals, tick) for split in parts]
+    streams = [Stream(collection, split, feedback, shuffle_outcomes=shuffle_outcomes) for split in parts]
+    results = [_run_split(stream, system_factory, rivals, tick, continuing=continuing) for stream in streams]
     return summarize(collection, results)
 
 
@@ -145,57 +159,97 @@ def trajectory_id(collection: Collection, split: Split, event: int) -> uuid.UUID
     return uuid.uuid5(_EVENTS, f"{collection.name}/{split.kind}/{split.index}/{event}")
 
 
+class Stream:
+    """What is asked in a split, and what becomes known about the answers.
+
+    Events are the stream's, then those of the held-out part.
+
+    Parameters
+    ----------
+    collection, split
+        The logged outcomes, and how they are parted.
+    feedback
+        How much becomes known about an answer.
+    shuffle_outcomes
+        Whether every event of the stream gets the outcome of another one.
+    """
+
+    def __init__(
+        self, collection: Collection, split: Split, feedback: Feedback, *, shuffle_outcomes: bool = False
+    ) -> None:
+        self.collection, self.split, self.feedback = collection, split, feedback
+        self._rows = [*split.stream, *split.held_out]
+        self._judged_as = list(self._rows)
+        if shuffle_outcomes:
+            # RandomState's numbers are frozen (NEP 19): the same events in every version of NumPy.
+            order = np.random.RandomState(7000 + split.index).permutation(len(split.stream))
+            self._judged_as[: len(order)] = [split.stream[place] for place in order]
+
+    def query(self, event: int) -> FloatVector:
+        """The query of an event."""
+        query: FloatVector = self.collection.queries[self._rows[event]]
+        return query
+
+    def trajectory(self, event: int, shown: Ranking) -> QueryTrajectory:
+        """An answer with its outcome."""
+        outcome = judge(
+            self.collection.relevant[self._judged_as[event]],
+            shown.tolist(),
+            self.feedback,
+            best_grade=self.collection.best_grade,
+            seed=(self.split.index, event),
+        )
+        id = trajectory_id(self.collection, self.split, event)
+        return build_trajectory(self.collection, id, self.query(event), outcome)
+
+
 def _run_split(
-    collection: Collection,
-    split: Split,
-    feedback: Feedback,
+    stream: Stream,
     system_factory: SystemFactory,
     rivals: Mapping[str, Baseline],
     tick: Callable[[], None],
+    *,
+    continuing: bool,
 ) -> SplitResult:
+    collection, split = stream.collection, stream.split
     held_out = collection.queries[list(split.held_out)]
     relevant = [collection.relevant[query] for query in split.held_out]
+    events = len(split.stream)
 
     def measure(ranking: Ranking) -> QueryScores:
         return score_ranking(ranking, relevant)
 
     learning_seconds = 0.0
     with closing(system_factory(collection)) as system:
-        for event in range(len(split.stream)):
-            trajectory = _answer(collection, split, event, system, feedback)
+        for event in range(events):
+            shown = system.answer(stream.query(event)[np.newaxis])[system.served][0]
+            trajectory = stream.trajectory(event, shown)
             started = time.perf_counter()
             system.observe(trajectory)
             learning_seconds += time.perf_counter() - started
             tick()
-        adapted = system.adapt(held_out)
-    helped = frozen_outcomes(collection, split, feedback) if rivals else []
+        if continuing:
+            answers: list[Mapping[str, Ranking]] = []
+            for event in range(events, events + len(held_out)):
+                answers.append(system.answer(stream.query(event)[np.newaxis]))
+                system.observe(stream.trajectory(event, answers[-1][system.served][0]))
+            rankings = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        else:
+            rankings = dict(system.answer(held_out))
+        served = system.served
+    helped = frozen_outcomes(collection, split, stream.feedback) if rivals else []
     return SplitResult(
         index=split.index,
         held_out=split.held_out,
-        events=len(split.stream),
+        events=events,
         learning_us=learning_seconds * 1e6,
+        served=served,
         strategies={
             FROZEN: measure(rank_documents(held_out, collection.unit_docs)),
-            ADAPTED: measure(rank_documents(adapted, collection.unit_docs)),
+            **{name: measure(ranking) for name, ranking in rankings.items()},
         },
         baselines={name: measure(rank(collection, split, helped)) for name, rank in rivals.items()},
     )
-
-
-def _answer(collection: Collection, split: Split, event: int, system: System, feedback: Feedback) -> QueryTrajectory:
-    """What the system shows for an event of the stream, and what becomes known about it."""
-    row = split.stream[event]
-    query = collection.queries[row]
-    adapted = system.adapt(query[np.newaxis])
-    shown = rank_documents(adapted, collection.unit_docs)[0]
-    outcome = judge(
-        collection.relevant[row],
-        shown.tolist(),
-        feedback,
-        best_grade=collection.best_grade,
-        seed=(split.index, event),
-    )
-    return build_trajectory(collection, trajectory_id(collection, split, event), query, outcome)
 
 
 def build_trajectory(

@@ -19,7 +19,10 @@ FROZEN = "frozen"
 """The strategy of the embedding as it is."""
 
 ADAPTED = "adapted"
-"""The strategy of the system under evaluation."""
+"""The strategy that asks as the adapter does."""
+
+LEARNED = "learned"
+"""Whatever is in force by the evidence."""
 
 CHANGED = 1e-9
 """A difference in nDCG above this is a change."""
@@ -41,14 +44,17 @@ class SplitResult:
         How many answers with an outcome were given to the system.
     learning_us
         Time that took, without answering them, microseconds.
+    served
+        The strategy that answered.
     strategies, baselines
-        Scores of each held-out query, by name; `FROZEN` and `ADAPTED` are strategies.
+        Scores of each held-out query, by name; `FROZEN` and `served` are strategies.
     """
 
     index: int
     held_out: tuple[int, ...]
     events: int
     learning_us: float
+    served: str
     strategies: Mapping[str, QueryScores]
     baselines: Mapping[str, QueryScores]
 
@@ -60,7 +66,7 @@ class SplitResult:
     @property
     def learned(self) -> Quality:
         """Means of the system after the stream."""
-        return self.strategies[ADAPTED].quality()
+        return self.strategies[self.served].quality()
 
     def differences(self, scores: QueryScores) -> NDArray[np.float64]:
         """nDCG@10 of each held-out query above the frozen one."""
@@ -107,8 +113,10 @@ class CollectionReport:
         Answers with an outcome, summed over splits.
     us_per_event
         Microseconds to learn one and to serve what was learned.
+    served
+        The strategy that answered.
     strategies, baselines
-        By name; `FROZEN` and `ADAPTED` are strategies.
+        By name; `FROZEN` and `served` are strategies.
     splits
         Every split with the scores of its queries.
     """
@@ -118,6 +126,7 @@ class CollectionReport:
     docs: int
     events: int
     us_per_event: float = field(compare=False)
+    served: str
     strategies: Mapping[str, StrategyReport]
     baselines: Mapping[str, StrategyReport]
     splits: tuple[SplitResult, ...] = field(compare=False, repr=False)
@@ -130,7 +139,7 @@ class CollectionReport:
     @property
     def learned(self) -> StrategyReport:
         """The system after the stream."""
-        return self.strategies[ADAPTED]
+        return self.strategies[self.served]
 
 
 def summarize(collection: Collection, splits: Sequence[SplitResult]) -> CollectionReport:
@@ -143,6 +152,7 @@ def summarize(collection: Collection, splits: Sequence[SplitResult]) -> Collecti
         docs=len(collection.docs),
         events=events,
         us_per_event=sum(split.learning_us for split in splits) / events,
+        served=first.served,
         strategies={name: _strategy(splits, [s.strategies[name] for s in splits]) for name in first.strategies},
         baselines={name: _strategy(splits, [s.baselines[name] for s in splits]) for name in first.baselines},
         splits=tuple(splits),

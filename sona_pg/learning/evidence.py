@@ -31,36 +31,38 @@ _LARGEST = 1e30
 class SanityTest:
     """Whether outcomes have to do with queries at all.
 
-    If they have, what was marked helpful is nearer to the query that it belongs to than to other queries. The rank of
-    the own query among remembered ones is a conformal p-value, uniform where outcomes are noise; a power martingale
-    bets that it is small (Vovk, Nouretdinov & Gammerman 2003).
+    Of every event a p-value, uniform where outcomes are noise, or several of different kinds; a power martingale bets
+    that they are small, on each kind alone, and its capital is the mean (Vovk, Nouretdinov & Gammerman 2003).
 
     Parameters
     ----------
+    kinds
+        How many p-values an event has.
     window
         Over how many of the last events it looks.
     open_at, close_at
         Capital at which it opens, and below which it closes.
     """
 
-    def __init__(self, window: int, open_at: float, close_at: float) -> None:
+    def __init__(self, kinds: int, window: int, open_at: float, close_at: float) -> None:
         self._open_at, self._close_at = open_at, close_at
-        self._logs = np.zeros((window, len(_POWERS)))
+        self._logs = np.zeros((window, kinds, len(_POWERS)))
         """Logarithms of the last bets, one row an event, in a circle."""
         self._count = 0
         self.is_open = False
 
-    def add(self, p_value: float) -> None:
-        """Take in the p-value of an event, 0 < p <= 1."""
-        bets = np.log(_POWERS) + (_POWERS - 1.0) * math.log(max(p_value, 1e-9))
-        self._logs[self._count % len(self._logs)] = bets
+    def add(self, *p_values: float) -> None:
+        """Take in the p-values of an event, 0 < p <= 1, one of each kind."""
+        logs = np.log(np.maximum(p_values, 1e-9))
+        self._logs[self._count % len(self._logs)] = np.log(_POWERS) + (_POWERS - 1.0) * logs[:, np.newaxis]
         self._count += 1
         self.is_open = self.log_capital >= math.log(self._close_at if self.is_open else self._open_at)
 
     @property
     def log_capital(self) -> float:
-        """Logarithm of what the bets have made of 1, in the mean over the exponents."""
-        return float(np.logaddexp.reduce(self._logs.sum(axis=0)) - math.log(len(_POWERS)))
+        """Logarithm of what the bets have made of 1, in the mean over kinds and exponents."""
+        totals = self._logs.sum(axis=0).ravel()
+        return float(np.logaddexp.reduce(totals) - math.log(len(totals)))
 
     def state(self) -> Arrays:
         """Everything that a continuation needs, as arrays."""

@@ -163,8 +163,8 @@ class Strategist:
         self._gate = Gate(c.gate_threshold, c.gate_later)
         self._stake_gate = Gate(c.gate_threshold, c.gate_later)
         """Open where the stake is proven to beat the fusion."""
-        self._sanity = SanityTest(c.sanity_window, c.sanity_open, c.sanity_close)
-        self._choice = SanityTest(c.choice_window, c.choice_open, c.sanity_close)
+        self._sanity = SanityTest(1, c.sanity_window, c.sanity_open, c.sanity_close)
+        self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
         self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
         self._unseen = Stake(c.stake_keep)
         self._queries = np.zeros((0, dim), dtype=np.float32)
@@ -239,7 +239,7 @@ class Strategist:
         quality = {s: _ndcg(scored.ranking(s), event.helped) for s in Strategy}
         gains = {s: quality[s] - quality[Strategy.FROZEN] for s in Strategy}
         self._weigh(event, scored, embeddings, gains)
-        self._test_sanity(event, embeddings, index)
+        self._test_sanity(event, scored, embeddings)
         self._learn_fusion(event, scored, memory, index)
         self._learn_adapters(event, embeddings, index)
         self._queries = np.concatenate([self._queries[-self.config.sanity_events + 1 :], event.query[np.newaxis]])
@@ -258,7 +258,7 @@ class Strategist:
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
 
-    def _test_sanity(self, event: JudgedEvent, embeddings: FloatMatrix, index: ItemIndex) -> None:
+    def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix) -> None:
         """Whether what helped belongs to the query, and whether it does so given what was shown."""
         rewards = np.array(list(event.helped.values()), dtype=np.float32)
         draw = _uniform(event.seed)
@@ -266,18 +266,23 @@ class Strategist:
         # What helped without having been shown was not selected by what was shown.
         unshown = np.array([item not in event.shown for item in event.helped])
         if unshown.any():
-            self._choice.add(self._own_query(event.query, rewards[unshown] @ embeddings[unshown], draw))
+            own = self._own_query(event.query, rewards[unshown] @ embeddings[unshown], draw)
+            self._choice.add(own, own)
             return
-        names, shown = index.embeddings(event.shown)
-        given = np.array([event.helped.get(item, 0.0) for item in names])
+        place = {item: row for row, item in enumerate(scored.items)}
+        shown = [item for item in event.shown if item in place]
+        given = np.array([event.helped.get(item, 0.0) for item in shown])
         if not len(given) or given.min() == given.max():
             return
-        # By chance, what helped would be as near as the rest of what was shown.
-        nearness = (shown @ event.query).argsort().argsort().astype(np.float64)
-        orders = (
-            np.random.RandomState([event.seed & 0xFFFF_FFFF, event.seed >> 32]).rand(_ORDERS, len(given)).argsort(1)
-        )
-        self._choice.add(_rank_p_value(float(given @ nearness), given[orders] @ nearness, 1e-4, draw))
+        # By chance, what helped would stand as high as the rest of what was shown, by whatever was known before.
+        table = scored.features[[place[item] for item in shown]]
+        random = np.random.RandomState([event.seed & 0xFFFF_FFFF, event.seed >> 32])
+        orders = random.rand(_ORDERS, len(given)).argsort(1)
+        p_values = []
+        for score in (table[:, 0], self._fusion.score(table)):
+            height = score.argsort(kind="stable").argsort().astype(np.float64)
+            p_values.append(_rank_p_value(float(given @ height), given[orders] @ height, 1e-4, draw))
+        self._choice.add(*p_values)
 
     def _own_query(self, query: FloatVector, helped: FloatVector, draw: float) -> float:
         """p-value of the own query among remembered ones, by nearness to what helped."""

@@ -13,25 +13,24 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 from uuid import uuid4
 
+import numpy as np
 from psycopg import sql
 
 from sona_pg import SonaEngine
 from sona_pg.evaluation.collection import Collection, load_collection
 from sona_pg.evaluation.feedback import Feedback
-from sona_pg.evaluation.metrics import FloatMatrix, rank_documents, score_ranking
-from sona_pg.evaluation.protocol import SPACE, _answer, trajectory_id
+from sona_pg.evaluation.metrics import rank_documents, score_ranking
+from sona_pg.evaluation.protocol import SPACE, Stream, trajectory_id
 from sona_pg.evaluation.splits import Split, SplitKind, make_split
 from sona_pg.store.connection import Connection, connect, use_vector_schema
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
-from sona_pg.types import QueryTrajectory
 
 from .audit import inconsistencies
 
@@ -41,38 +40,19 @@ TOLERANCE_POINTS = 0.7
 """nDCG@10 points by which the many may gain less than the one, over all splits of a collection."""
 
 
-class SharedSystem:
-    """An engine on a space that others learn as well."""
-
-    def __init__(self, engine: SonaEngine) -> None:
-        self._engine = engine
-        self._observed = 0
-
-    def adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        """By the local copy."""
-        return self._engine.adapt(queries)
-
-    def observe(self, trajectory: QueryTrajectory) -> None:
-        """Record and learn; durable, and rebased onto what the others have learned, with the next flush."""
-        self._engine.record(trajectory)
-        self._engine.learn()
-        self._observed += 1
-        if self._observed % FLUSH_EVERY == 0:
-            self._engine.flush()
-
-    def close(self) -> None:
-        """Flush, and disconnect."""
-        self._engine.close()
-
-
 def take_part(directory: Path, index: int, url: str, space: str, place: int, processes: int, ready: Barrier) -> None:
     """What one of the processes does: every event whose turn it is, once all of them are there."""
     collection = load_collection(directory)
     split = make_split(collection, SplitKind.RANDOM, index)
-    with closing(SharedSystem(SonaEngine.connect(url, space=space, background=False))) as system:
+    stream = Stream(collection, split, Feedback.FULL)
+    with SonaEngine.connect(url, space=space, background=False) as engine:
         ready.wait()
-        for event in range(place, len(split.stream), processes):
-            system.observe(_answer(collection, split, event, system, Feedback.FULL))
+        for turn, event in enumerate(range(place, len(split.stream), processes), start=1):
+            asked = engine.adapt(stream.query(event)[np.newaxis])
+            engine.record(stream.trajectory(event, rank_documents(asked, collection.unit_docs)[0]))
+            engine.learn()
+            if turn % FLUSH_EVERY == 0:
+                engine.flush()
 
 
 class Outcome(NamedTuple):

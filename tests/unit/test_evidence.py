@@ -17,7 +17,7 @@ def _gate() -> Gate:
 
 
 def _sanity() -> SanityTest:
-    return SanityTest(CONFIG.sanity_window, CONFIG.sanity_open, CONFIG.sanity_close)
+    return SanityTest(1, CONFIG.sanity_window, CONFIG.sanity_open, CONFIG.sanity_close)
 
 
 def _events_until(gate: Gate, differences: np.ndarray) -> int | None:  # type: ignore[type-arg]
