@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import enum
-import hashlib
-import io
-import json
 import uuid
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -21,13 +17,13 @@ from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.lora import MicroLoRA
 from sona_pg.learning.outcome import OutcomeEvent, judged_items
+from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.running_mean import RunningMean
 from sona_pg.learning.serving import Serving
 from sona_pg.types import FloatVector, LearningSignal
 
 STATE_FORMAT = 1
-_DIGEST = hashlib.sha256().digest_size
 
 Resolve = Callable[[str], FloatVector | None]
 """Gives the embedding of an item by its id, if it is known."""
@@ -176,17 +172,18 @@ class Learner:
 
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs, after its SHA-256."""
-        header = json.dumps({"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank})
-        arrays: dict[str, NDArray[np.generic]] = {
-            "header": np.frombuffer(header.encode(), dtype=np.uint8),
-            **self._own_parts(),
-            **{f"adapter.{name}": value for name, value in self.adapter.state().items()},
-            **{f"micro.{name}": value for name, value in self.micro.state().items()},
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        data = buffer.getvalue()
-        return hashlib.sha256(data).digest() + data
+        return pack(
+            self._header,
+            {
+                **self._own_parts(),
+                **{f"adapter.{name}": value for name, value in self.adapter.state().items()},
+                **{f"micro.{name}": value for name, value in self.micro.state().items()},
+            },
+        )
+
+    @property
+    def _header(self) -> dict[str, int]:
+        return {"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank}
 
     def _own_parts(self) -> dict[str, NDArray[np.generic]]:
         return {
@@ -202,21 +199,7 @@ class Learner:
         LearningError
             If the data are damaged, or belong to another dimension, rank or version; nothing was changed.
         """
-        digest, archive = data[:_DIGEST], data[_DIGEST:]
-        if hashlib.sha256(archive).digest() != digest:
-            raise LearningError("the learner's state is damaged (its checksum differs): deploy an earlier version")
-        try:
-            with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
-                arrays = {name: parts[name] for name in parts.files}
-            header = json.loads(arrays["header"].tobytes())
-        except (ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as cause:
-            raise LearningError(f"the learner's state lacks a part ({cause}): deploy an earlier version") from cause
-        expected = {"format": STATE_FORMAT, "dim": self.dim, "rank": self.adapter.rank}
-        if header != expected:
-            raise LearningError(
-                f"the learner's state is of {header}, expected {expected}: "
-                "use the settings that the space was learned with"
-            )
+        arrays = unpack(data, self._header, "learner")
         check_parts("learner", arrays, self._own_parts())
         before = {name: part.copy() for name, part in self.adapter.state().items()}
         self.adapter.load_state({n[8:]: a for n, a in arrays.items() if n.startswith("adapter.")})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
 from sona_pg.types import FloatVector
@@ -40,6 +41,10 @@ class OutcomeMemory(Protocol):
 
     def times_helped(self, items: Sequence[str]) -> Sequence[int]:
         """In how many events each item helped."""
+        ...
+
+    def latest(self, n: int) -> NDArray[np.float32]:
+        """Unit queries (at most n, dim) of the events that were remembered last, oldest first."""
         ...
 
 
@@ -90,6 +95,10 @@ class InMemoryOutcomes:
     def times_helped(self, items: Sequence[str]) -> list[int]:
         """As `OutcomeMemory.times_helped`."""
         return [len(self._events_of.get(item, ())) for item in items]
+
+    def latest(self, n: int) -> NDArray[np.float32]:
+        """As `OutcomeMemory.latest`."""
+        return self._queries[max(0, len(self) - n) : len(self)]
 
 
 class Neighbourhood:

@@ -11,6 +11,7 @@ fusion    all of these as features of a learned score; on unfamiliar ground by a
 from __future__ import annotations
 
 import enum
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,17 +24,27 @@ from sona_pg.kernels import unit
 from sona_pg.learning.evidence import Gate, SanityTest, Stake, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Cosines, Fusion, Vector, features
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.remembered import JudgedEvent, Neighbourhood, OutcomeMemory
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
 
+STATE_FORMAT = 1
 SHOWN = 10
 _ORDERS = 100
 """Orders of what was shown that a choice is compared with."""
 _WORD = (1 << 64) - 1
 _DISCOUNTS = 1.0 / np.log2(np.arange(2, SHOWN + 2))
+
+
+class _Part(Protocol):
+    """Something with a state of its own."""
+
+    def state(self) -> dict[str, NDArray[np.generic]]: ...
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None: ...
 
 
 class Strategy(enum.StrEnum):
@@ -158,7 +169,6 @@ class Strategist:
         self._careful = QueryAdapter(dim, careful, items=pool.embeddings)
         # Each has not seen the answers of a part of the events: the counterfactual asks the one that has not seen this.
         self._blind = [QueryAdapter(dim, recipe, items=pool.embeddings) for _ in range(c.folds)]
-        self._fold_of: dict[str, int] = {}
         self._fusion = Fusion(c)
         self._gate = Gate(c.gate_threshold, c.gate_later)
         self._stake_gate = Gate(c.gate_threshold, c.gate_later)
@@ -167,7 +177,49 @@ class Strategist:
         self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
         self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
         self._unseen = Stake(c.stake_keep)
-        self._queries = np.zeros((0, dim), dtype=np.float32)
+
+    def to_bytes(self) -> bytes:
+        """Everything that a continuation needs but the memory; see `packing`."""
+        return pack(
+            self._header, {f"{part}.{n}": a for part, owner in self._parts.items() for n, a in owner.state().items()}
+        )
+
+    def load_bytes(self, data: bytes) -> None:
+        """Continue from what `to_bytes` gave; bit for bit.
+
+        Raises
+        ------
+        LearningError
+            If the data are damaged, or belong to another dimension or other settings.
+        """
+        arrays = unpack(data, self._header, "strategist")
+        for part, owner in self._parts.items():
+            owner.load_state({n[len(part) + 1 :]: a for n, a in arrays.items() if n.startswith(f"{part}.")})
+
+    @property
+    def _header(self) -> dict[str, int]:
+        return {
+            "format": STATE_FORMAT,
+            "dim": self._adapter.dim,
+            "rank": self._adapter.rank,
+            "careful": self._careful.rank,
+        }
+
+    @property
+    def _parts(self) -> dict[str, _Part]:
+        return {
+            "adapter": self._adapter,
+            "careful": self._careful,
+            **{f"blind{place}": adapter for place, adapter in enumerate(self._blind)},
+            "fusion": self._fusion,
+            "gate": self._gate,
+            "stake_gate": self._stake_gate,
+            "sanity": self._sanity,
+            "choice": self._choice,
+            "known": self._known,
+            "strange": self._strange,
+            "unseen": self._unseen,
+        }
 
     @property
     def in_force(self) -> Strategy:
@@ -239,10 +291,9 @@ class Strategist:
         quality = {s: _ndcg(scored.ranking(s), event.helped) for s in Strategy}
         gains = {s: quality[s] - quality[Strategy.FROZEN] for s in Strategy}
         self._weigh(event, scored, embeddings, gains)
-        self._test_sanity(event, scored, embeddings)
+        self._test_sanity(event, scored, embeddings, memory.latest(self.config.sanity_events))
         self._learn_fusion(event, scored, memory, index)
         self._learn_adapters(event, embeddings, index)
-        self._queries = np.concatenate([self._queries[-self.config.sanity_events + 1 :], event.query[np.newaxis]])
         after = self.in_force
         return Lesson(before, gains, None if after is before else self._reason(after))
 
@@ -258,15 +309,15 @@ class Strategist:
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
 
-    def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix) -> None:
+    def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, others: FloatMatrix) -> None:
         """Whether what helped belongs to the query, and whether it does so given what was shown."""
         rewards = np.array(list(event.helped.values()), dtype=np.float32)
         draw = _uniform(event.seed)
-        self._sanity.add(self._own_query(event.query, rewards @ embeddings, draw))
+        self._sanity.add(_own_query(event.query, others, rewards @ embeddings, draw))
         # What helped without having been shown was not selected by what was shown.
         unshown = np.array([item not in event.shown for item in event.helped])
         if unshown.any():
-            own = self._own_query(event.query, rewards[unshown] @ embeddings[unshown], draw)
+            own = _own_query(event.query, others, rewards[unshown] @ embeddings[unshown], draw)
             self._choice.add(own, own)
             return
         place = {item: row for row, item in enumerate(scored.items)}
@@ -283,11 +334,6 @@ class Strategist:
             height = score.argsort(kind="stable").argsort().astype(np.float64)
             p_values.append(_rank_p_value(float(given @ height), given[orders] @ height, 1e-4, draw))
         self._choice.add(*p_values)
-
-    def _own_query(self, query: FloatVector, helped: FloatVector, draw: float) -> float:
-        """p-value of the own query among remembered ones, by nearness to what helped."""
-        middle = unit(helped)
-        return _rank_p_value(float(query @ middle), self._queries @ middle, 1e-6, draw)
 
     def _learn_fusion(self, event: JudgedEvent, scored: Scored, memory: OutcomeMemory, index: ItemIndex) -> None:
         missing = set(event.helped).difference(scored.items)
@@ -309,11 +355,9 @@ class Strategist:
         self._fusion.step(gradient)
 
     def _fold(self, event: JudgedEvent) -> int:
-        """The part of the events that this one belongs to: that of its answers, where they have one."""
-        for item in event.helped:
-            if item in self._fold_of:
-                return self._fold_of[item]
-        return event.seed % self.config.folds
+        """The part of the events that this one belongs to: that of the answer that helped most."""
+        answer = min(event.helped, key=lambda item: (-event.helped[item], item))
+        return zlib.crc32(answer.encode()) % self.config.folds
 
     def _learn_adapters(self, event: JudgedEvent, embeddings: FloatMatrix, index: ItemIndex) -> None:
         missed, others = index.embeddings(sorted(set(event.unhelpful).difference(event.helped)))
@@ -322,8 +366,6 @@ class Strategist:
         rows = [row for item in [*event.helped, *missed] if (row := self._pool.row(item)) is not None]
         skip = np.array(rows, dtype=np.int64)
         fold = self._fold(event)
-        for item in event.helped:
-            self._fold_of.setdefault(item, fold)
         blind = [adapter for place, adapter in enumerate(self._blind) if place != fold]
         for adapter in (self._adapter, self._careful, *blind):
             adapter.learn(event.query, items, targets, pool=self._pool.embeddings, skip=skip, seed=event.seed)
@@ -344,6 +386,12 @@ def _uniform(seed: int) -> float:
     value = (value ^ value >> 30) * 0xBF58_476D_1CE4_E5B9 & _WORD
     value = (value ^ value >> 27) * 0x94D0_49BB_1331_11EB & _WORD
     return ((value ^ value >> 31) >> 11) / (1 << 53)
+
+
+def _own_query(query: FloatVector, others: FloatMatrix, helped: FloatVector, draw: float) -> float:
+    """p-value of the own query among others (n, dim), by nearness to what helped."""
+    middle = unit(helped)
+    return _rank_p_value(float(query @ middle), others @ middle, 1e-6, draw)
 
 
 def _rank_p_value(own: float, others: NDArray[np.floating], tie: float, draw: float) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sona_pg.errors import LearningError
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent
@@ -158,3 +159,27 @@ def test_the_same_events_give_the_same_strategist() -> None:
         scored = world.strategist.answer(world.ask(0), world.memory, world.index)
         ranks.append([scored.scores[strategy].tobytes() for strategy in Strategy])
     assert ranks[0] == ranks[1]
+
+
+def test_a_continuation_goes_on_bit_for_bit() -> None:
+    one, two = World(9), World(9)
+    for event in range(120):
+        helped = {f"i{one.answers[event % QUESTIONS]}": 1.0}
+        one.learn(one.ask(event % QUESTIONS), helped, event)
+        two.learn(two.ask(event % QUESTIONS), helped, event)
+        if event == 60:
+            continued = Strategist(two.pool)
+            continued.load_bytes(two.strategist.to_bytes())
+            two.strategist = continued
+    assert one.strategist.to_bytes() == two.strategist.to_bytes()
+
+
+def test_a_state_that_is_damaged_or_anothers_is_refused() -> None:
+    world = World()
+    data = bytearray(world.strategist.to_bytes())
+    data[-1] ^= 1
+    with pytest.raises(LearningError, match="checksum"):
+        world.strategist.load_bytes(bytes(data))
+    other = Strategist(ItemPool(["a"], np.ones((1, DIM + 1))))
+    with pytest.raises(LearningError, match="expected"):
+        other.load_bytes(world.strategist.to_bytes())
