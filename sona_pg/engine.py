@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -491,10 +491,9 @@ class SonaEngine:
         self._stop.set()
         self._wake.set()
         self._crowded.set()
-        last = _LastFlush(self._loop, self._threads)
+        last = _LastFlush(self._loop, self._threads, self._disconnect)
         if not last.wait():
             log.warning("the database does not answer: what was recorded last is in the spool on this machine")
-            _open_engines.discard(self)
             self._closed = True
             return
         try:
@@ -563,12 +562,17 @@ def _open_or_create(
 class _LastFlush:
     """The flush of an engine that closes, in a thread: a database that hangs must not keep the process from ending."""
 
-    def __init__(self, loop: InstantLoop, before: Sequence[threading.Thread]) -> None:
-        self._loop = loop
-        self._before = before
+    def __init__(self, loop: InstantLoop, before: Sequence[threading.Thread], after: Callable[[], None]) -> None:
+        self._loop, self._before, self._after = loop, before, after
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="sona-last-flush", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        self._parting = threading.Lock()
+        self._is_left = False
+        thread = threading.Thread(target=self._run, name="sona-last-flush", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._run()  # the interpreter shuts down, and lets no thread begin any more
 
     def _run(self) -> None:
         try:
@@ -577,14 +581,19 @@ class _LastFlush:
             self._loop.flush_updates()
         except BaseException as error:
             self._error = error
+        with self._parting:
+            self._ended.set()
+            if self._is_left:
+                self._after()
 
     def wait(self) -> bool:
-        """Wait for its end; False if the database hangs, and everything is on disk."""
-        while self._thread.is_alive():
-            self._thread.join(_LOOK_SECONDS)
+        """Wait for its end; False if the database hangs, and everything is on disk: then it ends by itself."""
+        while not self._ended.wait(_LOOK_SECONDS):
             self._loop.spill()
-            if self._thread.is_alive() and self._loop.is_safe:
-                return False
+            if self._loop.is_safe:
+                with self._parting:
+                    self._is_left = not self._ended.is_set()
+                    return not self._is_left
         return True
 
     def check(self) -> None:
@@ -607,7 +616,7 @@ def _close_at_exit() -> None:
         if engine._pid == os.getpid():
             try:
                 engine.close()
-            except SonaError as error:
+            except Exception as error:
                 log.error("at exit: %s", error)
 
 

@@ -12,12 +12,13 @@ What the database does not take goes to the spool on local disk, and is replayed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -56,6 +57,9 @@ log = logging.getLogger("sona_pg")
 
 CHANGED_WEIGHTS = (Learned.ADAPTER, Learned.MICRO)
 
+_REFUSALS = (InvalidInput, DimensionMismatch)
+"""Errors that are the fault of what was recorded: it is set aside, and the rest goes through."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstantLoopMetrics:
@@ -68,7 +72,8 @@ class InstantLoopMetrics:
     learned, skipped
         Events that changed a weight, and events that had nothing to teach.
     repeated
-        Trajectories and scores whose id was there already: once is enough.
+        Trajectories and scores whose id was there already: once is enough. What was copied to the spool while a flush
+        seemed to hang, and was flushed all the same, counts here.
     refused
         Trajectories and scores that the database refused for what they are; each is in `sona.errors`.
     flushed, flushes, replays
@@ -160,7 +165,7 @@ class InstantLoop:
         """Whether the database failed the last time; learning does not ask it then."""
         self._spooled = 0
         self._began: float | None = None
-        """When the flush that goes on began, by the monotonic clock."""
+        """When whoever holds the turn took it, by the monotonic clock."""
         self._has_copied = False
         self._complaints: list[str] = []
         self._spool_batch = 1 if store is None else store.config.spool_batch
@@ -275,7 +280,7 @@ class InstantLoop:
             Number of events. While the database is away, what needs embeddings that only it has teaches nothing yet:
             the replay, once it is back, has them.
         """
-        with self._turn:
+        with self._take_turn():
             try:
                 return self._learn_pending()
             except (DatabaseUnavailable, DatabaseBusy) as error:
@@ -302,12 +307,15 @@ class InstantLoop:
             return
         if spool is not None and not self._holds_any:
             spool.advance()
+        self._has_copied = False
         while self._spilled:
-            event = self._spilled.popleft()
+            # First there, then gone from here: an interrupt in between does no harm.
+            event = self._spilled[0]
             if isinstance(event, Score):
                 self._unflushed_scores.append(event)
             else:
                 self._waiting.append(event)
+            self._spilled.popleft()
         self._buffer.drain_into(self._waiting)
         self._scores.drain_into(self._unflushed_scores)
 
@@ -419,7 +427,7 @@ class InstantLoop:
             If the database does not take it. Nothing is lost: it is in the spool, or in memory where there is none or
             it is full, and the next flush tries again.
         """
-        with self._turn:
+        with self._take_turn():
             if self._store is None:
                 self._learn_pending()
             else:
@@ -433,12 +441,20 @@ class InstantLoop:
         DatabaseError
             If the database does not take it; they wait for the next call.
         """
-        with self._turn:
+        with self._take_turn():
             return 0 if self._store is None else self._synchronize(self._store, claim=limit)
+
+    @contextlib.contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        with self._turn:
+            self._began, self._has_copied = time.monotonic(), False
+            try:
+                yield
+            finally:
+                self._began = None
 
     def _synchronize(self, store: SpaceStore, *, claim: int) -> int:
         claimed = 0
-        self._began, self._has_copied = time.monotonic(), False
         try:
             connection = store.connection()
             self._is_away = False
@@ -460,8 +476,6 @@ class InstantLoop:
             if isinstance(error, SonaError) and not isinstance(error, UnknownSpace) and store.spool is not None:
                 self._spill_held(store.spool)
             raise
-        finally:
-            self._began = None
         self._note_error(None)
         self._write_complaints(store)
         return claimed
@@ -471,7 +485,7 @@ class InstantLoop:
         entries, scores = self._unflushed, self._unflushed_scores
         try:
             return self._flush(connection, store, entries, scores, claim)
-        except (InvalidInput, DimensionMismatch) as error:
+        except _REFUSALS as error:
             self._base = None
             if entries or scores:
                 self._flush_singly(connection, store, entries, scores)
@@ -496,7 +510,7 @@ class InstantLoop:
             self._base = None
             try:
                 self._flush(connection, store, one, of_it, claim=0, is_learned=is_learned)
-            except InvalidInput as error:
+            except _REFUSALS as error:
                 self._complain(f"{one or of_it} was refused: {error}")
                 self._count(refused=1)
                 self._forget(one, of_it)
@@ -516,20 +530,21 @@ class InstantLoop:
         if self._turn.acquire(blocking=False):
             self._turn.release()  # nobody flushes: whoever learns next empties the buffers
             return
-        if hangs and not self._has_copied:
-            # In this order: what moves from one to the other meanwhile is in both, and counts once all the same.
-            waiting = list(self._waiting)
-            held: list[Event] = [entry.event.trajectory for entry in self._unflushed]
-            copies = [*held, *waiting, *self._unflushed_scores]
-            self._has_copied = self._write_spool(spool.append, copies) == len(copies)
         with self._moving:
+            if hangs and not self._has_copied:
+                # In this order: what moves from one to the other meanwhile is in both, and counts once all the same.
+                waiting = list(self._waiting)
+                held: list[Event] = [entry.event.trajectory for entry in self._unflushed]
+                copies = [*held, *waiting, *self._unflushed_scores]
+                self._has_copied = self._write_spool(spool.append, copies) == len(copies)
             self._append_behind(spool)
 
     @property
     def is_safe(self) -> bool:
         """Whether all that was recorded is on disk, though a flush hangs: the process may end."""
-        held = len(self._buffer) + len(self._scores) + len(self._spilled)
-        return self._began is not None and self._has_copied and not held
+        with self._moving:
+            held = len(self._buffer) + len(self._scores) + len(self._spilled)
+            return self._began is not None and self._has_copied and not held
 
     def _append_behind(self, spool: Spool) -> None:
         """Move the buffers to the spool, behind what memory holds; what it does not take is held beside them."""
@@ -572,9 +587,18 @@ class InstantLoop:
 
     def _replay_spool(self, connection: Connection, store: SpaceStore, spool: Spool) -> None:
         """Make durable what an outage left on disk, of this process and of dead ones, before anything newer."""
-        if self._holds_any and spool.holds_own:
-            self._spill_memory(spool)
-        while (batch := spool.take(self._spool_batch)) is not None:
+        while True:
+            if self._holds_any and spool.holds_own:
+                self._spill_memory(spool)
+            batch = spool.take(self._spool_batch, up_to_front=self._holds_any)
+            if batch is None and self._holds_any and spool.holds_own:
+                # The spool has no room for what is older than the rest of it: that goes first.
+                self._base = None
+                self._learn_waiting()
+                self._flush_or_set_aside(connection, store, claim=0)
+                continue
+            if batch is None:
+                return
             if self._holds_any:
                 self._base = None  # the copy may have learned what is not durable yet
             events, refusals = self._readmitted(batch.events)
@@ -582,7 +606,7 @@ class InstantLoop:
             entries = [LedgerEntry(OutcomeEvent(event), "") for event in events if isinstance(event, QueryTrajectory)]
             try:
                 self._flush(connection, store, entries, scores, claim=0, is_learned=False)
-            except InvalidInput:
+            except _REFUSALS:
                 self._flush_singly(connection, store, entries, scores, is_learned=False)
             except DatabaseBusy:
                 # A smaller transaction may pass where this one took too long.
@@ -596,8 +620,8 @@ class InstantLoop:
             if self.is_half_full:
                 with self._moving:
                     self._append_behind(spool)
-        if self._holds_any:
-            self._base = None
+            if self._holds_any:
+                self._base = None
 
     def _readmitted(self, read: Sequence[Event]) -> tuple[list[Event], list[str]]:
         """What was read from disk and passed the door again; and why the rest did not."""

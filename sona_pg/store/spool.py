@@ -128,7 +128,11 @@ class Spool:
     def holds_own(self) -> bool:
         """Whether this process has something in it."""
         with self._mutex:
-            return self._writer is not None and bool(self._writer.segments())
+            return bool(self._own_segments())
+
+    def _own_segments(self) -> list[Path]:
+        segments = [] if self._writer is None else self._writer.segments()
+        return [path for path in segments if path not in self._unreadable]
 
     def append(self, events: Sequence[Event]) -> int:
         """Write events that memory held, and sync them to disk; gives how many fitted.
@@ -204,8 +208,15 @@ class Spool:
 
     # Replaying -------------------------------------------------------------------------------------------------
 
-    def take(self, limit: int) -> SpoolBatch | None:
+    def take(self, limit: int, *, up_to_front: bool = False) -> SpoolBatch | None:
         """Up to `limit` of the oldest events that are not confirmed; None if there are none.
+
+        Parameters
+        ----------
+        limit
+            Most events.
+        up_to_front
+            Stop before what `append_behind` has written: memory holds what is older.
 
         Raises
         ------
@@ -214,7 +225,7 @@ class Spool:
         """
         with self._mutex:
             try:
-                while self._reading is not None or self._next_segment():
+                while self._reading is not None or self._next_segment(up_to_front):
                     try:
                         batch = self._read(limit)
                     except FileNotFoundError:
@@ -251,7 +262,7 @@ class Spool:
             else:
                 reading.path.unlink(missing_ok=True)
 
-    def _next_segment(self) -> bool:
+    def _next_segment(self, up_to_front: bool) -> bool:
         """Turn to the oldest segment: of dead processes, then of this one."""
         if self._adopted is None:
             self._adopted = self._adopt()
@@ -263,12 +274,9 @@ class Spool:
             self._unreadable.add(self._adopted.folder)
             self._adopted.close()
             self._adopted = self._adopt()
-        own = [] if self._writer is None else self._writer.segments()
-        if not own or self._writer is None:
+        own = self._own_segments()
+        if not own or (up_to_front and self._writer is not None and own[0] > self._writer.segment(self._front)):
             return False
-        if own[0] in (self._writer.segment(self._front), self._writer.segment(self._newest)):
-            # What is being replayed is not written any more.
-            self._front = self._newest = self._newest + 1
         self._reading = _Reading(own[0])
         return True
 
