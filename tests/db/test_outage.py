@@ -426,3 +426,98 @@ def test_a_clock_that_jumped_back_shows_no_negative_age(
     with SonaEngine.connect(home=home, space=SPACE, background=False) as other:
         other.flush()
     assert _ledger(engine.url) == [(1, 0), (2, 0)]
+
+
+def test_order_holds_where_the_spool_has_no_room_for_what_memory_holds(url: str, space_name: str) -> None:
+    instant = InstantLoopConfig(max_pending_signals=10)
+    store = StoreConfig(lock_timeout_seconds=1, spool_max_bytes=4500)
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False, instant=instant, store=store) as engine:
+        for number in range(8):
+            _record(engine, number)
+        engine.learn()
+        with psycopg.connect(url) as blocker:
+            blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
+            failed: list[bool] = []
+
+            def fail() -> None:
+                with pytest.raises(DatabaseBusy):
+                    engine.flush()
+                failed.append(True)
+
+            flush = threading.Thread(target=fail)
+            flush.start()
+            while not engine.instant._turn.locked():
+                time.sleep(0.001)
+            for number in range(8, 15):
+                _record(engine, number)
+            engine.instant.spill()
+            flush.join()
+        assert failed
+        assert engine.metrics.spooled > 0
+        assert engine.metrics.unflushed + engine.metrics.pending > 0, "not all of it found room"
+        engine.flush()
+    assert [number for number, _ in _ledger(url, space_name)] == list(range(15))
+
+
+def test_damage_to_ones_own_spool_stops_nothing(home: Path, server: EmbeddedServer, recorder: SonaEngine) -> None:
+    server.stop()
+    _record(recorder, 1)
+    with pytest.raises(DatabaseUnavailable):
+        recorder.flush()
+    (segment,) = (home / "spool").rglob("*.spool")
+    segment.write_bytes(b"x" + segment.read_bytes()[1:])
+    server.start()
+    _record(recorder, 2)
+    recorder.flush()
+    assert _ledger(recorder.url) == [(2, 0)]
+    with psycopg.connect(recorder.url) as connection:
+        messages = connection.execute("SELECT message FROM sona.errors").fetchall()
+    assert len(messages) == 1
+    assert "is no spool" in messages[0][0]
+
+
+def test_after_a_close_in_a_hang_the_spool_is_free_once_the_hang_ends(url: str, space_name: str) -> None:
+    instant = InstantLoopConfig(patience_seconds=0.2)
+    store = StoreConfig(lock_timeout_seconds=2)
+    engine = SonaEngine.connect(url, space=space_name, dim=DIM, background=False, instant=instant, store=store)
+    with psycopg.connect(url) as blocker:
+        blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
+        for number in range(5):
+            _record(engine, number)
+        engine.close()  # it does not wait for the row
+        for thread in threading.enumerate():
+            if thread.name == "sona-last-flush":
+                thread.join()
+    with SonaEngine.connect(url, space=space_name, background=False) as other:
+        other.flush()
+    assert [number for number, _ in _ledger(url, space_name)] == list(range(5))
+
+
+def test_an_interrupt_while_buffers_are_emptied_loses_nothing(url: str, space_name: str) -> None:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+        loop = engine.instant
+        for number in range(40):
+            _record(engine, number)
+            interrupted = number % 8
+
+            def trace(frame: object, event: str, _: object, at: int = interrupted) -> object:
+                nonlocal lines
+                if getattr(frame, "f_code", None) is not type(loop)._drain.__code__:
+                    return None if event == "call" and lines else trace
+                lines += event == "line"
+                if lines == at:
+                    raise KeyboardInterrupt
+                return trace
+
+            lines = 0
+            with loop._moving:
+                loop._buffer.drain_into(loop._spilled)
+            sys.settrace(trace)  # type: ignore[arg-type]
+            try:
+                engine.learn()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+        engine.flush()
+    assert [number for number, _ in _ledger(url, space_name)] == list(range(40))
