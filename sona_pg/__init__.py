@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from sona_pg.learning.lora import MicroLoRA
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.loops.buffer import TrajectoryBuffer
-    from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+    from sona_pg.loops.instant import InstantLoop
+    from sona_pg.loops.metrics import InstantLoopMetrics
     from sona_pg.types import (
         Answer,
         LearningSignal,
@@ -82,10 +83,8 @@ _MODULES = {
     "sona_pg.learning.lora": ("MicroLoRA",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
-    "sona_pg.loops.instant": (
-        "InstantLoop",
-        "InstantLoopMetrics",
-    ),
+    "sona_pg.loops.instant": ("InstantLoop",),
+    "sona_pg.loops.metrics": ("InstantLoopMetrics",),
     "sona_pg.types": (
         "Answer",
         "LearningSignal",

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,9 @@ from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, Invali
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
-from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
+from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
@@ -467,7 +469,7 @@ class SonaEngine:
 
     def _spill(self) -> None:
         while not self._stop.is_set():
-            self._crowded.wait(_LOOK_SECONDS)
+            self._crowded.wait(LOOK_SECONDS)
             self._crowded.clear()
             try:
                 self._loop.spill()
@@ -491,7 +493,7 @@ class SonaEngine:
         self._stop.set()
         self._wake.set()
         self._crowded.set()
-        last = _LastFlush(self._loop, self._threads, self._disconnect)
+        last = LastFlush(self._loop, self._threads, self._disconnect)
         if not last.wait():
             log.warning("the database does not answer: what was recorded last is in the spool on this machine")
             self._closed = True
@@ -558,52 +560,6 @@ def _open_or_create(
             found = spaces.find_space(connection, name)
     return spaces.get_space(connection, name) if found is None else found
 
-
-class _LastFlush:
-    """The flush of an engine that closes, in a thread: a database that hangs must not keep the process from ending."""
-
-    def __init__(self, loop: InstantLoop, before: Sequence[threading.Thread], after: Callable[[], None]) -> None:
-        self._loop, self._before, self._after = loop, before, after
-        self._error: BaseException | None = None
-        self._ended = threading.Event()
-        self._parting = threading.Lock()
-        self._is_left = False
-        thread = threading.Thread(target=self._run, name="sona-last-flush", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._run()  # the interpreter shuts down, and lets no thread begin any more
-
-    def _run(self) -> None:
-        try:
-            for thread in self._before:
-                thread.join()
-            self._loop.flush_updates()
-        except BaseException as error:
-            self._error = error
-        with self._parting:
-            self._ended.set()
-            if self._is_left:
-                self._after()
-
-    def wait(self) -> bool:
-        """Wait for its end; False if the database hangs, and everything is on disk: then it ends by itself."""
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._loop.spill()
-            if self._loop.is_safe:
-                with self._parting:
-                    self._is_left = not self._ended.is_set()
-                    return not self._is_left
-        return True
-
-    def check(self) -> None:
-        """Raise what it has raised."""
-        if self._error is not None:
-            raise self._error
-
-
-_LOOK_SECONDS = 0.5
-"""Time between two looks whether a flush hangs."""
 
 _open_engines: set[SonaEngine] = set()
 """Engines that are not closed: what they hold must not go with the last reference."""

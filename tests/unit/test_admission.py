@@ -18,7 +18,8 @@ from sona_pg.config import (
 )
 from sona_pg.errors import DimensionMismatch, InvalidInput, SonaError
 from sona_pg.loops.admission import admitted
-from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, TrajectoryStep
 
 from .samples import acted, axis, bits, floats, shown, trajectory

@@ -14,7 +14,8 @@ from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError
 from sona_pg.learning.learner import Learned, Learner, Resolve
 from sona_pg.learning.outcome import OutcomeEvent
-from sona_pg.loops.instant import InstantLoop, InstantLoopMetrics
+from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.types import QueryTrajectory, Score
 
 from .learners import DIM, make_events, make_pool
