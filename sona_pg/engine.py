@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing.util
 import os
+import sys
 import threading
 import time
 import uuid
@@ -100,9 +100,8 @@ class SonaEngine:
                 self._threads.append(thread)
                 thread.start()
         _open_engines.add(self)
-        if multiprocessing.parent_process() is not None:
-            # Such a child ends without atexit.
-            multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=1)
+        if "multiprocessing" in sys.modules:
+            _close_with_child()
 
     @classmethod
     def connect(
@@ -563,6 +562,14 @@ def _open_or_create(
 
 _open_engines: set[SonaEngine] = set()
 """Engines that are not closed: what they hold must not go with the last reference."""
+
+
+def _close_with_child() -> None:
+    """A child of multiprocessing ends without atexit."""
+    from multiprocessing import parent_process, util
+
+    if parent_process() is not None:
+        util.Finalize(None, _close_at_exit, exitpriority=1)
 
 
 @atexit.register
