@@ -184,9 +184,10 @@ class StrategyConfig:
     Parameters
     ----------
     candidates
-        Items that each strategy's query brings to the list that is scored.
-    neighbours
-        Remembered events that are asked about items.
+        Items nearest to the query that are scored; beside them what helped near it.
+    neighbours, neighbours_learning
+        Remembered events that are asked about items, to answer and to learn: as if an answer had never been seen, those
+        in which it helped are left out.
     misses_near
         So many of them, the nearest, say which items did not help.
     vote_kernel
@@ -203,7 +204,7 @@ class StrategyConfig:
     stake_rank, stake_learning_rate, stake_temperature, stake_negatives
         Recipe of the adapter that answers by its stake while a space is small.
     gate_threshold
-        Evidence, 1/alpha, at which the fusion's gate opens or closes.
+        1/alpha of everything that is ever proven to beat frozen, taken together.
     gate_later
         Part of that evidence's capital that is kept for late starts.
     stake_keep
@@ -218,10 +219,19 @@ class StrategyConfig:
         Items that helped in one event, at most so many of them count: those that helped most.
     sanity_events
         Among how many remembered queries the own one is ranked.
+    rank_items
+        Among how many items of the sample the helpful ones are ranked, to weigh the stakes.
+    regions
+        Parts of the query space that have evidence of their own.
+    region_near
+        A query this near to a region's centre begins no other one.
+    region_prior
+        Events by which the gain of a region is shrunk to that of the space.
     """
 
-    candidates: int = 20
+    candidates: int = 50
     neighbours: int = 50
+    neighbours_learning: int = 100
     misses_near: int = 10
     vote_kernel: float = 0.1
     familiar_from: float = 0.5
@@ -244,10 +254,15 @@ class StrategyConfig:
     choice_window: int = 40
     most_helped: int = 16
     sanity_events: int = 1024
+    rank_items: int = 1024
+    regions: int = 16
+    region_near: float = 0.95
+    region_prior: float = 50.0
 
     def __post_init__(self) -> None:
         _whole("candidates", self.candidates, 1, 1000)
         _whole("neighbours", self.neighbours, 1, 1000)
+        _whole("neighbours_learning", self.neighbours_learning, self.neighbours, 10_000)
         _whole("misses_near", self.misses_near, 0, 1000)
         _within("vote_kernel", self.vote_kernel, 1e-3, 10.0)
         _within("familiar_from", self.familiar_from, -1.0, 1.0)
@@ -270,6 +285,10 @@ class StrategyConfig:
         _within("sanity_close", self.sanity_close, 0.0, 1e12)
         _whole("sanity_window", self.sanity_window, 1, 10_000)
         _whole("sanity_events", self.sanity_events, 1, 1_000_000)
+        _whole("rank_items", self.rank_items, 1, 1 << 20)
+        _whole("regions", self.regions, 1, 1000)
+        _within("region_near", self.region_near, -1.0, 1.0)
+        _within("region_prior", self.region_prior, 0.0, 1e9)
 
 
 @dataclass(frozen=True, slots=True)

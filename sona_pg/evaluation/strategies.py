@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sona_pg.config import SHOWN
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.metrics import FloatMatrix, Ranking
 from sona_pg.evaluation.report import LEARNED
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent
-from sona_pg.learning.strategist import SHOWN, PoolIndex, Strategist, Strategy
+from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, look_around
+from sona_pg.learning.strategist import Strategist, Strategy
 from sona_pg.types import QueryTrajectory
 
 
@@ -37,11 +38,12 @@ class StrategySystem:
 
     def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
         """The ranking of every strategy but frozen, and of the one in force."""
-        wanted = {s.value: s for s in Strategy if s is not Strategy.FROZEN} | {LEARNED: self._strategist.in_force}
-        found: dict[str, list[list[int]]] = {name: [] for name in wanted}
-        for query in queries:
-            scored = self._strategist.answer(unit(query), self._memory, self._index)
-            for name, strategy in wanted.items():
+        named = {s.value: s for s in Strategy if s is not Strategy.FROZEN}
+        found: dict[str, list[list[int]]] = {name: [] for name in [*named, LEARNED]}
+        for query in map(unit, queries):
+            around = look_around(query, self._memory, self._index, self._strategist.config)
+            scored = self._strategist.answer(query, around)
+            for name, strategy in {**named, LEARNED: self._strategist.strategy_for(query)}.items():
                 found[name].append([self._row[item] for item in scored.ranking(strategy, SHOWN)])
         return {name: np.array(rows, dtype=np.int64) for name, rows in found.items()}
 
@@ -55,7 +57,9 @@ class StrategySystem:
         unhelpful = [item for item in shown if item not in helped] if helped else []
         if helped:
             event = JudgedEvent(query, shown, helped, unhelpful, learning_seed(trajectory.id))
-            self._strategist.learn(event, self._memory, self._index)
+            config = self._strategist.config
+            around = look_around(query, self._memory, self._index, config, event=event)
+            self._strategist.learn(event, around, self._memory.latest(config.sanity_events))
         self._memory.add(query, helped, unhelpful)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from sona_pg.learning.arrays import check_parts
 
 Arrays = dict[str, NDArray[np.generic]]
 
-_STAKES = np.array([0.05, 0.1, 0.2, 0.5, 0.9])
+STAKES = np.array([0.05, 0.1, 0.2, 0.5, 0.9])
 """What a gate bets on each difference; nobody knows in advance which is best, so it plays them all."""
 
 _POWERS = np.array([0.1, 0.2, 0.3, 0.5, 0.7])
@@ -25,7 +25,14 @@ _POWERS = np.array([0.1, 0.2, 0.3, 0.5, 0.7])
 _SPREAD = 2.3
 """Makes 1/((t + 10) ln²(t + 10)) sum to less than 1 over t = 1, 2, …"""
 
-_LARGEST = 1e30
+LARGEST = 1e30
+"""Capital that could grow for ever would overflow."""
+
+
+def late_start(event: int, later: float) -> float:
+    """The part of the capital that starts with an event, counted from 1; all of them together are `later`."""
+    t = event + 10
+    return later * _SPREAD / (t * math.log(t) ** 2)
 
 
 class SanityTest:
@@ -134,23 +141,22 @@ class Gate:
     def __init__(self, threshold: float, later: float) -> None:
         self._threshold, self._later = threshold, later
         self._events = 0
-        self._capital = np.full(len(_STAKES), 1.0 - later)
+        self._capital = np.full(len(STAKES), 1.0 - later)
         self.is_open = False
 
     def add(self, difference: float) -> bool:
         """Take in a difference; whether the gate opened or closed by it."""
         if self.is_open:
-            self._capital = np.maximum(self._capital, 1.0) * (1.0 - _STAKES * difference)
+            self._capital = np.maximum(self._capital, 1.0) * (1.0 - STAKES * difference)
         else:
             self._events += 1
-            t = self._events + 10
-            starts = self._later * _SPREAD / (t * math.log(t) ** 2)
-            self._capital = np.minimum((self._capital + starts) * (1.0 + _STAKES * difference), _LARGEST)
+            starts = late_start(self._events, self._later)
+            self._capital = np.minimum((self._capital + starts) * (1.0 + STAKES * difference), LARGEST)
         turned = self.capital >= self._threshold
         if turned:
             self.is_open = not self.is_open
             self._events = 0
-            self._capital = np.full(len(_STAKES), 1.0 if self.is_open else 1.0 - self._later)
+            self._capital = np.full(len(STAKES), 1.0 if self.is_open else 1.0 - self._later)
         return turned
 
     @property

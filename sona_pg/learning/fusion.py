@@ -63,7 +63,11 @@ class Cosines:
 
 
 def features(
-    items: Sequence[str], cosines: Cosines, around: Neighbourhood, times_helped: Sequence[int], best: float
+    items: Sequence[str],
+    cosines: Cosines,
+    around: Neighbourhood,
+    times_helped: Sequence[int] | NDArray[np.int64],
+    best: float,
 ) -> Vector:
     """What is known of candidates, (n, len(FEATURES)).
 

@@ -1,4 +1,4 @@
-"""Remembered outcomes: what events near a query say about items."""
+"""Remembered outcomes: what is around a query, and what the events near it say about items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
+from sona_pg.learning.item_pool import ItemPool
 from sona_pg.types import FloatVector
+
+FloatMatrix = NDArray[np.float32]
 
 
 class Remembered(NamedTuple):
@@ -32,20 +35,118 @@ class Remembered(NamedTuple):
     unhelpful: Collection[str]
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedEvent:
+    """The outcome of an answer, as strategies learn from it.
+
+    Parameters
+    ----------
+    query
+        Unit query (dim,).
+    shown
+        Items that were shown, best first.
+    helped
+        Items that helped, with how much, above 0; shown or not.
+    unhelpful
+        Items that were shown and did not help.
+    seed
+        Keys the randomness.
+    """
+
+    query: FloatVector
+    shown: Sequence[str]
+    helped: Mapping[str, float]
+    unhelpful: Collection[str]
+    seed: int
+
+
+class Surroundings:
+    """What is around a query. It depends on what was remembered alone, never on what was learned from it.
+
+    Parameters
+    ----------
+    nearest
+        The items nearest to the query.
+    events
+        The remembered events nearest to it, nearest first.
+    embeddings
+        Unit embeddings (dim,) by item: of `nearest`, of what helped in the events, of what helped in the event that is
+        learned. An item that is not there is left out of every list.
+    times_helped
+        In how many events items helped.
+    """
+
+    def __init__(
+        self,
+        nearest: Collection[str],
+        events: Sequence[Remembered],
+        embeddings: Mapping[str, FloatVector],
+        times_helped: Mapping[str, int],
+    ) -> None:
+        self.events = events
+        self.items = sorted(embeddings)
+        """By id, so that equally good ones are in that order."""
+        self.row = {item: row for row, item in enumerate(self.items)}
+        self.nearest = frozenset(item for item in nearest if item in embeddings)
+        self.embeddings: FloatMatrix = (
+            np.stack([embeddings[item] for item in self.items]) if self.items else np.zeros((0, 0), dtype=np.float32)
+        )
+        self.times_helped = np.array([times_helped.get(item, 0) for item in self.items], dtype=np.int64)
+
+    def visible(self, hidden: Collection[str], neighbours: int) -> list[Remembered]:
+        """The nearest events in which nothing `hidden` helped, at most `neighbours`."""
+        return [e for e in self.events if not any(item in e.helped for item in hidden)][:neighbours]
+
+    def candidates(self, events: Sequence[Remembered], also: Collection[str] = ()) -> NDArray[np.int64]:
+        """Rows (n,) of the nearest items, of what helped in these events, and of `also`, in the order of their ids."""
+        wanted = self.nearest.union(*(event.helped for event in events), also)
+        return np.array(sorted(row for item in wanted if (row := self.row.get(item)) is not None), dtype=np.int64)
+
+
 class OutcomeMemory(Protocol):
     """Where outcomes are remembered."""
 
-    def near(self, query: FloatVector, k: int, *, without: Collection[str] = ()) -> Sequence[Remembered]:
-        """The k events nearest to a unit query (dim,), nearest first; not those in which one of `without` helped."""
+    def near(self, query: FloatVector, k: int) -> Sequence[Remembered]:
+        """The k events nearest to a unit query (dim,), nearest first."""
         ...
 
-    def times_helped(self, items: Sequence[str]) -> Sequence[int]:
-        """In how many events each item helped."""
+    def times_helped(self, items: Sequence[str]) -> Mapping[str, int]:
+        """In how many events items helped; those that never did may be left out."""
         ...
 
-    def latest(self, n: int) -> NDArray[np.float32]:
+    def latest(self, n: int) -> FloatMatrix:
         """Unit queries (at most n, dim) of the events that were remembered last, oldest first."""
         ...
+
+
+class ItemIndex(Protocol):
+    """Where items are found."""
+
+    def nearest(self, query: FloatVector, k: int) -> Sequence[str]:
+        """The k items nearest to a unit query (dim,) by cosine."""
+        ...
+
+    def embeddings(self, items: Collection[str]) -> Mapping[str, FloatVector]:
+        """Unit embeddings (dim,) of those of the items that there are."""
+        ...
+
+
+def look_around(
+    query: FloatVector,
+    memory: OutcomeMemory,
+    index: ItemIndex,
+    config: StrategyConfig,
+    *,
+    event: JudgedEvent | None = None,
+) -> Surroundings:
+    """What is around a unit query (dim,): enough to answer it and, with its event, to learn from it."""
+    nearest = index.nearest(query, config.candidates)
+    events = memory.near(query, config.neighbours if event is None else config.neighbours_learning)
+    wanted = set(nearest).union(*(e.helped for e in events))
+    if event is not None:
+        wanted.update(event.helped, event.unhelpful)
+    embeddings = index.embeddings(wanted)
+    return Surroundings(nearest, events, embeddings, memory.times_helped(sorted(embeddings)))
 
 
 class InMemoryOutcomes:
@@ -61,7 +162,7 @@ class InMemoryOutcomes:
         self._queries = np.zeros((64, dim), dtype=np.float32)
         self._helped: list[Mapping[str, float]] = []
         self._unhelpful: list[Collection[str]] = []
-        self._events_of: dict[str, list[int]] = {}
+        self._times_helped: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._helped)
@@ -75,30 +176,47 @@ class InMemoryOutcomes:
         self._helped.append(dict(helped))
         self._unhelpful.append(tuple(unhelpful))
         for item in helped:
-            self._events_of.setdefault(item, []).append(n)
+            self._times_helped[item] = self._times_helped.get(item, 0) + 1
 
-    def near(self, query: FloatVector, k: int, *, without: Collection[str] = ()) -> list[Remembered]:
+    def near(self, query: FloatVector, k: int) -> list[Remembered]:
         """As `OutcomeMemory.near`; of equally near ones the older first."""
         n = len(self)
-        if n == 0:
-            return []
         similarities = self._queries[:n] @ query
-        hidden = [event for item in without for event in self._events_of.get(item, ())]
-        similarities[hidden] = -np.inf
         order = np.argsort(-similarities, kind="stable")[:k]
-        return [
-            Remembered(float(similarities[event]), self._helped[event], self._unhelpful[event])
-            for event in order
-            if similarities[event] > -np.inf
-        ]
+        return [Remembered(float(similarities[e]), self._helped[e], self._unhelpful[e]) for e in order]
 
-    def times_helped(self, items: Sequence[str]) -> list[int]:
+    def times_helped(self, items: Sequence[str]) -> dict[str, int]:
         """As `OutcomeMemory.times_helped`."""
-        return [len(self._events_of.get(item, ())) for item in items]
+        return {item: count for item in items if (count := self._times_helped.get(item, 0))}
 
-    def latest(self, n: int) -> NDArray[np.float32]:
+    def latest(self, n: int) -> FloatMatrix:
         """As `OutcomeMemory.latest`."""
         return self._queries[max(0, len(self) - n) : len(self)]
+
+
+class PoolIndex:
+    """The items of a pool, searched exactly.
+
+    Parameters
+    ----------
+    pool
+        The items.
+    """
+
+    def __init__(self, pool: ItemPool) -> None:
+        self._pool = pool
+
+    def nearest(self, query: FloatVector, k: int) -> list[str]:
+        """As `ItemIndex.nearest`."""
+        few = min(k, len(self._pool))
+        if few == 0:
+            return []
+        cosines = self._pool.embeddings @ query
+        return [self._pool.ids[row] for row in np.argpartition(-cosines, few - 1)[:few]]
+
+    def embeddings(self, items: Collection[str]) -> dict[str, FloatVector]:
+        """As `ItemIndex.embeddings`."""
+        return {item: self._pool.embeddings[row] for item in items if (row := self._pool.row(item)) is not None}
 
 
 class Neighbourhood:
@@ -131,28 +249,3 @@ class Neighbourhood:
             if place < config.misses_near:
                 for item in unhelpful:
                     self.nearest_miss.setdefault(item, similarity)
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedEvent:
-    """The outcome of an answer, as strategies learn from it.
-
-    Parameters
-    ----------
-    query
-        Unit query (dim,).
-    shown
-        Items that were shown, best first.
-    helped
-        Items that helped, with how much, above 0; shown or not.
-    unhelpful
-        Items that were shown and did not help.
-    seed
-        Keys the randomness.
-    """
-
-    query: FloatVector
-    shown: Sequence[str]
-    helped: Mapping[str, float]
-    unhelpful: Collection[str]
-    seed: int

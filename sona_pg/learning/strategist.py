@@ -12,29 +12,29 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.config import QueryAdapterConfig, StrategyConfig
-from sona_pg.kernels import unit
+from sona_pg.config import SHOWN, QueryAdapterConfig, StrategyConfig
+from sona_pg.kernels import LowRank, dot_rows, unit
 from sona_pg.learning.evidence import Gate, SanityTest, Stake, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Cosines, Fusion, Vector, features
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
-from sona_pg.learning.remembered import JudgedEvent, Neighbourhood, OutcomeMemory
+from sona_pg.learning.regions import Region, Regions, Verdict
+from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Neighbourhood, Remembered, Surroundings
 from sona_pg.types import FloatVector
 
-FloatMatrix = NDArray[np.float32]
-
-STATE_FORMAT = 1
-SHOWN = 10
+STATE_FORMAT = 2
 _ORDERS = 100
 """Orders of what was shown that a choice is compared with."""
+CONTENDERS = 3
+"""The fusion, the stake, and the fusion in a region: thresholds hold for all of them together (Bonferroni)."""
 _WORD = (1 << 64) - 1
 _DISCOUNTS = 1.0 / np.log2(np.arange(2, SHOWN + 2))
 
@@ -58,43 +58,6 @@ class Strategy(enum.StrEnum):
     FUSION = "fusion"
 
 
-class ItemIndex(Protocol):
-    """Where items are found."""
-
-    def nearest(self, queries: FloatMatrix, k: int) -> Collection[str]:
-        """The items among the k nearest to any of these unit queries (n, dim), by cosine."""
-        ...
-
-    def embeddings(self, items: Sequence[str]) -> tuple[Sequence[str], FloatMatrix]:
-        """Those of the items that there are, and their unit embeddings (n, dim)."""
-        ...
-
-
-class PoolIndex:
-    """The items of a pool, searched exactly.
-
-    Parameters
-    ----------
-    pool
-        The items.
-    """
-
-    def __init__(self, pool: ItemPool) -> None:
-        self._pool = pool
-
-    def nearest(self, queries: FloatMatrix, k: int) -> set[str]:
-        """As `ItemIndex.nearest`."""
-        cosines = queries @ self._pool.embeddings.T
-        few = min(k, len(self._pool))
-        rows = np.argpartition(-cosines, few - 1, axis=1)[:, :few] if few else np.zeros((1, 0), dtype=np.int64)
-        return {self._pool.ids[row] for row in rows.ravel()}
-
-    def embeddings(self, items: Sequence[str]) -> tuple[list[str], FloatMatrix]:
-        """As `ItemIndex.embeddings`."""
-        rows = [(item, row) for item in items if (row := self._pool.row(item)) is not None]
-        return [item for item, _ in rows], self._pool.embeddings[[row for _, row in rows]]
-
-
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Candidates for a query, as every strategy scores them.
@@ -102,24 +65,44 @@ class Scored:
     Parameters
     ----------
     items
-        The candidates, sorted.
+        The candidates, in the order of their ids.
     scores
         (n,) by strategy; higher is better.
     features
         (n, len(FEATURES)).
-    around
-        What the nearest events say.
+    familiarity
+        How familiar the ground is, 0 to 1.
     """
 
     items: list[str]
     scores: Mapping[Strategy, Vector]
     features: Vector
-    around: Neighbourhood
+    familiarity: float
 
     def ranking(self, strategy: Strategy, k: int = SHOWN) -> list[str]:
         """The k best items by a strategy, best first; equal ones by id."""
         order = np.argsort(-self.scores[strategy], kind="stable")[:k]
         return [self.items[place] for place in order]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Another strategy is in force.
+
+    Parameters
+    ----------
+    region
+        Where; None is the whole space.
+    before, after
+        The strategies. A region that is no exception any more is named by what the space does.
+    reason
+        What was proven, for people.
+    """
+
+    region: int | None
+    before: Strategy
+    after: Strategy
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +112,46 @@ class Lesson:
     Parameters
     ----------
     in_force
-        The strategy that was in force before it.
+        The strategy that was in force before it, where it was asked.
     gains
-        nDCG@10 over frozen by strategy, on the items that helped, before anything was learned from the event.
-    turned
-        Why another strategy is in force after it; None if it is the same.
+        nDCG@10 over frozen by strategy, on the items that helped, before anything was learned from the event; empty if
+        none of them is there.
+    turns
+        What changed by it.
     """
 
     in_force: Strategy
     gains: Mapping[Strategy, float]
-    turned: str | None
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What answers, as far as it takes no memory: small enough to be a row.
+
+    Parameters
+    ----------
+    strategy
+        Of the space.
+    known, strange
+        How much of the careful adapter the stake serves, on familiar and on strange ground.
+    unseen
+        How much of the fusion is served on strange ground.
+    weights
+        Of the fusion.
+    careful
+        The careful adapter; changed by the next event.
+    regions
+        Each with its evidence; those that are proven to be better or worse are exceptions.
+    """
+
+    strategy: Strategy
+    known: float
+    strange: float
+    unseen: float
+    weights: Vector
+    careful: LowRank
+    regions: list[Region]
 
 
 class Strategist:
@@ -170,13 +183,14 @@ class Strategist:
         # Each has not seen the answers of a part of the events: the counterfactual asks the one that has not seen this.
         self._blind = [QueryAdapter(dim, recipe, items=pool.embeddings) for _ in range(c.folds)]
         self._fusion = Fusion(c)
-        self._gate = Gate(c.gate_threshold, c.gate_later)
-        self._stake_gate = Gate(c.gate_threshold, c.gate_later)
+        threshold = CONTENDERS * c.gate_threshold
+        self._gate, self._stake_gate = Gate(threshold, c.gate_later), Gate(threshold, c.gate_later)
         """Open where the stake is proven to beat the fusion."""
         self._sanity = SanityTest(1, c.sanity_window, c.sanity_open, c.sanity_close)
         self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
         self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
         self._unseen = Stake(c.stake_keep)
+        self._regions = Regions(dim, c, threshold)
 
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs but the memory; see `packing`."""
@@ -219,52 +233,71 @@ class Strategist:
             "known": self._known,
             "strange": self._strange,
             "unseen": self._unseen,
+            "regions": self._regions,
         }
 
     @property
     def in_force(self) -> Strategy:
-        """The strategy that answers."""
-        if self._sanity.is_open and self._choice.is_open:
-            if self._gate.is_open and not self._stake_gate.is_open:
-                return Strategy.FUSION
-            if self._known.share > 0 or self._strange.share > 0:
-                return Strategy.STAKE
-        return Strategy.FROZEN
+        """The strategy of the space."""
+        return self._in_force(Verdict.FOLLOWS)
 
-    def answer(self, query: FloatVector, memory: OutcomeMemory, index: ItemIndex) -> Scored:
+    def strategy_for(self, query: FloatVector) -> Strategy:
+        """The strategy that answers a unit query (dim,): that of the space, unless its region is an exception."""
+        return self._in_force(self._regions.verdict(query))
+
+    def _in_force(self, verdict: Verdict) -> Strategy:
+        if not (self._sanity.is_open and self._choice.is_open) or verdict is Verdict.WORSE:
+            return Strategy.FROZEN
+        if verdict is Verdict.BETTER or (self._gate.is_open and not self._stake_gate.is_open):
+            return Strategy.FUSION
+        return Strategy.STAKE if self._known.share > 0 or self._strange.share > 0 else Strategy.FROZEN
+
+    def describe(self) -> InForce:
+        """What is in force, and all that it takes to answer by it."""
+        return InForce(
+            self.in_force,
+            self._known.share,
+            self._strange.share,
+            self._unseen.share,
+            self._fusion.served.copy(),
+            self._careful.served,
+            self._regions.describe(),
+        )
+
+    def answer(self, query: FloatVector, around: Surroundings) -> Scored:
         """Candidates for a unit query (dim,) under every strategy."""
-        around = Neighbourhood(memory.near(query, self.config.neighbours), self.config)
-        return self._look(query, around, self._adapter, memory, index)
+        events = around.visible((), self.config.neighbours)
+        return self._look(query, around, events, around.candidates(events), self._adapter)
 
     def _look(
         self,
         query: FloatVector,
-        around: Neighbourhood,
+        around: Surroundings,
+        events: Sequence[Remembered],
+        rows: NDArray[np.int64],
         adapter: QueryAdapter,
-        memory: OutcomeMemory,
-        index: ItemIndex,
-        also: Collection[str] = (),
-        *,
-        is_unseen: bool = False,
+        unseen: Mapping[str, float] | None = None,
     ) -> Scored:
-        """Candidates, `also` among them, and their scores; as if those had never helped, if they are `is_unseen`."""
+        """Candidates by their rows, and their scores; as if `unseen` had never helped."""
+        near = Neighbourhood(events, self.config)
+        items = [around.items[row] for row in rows]
+        if not items:
+            empty = np.zeros((0, len(self._fusion.served)))
+            return Scored([], dict.fromkeys(Strategy, empty[:, 0]), empty, near.gate)
         adapted, careful = unit(adapter.adapt(query)), unit(self._careful.adapt(query))
-        familiar = unit(query + np.float32(around.gate) * (adapted - query))
-        asked = np.stack([query, adapted, familiar, careful])
-        wanted = {*index.nearest(asked, self.config.candidates), *around.nearest_help, *also}
-        names, embeddings = index.embeddings(sorted(wanted))
-        items = list(names)
-        frozen, by_adapter, by_familiar, by_careful = asked @ embeddings.T
-        counts = list(memory.times_helped(items))
-        if is_unseen:
-            counts = [0 if item in also else count for item, count in zip(items, counts, strict=True)]
-        best = float(frozen.max()) if items else 0.0
-        table = features(items, Cosines(frozen, by_adapter, by_familiar), around, counts, best)
-        return Scored(items, self._scores(table, by_careful, around), table, around)
+        familiar = unit(query + np.float32(near.gate) * (adapted - query))
+        frozen, by_adapter, by_familiar, by_careful = (
+            _dots(around.embeddings[rows], asked) for asked in (query, adapted, familiar, careful)
+        )
+        counts = around.times_helped[rows]
+        if unseen is not None:
+            counts = np.where([item in unseen for item in items], 0, counts)
+        table = features(items, Cosines(frozen, by_adapter, by_familiar), near, counts, float(frozen.max()))
+        return Scored(items, self._scores(table, by_careful, near.gate), table, near.gate)
 
-    def _scores(self, table: Vector, careful: FloatVector, around: Neighbourhood) -> dict[Strategy, Vector]:
+    def _scores(self, table: Vector, careful: FloatVector, familiar: float) -> dict[Strategy, Vector]:
         frozen = table[:, 0]
-        familiar, known = around.gate, around.gate * self._known.share + (1 - around.gate) * self._strange.share
+        known = familiar * self._known.share + (1 - familiar) * self._strange.share
         trusted = familiar + (1 - familiar) * self._unseen.share
         return {
             Strategy.FROZEN: frozen,
@@ -277,37 +310,50 @@ class Strategist:
 
     # Learning --------------------------------------------------------------------------------------------------
 
-    def learn(self, event: JudgedEvent, memory: OutcomeMemory, index: ItemIndex) -> Lesson:
-        """Score every strategy on an event, then learn from it. The memory must not hold the event yet."""
-        before = self.in_force
-        scored = self.answer(event.query, memory, index)
-        helpful, embeddings = index.embeddings(sorted(event.helped))
+    def learn(self, event: JudgedEvent, around: Surroundings, others: FloatMatrix) -> Lesson:
+        """Score every strategy on an event, then learn from it.
+
+        Parameters
+        ----------
+        event
+            What helped and what did not.
+        around
+            What was around its query before it.
+        others
+            Unit queries (n, dim) that were remembered before it.
+        """
+        space, here = self.in_force, self.strategy_for(event.query)
+        helpful = [item for item in event.helped if item in around.row]
         if not helpful:
-            return Lesson(before, {}, None)
-        if len(helpful) > self.config.most_helped:
-            best = sorted(helpful, key=lambda item: (-event.helped[item], item))[: self.config.most_helped]
-            helpful, embeddings = index.embeddings(sorted(best))
+            return Lesson(here, {})
+        helpful.sort(key=lambda item: (-event.helped[item], item))
+        helpful = sorted(helpful[: self.config.most_helped])
         event = replace(event, helped={item: event.helped[item] for item in helpful})
+        embeddings = around.embeddings[[around.row[item] for item in helpful]]
+        events = around.visible((), self.config.neighbours)
+        rows = around.candidates(events)
+        scored = self._look(event.query, around, events, rows, self._adapter)
         quality = {s: _ndcg(scored.ranking(s), event.helped) for s in Strategy}
         gains = {s: quality[s] - quality[Strategy.FROZEN] for s in Strategy}
-        self._weigh(event, scored, embeddings, gains)
-        self._test_sanity(event, scored, embeddings, memory.latest(self.config.sanity_events))
-        self._learn_fusion(event, scored, memory, index)
-        self._learn_adapters(event, embeddings, index)
-        after = self.in_force
-        return Lesson(before, gains, None if after is before else self._reason(after))
+        turned = self._weigh(event, scored, embeddings, gains)
+        self._test_sanity(event, scored, embeddings, others)
+        self._learn_fusion(event, around, events, rows, scored)
+        self._learn_adapters(event, around, embeddings)
+        return Lesson(here, gains, self._turns(space, turned))
 
     def _weigh(
         self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, gains: Mapping[Strategy, float]
-    ) -> None:
-        """Test: what the event says of the strategies as they were before it."""
-        careful = unit(self._careful.adapt(event.query))
-        ranks = [_ranks(asked, embeddings, self._pool.embeddings) for asked in (event.query, careful)]
+    ) -> int | None:
+        """Test: what the event says of the strategies as they were before it; the region whose verdict turned."""
+        careful, sample = unit(self._careful.adapt(event.query)), self._pool.embeddings[: self.config.rank_items]
+        ranks = [_ranks(asked, embeddings, sample) for asked in (event.query, careful)]
         difference = log_rank_gain(*ranks)
-        self._known.add(difference, scored.around.gate)
-        self._strange.add(difference, 1.0 - scored.around.gate)
+        self._known.add(difference, scored.familiarity)
+        self._strange.add(difference, 1.0 - scored.familiarity)
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
+        region, has_turned = self._regions.add(event.query, gains[Strategy.FUSION])
+        return region if has_turned else None
 
     def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, others: FloatMatrix) -> None:
         """Whether what helped belongs to the query, and whether it does so given what was shown."""
@@ -335,15 +381,22 @@ class Strategist:
             p_values.append(_rank_p_value(float(given @ height), given[orders] @ height, 1e-4, draw))
         self._choice.add(*p_values)
 
-    def _learn_fusion(self, event: JudgedEvent, scored: Scored, memory: OutcomeMemory, index: ItemIndex) -> None:
-        missing = set(event.helped).difference(scored.items)
-        listed = scored
-        if missing:
-            listed = self._look(event.query, scored.around, self._adapter, memory, index, event.helped)
-        gradient = self._fusion.gradient(listed.features, _targets(listed.items, event.helped))
-        around = Neighbourhood(memory.near(event.query, self.config.neighbours, without=event.helped), self.config)
-        blind = self._blind[self._fold(event)]
-        unseen = self._look(event.query, around, blind, memory, index, event.helped, is_unseen=True)
+    def _learn_fusion(
+        self,
+        event: JudgedEvent,
+        around: Surroundings,
+        events: Sequence[Remembered],
+        rows: NDArray[np.int64],
+        scored: Scored,
+    ) -> None:
+        listed = around.candidates(events, event.helped)
+        if len(listed) > len(rows):
+            scored = self._look(event.query, around, events, listed, self._adapter)
+        gradient = self._fusion.gradient(scored.features, _targets(scored.items, event.helped))
+        # The same event as if its answer had never been seen: it may not have been, the next time.
+        events = around.visible(event.helped, self.config.neighbours)
+        rows, blind = around.candidates(events, event.helped), self._blind[self._fold(event)]
+        unseen = self._look(event.query, around, events, rows, blind, event.helped)
         targets = _targets(unseen.items, event.helped)
         places = np.flatnonzero(targets)
         self._unseen.add(
@@ -359,9 +412,9 @@ class Strategist:
         answer = min(event.helped, key=lambda item: (-event.helped[item], item))
         return zlib.crc32(answer.encode()) % self.config.folds
 
-    def _learn_adapters(self, event: JudgedEvent, embeddings: FloatMatrix, index: ItemIndex) -> None:
-        missed, others = index.embeddings(sorted(set(event.unhelpful).difference(event.helped)))
-        items = [*embeddings, *others]
+    def _learn_adapters(self, event: JudgedEvent, around: Surroundings, embeddings: FloatMatrix) -> None:
+        missed = sorted(item for item in set(event.unhelpful).difference(event.helped) if item in around.row)
+        items = [*embeddings, *around.embeddings[[around.row[item] for item in missed]]]
         targets = [*event.helped.values(), *(0.0 for _ in missed)]
         rows = [row for item in [*event.helped, *missed] if (row := self._pool.row(item)) is not None]
         skip = np.array(rows, dtype=np.int64)
@@ -370,14 +423,36 @@ class Strategist:
         for adapter in (self._adapter, self._careful, *blind):
             adapter.learn(event.query, items, targets, pool=self._pool.embeddings, skip=skip, seed=event.seed)
 
+    def _turns(self, before: Strategy, turned: int | None) -> tuple[Turn, ...]:
+        after, turns = self.in_force, []
+        if after is not before:
+            turns.append(Turn(None, before, after, self._reason(after)))
+        if turned is not None:
+            region = self._regions.describe()[turned]
+            there = self._in_force(region.verdict)
+            found = "better" if region.verdict is Verdict.BETTER else "worse"
+            reason = (
+                f"there the fusion is proven to be {found} than frozen, by {region.gain:+.3f} nDCG@10 in the mean; "
+                f"proven among {self.config.regions} regions at odds of {self.config.gate_threshold:g}"
+            )
+            turns.append(Turn(turned, after, there, reason))
+        return tuple(turns)
+
     def _reason(self, after: Strategy) -> str:
         capital = f"the sanity test stands at 10^{self._sanity.log_capital / np.log(10):.1f}"
         if after is Strategy.FUSION:
-            return f"the fusion is proven to beat frozen at 1 in {self.config.gate_threshold:g}; {capital}"
+            return f"the fusion is proven to beat frozen, at odds of {self.config.gate_threshold:g}; {capital}"
         if after is Strategy.STAKE:
             shares = f"{self._known.share:.2f} on familiar ground, {self._strange.share:.2f} elsewhere"
             return f"the stake is {shares}; {capital}"
         return f"nothing is proven to beat frozen; {capital}"
+
+
+def _dots(rows: FloatMatrix, x: FloatVector) -> FloatVector:
+    """Inner products (n,) of rows (n, dim) with x; by our own kernel, whose order of summation never changes."""
+    out = np.empty(len(rows), dtype=np.float32)
+    dot_rows(np.ascontiguousarray(rows), np.ascontiguousarray(x), out)
+    return out
 
 
 def _uniform(seed: int) -> float:
@@ -391,7 +466,7 @@ def _uniform(seed: int) -> float:
 def _own_query(query: FloatVector, others: FloatMatrix, helped: FloatVector, draw: float) -> float:
     """p-value of the own query among others (n, dim), by nearness to what helped."""
     middle = unit(helped)
-    return _rank_p_value(float(query @ middle), others @ middle, 1e-6, draw)
+    return _rank_p_value(float(query @ middle), _dots(others, middle), 1e-6, draw)
 
 
 def _rank_p_value(own: float, others: NDArray[np.floating], tie: float, draw: float) -> float:
@@ -413,8 +488,8 @@ def _ndcg(ranking: Sequence[str], helped: Mapping[str, float]) -> float:
 
 def _ranks(query: FloatVector, items: FloatMatrix, among: FloatMatrix) -> NDArray[np.int64]:
     """1-based ranks of items (m, dim) among rows (n, dim) by cosine to a query."""
-    cosines = among @ query
-    return np.array([1 + int((cosines > item).sum()) for item in items @ query])
+    cosines = _dots(among, query)
+    return np.array([1 + int((cosines > item).sum()) for item in _dots(items, query)])
 
 
 def _places(scores: Vector, at: NDArray[np.intp]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import pytest
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.fusion import FEATURES, Cosines, Fusion, features
-from sona_pg.learning.remembered import InMemoryOutcomes, Neighbourhood, Remembered
+from sona_pg.learning.remembered import InMemoryOutcomes, Neighbourhood, Remembered, Surroundings
 
 from .samples import axis
 
@@ -121,7 +121,7 @@ def test_a_continuation_goes_on_bit_for_bit_and_damage_is_refused() -> None:
         two.load_state({**one.state(), "weights": np.full(len(FEATURES), np.nan)})
 
 
-def test_outcomes_in_memory_are_found_by_nearness_and_left_out_when_asked() -> None:
+def test_outcomes_in_memory_are_found_by_nearness() -> None:
     memory = InMemoryOutcomes(3)
     assert memory.near(axis(0, 3), 5) == []
     memory.add(axis(0, 3), {"a": 1.0}, ["b"])
@@ -131,9 +131,11 @@ def test_outcomes_in_memory_are_found_by_nearness_and_left_out_when_asked() -> N
     assert [event.similarity for event in found] == [1.0, 1.0]
     assert found[0].helped == {"a": 1.0}
     assert found[0].unhelpful == ("b",)
-    assert [event.helped for event in memory.near(axis(0, 3), 5, without=["a"])] == [{"b": 1.0}]
-    assert memory.times_helped(["a", "b", "c", "d"]) == [2, 1, 1, 0]
+    around = Surroundings([], memory.near(axis(0, 3), 5), {}, {})
+    assert [event.helped for event in around.visible(["a"], 5)] == [{"b": 1.0}]
+    assert len(around.visible([], 2)) == 2
+    assert memory.times_helped(["a", "b", "c", "d"]) == {"a": 2, "b": 1, "c": 1}
     for _ in range(200):
         memory.add(axis(2, 3), {"d": 1.0}, [])
     assert len(memory) == 203
-    assert memory.times_helped(["d"]) == [200]
+    assert memory.times_helped(["d"]) == {"d": 200}

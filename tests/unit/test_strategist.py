@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sona_pg.errors import LearningError
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent
-from sona_pg.learning.strategist import PoolIndex, Strategist, Strategy
+from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, look_around
+from sona_pg.learning.strategist import Lesson, Scored, Strategist, Strategy
 
 DIM, ITEMS, QUESTIONS = 32, 300, 40
 
@@ -35,21 +35,27 @@ class World:
         words = self.topics[question] + 0.3 * self.rng.standard_normal(DIM)
         return normalized_rows(words[np.newaxis].astype(np.float32))[0]
 
+    def answer(self, query: NDArray[np.float32]) -> Scored:
+        return self.strategist.answer(query, look_around(query, self.memory, self.index, self.strategist.config))
+
+    def study(self, event: JudgedEvent) -> Lesson:
+        config = self.strategist.config
+        around = look_around(event.query, self.memory, self.index, config, event=event)
+        lesson = self.strategist.learn(event, around, self.memory.latest(config.sanity_events))
+        self.memory.add(event.query, event.helped, event.unhelpful)
+        return lesson
+
     def learn(self, query: NDArray[np.float32], helped: Mapping[str, float], seed: int) -> Strategy:
-        scored = self.strategist.answer(query, self.memory, self.index)
-        served = self.strategist.in_force
-        shown = scored.ranking(served)
-        unhelpful = [item for item in shown if item not in helped]
-        if helped:
-            self.strategist.learn(JudgedEvent(query, shown, helped, unhelpful, seed), self.memory, self.index)
-        self.memory.add(query, helped, unhelpful)
+        served = self.strategist.strategy_for(query)
+        shown = self.answer(query).ranking(served)
+        self.study(JudgedEvent(query, shown, helped, [item for item in shown if item not in helped], seed))
         return served
 
     def reciprocal_ranks(self, strategy: Strategy | None = None) -> list[float]:
         found = []
         for question, answer in enumerate(self.answers):
-            scored = self.strategist.answer(self.ask(question), self.memory, self.index)
-            ranking = scored.ranking(strategy or self.strategist.in_force)
+            query = self.ask(question)
+            ranking = self.answer(query).ranking(strategy or self.strategist.strategy_for(query))
             found.append(1 / (1 + ranking.index(f"i{answer}")) if f"i{answer}" in ranking else 0.0)
         return found
 
@@ -57,7 +63,7 @@ class World:
 def test_a_fresh_strategist_answers_as_the_frozen_embedding_does() -> None:
     world = World()
     query = world.ask(0)
-    scored = world.strategist.answer(query, world.memory, world.index)
+    scored = world.answer(query)
     assert world.strategist.in_force is Strategy.FROZEN
     nearest = np.argsort(-(world.pool.embeddings @ query), kind="stable")[:10]
     for strategy in Strategy:
@@ -80,7 +86,7 @@ def test_noise_leaves_the_answers_as_they_are(kind: str) -> None:
     for event in range(300):
         question = event % QUESTIONS
         query = world.ask(question)
-        shown = world.strategist.answer(query, world.memory, world.index).ranking(world.strategist.in_force)
+        shown = world.answer(query).ranking(world.strategist.in_force)
         helped = {
             "any items": [f"i{rng.integers(ITEMS)}"],
             "what answers another question": [f"i{world.answers[rng.integers(QUESTIONS)]}"],
@@ -106,7 +112,7 @@ def test_strategies_are_scored_before_they_learn_the_event() -> None:
     world = World(5)
     query = world.ask(0)
     helped = {"i250": 1.0}
-    lesson = world.strategist.learn(JudgedEvent(query, [], helped, [], 7), world.memory, world.index)
+    lesson = world.study(JudgedEvent(query, [], helped, [], 7))
     assert lesson.in_force is Strategy.FROZEN
     assert set(lesson.gains) == set(Strategy)
     assert not any(lesson.gains.values()), "nothing was learned yet: every strategy answers as frozen"
@@ -118,17 +124,16 @@ def test_a_turn_says_why() -> None:
     for event in range(300):
         question = event % QUESTIONS
         query = world.ask(question)
-        shown = world.strategist.answer(query, world.memory, world.index).ranking(world.strategist.in_force)
+        shown = world.answer(query).ranking(world.strategist.in_force)
         helped = {f"i{world.answers[question]}": 1.0}
         judged = JudgedEvent(query, shown, helped, [item for item in shown if item not in helped], event)
         before = world.strategist.in_force
-        lesson = world.strategist.learn(judged, world.memory, world.index)
-        world.memory.add(query, helped, judged.unhelpful)
-        assert (lesson.turned is None) == (world.strategist.in_force is before)
-        if lesson.turned is not None:
-            turns.append(lesson.turned)
-    assert turns
-    assert "proven to beat frozen" in turns[-1]
+        of_space = [turn for turn in world.study(judged).turns if turn.region is None]
+        assert bool(of_space) == (world.strategist.in_force is not before)
+        turns += of_space
+    assert [turn.before for turn in turns[1:]] == [turn.after for turn in turns[:-1]]
+    assert turns[-1].after is Strategy.FUSION
+    assert "proven to beat frozen" in turns[-1].reason
 
 
 @pytest.mark.parametrize(
@@ -144,9 +149,8 @@ def test_odd_events_are_learned_or_left_out(helped: dict[str, float], shown: lis
     world = World(6)
     query = world.ask(0)
     for event in range(30):
-        world.strategist.learn(JudgedEvent(query, shown, helped, [], event), world.memory, world.index)
-        world.memory.add(query, helped, [])
-    for scores in world.strategist.answer(query, world.memory, world.index).scores.values():
+        world.study(JudgedEvent(query, shown, helped, [], event))
+    for scores in world.answer(query).scores.values():
         assert np.isfinite(scores).all()
 
 
@@ -156,7 +160,7 @@ def test_the_same_events_give_the_same_strategist() -> None:
         world = World(8)
         for event in range(60):
             world.learn(world.ask(event % QUESTIONS), {f"i{world.answers[event % QUESTIONS]}": 1.0}, event)
-        scored = world.strategist.answer(world.ask(0), world.memory, world.index)
+        scored = world.answer(world.ask(0))
         ranks.append([scored.scores[strategy].tobytes() for strategy in Strategy])
     assert ranks[0] == ranks[1]
 

@@ -1,0 +1,101 @@
+"""Regions: they follow the space until their own evidence is enough for all of them together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg.config import StrategyConfig
+from sona_pg.errors import LearningError
+from sona_pg.learning.regions import Regions, Verdict
+
+from .samples import axis
+
+CONFIG = StrategyConfig(regions=4)
+DIM = 8
+
+
+def _near(place: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    query = axis(place, DIM) + 0.1 * rng.standard_normal(DIM).astype(np.float32)
+    return np.asarray(query / np.linalg.norm(query), dtype=np.float32)
+
+
+def test_a_partition_forms_from_the_queries_alone() -> None:
+    rng, regions = np.random.default_rng(0), Regions(DIM, CONFIG, 20)
+    assert regions.find(axis(0, DIM)) is None
+    assert regions.verdict(axis(0, DIM)) is Verdict.FOLLOWS
+    for event in range(200):
+        regions.add(_near(event % 3, rng), 0.0)
+    found = {regions.find(axis(place, DIM)) for place in range(3)}
+    assert len(found) == 3
+    assert sum(region.events for region in regions.describe()) == 200
+    for region in regions.describe():
+        assert np.linalg.norm(region.centroid) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_where_the_fusion_harms_it_is_proven_worse_and_elsewhere_nothing_changes() -> None:
+    rng, regions = np.random.default_rng(1), Regions(DIM, CONFIG, 20)
+    turns = []
+    for event in range(400):
+        place = event % 3
+        region, turned = regions.add(_near(place, rng), -0.3 if place == 1 else 0.3 * float(rng.choice([-1, 1])))
+        if turned:
+            turns.append((place, region))
+    assert [place for place, _ in turns] == [1]
+    assert regions.verdict(axis(1, DIM)) is Verdict.WORSE
+    assert regions.verdict(axis(0, DIM)) is Verdict.FOLLOWS
+
+
+def test_a_verdict_turns_when_the_evidence_does() -> None:
+    rng, regions = np.random.default_rng(2), Regions(DIM, CONFIG, 20)
+    for gain, verdict in ((0.3, Verdict.BETTER), (-0.3, Verdict.WORSE), (0.3, Verdict.BETTER)):
+        for _ in range(100):
+            regions.add(_near(0, rng), gain)
+        assert regions.verdict(axis(0, DIM)) is verdict
+
+
+def test_without_a_difference_a_region_rarely_becomes_an_exception() -> None:
+    turned = 0
+    for seed in range(200):
+        rng, regions = np.random.default_rng(seed), Regions(DIM, CONFIG, 20)
+        turned += any(regions.add(_near(e % 4, rng), 0.2 * float(rng.choice([-1, 1])))[1] for e in range(300))
+    # Better: 1/20 at most for all regions together. Worse: an e-detector, which restarts, may err once in 20 times 4
+    # events and more; bets on coin tosses lose in the mean, so that it rarely does.
+    assert turned <= 20
+
+
+def test_the_gain_of_a_region_is_shrunk_to_that_of_the_space() -> None:
+    rng, regions = np.random.default_rng(3), Regions(DIM, CONFIG, 20)
+    for _ in range(300):
+        regions.add(_near(0, rng), 0.5)
+    regions.add(axis(3, DIM), -1.0)
+    gains = [region.gain for region in regions.describe()]
+    few = regions.find(axis(3, DIM))
+    assert few is not None
+    assert 0.4 < gains[few] < 0.5
+    assert max(gains) > 0.45
+
+
+def test_opposite_queries_leave_a_centre_that_is_a_direction() -> None:
+    regions = Regions(DIM, StrategyConfig(regions=1), 20)
+    for event in range(20):
+        regions.add(axis(0, DIM) * np.float32(-1 if event % 2 else 1), 0.0)
+    (region,) = regions.describe()
+    assert np.linalg.norm(region.centroid) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_continuation_goes_on_bit_for_bit() -> None:
+    rng = np.random.default_rng(4)
+    one, two = Regions(DIM, CONFIG, 20), Regions(DIM, CONFIG, 20)
+    events = [(_near(e % 5, rng), float(rng.uniform(-1, 1))) for e in range(100)]
+    for query, gain in events[:50]:
+        one.add(query, gain)
+    two.load_state({name: part.copy() for name, part in one.state().items()})
+    for query, gain in events[50:]:
+        one.add(query, gain)
+        two.add(query, gain)
+    for name, part in one.state().items():
+        assert part.tobytes() == two.state()[name].tobytes()
+    with pytest.raises(LearningError):
+        two.load_state({**one.state(), "sums": np.full((5, 2), np.nan)})
