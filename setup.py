@@ -14,11 +14,13 @@ setup(
                 f"sona_pg.kernels.{name}",
                 [f"cython_ext/{name}.pyx"],
                 include_dirs=["cython_ext", numpy.get_include()],
-                depends=[f"cython_ext/{header}" for header in ("simd_types.h", "simd.h", "listwise.h", "ring.h")],
+                depends=[
+                    f"cython_ext/{header}" for header in ("simd_types.h", "simd.h", "listwise.h", "fusion.h", "ring.h")
+                ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_ring", "_wire")
+            for name in ("_simd", "_lora", "_fusion", "_ring", "_wire")
         ],
         include_path=["."],
         language_level=3,

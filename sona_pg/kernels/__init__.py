@@ -3,6 +3,13 @@
 The instruction set is chosen when this is imported: the best that the CPU runs, or what ``SONA_SIMD`` asks for.
 """
 
+from sona_pg.kernels._fusion import (
+    OutcomeNeighbours,
+    adam_step,
+    fusion_features,
+    listwise_gradient,
+    order_by_score,
+)
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._ring import Ring
 from sona_pg.kernels._simd import (
@@ -22,8 +29,10 @@ from sona_pg.kernels._wire import floats_wire, vector_wire
 __all__ = [
     "ListwiseTrainer",
     "LowRank",
+    "OutcomeNeighbours",
     "Ring",
     "active",
+    "adam_step",
     "add_rows",
     "as_vector",
     "available",
@@ -32,7 +41,10 @@ __all__ = [
     "empty_call",
     "empty_call_views",
     "floats_wire",
+    "fusion_features",
     "is_held",
+    "listwise_gradient",
+    "order_by_score",
     "owned",
     "single",
     "unit",

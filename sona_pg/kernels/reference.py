@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -104,3 +106,135 @@ def listwise_step(
     state.weights -= step * state.moment1 / (np.sqrt(state.moment2 / (1 - beta2**state.steps)) + epsilon)
     state.served += (1 - average) * (state.weights - state.served)
     return loss
+
+
+@dataclass(frozen=True)
+class OutcomeNeighbours:
+    """The events nearest to a query, nearest first; items are rows of a table, -1 where they are not in it.
+
+    Parameters
+    ----------
+    similarities
+        (e,).
+    help_ends, help_items, help_rewards
+        (e,), by event where its items end; which helped, and by how much.
+    miss_ends, miss_items
+        The same of those that were shown and did not help.
+    """
+
+    similarities: Doubles
+    help_ends: Rows
+    help_items: Rows
+    help_rewards: Doubles
+    miss_ends: Rows
+    miss_items: Rows
+
+    def visible(self, hidden: NDArray[np.uint8] | None, neighbours: int) -> Rows:
+        """Positions of the first `neighbours` events in which no item helped that is flagged in `hidden` (m,)."""
+        shown = np.ones(len(self.similarities), dtype=bool)
+        if hidden is not None:
+            event, item = _events(self.help_ends), self.help_items
+            inside = item >= 0
+            shown[event[inside][hidden[item[inside]] > 0]] = False
+        return np.flatnonzero(shown)[:neighbours]
+
+
+def _events(ends: Rows) -> Rows:
+    """By item, which event it is of."""
+    return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+
+def _nearest(m: int, similarities: Doubles, items: Rows, events: Rows, among: Rows) -> Doubles:
+    """By item (m,), the similarity of the first of these events that names it, 0 where none does."""
+    first = np.zeros(m)
+    kept = np.isin(events, among) & (items >= 0)
+    # Of equal indices the last is assigned.
+    first[items[kept][::-1]] = similarities[events[kept]][::-1]
+    return first
+
+
+def fusion_features(
+    frozen: Floats,
+    adapted: Floats,
+    query_dot: float,
+    rows: Rows,
+    near: OutcomeNeighbours,
+    counts: Rows,
+    hidden: NDArray[np.uint8] | None = None,
+    *,
+    neighbours: int,
+    misses_near: int,
+    vote_kernel: float,
+    familiar_from: float,
+    familiar_width: float,
+) -> tuple[Doubles, float, float]:
+    """Features (n, 18) of the candidates `rows` of a table, how near the nearest event is, and how familiar that is."""
+    m, visible = len(frozen), near.visible(hidden, neighbours)
+    events = _events(near.help_ends)
+    helped = _nearest(m, near.similarities, near.help_items, events, visible)[rows]
+    missed = _nearest(m, near.similarities, near.miss_items, _events(near.miss_ends), visible[:misses_near])[rows]
+    kept = np.isin(events, visible)
+    given = np.exp((near.similarities[events[kept]] - 1.0) / vote_kernel) * near.help_rewards[kept]
+    # What is not in the table is counted behind it.
+    vote = np.bincount(np.where(near.help_items[kept] < 0, m, near.help_items[kept]), given, m + 1)[rows]
+    total = given.sum()
+    familiarity = max(float(near.similarities[visible[0]]), 0.0) if len(visible) else 0.0
+    gate = min(max((familiarity - familiar_from) / familiar_width, 0.0), 1.0)
+
+    cosine, to_adapted = frozen[rows].astype(np.float64), adapted[rows].astype(np.float64)
+    norm = np.sqrt(max((1 - gate) ** 2 + gate**2 + 2 * gate * (1 - gate) * query_dot, 0.0))
+    familiar = ((1 - gate) * cosine + gate * to_adapted) / (norm if norm >= 1e-12 else 1.0)
+    times = (counts if hidden is None else np.where(hidden > 0, 0, counts))[rows].astype(np.float64)
+    ever = (times > 0).astype(np.float64)
+    hinges = [np.maximum(helped - edge, 0.0) for edge in (0.5, 0.7, 0.85)]
+    below = cosine - cosine.max(initial=-np.inf)
+    columns = [
+        20.0 * cosine,
+        20.0 * (familiar - cosine),
+        20.0 * (to_adapted - cosine),
+        *hinges,
+        2.0 * np.log1p(vote),
+        vote / total if total > 0 else vote,
+        *(hinge * below for hinge in hinges),
+        *(np.maximum(missed - edge, 0.0) for edge in (0.5, 0.8)),
+        np.log1p(times),
+        ever,
+        *(ever * max(familiarity - edge, 0.0) for edge in (0.5, 0.7, 0.85)),
+    ]
+    return np.stack(columns, axis=1), familiarity, gate
+
+
+def listwise_gradient(features: Doubles, weights: Doubles, targets: Doubles, weight: float, out: Doubles) -> float:
+    """``out += weight (softmax(X w) - t) X`` for X (n, f), w, out (f,), t (n,); returns the cross-entropy in nats."""
+    score = features @ weights
+    score -= score.max()
+    p = np.exp(score)
+    total = p.sum()
+    out += weight * ((p / total - targets) @ features)
+    return float(targets.sum() * np.log(total) - targets @ score)
+
+
+def adam_step(
+    weights: Doubles,
+    served: Doubles,
+    moment1: Doubles,
+    moment2: Doubles,
+    gradient: Doubles,
+    steps: int,
+    learning_rate: float,
+    average: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> None:
+    """Step number `steps` of Adam (Kingma & Ba 2015), in place, and of the average that is served; all (f,)."""
+    moment1 += (1 - beta1) * (gradient - moment1)
+    moment2 += (1 - beta2) * (gradient * gradient - moment2)
+    mean, square = moment1 / (1 - beta1**steps), moment2 / (1 - beta2**steps)
+    weights -= learning_rate * mean / (np.sqrt(square) + epsilon)
+    served += (1 - min(average, (1 + steps) / (10 + steps))) * (weights - served)
+
+
+def order_by_score(scores: Doubles, k: int) -> Rows:
+    """Rows of the k highest scores (n,), best first, equal ones in the order of rows."""
+    return np.argsort(-scores, kind="stable")[:k]

@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_kernels_migrations_sql_and_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for kernel in ("_simd", "_lora", "_ring", "_wire"):
+    for kernel in ("_simd", "_lora", "_fusion", "_ring", "_wire"):
         assert any(name.startswith(f"sona_pg/kernels/{kernel}.") and name.endswith(".so") for name in names)
     for file in sorted([*(ROOT / "sql").glob("*.sql"), *(ROOT / "migrations").glob("**/*.py")]):
         assert f"sona_pg/{file.relative_to(ROOT).as_posix()}" in names

@@ -17,13 +17,13 @@ EPS = float(np.finfo(np.float32).eps)
 LENGTHS = (0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 384)
 
 
-def unaligned(x: Floats) -> Floats:
-    """A copy that begins one byte past a multiple of four."""
+def unaligned(x: AnyArray) -> AnyArray:
+    """A copy that begins one byte past where its numbers should."""
     copy = np.empty(x.nbytes + 64, dtype=np.uint8)
     begin = -copy.ctypes.data % 64 + 1
-    view = copy[begin : begin + x.nbytes].view(np.float32).reshape(x.shape)
+    view = copy[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
     view[...] = x
-    return view
+    return view  # type: ignore[return-value]
 
 
 def read_only(x: AnyArray) -> AnyArray:
