@@ -2,7 +2,7 @@
 """The learned fusion: features of candidates, the gradient and the step of their weights, and the best by a score."""
 
 from libc.math cimport isfinite, isnan
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 cimport numpy as cnp
@@ -12,6 +12,8 @@ from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, Learnin
 from sona_pg.kernels._simd cimport simd
 
 cnp.import_array()
+
+MOST_ORDERS = 1 << 24
 
 cdef extern from "fusion.h":
     enum: SONA_FEATURES
@@ -56,6 +58,8 @@ cdef extern from "fusion.h":
                                   const double *targets, double weight, double *out, double *work) noexcept nogil
     int sona_adam_step(double *weights, double *served, double *m, double *v, const double *gradient, Py_ssize_t n,
                        const sona_adam_double *adam) noexcept nogil
+    void sona_shuffled_sums(const double *given, const double *heights, Py_ssize_t kinds, Py_ssize_t n, uint64_t seed,
+                            Py_ssize_t orders, int64_t *order, double *sums) noexcept nogil
     void sona_order_by_score(const double *scores, Py_ssize_t n, Py_ssize_t k, int64_t *best) noexcept nogil
 
 
@@ -220,6 +224,31 @@ cdef class OutcomeNeighbours:
         with nogil:
             count = sona_visible(&self.outcomes, by_item, most, positions)
         return found[:count]
+
+    def helped(self, events, Py_ssize_t m):
+        """Flags, uint8 (m,), of the items of a table that helped in these events.
+
+        Parameters
+        ----------
+        events
+            int64, positions of events.
+        m
+            Items of the table.
+        """
+        cdef cnp.ndarray positions = _array(events, cnp.NPY_INT64, 1, "events"), flags = np.zeros(max(m, 0), dtype=np.uint8)
+        cdef const int64_t *at = <const int64_t *>cnp.PyArray_DATA(positions)
+        cdef uint8_t *out = <uint8_t *>cnp.PyArray_DATA(flags)
+        cdef const sona_outcomes *near = &self.outcomes
+        cdef Py_ssize_t i, h, n = cnp.PyArray_DIM(positions, 0)
+        for i in range(n):
+            if not 0 <= at[i] < near.events:
+                raise InvalidInput(f"event {at[i]} of {near.events}: take the positions that visible() gives")
+            for h in range(near.help_end[at[i] - 1] if at[i] else 0, near.help_end[at[i]]):
+                if near.help_item[h] >= m:
+                    raise InvalidInput(f"an event names item {near.help_item[h]} of a table of {m}")
+                if near.help_item[h] >= 0:
+                    out[near.help_item[h]] = 1
+        return flags
 
 
 def fusion_features(frozen, adapted, double query_dot, rows, OutcomeNeighbours near not None, counts, hidden=None, *,
@@ -440,3 +469,37 @@ def order_by_score(scores, Py_ssize_t k):
     with nogil:
         sona_order_by_score(score, n, few, found)
     return best
+
+
+def shuffled_sums(given, heights, uint64_t seed, Py_ssize_t orders):
+    """``Σ given[i] heights[k, π(i)]`` for random orders π: what a ranking would be worth by chance.
+
+    Parameters
+    ----------
+    given
+        float64 (n,).
+    heights
+        float64 (kinds, n).
+    seed, orders
+        Randomness, and how many orders.
+
+    Returns
+    -------
+    ndarray
+        float64 (kinds, orders).
+    """
+    cdef cnp.ndarray worth = _array(given, cnp.NPY_FLOAT64, 1, "given")
+    cdef cnp.ndarray table = _array(heights, cnp.NPY_FLOAT64, 2, "heights"), work, sums
+    cdef Py_ssize_t n = cnp.PyArray_DIM(worth, 0), kinds = cnp.PyArray_DIM(table, 0)
+    if cnp.PyArray_DIM(table, 1) != n:
+        raise InvalidInput(f"heights have {cnp.PyArray_DIM(table, 1)} columns, expected {n}, one for each of given")
+    if not 0 <= orders <= MOST_ORDERS or n > 2 ** 31:
+        raise ConfigError(f"{orders} orders of {n}, expected 0 to {MOST_ORDERS}, of 2**31 at most")
+    work, sums = np.empty(n, dtype=np.int64), np.empty((kinds, orders))
+    cdef const double *g = <const double *>cnp.PyArray_DATA(worth)
+    cdef const double *h = <const double *>cnp.PyArray_DATA(table)
+    cdef int64_t *w = <int64_t *>cnp.PyArray_DATA(work)
+    cdef double *out = <double *>cnp.PyArray_DATA(sums)
+    with nogil:
+        sona_shuffled_sums(g, h, kinds, n, seed, orders, w, out)
+    return sums

@@ -250,4 +250,32 @@ static void sona_order_by_score(const double *scores /* IN, n, no NaN */, ptrdif
     }
 }
 
+/* ---- orders by chance ------------------------------------------------------------------------------------------ */
+
+/* Σ given_i height_π(i) for random orders π, each from the one before by a shuffle (Fisher & Yates 1938; Durstenfeld
+ * 1964) with splitmix64 (Steele et al. 2014). */
+static void sona_shuffled_sums(const double *given /* IN, n */, const double *heights /* IN, kinds x n */, ptrdiff_t kinds,
+                               ptrdiff_t n, uint64_t seed, ptrdiff_t orders, int64_t *order /* WORK, n */,
+                               double *sums /* OUT, kinds x orders */) {
+    for (ptrdiff_t i = 0; i < n; i++) order[i] = i;
+    for (ptrdiff_t o = 0; o < orders; o++) {
+        for (ptrdiff_t i = n - 1; i > 0; i--) {
+            uint64_t z = (seed += 0x9E3779B97F4A7C15u);
+            z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+            z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+            z ^= z >> 31;
+            /* High bits times i + 1: a place from 0 to i. */
+            const ptrdiff_t j = (ptrdiff_t)(((z >> 32) * (uint64_t)(i + 1)) >> 32);
+            const int64_t held = order[i];
+            order[i] = order[j];
+            order[j] = held;
+        }
+        for (ptrdiff_t k = 0; k < kinds; k++) {
+            double sum = 0;
+            for (ptrdiff_t i = 0; i < n; i++) sum += given[i] * heights[k * n + order[i]];
+            sums[k * orders + o] = sum;
+        }
+    }
+}
+
 #endif

@@ -253,8 +253,8 @@ class StrategyConfig:
     choice_open: float = 1e3
     choice_window: int = 40
     most_helped: int = 16
-    sanity_events: int = 1024
-    rank_items: int = 1024
+    sanity_events: int = 512
+    rank_items: int = 512
     regions: int = 16
     region_near: float = 0.95
     region_prior: float = 50.0
@@ -379,7 +379,7 @@ class WorkerConfig:
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

@@ -1,9 +1,38 @@
 -- Spaces and the application's own table of items.
 
+DROP FUNCTION IF EXISTS sona.create_space(text, integer, text, double precision, double precision, boolean);
+
+CREATE OR REPLACE FUNCTION sona._check_strategy(strategy text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    known text[] := '{learned,frozen,adapted,familiar,boosted,stake,fusion}';
+BEGIN
+    IF NOT coalesce(strategy = ANY (known), false) THEN
+        PERFORM sona._refuse('SN003', format('there is no strategy %L', strategy),
+                             format('use one of %s; learned is whatever is proven', array_to_string(known, ', ')));
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._check_strategy IS 'Raises SN003 unless there is a strategy of that name.';
+
+CREATE OR REPLACE FUNCTION sona._check_examination(examination real[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    IF examination IS NOT NULL AND NOT coalesce(
+        array_ndims(examination) = 1 AND array_lower(examination, 1) = 1 AND cardinality(examination) <= 1000
+        AND array_position(examination, NULL) IS NULL
+        AND (SELECT bool_and(e > 0 AND e <= 1) FROM unnest(examination) e), false) THEN
+        PERFORM sona._refuse('SN003', 'examination is no list of probabilities, above 0 and up to 1',
+                             'give one for each position, like {1,0.7,0.5}; the last one holds beyond');
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._check_examination IS 'Raises SN003 unless examination is NULL or a list of probabilities.';
+
 CREATE OR REPLACE FUNCTION sona.create_space(
     name text, dim integer, embedder text DEFAULT NULL, reward_min double precision DEFAULT 0,
     reward_max double precision DEFAULT 1,
-    implicit_feedback boolean DEFAULT false
+    implicit_feedback boolean DEFAULT false, strategy text DEFAULT 'learned', examination real[] DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -22,6 +51,8 @@ BEGIN
         PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 16000', coalesce(dim::text, 'NULL')),
                              'give the number of components that the embedding model returns');
     END IF;
+    PERFORM sona._check_strategy(create_space.strategy);
+    PERFORM sona._check_examination(create_space.examination);
     -- As they will be kept: two bounds may round to the same number.
     IF NOT coalesce(reward_min::real < reward_max::real AND reward_max::real > 0
                     AND reward_min > '-infinity' AND reward_max < 'infinity', false) THEN
@@ -31,19 +62,39 @@ BEGIN
     BEGIN
         -- Not RETURNING: the row-level policy shows the row only once the grant below is there.
         made := nextval(pg_get_serial_sequence('sona.space', 'space_id'));
-        INSERT INTO sona.space (space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback)
+        INSERT INTO sona.space (space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback, strategy,
+                                examination)
         OVERRIDING SYSTEM VALUE
         VALUES (made, create_space.name, create_space.dim, create_space.embedder, create_space.reward_min,
-                create_space.reward_max, create_space.implicit_feedback);
+                create_space.reward_max, create_space.implicit_feedback, create_space.strategy, create_space.examination);
     EXCEPTION WHEN unique_violation THEN
         PERFORM sona._refuse('SN003', format('there is already a space %L', create_space.name), 'choose another name');
     END;
     INSERT INTO sona.space_grant (space_id, role_name) VALUES (made, current_user);
     INSERT INTO sona.learner (space_id) VALUES (made);
+    INSERT INTO sona.strategist (space_id) VALUES (made);
     RETURN made;
 END $$;
 COMMENT ON FUNCTION sona.create_space IS
     'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
+
+CREATE OR REPLACE FUNCTION sona.set_strategy(space text, strategy text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    PERFORM sona._check_strategy(set_strategy.strategy);
+    IF NOT EXISTS (SELECT FROM sona.space s WHERE s.name = set_strategy.space) THEN
+        PERFORM sona._unknown_space(set_strategy.space);
+    END IF;
+    UPDATE sona.space s SET strategy = set_strategy.strategy WHERE s.name = set_strategy.space;
+    IF NOT FOUND THEN
+        PERFORM sona._refuse('42501', format('permission denied for space %L', set_strategy.space),
+                             'ask for a grant in sona.space_grant that may write');
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona.set_strategy IS
+    'Sets what answers in a space: learned is whatever outcomes have proven; frozen is the embedding as it is, while '
+    'learning goes on; any other strategy is fixed.';
 
 CREATE OR REPLACE FUNCTION sona._column_type(items regclass, item_column text) RETURNS regtype
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -146,6 +197,12 @@ BEGIN
         id_column, embedding_column, items, sampled)
     USING s.space_id, sample_size;
     GET DIAGNOSTICS taken = ROW_COUNT;
+    IF total > 10000 AND kind IN ('r', 'm') AND NOT EXISTS (
+        SELECT FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_am m ON m.oid = c.relam
+        WHERE x.indrelid = items AND m.amname IN ('hnsw', 'ivfflat')) THEN
+        RAISE WARNING '% has no vector index: every recall reads all of its % rows', items, total::bigint
+            USING HINT = format('CREATE INDEX ON %s USING hnsw (%I vector_cosine_ops)', items, embedding_column);
+    END IF;
     SELECT @vector@.vector_dims(i.embedding) INTO wrong FROM sona.item_sample i
     WHERE i.space_id = s.space_id AND @vector@.vector_dims(i.embedding) <> s.dim LIMIT 1;
     IF FOUND THEN PERFORM sona._wrong_dimension(wrong, s.dim); END IF;

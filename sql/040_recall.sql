@@ -66,17 +66,151 @@ COMMENT ON FUNCTION sona._search_items IS
     'The k items nearest to a query by cosine, of those that pass the filter, with the rights of the caller. Never '
     'fewer than there are.';
 
-CREATE OR REPLACE FUNCTION sona.recall(
-    space text, query @vector@.vector, k integer DEFAULT 10, filter jsonb DEFAULT NULL
-) RETURNS TABLE (
-    trajectory_id uuid, item_id text, rank integer, score real, arm text, version bigint, strategy text, propensity real
+CREATE OR REPLACE FUNCTION sona._near_events(
+    space_id bigint, dim integer, query @vector@.vector, k integer
+) RETURNS sona.neighbour[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp
+SET hnsw.iterative_scan = 'relaxed_order' AS $$
+DECLARE
+    events sona.neighbour[];
+    -- The dimension is a literal: an index on an expression serves only the very same expression.
+    admitted text := format(
+        'SELECT %1$s OPERATOR(@vector@.<=>) $1::%2$s AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
+        ' FROM sona.remembered_query r'
+        ' WHERE r.space_id = $2 AND r.admitted AND @vector@.vector_dims(r.embedding) = %3$s ORDER BY 1 LIMIT $3',
+        sona._indexed_embedding(dim), sona._indexed_type(dim), dim);
+    fresh text :=
+        'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
+        ' FROM sona.remembered_query r WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 1 LIMIT $3';
+BEGIN
+    EXECUTE format(
+        'SELECT array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour'
+        '                 ORDER BY n.away, n.ordinal)'
+        ' FROM (SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away, b.ordinal LIMIT $3) n', fresh, admitted)
+    INTO events USING query, space_id, k;
+    RETURN coalesce(events, '{}');
+END $$;
+COMMENT ON FUNCTION sona._near_events IS
+    'The k remembered events nearest to a query, nearest first; of equally near ones the older first.';
+
+CREATE OR REPLACE FUNCTION sona._item_cosines(
+    space_id bigint, ids text[], filter jsonb, query @vector@.vector, adapted @vector@.vector, careful @vector@.vector,
+    OUT items text[], OUT frozen double precision[], OUT by_adapter double precision[], OUT by_careful double precision[]
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
-    found_space bigint;
-    in_force bigint;
-    learned boolean;
+    source sona.item_source%ROWTYPE;
+    condition text := '';
+BEGIN
+    SELECT * INTO source FROM sona._items_of(space_id);
+    IF filter IS NOT NULL AND filter <> '{}' THEN
+        condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
+    END IF;
+    -- The ids are cast to the column's type, so that its index serves; one that is no value of it is no item any more.
+    EXECUTE format(
+        'SELECT array_agg(t.%1$I::text), array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $2)),'
+        ' array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $3)), array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $4))'
+        ' FROM %3$s t WHERE t.%1$I = ANY ($1::%4$s[]) AND t.%2$I IS NOT NULL%5$s',
+        source.id_column, source.embedding_column, source.items, source.id_type, condition)
+    INTO items, frozen, by_adapter, by_careful
+    USING CASE WHEN source.id_type = 'text' THEN ids
+          ELSE ARRAY(SELECT i FROM unnest(ids) i WHERE pg_input_is_valid(i, source.id_type)) END,
+          query, adapted, careful;
+END $$;
+COMMENT ON FUNCTION sona._item_cosines IS
+    'Cosines of those of the items that are there, and pass the filter, to a query as three strategies ask it.';
+
+CREATE OR REPLACE FUNCTION sona._score_items(
+    space_id bigint, strategy text, query @vector@.vector, k integer, filter jsonb
+) RETURNS TABLE (item_id text, rank integer, score real)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    g record;
+    base @vector@.vector := @vector@.l2_normalize(query);
+    adapted @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{adapter,micro}', base));
+    careful @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{careful}', base));
+    events sona.neighbour[];
+    listed text[];
+    found record;
+    gate double precision;
+    -- What is served of the strategy: the rest is frozen.
+    share double precision;
+    -- Length of base + gate (adapted - base).
+    length double precision;
+BEGIN
+    SELECT x.known, x.strange, x.unseen, x.weights AS w, (x.settings ->> 'candidates')::integer AS candidates,
+           (x.settings ->> 'neighbours')::integer AS neighbours, (x.settings ->> 'misses_near')::integer AS misses_near,
+           (x.settings ->> 'vote_kernel')::double precision AS kernel, x.settings
+    INTO g FROM sona.strategist x WHERE x.space_id = _score_items.space_id;
+    events := sona._near_events(space_id, @vector@.vector_dims(query), query, g.neighbours);
+    listed := ARRAY(SELECT s.item_id FROM sona._search_items(space_id, query, greatest(k, g.candidates), filter) s);
+    SELECT * INTO found FROM sona._item_cosines(
+        space_id, listed || ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (listed)),
+        filter, base, adapted, careful);
+    gate := sona._familiar((events[1]).similarity, g.settings);
+    share := CASE strategy WHEN 'fusion' THEN gate + (1 - gate) * g.unseen
+                           WHEN 'stake' THEN gate * g.known + (1 - gate) * g.strange ELSE 1 END;
+    length := sqrt(greatest((1 - gate) ^ 2 + gate ^ 2
+                            + 2 * gate * (1 - gate) * -(base OPERATOR(@vector@.<#>) adapted), 0));
+    RETURN QUERY
+    WITH near AS MATERIALIZED (SELECT * FROM unnest(events) WITH ORDINALITY n (similarity, helped, rewards, unhelpful, place)),
+    help AS (
+        SELECT h.item, max(n.similarity) AS nearest, sum(exp((n.similarity - 1) / g.kernel) * h.reward) AS vote
+        FROM near n, unnest(n.helped, n.rewards) h (item, reward) GROUP BY h.item),
+    miss AS (
+        SELECT m.item, max(n.similarity) AS nearest FROM near n, unnest(n.unhelpful) m (item)
+        WHERE n.place <= g.misses_near GROUP BY m.item),
+    -- A table of chunks has an id several times: its nearest row stands for it.
+    items AS (
+        SELECT DISTINCT ON (i.item) i.item, coalesce(nullif(i.frozen, 'NaN'), 0) AS frozen,
+               coalesce(nullif(i.adapted, 'NaN'), 0) AS adapted, coalesce(nullif(i.careful, 'NaN'), 0) AS careful
+        FROM unnest(found.items, found.frozen, found.by_adapter, found.by_careful) i (item, frozen, adapted, careful)
+        ORDER BY i.item, i.frozen DESC),
+    known AS (
+        SELECT i.*, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote, coalesce(m.nearest, 0) AS miss,
+               coalesce(o.helped, 0) AS times, max(i.frozen) OVER () AS best, (SELECT sum(x.vote) FROM help x) AS votes,
+               ((1 - gate) * i.frozen + gate * i.adapted) / CASE WHEN length < 1e-12 THEN 1 ELSE length END - i.frozen
+                   AS familiar
+        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item)
+        LEFT JOIN sona.item_outcome o ON o.space_id = _score_items.space_id AND o.item_id = i.item),
+    scored AS (
+        SELECT f.item, (1 - share) * f.frozen + share * CASE strategy
+            WHEN 'familiar' THEN f.frozen + f.familiar
+            WHEN 'boosted' THEN f.frozen + 0.5 * f.vote
+            WHEN 'stake' THEN f.careful
+            -- In the order of sona_pg.learning.fusion.FEATURES; 20 is the scale of cosines as logits.
+            ELSE (g.w[1] * 20 * f.frozen + g.w[2] * 20 * f.familiar + g.w[3] * 20 * (f.adapted - f.frozen)
+                  + (g.w[4] + g.w[9] * (f.frozen - f.best)) * greatest(f.help - 0.5, 0)
+                  + (g.w[5] + g.w[10] * (f.frozen - f.best)) * greatest(f.help - 0.7, 0)
+                  + (g.w[6] + g.w[11] * (f.frozen - f.best)) * greatest(f.help - 0.85, 0)
+                  + g.w[7] * 2 * ln(1 + f.vote) + g.w[8] * coalesce(f.vote / nullif(f.votes, 0), f.vote)
+                  + g.w[12] * greatest(f.miss - 0.5, 0) + g.w[13] * greatest(f.miss - 0.8, 0)
+                  + g.w[14] * ln(1 + f.times)
+                  + CASE WHEN f.times > 0 THEN g.w[15] + g.w[16] * greatest((events[1]).similarity - 0.5, 0)
+                        + g.w[17] * greatest((events[1]).similarity - 0.7, 0)
+                        + g.w[18] * greatest((events[1]).similarity - 0.85, 0) ELSE 0 END) / 20 END AS score
+        FROM known f)
+    SELECT s.item, row_number() OVER (ORDER BY s.score DESC, s.item COLLATE "C")::integer, s.score::real
+    FROM scored s ORDER BY 2 LIMIT k;
+END $$;
+COMMENT ON FUNCTION sona._score_items IS
+    'The k best of the items near a query and of what helped near it, by a strategy that knows remembered outcomes.';
+
+CREATE OR REPLACE FUNCTION sona._answer(
+    space text, query @vector@.vector, k integer, filter jsonb
+) RETURNS TABLE (item_id text, rank integer, score real, version bigint, strategy text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    s sona.space%ROWTYPE;
+    g sona.strategist%ROWTYPE;
+    published bigint;
+    served text;
 BEGIN
     IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
         PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
@@ -85,18 +219,44 @@ BEGIN
     IF query IS NULL THEN
         PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
     END IF;
-    SELECT s.space_id, l.version, l.events > 0 INTO found_space, in_force, learned
-    FROM sona.space s JOIN sona.learner l USING (space_id) WHERE s.name = recall.space;
-    IF found_space IS NULL THEN PERFORM sona._unknown_space(recall.space); END IF;
+    SELECT * INTO s FROM sona.space x WHERE x.name = _answer.space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(_answer.space); END IF;
+    IF @vector@.vector_dims(query) <> s.dim THEN
+        PERFORM sona._wrong_dimension(@vector@.vector_dims(query), s.dim);
+    END IF;
+    SELECT l.version INTO published FROM sona.learner l WHERE l.space_id = s.space_id;
+    -- Not the state: it is large, and only the learner reads it.
+    SELECT x.space_id, x.ordinal, x.events, x.in_force, x.is_sane, x.known, x.strange, x.unseen, x.weights, x.settings
+    INTO g FROM sona.strategist x WHERE x.space_id = s.space_id;
+    served := sona._strategy_for(s, g, query);
+    IF served IN ('frozen', 'adapted') THEN
+        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served FROM sona._search_items(
+            s.space_id,
+            CASE served WHEN 'adapted' THEN sona._mapped(s.space_id, '{adapter,micro}', query) ELSE query END,
+            k, filter) f;
+    ELSE
+        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served
+        FROM sona._score_items(s.space_id, served, query, k, filter) f;
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._answer IS 'The k best items for a query by the strategy that answers it, and which that is.';
+
+CREATE OR REPLACE FUNCTION sona.recall(
+    space text, query @vector@.vector, k integer DEFAULT 10, filter jsonb DEFAULT NULL
+) RETURNS TABLE (
+    trajectory_id uuid, item_id text, rank integer, score real, arm text, version bigint, strategy text, propensity real
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
     trajectory_id := sona.new_trajectory_id();
     RETURN QUERY
-    SELECT recall.trajectory_id, f.item_id, f.rank, f.score, 'learned'::text, in_force,
-           CASE WHEN learned THEN 'adapted' ELSE 'frozen' END::text, 1::real
-    FROM sona._search_items(found_space, sona.adapt(recall.space, query), k, recall.filter) f;
+    SELECT recall.trajectory_id, a.item_id, a.rank, a.score, 'learned'::text, a.version, a.strategy, 1::real
+    FROM sona._answer(recall.space, query, k, recall.filter) a;
 END $$;
 COMMENT ON FUNCTION sona.recall IS
-    'The k best items for a query, by what the space has learned, of those that pass a filter on declared columns. '
-    'Writes nothing; hand trajectory_id, arm, version, strategy and propensity back when the outcome is recorded.';
+    'The k best items for a query, by the strategy that is proven to be best, of those that pass a filter on declared '
+    'columns. Writes nothing; hand trajectory_id, arm, version, strategy and propensity back when the outcome is recorded.';
 
 CREATE OR REPLACE FUNCTION sona.recall_batch(
     space text, queries @vector@.vector[], k integer DEFAULT 10, filter jsonb DEFAULT NULL

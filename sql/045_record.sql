@@ -42,7 +42,6 @@ DECLARE
     part text;
     reward double precision;
     activation @vector@.vector;
-    has_outcome boolean := record.quality IS NOT NULL;
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = record.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(record.space); END IF;
@@ -82,7 +81,6 @@ BEGIN
     END LOOP;
     FOREACH reward IN ARRAY coalesce(record.rewards, '{}') LOOP
         PERFORM sona._check_reward(reward, s.reward_min, s.reward_max, 'a reward');
-        has_outcome := has_outcome OR reward IS NOT NULL;
     END LOOP;
     IF EXISTS (SELECT FROM unnest(record.scores) x WHERE NOT abs(x) < 3.4e38) THEN
         PERFORM sona._refuse('SN003', 'a score of an item is not a finite number', 'NULL where there is none');
@@ -125,9 +123,6 @@ BEGIN
            CASE WHEN record.positions IS NULL THEN i ELSE record.positions[i] END, record.rewards[i],
            CASE WHEN record.scores[i] IS NULL THEN NULL ELSE ARRAY[record.scores[i]]::real[] END, record.activations[i]
     FROM generate_series(1, n) i;
-    IF has_outcome THEN
-        INSERT INTO sona.remembered_query (space_id, trajectory_id, embedding) VALUES (s.space_id, id, record.query);
-    END IF;
     INSERT INTO sona.pending_trajectory (space_id, trajectory_id) VALUES (s.space_id, id);
     RETURN id;
 END $$;

@@ -93,10 +93,10 @@ BEGIN
 
     IF to_regrole('sona_reader') IS NOT NULL THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA sona TO sona_reader;
-        -- What is not VOLATILE cannot write; of the others, these two do not.
+        -- What is not VOLATILE cannot write; of the others, these do not.
         FOR part IN SELECT p.oid::regprocedure AS name FROM pg_proc p
                     WHERE p.pronamespace = 'sona'::regnamespace
-                      AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_search_items'))
+                      AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_search_items', '_score_items', '_answer'))
         LOOP
             EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO sona_reader', part.name);
         END LOOP;
@@ -109,7 +109,6 @@ BEGIN
                       strategy, propensity) ON sona.trajectory TO sona_app;
         GRANT INSERT ON sona.trajectory_step TO sona_app;
         GRANT INSERT (space_id, score_id, trajectory_id, item_id, name, value) ON sona.score TO sona_app;
-        GRANT INSERT (space_id, trajectory_id, embedding) ON sona.remembered_query TO sona_app;
         GRANT INSERT (space_id, trajectory_id) ON sona.pending_trajectory TO sona_app;
     END IF;
 
@@ -123,11 +122,12 @@ BEGIN
         END LOOP;
         -- No row of what is recorded, published or entered in the ledger is changed. Rows may be deleted, for retention
         -- and to drop a space: in its own spaces, a worker is trusted with the ledger.
-        GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source TO sona_worker;
-        GRANT UPDATE (embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
+        GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
+            sona.strategy_evidence, sona.strategy_region, sona.item_outcome TO sona_worker;
+        GRANT UPDATE (strategy, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
-        GRANT UPDATE (admitted) ON sona.remembered_query TO sona_worker;
+        GRANT UPDATE (admitted, ordinal, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;
         -- FOR UPDATE asks for the right to change at least one column.
         GRANT UPDATE (created_at) ON sona.pending_trajectory TO sona_worker;
         -- USAGE draws ids of new spaces; it does not turn the sequence back to those of others.

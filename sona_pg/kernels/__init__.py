@@ -9,6 +9,7 @@ from sona_pg.kernels._fusion import (
     fusion_features,
     listwise_gradient,
     order_by_score,
+    shuffled_sums,
 )
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._ring import Ring
@@ -46,6 +47,7 @@ __all__ = [
     "listwise_gradient",
     "order_by_score",
     "owned",
+    "shuffled_sums",
     "single",
     "unit",
     "use",

@@ -42,15 +42,20 @@ def draw(seed: int, size: int, n: int, skip: NDArray[np.int64]) -> NDArray[np.in
     drawn: list[int] = []
     excluded = {int(row) for row in skip}
     for _ in range(n if size else 0):
-        seed = (seed + 0x9E37_79B9_7F4A_7C15) & _MASK
-        z = ((seed ^ (seed >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
-        z ^= z >> 31
-        row = ((z >> 32) * size) >> 32
+        seed, row = _below(seed, size)
         if row not in excluded:
             excluded.add(row)
             drawn.append(row)
     return np.array(drawn, dtype=np.int64)
+
+
+def _below(seed: int, size: int) -> tuple[int, int]:
+    """The next seed, and a number below `size`."""
+    seed = (seed + 0x9E37_79B9_7F4A_7C15) & _MASK
+    z = ((seed ^ (seed >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
+    z ^= z >> 31
+    return seed, ((z >> 32) * size) >> 32
 
 
 @dataclass
@@ -238,3 +243,15 @@ def adam_step(
 def order_by_score(scores: Doubles, k: int) -> Rows:
     """Rows of the k highest scores (n,), best first, equal ones in the order of rows."""
     return np.argsort(-scores, kind="stable")[:k]
+
+
+def shuffled_sums(given: Doubles, heights: Doubles, seed: int, orders: int) -> Doubles:
+    """``heights[:, π] @ given`` for random orders π (Durstenfeld 1964), each made of the last; (kinds, orders)."""
+    order = np.arange(len(given))
+    sums = np.empty((len(heights), orders))
+    for o in range(orders):
+        for i in range(len(given) - 1, 0, -1):
+            seed, j = _below(seed, i + 1)
+            order[[i, j]] = order[[j, i]]
+        sums[:, o] = heights[:, order] @ given
+    return sums

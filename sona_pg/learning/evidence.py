@@ -162,7 +162,7 @@ class Gate:
     @property
     def capital(self) -> float:
         """Evidence for what the gate would turn to, in the mean over λ."""
-        return float(self._capital.mean())
+        return float(self._capital.sum()) / len(STAKES)
 
     def state(self) -> Arrays:
         """Everything that a continuation needs, as arrays."""
@@ -175,10 +175,53 @@ class Gate:
         self._events, self.is_open = int(state["events"][0]), bool(state["events"][1])
 
 
-def log_rank_gain(before: Sequence[int] | NDArray[np.int64], after: Sequence[int] | NDArray[np.int64]) -> float:
+class Tally:
+    """Means of what was observed of several things at once, over all times and with recent times counting more.
+
+    Parameters
+    ----------
+    things
+        How many.
+    keep
+        What a time counts of the next one.
+    """
+
+    def __init__(self, things: int, keep: float) -> None:
+        self._keep = keep
+        self._sums = np.zeros((things, 2))
+        self._weight = np.zeros(2)
+
+    def add(self, values: Sequence[float]) -> None:
+        """Take in one value of each."""
+        keep = np.array([1.0, self._keep])
+        self._weight = keep * self._weight + 1.0
+        self._sums = keep * self._sums + np.asarray(values, dtype=np.float64)[:, np.newaxis]
+
+    @property
+    def count(self) -> int:
+        """How many times."""
+        return int(self._weight[0])
+
+    def means(self) -> list[tuple[float, float]]:
+        """Of each thing the mean over all times, and the one of recent times."""
+        means = self._sums / np.maximum(self._weight, 1.0)
+        return [(float(whole), float(recent)) for whole, recent in means]
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {"sums": self._sums, "weight": self._weight}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit."""
+        check_parts("tally", state, self.state())
+        self._sums = np.array(state["sums"], dtype=np.float64)
+        self._weight = np.array(state["weight"], dtype=np.float64)
+
+
+def log_rank_gain(before: Sequence[int], after: Sequence[int]) -> float:
     """How much higher helpful items stand, -1 to 1: the mean of log((before + 2) / (after + 2)) over their ranks.
 
     Differences of nDCG say little on a few events: most helpful items are not among the first ten under either.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    return float(np.clip(np.mean(np.log((first + 2) / (second + 2))), -1.0, 1.0))
+    gains = [math.log((first + 2) / (second + 2)) for first, second in zip(before, after, strict=True)]
+    return min(max(math.fsum(gains) / len(gains), -1.0), 1.0)

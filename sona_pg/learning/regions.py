@@ -94,7 +94,9 @@ class Regions:
         """Take in the fusion's gain over frozen, -1 to 1, on an event; its region, and whether the verdict turned."""
         place = self._assign(query)
         c = self._config
-        self._sums[[place, -1]] = c.stake_keep * self._sums[[place, -1]] + np.array([1.0, gain])
+        for sums in (self._sums[place], self._sums[-1]):
+            sums *= c.stake_keep
+            sums += (1.0, gain)
         before = self._verdicts[place]
         if before != Verdict.BETTER:
             self._started[place] += 1
@@ -102,9 +104,9 @@ class Regions:
             self._better[place] = np.minimum((self._better[place] + starts) * (1.0 + STAKES * gain), LARGEST)
         if before != Verdict.WORSE:
             self._worse[place] = np.minimum(np.maximum(self._worse[place], 1.0) * (1.0 - STAKES * gain), LARGEST)
-        if before != Verdict.BETTER and self._better[place].mean() >= self._threshold:
+        if before != Verdict.BETTER and self._better[place].sum() >= len(STAKES) * self._threshold:
             self._verdicts[place], self._worse[place] = Verdict.BETTER, 1.0
-        elif before != Verdict.WORSE and self._worse[place].mean() >= self._threshold:
+        elif before != Verdict.WORSE and self._worse[place].sum() >= len(STAKES) * self._threshold:
             self._verdicts[place], self._better[place], self._started[place] = Verdict.WORSE, 1.0 - c.gate_later, 0
         return place, bool(self._verdicts[place] != before)
 

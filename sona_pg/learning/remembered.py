@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
+from sona_pg.kernels import OutcomeNeighbours
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.types import FloatVector
 
@@ -83,24 +83,49 @@ class Surroundings:
         embeddings: Mapping[str, FloatVector],
         times_helped: Mapping[str, int],
     ) -> None:
-        self.events = events
         self.items = sorted(embeddings)
         """By id, so that equally good ones are in that order."""
         self.row = {item: row for row, item in enumerate(self.items)}
-        self.nearest = frozenset(item for item in nearest if item in embeddings)
         self.embeddings: FloatMatrix = (
             np.stack([embeddings[item] for item in self.items]) if self.items else np.zeros((0, 0), dtype=np.float32)
         )
         self.times_helped = np.array([times_helped.get(item, 0) for item in self.items], dtype=np.int64)
+        self.near = _neighbours(events, self.row)
+        """The events, with rows for items; -1 for one that is not there."""
+        self._is_near = np.zeros(len(self.items), dtype=np.uint8)
+        self._is_near[self.rows(nearest)] = 1
 
-    def visible(self, hidden: Collection[str], neighbours: int) -> list[Remembered]:
-        """The nearest events in which nothing `hidden` helped, at most `neighbours`."""
-        return [e for e in self.events if not any(item in e.helped for item in hidden)][:neighbours]
+    def rows(self, items: Iterable[str]) -> NDArray[np.int64]:
+        """Rows of those of the items that are there."""
+        found = [row for item in items if (row := self.row.get(item)) is not None]
+        return np.array(found, dtype=np.int64)
 
-    def candidates(self, events: Sequence[Remembered], also: Collection[str] = ()) -> NDArray[np.int64]:
-        """Rows (n,) of the nearest items, of what helped in these events, and of `also`, in the order of their ids."""
-        wanted = self.nearest.union(*(event.helped for event in events), also)
-        return np.array(sorted(row for item in wanted if (row := self.row.get(item)) is not None), dtype=np.int64)
+    def candidates(self, neighbours: int, also: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
+        """Rows (n,) of the nearest items and of what helped in the nearest events, in the order of their ids.
+
+        Parameters
+        ----------
+        neighbours
+            In how many events.
+        also
+            uint8 (items,): items that are candidates all the same, as if they had never helped before: the events in
+            which they did do not count.
+        """
+        chosen = self._is_near | self.near.helped(self.near.visible(also, neighbours), len(self.items))
+        return np.flatnonzero(chosen if also is None else chosen | also)
+
+
+def _neighbours(events: Sequence[Remembered], row: Mapping[str, int]) -> OutcomeNeighbours:
+    helped = [row.get(item, -1) for event in events for item in event.helped]
+    missed = [row.get(item, -1) for event in events for item in event.unhelpful]
+    return OutcomeNeighbours(
+        np.array([event.similarity for event in events], dtype=np.float64),
+        np.cumsum([len(event.helped) for event in events], dtype=np.int64),
+        np.array(helped, dtype=np.int64),
+        np.array([reward for event in events for reward in event.helped.values()], dtype=np.float64),
+        np.cumsum([len(event.unhelpful) for event in events], dtype=np.int64),
+        np.array(missed, dtype=np.int64),
+    )
 
 
 class OutcomeMemory(Protocol):
@@ -217,35 +242,3 @@ class PoolIndex:
     def embeddings(self, items: Collection[str]) -> dict[str, FloatVector]:
         """As `ItemIndex.embeddings`."""
         return {item: self._pool.embeddings[row] for item in items if (row := self._pool.row(item)) is not None}
-
-
-class Neighbourhood:
-    """What the events nearest to a query say.
-
-    Parameters
-    ----------
-    events
-        The nearest ones, nearest first.
-    config
-        Settings.
-    """
-
-    def __init__(self, events: Sequence[Remembered], config: StrategyConfig) -> None:
-        self.familiarity = max(events[0].similarity, 0.0) if events else 0.0
-        low, width = config.familiar_from, config.familiar_width
-        self.gate = min(max((self.familiarity - low) / width, 0.0), 1.0)
-        """How familiar the ground is, 0 to 1: the adapter is served by so much of it."""
-        self.nearest_help: dict[str, float] = {}
-        """By item, the largest similarity of an event in which it helped."""
-        self.votes: dict[str, float] = {}
-        """By item, the kernel-weighted sum of how much it helped."""
-        self.nearest_miss: dict[str, float] = {}
-        """By item, the largest similarity of an event in which it was shown and did not help."""
-        for place, (similarity, helped, unhelpful) in enumerate(events):
-            weight = math.exp((similarity - 1.0) / config.vote_kernel)
-            for item, reward in helped.items():
-                self.nearest_help.setdefault(item, similarity)
-                self.votes[item] = self.votes.get(item, 0.0) + weight * reward
-            if place < config.misses_near:
-                for item in unhelpful:
-                    self.nearest_miss.setdefault(item, similarity)

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import SHOWN, QueryAdapterConfig, StrategyConfig
-from sona_pg.kernels import LowRank, dot_rows, unit
-from sona_pg.learning.evidence import Gate, SanityTest, Stake, log_rank_gain
-from sona_pg.learning.fusion import SHARPNESS, Cosines, Fusion, Vector, features
+from sona_pg.kernels import LowRank, dot_rows, fusion_features, order_by_score, shuffled_sums, unit
+from sona_pg.learning.evidence import Gate, SanityTest, Stake, Tally, log_rank_gain
+from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.regions import Region, Regions, Verdict
-from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Neighbourhood, Remembered, Surroundings
+from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
 from sona_pg.types import FloatVector
 
 STATE_FORMAT = 2
@@ -64,8 +64,10 @@ class Scored:
 
     Parameters
     ----------
-    items
-        The candidates, in the order of their ids.
+    around
+        Where they come from.
+    rows
+        (n,) rows of the candidates in it, in the order of their ids.
     scores
         (n,) by strategy; higher is better.
     features
@@ -74,15 +76,29 @@ class Scored:
         How familiar the ground is, 0 to 1.
     """
 
-    items: list[str]
+    around: Surroundings
+    rows: NDArray[np.int64]
     scores: Mapping[Strategy, Vector]
     features: Vector
     familiarity: float
 
+    def best(self, strategy: Strategy, k: int = SHOWN) -> NDArray[np.int64]:
+        """Rows of the k best items by a strategy, best first; equal ones by id."""
+        return self.rows[order_by_score(self.scores[strategy], k)]
+
     def ranking(self, strategy: Strategy, k: int = SHOWN) -> list[str]:
         """The k best items by a strategy, best first; equal ones by id."""
-        order = np.argsort(-self.scores[strategy], kind="stable")[:k]
-        return [self.items[place] for place in order]
+        return [self.around.items[row] for row in self.best(strategy, k)]
+
+
+class _Asked(NamedTuple):
+    """A query, and what does not change with the adapter that asks it: cosines (m,) of what is around."""
+
+    query: FloatVector
+    careful: FloatVector
+    around: Surroundings
+    frozen: FloatVector
+    by_careful: FloatVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +159,12 @@ class InForce:
         The careful adapter; changed by the next event.
     regions
         Each with its evidence; those that are proven to be better or worse are exceptions.
+    is_sane
+        Whether outcomes have to do with queries; nothing but frozen answers without.
+    events
+        How many were scored.
+    gains
+        Mean gain of every strategy over frozen, over all events, and with recent ones counting more.
     """
 
     strategy: Strategy
@@ -152,6 +174,9 @@ class InForce:
     weights: Vector
     careful: LowRank
     regions: list[Region]
+    is_sane: bool
+    events: int
+    gains: Mapping[Strategy, tuple[float, float]]
 
 
 class Strategist:
@@ -191,6 +216,7 @@ class Strategist:
         self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
         self._unseen = Stake(c.stake_keep)
         self._regions = Regions(dim, c, threshold)
+        self._tally = Tally(len(Strategy), c.stake_keep)
 
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs but the memory; see `packing`."""
@@ -234,6 +260,7 @@ class Strategist:
             "strange": self._strange,
             "unseen": self._unseen,
             "regions": self._regions,
+            "tally": self._tally,
         }
 
     @property
@@ -241,12 +268,16 @@ class Strategist:
         """The strategy of the space."""
         return self._in_force(Verdict.FOLLOWS)
 
+    @property
+    def _is_sane(self) -> bool:
+        return self._sanity.is_open and self._choice.is_open
+
     def strategy_for(self, query: FloatVector) -> Strategy:
         """The strategy that answers a unit query (dim,): that of the space, unless its region is an exception."""
         return self._in_force(self._regions.verdict(query))
 
     def _in_force(self, verdict: Verdict) -> Strategy:
-        if not (self._sanity.is_open and self._choice.is_open) or verdict is Verdict.WORSE:
+        if not self._is_sane or verdict is Verdict.WORSE:
             return Strategy.FROZEN
         if verdict is Verdict.BETTER or (self._gate.is_open and not self._stake_gate.is_open):
             return Strategy.FUSION
@@ -262,38 +293,44 @@ class Strategist:
             self._fusion.served.copy(),
             self._careful.served,
             self._regions.describe(),
+            self._is_sane,
+            self._tally.count,
+            dict(zip(Strategy, self._tally.means(), strict=True)),
         )
 
     def answer(self, query: FloatVector, around: Surroundings) -> Scored:
         """Candidates for a unit query (dim,) under every strategy."""
-        events = around.visible((), self.config.neighbours)
-        return self._look(query, around, events, around.candidates(events), self._adapter)
+        return self._score(self._asked(query, around), around.candidates(self.config.neighbours))
+
+    def _score(self, asked: _Asked, rows: NDArray[np.int64]) -> Scored:
+        table, familiar = self._look(asked, self._adapter, rows)
+        return Scored(asked.around, rows, self._scores(table, asked.by_careful[rows], familiar), table, familiar)
+
+    def _asked(self, query: FloatVector, around: Surroundings) -> _Asked:
+        careful = unit(self._careful.adapt(query))
+        return _Asked(query, careful, around, _dots(around.embeddings, query), _dots(around.embeddings, careful))
 
     def _look(
-        self,
-        query: FloatVector,
-        around: Surroundings,
-        events: Sequence[Remembered],
-        rows: NDArray[np.int64],
-        adapter: QueryAdapter,
-        unseen: Mapping[str, float] | None = None,
-    ) -> Scored:
-        """Candidates by their rows, and their scores; as if `unseen` had never helped."""
-        near = Neighbourhood(events, self.config)
-        items = [around.items[row] for row in rows]
-        if not items:
-            empty = np.zeros((0, len(self._fusion.served)))
-            return Scored([], dict.fromkeys(Strategy, empty[:, 0]), empty, near.gate)
-        adapted, careful = unit(adapter.adapt(query)), unit(self._careful.adapt(query))
-        familiar = unit(query + np.float32(near.gate) * (adapted - query))
-        frozen, by_adapter, by_familiar, by_careful = (
-            _dots(around.embeddings[rows], asked) for asked in (query, adapted, familiar, careful)
+        self, asked: _Asked, adapter: QueryAdapter, rows: NDArray[np.int64], unseen: NDArray[np.uint8] | None = None
+    ) -> tuple[Vector, float]:
+        """Features of candidates by their rows, and how familiar the ground is; as if what is `unseen` never helped."""
+        around, c = asked.around, self.config
+        adapted = unit(adapter.adapt(asked.query))
+        table, _, familiar = fusion_features(
+            asked.frozen,
+            _dots(around.embeddings, adapted),
+            float(_dots(adapted[np.newaxis], asked.query)[0]),
+            rows,
+            around.near,
+            around.times_helped,
+            unseen,
+            neighbours=c.neighbours,
+            misses_near=c.misses_near,
+            vote_kernel=c.vote_kernel,
+            familiar_from=c.familiar_from,
+            familiar_width=c.familiar_width,
         )
-        counts = around.times_helped[rows]
-        if unseen is not None:
-            counts = np.where([item in unseen for item in items], 0, counts)
-        table = features(items, Cosines(frozen, by_adapter, by_familiar), near, counts, float(frozen.max()))
-        return Scored(items, self._scores(table, by_careful, near.gate), table, near.gate)
+        return table, familiar
 
     def _scores(self, table: Vector, careful: FloatVector, familiar: float) -> dict[Strategy, Vector]:
         frozen = table[:, 0]
@@ -326,33 +363,33 @@ class Strategist:
         helpful = [item for item in event.helped if item in around.row]
         if not helpful:
             return Lesson(here, {})
-        helpful.sort(key=lambda item: (-event.helped[item], item))
-        helpful = sorted(helpful[: self.config.most_helped])
-        event = replace(event, helped={item: event.helped[item] for item in helpful})
-        embeddings = around.embeddings[[around.row[item] for item in helpful]]
-        events = around.visible((), self.config.neighbours)
-        rows = around.candidates(events)
-        scored = self._look(event.query, around, events, rows, self._adapter)
-        quality = {s: _ndcg(scored.ranking(s), event.helped) for s in Strategy}
-        gains = {s: quality[s] - quality[Strategy.FROZEN] for s in Strategy}
-        turned = self._weigh(event, scored, embeddings, gains)
+        if len(helpful) > self.config.most_helped:
+            helpful = sorted(helpful, key=lambda item: (-event.helped[item], item))[: self.config.most_helped]
+        event = replace(event, helped={item: event.helped[item] for item in sorted(helpful)})
+        answer = np.zeros(len(around.items))
+        answer[around.rows(event.helped)] = list(event.helped.values())
+        asked, rows = self._asked(event.query, around), around.candidates(self.config.neighbours)
+        scored = self._score(asked, rows)
+        gains = _gains(scored, answer)
+        embeddings = around.embeddings[around.rows(event.helped)]
+        turned = self._weigh(asked, scored.familiarity, embeddings, gains)
         self._test_sanity(event, scored, embeddings, others)
-        self._learn_fusion(event, around, events, rows, scored)
+        self._learn_fusion(event, asked, answer, scored)
         self._learn_adapters(event, around, embeddings)
         return Lesson(here, gains, self._turns(space, turned))
 
     def _weigh(
-        self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, gains: Mapping[Strategy, float]
+        self, asked: _Asked, familiar: float, embeddings: FloatMatrix, gains: Mapping[Strategy, float]
     ) -> int | None:
         """Test: what the event says of the strategies as they were before it; the region whose verdict turned."""
-        careful, sample = unit(self._careful.adapt(event.query)), self._pool.embeddings[: self.config.rank_items]
-        ranks = [_ranks(asked, embeddings, sample) for asked in (event.query, careful)]
-        difference = log_rank_gain(*ranks)
-        self._known.add(difference, scored.familiarity)
-        self._strange.add(difference, 1.0 - scored.familiarity)
+        sample = self._pool.embeddings[: self.config.rank_items]
+        difference = log_rank_gain(*(_ranks(by, embeddings, sample) for by in (asked.query, asked.careful)))
+        self._known.add(difference, familiar)
+        self._strange.add(difference, 1.0 - familiar)
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
-        region, has_turned = self._regions.add(event.query, gains[Strategy.FUSION])
+        self._tally.add(list(gains.values()))
+        region, has_turned = self._regions.add(asked.query, gains[Strategy.FUSION])
         return region if has_turned else None
 
     def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, others: FloatMatrix) -> None:
@@ -366,45 +403,31 @@ class Strategist:
             own = _own_query(event.query, others, rewards[unshown] @ embeddings[unshown], draw)
             self._choice.add(own, own)
             return
-        place = {item: row for row, item in enumerate(scored.items)}
-        shown = [item for item in event.shown if item in place]
+        place = {row: place for place, row in enumerate(scored.rows.tolist())}
+        shown = [item for item in event.shown if scored.around.row.get(item) in place]
         given = np.array([event.helped.get(item, 0.0) for item in shown])
         if not len(given) or given.min() == given.max():
             return
         # By chance, what helped would stand as high as the rest of what was shown, by whatever was known before.
-        table = scored.features[[place[item] for item in shown]]
-        random = np.random.RandomState([event.seed & 0xFFFF_FFFF, event.seed >> 32])
-        orders = random.rand(_ORDERS, len(given)).argsort(1)
-        p_values = []
-        for score in (table[:, 0], self._fusion.score(table)):
-            height = score.argsort(kind="stable").argsort().astype(np.float64)
-            p_values.append(_rank_p_value(float(given @ height), given[orders] @ height, 1e-4, draw))
-        self._choice.add(*p_values)
+        table = scored.features[[place[scored.around.row[item]] for item in shown]]
+        scores = np.stack([table[:, 0], self._fusion.score(table)])
+        heights = scores.argsort(1, kind="stable").argsort(1).astype(np.float64)
+        chance = shuffled_sums(given, heights, event.seed, _ORDERS)
+        self._choice.add(*(_rank_p_value(own, by, 1e-4, draw) for own, by in zip(heights @ given, chance, strict=True)))
 
-    def _learn_fusion(
-        self,
-        event: JudgedEvent,
-        around: Surroundings,
-        events: Sequence[Remembered],
-        rows: NDArray[np.int64],
-        scored: Scored,
-    ) -> None:
-        listed = around.candidates(events, event.helped)
-        if len(listed) > len(rows):
-            scored = self._look(event.query, around, events, listed, self._adapter)
-        gradient = self._fusion.gradient(scored.features, _targets(scored.items, event.helped))
+    def _learn_fusion(self, event: JudgedEvent, asked: _Asked, answer: Vector, scored: Scored) -> None:
+        around, answers = asked.around, (answer > 0).view(np.uint8)
+        listed, table, total = scored.rows, scored.features, answer.sum()
+        if np.count_nonzero(answer[listed]) < np.count_nonzero(answers):
+            listed = np.union1d(listed, np.flatnonzero(answers))
+            table, _ = self._look(asked, self._adapter, listed)
+        gradient = self._fusion.gradient(table, answer[listed] / total)
         # The same event as if its answer had never been seen: it may not have been, the next time.
-        events = around.visible(event.helped, self.config.neighbours)
-        rows, blind = around.candidates(events, event.helped), self._blind[self._fold(event)]
-        unseen = self._look(event.query, around, events, rows, blind, event.helped)
-        targets = _targets(unseen.items, event.helped)
-        places = np.flatnonzero(targets)
-        self._unseen.add(
-            log_rank_gain(
-                _places(unseen.scores[Strategy.FROZEN], places), _places(self._fusion.score(unseen.features), places)
-            )
-        )
-        gradient += self.config.counterfactual_weight * self._fusion.gradient(unseen.features, targets)
+        rows, blind = around.candidates(self.config.neighbours, answers), self._blind[self._fold(event)]
+        unseen, _ = self._look(asked, blind, rows, answers)
+        places = np.flatnonzero(answer[rows])
+        self._unseen.add(log_rank_gain(_places(unseen[:, 0], places), _places(self._fusion.score(unseen), places)))
+        gradient += self.config.counterfactual_weight * self._fusion.gradient(unseen, answer[rows] / total)
         self._fusion.step(gradient)
 
     def _fold(self, event: JudgedEvent) -> int:
@@ -414,7 +437,7 @@ class Strategist:
 
     def _learn_adapters(self, event: JudgedEvent, around: Surroundings, embeddings: FloatMatrix) -> None:
         missed = sorted(item for item in set(event.unhelpful).difference(event.helped) if item in around.row)
-        items = [*embeddings, *around.embeddings[[around.row[item] for item in missed]]]
+        items = [*embeddings, *around.embeddings[around.rows(missed)]]
         targets = [*event.helped.values(), *(0.0 for _ in missed)]
         rows = [row for item in [*event.helped, *missed] if (row := self._pool.row(item)) is not None]
         skip = np.array(rows, dtype=np.int64)
@@ -451,7 +474,8 @@ class Strategist:
 def _dots(rows: FloatMatrix, x: FloatVector) -> FloatVector:
     """Inner products (n,) of rows (n, dim) with x; by our own kernel, whose order of summation never changes."""
     out = np.empty(len(rows), dtype=np.float32)
-    dot_rows(np.ascontiguousarray(rows), np.ascontiguousarray(x), out)
+    if len(rows):
+        dot_rows(rows, x, out)
     return out
 
 
@@ -471,27 +495,25 @@ def _own_query(query: FloatVector, others: FloatMatrix, helped: FloatVector, dra
 
 def _rank_p_value(own: float, others: NDArray[np.floating], tie: float, draw: float) -> float:
     """Share of what is as large as `own` by chance, itself included; ties are drawn, so that it is uniform."""
-    larger, equal = int((others > own + tie).sum()), int((np.abs(others - own) <= tie).sum())
+    larger = np.count_nonzero(others > own + tie)
+    equal = np.count_nonzero(others >= own - tie) - larger
     return (larger + draw * (equal + 1)) / (len(others) + 1)
 
 
-def _targets(items: Sequence[str], helped: Mapping[str, float]) -> Vector:
-    targets = np.array([helped.get(item, 0.0) for item in items])
-    return np.asarray(targets / targets.sum())
+def _gains(scored: Scored, answer: Vector) -> dict[Strategy, float]:
+    """nDCG@10 of every strategy over frozen; `answer` is how much each item around helped."""
+    ideal = float(np.sort(answer[answer > 0])[::-1][:SHOWN] @ _DISCOUNTS[: min(np.count_nonzero(answer), SHOWN)])
+    found = {s: answer[scored.best(s)] for s in Strategy}
+    quality = {s: float(of @ _DISCOUNTS[: len(of)]) / ideal for s, of in found.items()}
+    return {s: value - quality[Strategy.FROZEN] for s, value in quality.items()}
 
 
-def _ndcg(ranking: Sequence[str], helped: Mapping[str, float]) -> float:
-    found = np.array([helped.get(item, 0.0) for item in ranking])
-    ideal = np.sort(list(helped.values()))[::-1][:SHOWN]
-    return float(found @ _DISCOUNTS[: len(found)] / (ideal @ _DISCOUNTS[: len(ideal)]))
-
-
-def _ranks(query: FloatVector, items: FloatMatrix, among: FloatMatrix) -> NDArray[np.int64]:
+def _ranks(query: FloatVector, items: FloatMatrix, among: FloatMatrix) -> list[int]:
     """1-based ranks of items (m, dim) among rows (n, dim) by cosine to a query."""
     cosines = _dots(among, query)
-    return np.array([1 + int((cosines > item).sum()) for item in _dots(items, query)])
+    return [1 + int(np.count_nonzero(cosines > item)) for item in _dots(items, query)]
 
 
-def _places(scores: Vector, at: NDArray[np.intp]) -> NDArray[np.int64]:
+def _places(scores: Vector, at: NDArray[np.intp]) -> list[int]:
     """1-based ranks of candidates by their scores."""
-    return np.array([1 + int((scores > scores[place]).sum()) for place in at])
+    return [1 + int(np.count_nonzero(scores > scores[place])) for place in at]

@@ -96,6 +96,21 @@ space = Table(
         DateTime(timezone=True),
         comment="retention has deleted the steps of what was recorded before",
     ),
+    Column(
+        "strategy",
+        Text,
+        nullable=False,
+        server_default=text("'learned'"),
+        comment="what answers: learned is whatever is proven, anything else is fixed",
+    ),
+    Column(
+        "examination",
+        ARRAY(REAL),
+        comment="probability that an item is looked at, by position; the last one holds beyond; NULL is unknown",
+    ),
+    CheckConstraint(
+        "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion')", name="strategy"
+    ),
     CheckConstraint("dim BETWEEN 1 AND 16000", name="dim"),
     CheckConstraint("reward_min < reward_max AND reward_max > 0", name="reward_range"),
     comment="One embedding model and one purpose: a tenant, a bot, a collection. Nothing learned crosses spaces.",
@@ -203,12 +218,119 @@ remembered_query = Table(
         server_default=text("false"),
         comment="whether the row is in the HNSW index of its dimension; the fresh tail is searched exactly",
     ),
+    Column("ordinal", BigInteger, comment="ledger entry by which it was remembered; NULL until then"),
+    Column("helped", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"), comment="items that helped"),
+    Column(
+        "rewards",
+        ARRAY(REAL),
+        nullable=False,
+        server_default=text("'{}'::real[]"),
+        comment="how much each of them did; by the space's examination, where it declares one",
+    ),
+    Column(
+        "unhelpful",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'::text[]"),
+        comment="items that were shown and did not help",
+    ),
+    Column(
+        "is_prototype",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="whether sona.adapt measures by it how familiar a query is",
+    ),
     Index(
         "remembered_query_tail_idx",
         "space_id",
         postgresql_where=text("NOT admitted"),
     ),
-    comment="Queries whose outcome is known, narrow, for nearest-neighbour search.",
+    Index("remembered_query_ordinal_idx", "space_id", "ordinal"),
+    Index("remembered_query_prototype_idx", "space_id", postgresql_where=text("is_prototype")),
+    comment="Queries whose outcome is known, and what it was: narrow, for nearest-neighbour search.",
+)
+
+item_outcome = Table(
+    "item_outcome",
+    metadata,
+    _space_id(owned=False),
+    Column("item_id", Text, primary_key=True, comment="the item"),
+    Column("helped", BigInteger, nullable=False, comment="in how many remembered events it helped"),
+    comment="What remembered outcomes say of an item, whatever was asked.",
+)
+
+strategist = Table(
+    "strategist",
+    metadata,
+    _space_id(),
+    Column("ordinal", BigInteger, nullable=False, server_default=text("0"), comment="ledger entries taken in"),
+    Column("events", BigInteger, nullable=False, server_default=text("0"), comment="events that were scored"),
+    Column(
+        "in_force",
+        Text,
+        nullable=False,
+        server_default=text("'frozen'"),
+        comment="strategy that is proven to be best; regions may be exceptions",
+    ),
+    Column(
+        "is_sane",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="whether outcomes have to do with queries; nothing but frozen answers without",
+    ),
+    Column("known", Double, nullable=False, server_default=text("0"), comment="the stake on familiar ground, 0 to 1"),
+    Column("strange", Double, nullable=False, server_default=text("0"), comment="the stake elsewhere, 0 to 1"),
+    Column("unseen", Double, nullable=False, server_default=text("0"), comment="share of the fusion on strange ground"),
+    Column("weights", ARRAY(Double), comment="the fusion's, in the order of its features; NULL before the first event"),
+    Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb"), comment="settings of the strategist"),
+    Column("state", LargeBinary, comment="adapters, weights, evidence; NULL before the first event"),
+    _now("updated_at", "when it last took in events"),
+    comment="The second reader of the ledger: which strategy is proven. Its row lock makes one at a time.",
+)
+
+strategy_evidence = Table(
+    "strategy_evidence",
+    metadata,
+    _space_id(),
+    Column("strategy", Text, primary_key=True, comment="strategy"),
+    Column("events", BigInteger, nullable=False, comment="events that it was scored on"),
+    Column("gain", Double, nullable=False, comment="mean nDCG@10 above frozen, before an event was learned from"),
+    Column("recent_gain", Double, nullable=False, comment="the same, an event counting 1 % less than the next"),
+    comment="Every strategy on every event, whether it answered or not.",
+)
+
+strategy_region = Table(
+    "strategy_region",
+    metadata,
+    _space_id(),
+    Column("region", Integer, primary_key=True, autoincrement=False, comment="number of the region"),
+    Column("centroid", Vector, nullable=False, comment="its centre; a query belongs to the nearest"),
+    Column("events", BigInteger, nullable=False, comment="events that fell into it"),
+    Column("gain", Double, nullable=False, comment="the fusion's mean gain there, shrunk to that of the space"),
+    Column(
+        "verdict",
+        Integer,
+        nullable=False,
+        comment="1: the fusion is proven to be better there, -1: worse, 0: the region follows the space",
+    ),
+    comment="Parts of the query space with evidence of their own.",
+)
+
+strategy_turn = Table(
+    "strategy_turn",
+    metadata,
+    _space_id(),
+    Column("turn_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the turns"),
+    _now("created_at", "when it was found"),
+    Column("ordinal", BigInteger, nullable=False, comment="ledger entry by which it was found"),
+    Column("trajectory_id", Uuid, nullable=False, comment="trajectory of that entry"),
+    Column("region", Integer, comment="where; NULL is the whole space"),
+    Column("before", Text, nullable=False, comment="strategy that was in force"),
+    Column("after", Text, nullable=False, comment="strategy that is in force since"),
+    Column("reason", Text, nullable=False, comment="what was proven"),
+    comment="When another strategy came into force, and why.",
 )
 
 learner = Table(
@@ -230,7 +352,7 @@ served_row = Table(
     "served_row",
     metadata,
     _space_id(),
-    Column("tier", Text, primary_key=True, comment="adapter or micro"),
+    Column("tier", Text, primary_key=True, comment="adapter, micro or careful"),
     Column("ordinal", Integer, primary_key=True, autoincrement=False, comment="index of the rank"),
     Column("down", Vector, nullable=False, comment="column of A"),
     Column("up", Vector, nullable=False, comment="row of B, times the scale"),

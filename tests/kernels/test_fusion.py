@@ -19,10 +19,12 @@ from sona_pg.kernels import (
     listwise_gradient,
     order_by_score,
     reference,
+    shuffled_sums,
 )
-from sona_pg.learning.fusion import FEATURES, Cosines, Fusion, features
-from sona_pg.learning.remembered import Neighbourhood, Remembered
+from sona_pg.learning.fusion import FEATURES, Fusion
+from sona_pg.learning.remembered import Remembered
 
+from .fusion_by_items import Cosines, Neighbourhood, features
 from .layouts import AnyArray, Array, bits, read_only, unaligned
 
 Doubles = NDArray[np.float64]
@@ -335,6 +337,20 @@ def test_visible_events(rng: np.random.Generator) -> None:
                     assert found.tolist() == list(range(min(neighbours, 25)))
 
 
+def test_what_helped_in_events(rng: np.random.Generator) -> None:
+    events = some_events(rng, 12, 9, 0.9)
+    near = OutcomeNeighbours(*as_arrays(events, 10))
+    for positions in ([], [0], [8, 2, 2], list(range(9))):
+        found = near.helped(np.array(positions, dtype=np.int64), 10)
+        helped = {item for at in positions for item in events[at].helped}
+        assert [bool(flag) for flag in found] == [name(row) in helped for row in range(10)]
+    for bad in (-1, 9):
+        with pytest.raises(InvalidInput, match="event"):
+            near.helped(np.array([bad]), 10)
+    with pytest.raises(InvalidInput, match="table"):
+        near.helped(np.arange(9), 0)
+
+
 def test_events_are_held_as_they_were(rng: np.random.Generator) -> None:
     case = make_case(rng, 17)
     arrays = as_arrays(case["events"], 17)
@@ -627,3 +643,36 @@ def test_bad_orders_are_refused() -> None:
         order_by_score(np.zeros(9, np.float32), 2)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="scores has shape"):
         order_by_score(np.zeros((3, 3)), 2)
+
+
+# ---- orders by chance ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 10, 33])
+def test_sums_of_orders(n: int, rng: np.random.Generator) -> None:
+    worth, heights = rng.standard_normal(n), rng.standard_normal((2, n))
+    for seed in (0, 1, 2**64 - 1):
+        found = shuffled_sums(worth, heights, seed, 50)
+        np.testing.assert_allclose(found, reference.shuffled_sums(worth, heights, seed, 50), rtol=1e-12, atol=1e-12)
+        assert found.tobytes() == shuffled_sums(read_only(worth), heights.copy(), seed, 50).tobytes()
+
+
+def test_every_order_is_as_likely(rng: np.random.Generator) -> None:
+    # Worth 1, 10, 100, ... at heights 0, 1, 2, ...: every order has a sum of its own.
+    found = shuffled_sums(10.0 ** np.arange(4), np.arange(4.0)[np.newaxis], 7, 240_000)[0]
+    sums, counts = np.unique(found, return_counts=True)
+    assert len(sums) == 24
+    assert abs(counts / 10_000 - 1).max() < 0.05
+
+
+def test_bad_orders_by_chance_are_refused() -> None:
+    for worth, heights, orders, error in (
+        (np.ones(3), np.ones((2, 4)), 10, InvalidInput),
+        (np.ones((3, 1)), np.ones((2, 3)), 10, InvalidInput),
+        (np.ones(3), np.ones(3), 10, InvalidInput),
+        (np.ones(3, dtype=np.float32), np.ones((2, 3)), 10, InvalidInput),
+        (np.ones(3), np.ones((2, 3)), -1, ConfigError),
+        (np.ones(3), np.ones((2, 3)), 1 << 30, ConfigError),
+    ):
+        with pytest.raises(error):
+            shuffled_sums(worth, heights, 0, orders)

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import LearningError
-from sona_pg.learning.fusion import FEATURES, Cosines, Fusion, features
-from sona_pg.learning.remembered import InMemoryOutcomes, Neighbourhood, Remembered, Surroundings
+from sona_pg.kernels import fusion_features
+from sona_pg.learning.fusion import FEATURES, Fusion
+from sona_pg.learning.remembered import InMemoryOutcomes, Remembered, Surroundings
 
 from .samples import axis
 
 CONFIG = StrategyConfig()
 
 
-def _cosines(*values: float) -> Cosines:
-    block = np.array(values, dtype=np.float32)
-    return Cosines(block, block + np.float32(0.25), block + np.float32(0.125))
+def _features(events: list[Remembered], counts: list[int], *cosines: float) -> tuple[NDArray[np.float64], float]:
+    """Features of items a, b, ... asked about by a query, and by an adapted one that is nearer to all of them."""
+    frozen = np.array(cosines, dtype=np.float32)
+    names = "abc"[: len(frozen)]
+    around = Surroundings(names, events, {n: axis(0, 3) for n in names}, dict(zip(names, counts, strict=True)))
+    table, _, gate = fusion_features(
+        frozen,
+        frozen + np.float32(0.25),
+        1.0,
+        np.arange(len(frozen)),
+        around.near,
+        around.times_helped,
+        neighbours=CONFIG.neighbours,
+        misses_near=CONFIG.misses_near,
+        vote_kernel=CONFIG.vote_kernel,
+        familiar_from=CONFIG.familiar_from,
+        familiar_width=CONFIG.familiar_width,
+    )
+    return table, gate
 
 
 def test_features_by_hand() -> None:
-    around = Neighbourhood(
-        [
-            Remembered(0.9, {"a": 1.0}, ("c",)),
-            Remembered(0.6, {"a": 0.5, "b": 1.0}, ("a",)),
-        ],
-        CONFIG,
-    )
-    table = features(["a", "b", "c"], _cosines(0.5, 0.25, 0.75), around, [2, 1, 0], best=0.75)
+    events = [Remembered(0.9, {"a": 1.0}, ("c",)), Remembered(0.6, {"a": 0.5, "b": 1.0}, ("a",))]
+    table, _ = _features(events, [2, 1, 0], 0.5, 0.25, 0.75)
     votes = np.array([np.exp(-1.0) + 0.5 * np.exp(-4.0), np.exp(-4.0), 0.0])
     found = dict(zip(FEATURES, table.T, strict=True))
     expected = {
         "cosine": [10, 5, 15],
-        "familiar": [2.5] * 3,
+        "familiar": [5.0] * 3,
         "adapted": [5.0] * 3,
         "helped near .5": [0.4, 0.1, 0],
         "helped near .7": [0.2, 0, 0],
@@ -57,13 +69,14 @@ def test_features_by_hand() -> None:
 
 
 def test_nothing_remembered_says_nothing() -> None:
-    table = features(["a", "b"], _cosines(0.5, 0.25), Neighbourhood([], CONFIG), [0, 0], best=0.5)
+    table, gate = _features([], [0, 0], 0.5, 0.25)
     assert not table[:, 3:].any()
+    assert gate == 0
 
 
 def test_ground_is_familiar_by_the_nearest_event() -> None:
     for similarity, gate in ((-0.5, 0.0), (0.5, 0.0), (0.65, 0.5), (0.8, 1.0), (1.0, 1.0)):
-        assert Neighbourhood([Remembered(similarity, {"a": 1.0}, ())], CONFIG).gate == pytest.approx(gate)
+        assert _features([Remembered(similarity, {"a": 1.0}, ())], [1], 0.5)[1] == pytest.approx(gate)
 
 
 def test_a_fresh_fusion_ranks_as_the_frozen_embedding_does() -> None:
@@ -131,9 +144,11 @@ def test_outcomes_in_memory_are_found_by_nearness() -> None:
     assert [event.similarity for event in found] == [1.0, 1.0]
     assert found[0].helped == {"a": 1.0}
     assert found[0].unhelpful == ("b",)
-    around = Surroundings([], memory.near(axis(0, 3), 5), {}, {})
-    assert [event.helped for event in around.visible(["a"], 5)] == [{"b": 1.0}]
-    assert len(around.visible([], 2)) == 2
+    names = "abc"
+    around = Surroundings([], memory.near(axis(0, 3), 5), {n: axis(0, 3) for n in names}, {})
+    assert around.candidates(1).tolist() == [0]
+    assert around.candidates(5).tolist() == [0, 1, 2]
+    assert around.candidates(5, np.array([1, 0, 0], dtype=np.uint8)).tolist() == [0, 1]
     assert memory.times_helped(["a", "b", "c", "d"]) == {"a": 2, "b": 1, "c": 1}
     for _ in range(200):
         memory.add(axis(2, 3), {"d": 1.0}, [])
