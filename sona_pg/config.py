@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sona_pg.errors import ConfigError
@@ -147,6 +148,10 @@ class SignalConfig:
         _whole("centring_signals", self.centring_signals, 0, 1 << 20)
 
 
+STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "fusion")
+"""What may answer in a space."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceConfig:
     """What a space declares about its traffic.
@@ -157,13 +162,24 @@ class SpaceConfig:
         Declared range of rewards and qualities; others are refused. A reward above 0 is helpful.
     implicit_feedback
         Whether an item that was shown and not judged counts as unhelpful when another one helped.
+    strategy
+        What answers: 'learned' is whatever outcomes have proven to be best, any other one is fixed.
+    examination
+        Probability that an item is looked at, by position from 1; the last one holds beyond. None where it is unknown:
+        then nothing is corrected for it.
     """
 
     reward_min: float = 0.0
     reward_max: float = 1.0
     implicit_feedback: bool = False
+    strategy: str = "learned"
+    examination: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}")
+        if self.examination is not None:
+            self._check_examination(self.examination)
         _flag("implicit_feedback", self.implicit_feedback)
         _within("reward_min", self.reward_min, -1e6, 1e6)
         _within("reward_max", self.reward_max, -1e6, 1e6)
@@ -175,6 +191,14 @@ class SpaceConfig:
                 f"the range of rewards is {self.reward_min} to {self.reward_max}: "
                 "expected the lower bound below the upper one, and the upper one above 0: a reward above 0 is helpful"
             )
+
+    def _check_examination(self, given: Sequence[float]) -> None:
+        if isinstance(given, str) or not isinstance(given, Sequence) or not 1 <= len(given) <= 1000:
+            raise ConfigError(f"examination is {given!r}, expected 1 to 1000 probabilities, one for each position")
+        for probability in given:
+            _within("examination", probability, 1e-6, 1.0)
+        # As the database keeps it.
+        object.__setattr__(self, "examination", struct.unpack(f"{len(given)}f", struct.pack(f"{len(given)}f", *given)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +233,16 @@ class StrategyConfig:
         Part of that evidence's capital that is kept for late starts.
     stake_keep
         What is left of the stakes' sums after an event.
+    stake_from
+        Stake at which it begins to answer; it goes on down to zero.
     sanity_open, sanity_close
         Capital of the sanity test at which anything but frozen may answer, and below which nothing else may.
     sanity_window
         Over how many of the last events it looks.
     choice_open, choice_window
         The same of the second sanity test: whether, of what was shown, it was the nearer that helped.
-    most_helped
-        Items that helped in one event, at most so many of them count: those that helped most.
+    most_helped, most_remembered
+        Items that helped in one event, at most so many of them count, and are remembered: those that helped most.
     sanity_events
         Among how many remembered queries the own one is ranked.
     rank_items
@@ -227,6 +253,8 @@ class StrategyConfig:
         A query this near to a region's centre begins no other one.
     region_prior
         Events by which the gain of a region is shrunk to that of the space.
+    prototypes, prototype_near
+        Remembered queries by which `adapt` tells familiar ground, at most so many, none this near to another.
     """
 
     candidates: int = 50
@@ -247,17 +275,21 @@ class StrategyConfig:
     gate_threshold: float = 20.0
     gate_later: float = 0.2
     stake_keep: float = 0.99
+    stake_from: float = 0.1
     sanity_open: float = 1e4
     sanity_close: float = 1.0
     sanity_window: int = 20
     choice_open: float = 1e3
     choice_window: int = 40
     most_helped: int = 16
+    most_remembered: int = 64
     sanity_events: int = 512
     rank_items: int = 512
     regions: int = 16
     region_near: float = 0.95
     region_prior: float = 50.0
+    prototypes: int = 256
+    prototype_near: float = 0.8
 
     def __post_init__(self) -> None:
         _whole("candidates", self.candidates, 1, 1000)
@@ -278,9 +310,11 @@ class StrategyConfig:
         _within("gate_threshold", self.gate_threshold, 1.0, 1e9)
         _within("gate_later", self.gate_later, 0.0, 0.99)
         _within("stake_keep", self.stake_keep, 0.5, 1.0)
+        _within("stake_from", self.stake_from, 0.0, 1.0)
         _within("choice_open", self.choice_open, 1.0, 1e12)
         _whole("choice_window", self.choice_window, 1, 10_000)
         _whole("most_helped", self.most_helped, 1, 1000)
+        _whole("most_remembered", self.most_remembered, self.most_helped, 10_000)
         _within("sanity_open", self.sanity_open, 1.0, 1e12)
         _within("sanity_close", self.sanity_close, 0.0, 1e12)
         _whole("sanity_window", self.sanity_window, 1, 10_000)
@@ -289,6 +323,32 @@ class StrategyConfig:
         _whole("regions", self.regions, 1, 1000)
         _within("region_near", self.region_near, -1.0, 1.0)
         _within("region_prior", self.region_prior, 0.0, 1e9)
+        _whole("prototypes", self.prototypes, 1, 10_000)
+        _within("prototype_near", self.prototype_near, -1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceConfig:
+    """The strategist's loop: the ledger is read a second time, to find out which strategy is best.
+
+    Parameters
+    ----------
+    interval_seconds
+        Time between two looks whether there is something new.
+    batch
+        Ledger entries in one transaction.
+    admit_interval_seconds
+        Time between two looks whether the remembered queries of a space belong into the HNSW index.
+    """
+
+    interval_seconds: float = 1.0
+    batch: int = 64
+    admit_interval_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _within("interval_seconds", self.interval_seconds, 0.01, 3600.0)
+        _whole("batch", self.batch, 1, 10_000)
+        _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +411,6 @@ class WorkerConfig:
         Trajectories in one learning transaction.
     open_spaces
         Spaces whose state a worker keeps in memory.
-    admit_interval_seconds
-        Time between two looks whether the remembered queries of a space belong into the HNSW index.
     retention_interval_seconds
         Time between two looks for what is past its retention; while there is more, a batch at every look for work.
     retention_batch
@@ -364,7 +422,6 @@ class WorkerConfig:
     poll_interval_seconds: float = 0.5
     batch: int = 500
     open_spaces: int = 64
-    admit_interval_seconds: float = 60.0
     retention_interval_seconds: float = 60.0
     retention_batch: int = 1000
     longest_setback_seconds: float = 300.0
@@ -373,7 +430,6 @@ class WorkerConfig:
         _within("poll_interval_seconds", self.poll_interval_seconds, 0.01, 3600.0)
         _whole("batch", self.batch, 1, 100_000)
         _whole("open_spaces", self.open_spaces, 1, 10_000)
-        _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
         _within("retention_interval_seconds", self.retention_interval_seconds, 0.0, 86_400.0)
         _whole("retention_batch", self.retention_batch, 1, 100_000)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)

@@ -18,16 +18,27 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.config import MAX_DIM, SHOWN, InstantLoopConfig, QueryAdapterConfig, SpaceConfig, StoreConfig
+from sona_pg.config import (
+    MAX_DIM,
+    SHOWN,
+    EvidenceConfig,
+    InstantLoopConfig,
+    QueryAdapterConfig,
+    SpaceConfig,
+    StoreConfig,
+    StrategyConfig,
+)
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
+from sona_pg.learning.arrays import as_matrix
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
+from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import spaces
+from sona_pg.store import spaces, strategist
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.search import Filter, Found, ItemSearch
@@ -83,10 +94,13 @@ class SonaEngine:
     ...     sona.record(found, rewards={found.items[0].item_id: 1.0})
     """
 
-    def __init__(self, database: Database, space: Space, loop: InstantLoop, *, background: bool) -> None:
+    def __init__(
+        self, database: Database, space: Space, loop: InstantLoop, evidence: EvidenceLoop, *, background: bool
+    ) -> None:
         self._database = database
         self._space = space
         self._loop = loop
+        self._evidence = evidence
         self._search = ItemSearch(space, database.connect, database.config)
         self._closed = False
         self._pid = os.getpid()
@@ -99,6 +113,8 @@ class SonaEngine:
                 thread = threading.Thread(target=work, name=f"sona-instant-{space.name}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
+            # Nobody waits for this one: what it has not taken in is in the ledger.
+            threading.Thread(target=self._weigh, name=f"sona-evidence-{space.name}", daemon=True).start()
         _open_engines.add(self)
         if "multiprocessing" in sys.modules:
             _close_with_child()
@@ -115,6 +131,8 @@ class SonaEngine:
         background: bool = True,
         instant: InstantLoopConfig | None = None,
         adapter: QueryAdapterConfig | None = None,
+        strategy: StrategyConfig | None = None,
+        evidence: EvidenceConfig | None = None,
         space_config: SpaceConfig | None = None,
         store: StoreConfig | None = None,
     ) -> Self:
@@ -133,12 +151,13 @@ class SonaEngine:
         home
             Folder of the embedded server.
         background
-            Learn and flush in a thread of its own. Without, both happen when `learn` and `flush` are called.
-        instant, adapter
+            Learn, flush and find the strategy in threads of their own. Without, that happens when `learn` and `flush`
+            are called.
+        instant, adapter, strategy
             Settings of learning. The first process that opens a space declares them; later ones take them over, and
             are refused if they ask for others.
-        store
-            Settings of the database.
+        evidence, store
+            Settings of this process: how it finds the strategy, and how it uses the database.
         space_config
             What a new space declares about its rewards.
 
@@ -162,6 +181,7 @@ class SonaEngine:
                 )
             spaces.check_embedder(connection, found, embedder)
             instant, adapter = spaces.claim_settings(connection, found, instant, adapter)
+            strategy = strategist.claim_settings(connection, found, strategy)
         loop = InstantLoop(
             found.dim,
             instant,
@@ -169,7 +189,8 @@ class SonaEngine:
             space=found.config,
             store=SpaceStore(found, database.connect, database.config, database.spool_directory),
         )
-        return cls(database, found, loop, background=background)
+        weighing = EvidenceLoop(SpaceStore(found, database.connect, database.config, None), strategy, adapter, evidence)
+        return cls(database, found, loop, weighing, background=background)
 
     @property
     def space(self) -> Space:
@@ -191,17 +212,28 @@ class SonaEngine:
         """Loop A."""
         return self._loop
 
+    @property
+    def evidence(self) -> EvidenceLoop:
+        """The loop that finds the strategy."""
+        return self._evidence
+
     # Apply -----------------------------------------------------------------------------------------------------
 
     def adapt(self, query: ArrayLike) -> NDArray[np.float32]:
-        """The query (dim,), or queries (n, dim), as the space has learned to ask; the same bits while it is fresh.
+        """The query (dim,), or queries (n, dim), as the strategy in force asks; the same bits while that is frozen.
 
         Raises
         ------
         DimensionMismatch, InvalidInput
             If it has another dimension, or holds NaN or infinity.
         """
-        return self._loop.serving.adapt(query)
+        if self._evidence.served.strategy == "adapted":
+            return self._loop.serving.adapt(query)
+        if np.ndim(query) == 2:
+            rows = as_matrix(query, self._space.dim, "queries")
+            return np.stack([self._evidence.served.adapt(row) for row in rows]) if len(rows) else rows.copy()
+        vector = as_vector(query, self._space.dim, "query")
+        return self._evidence.served.adapt(vector).copy()
 
     def recall(self, query: ArrayLike, k: int = SHOWN, *, filter: Filter | None = None) -> Recall:
         """The k best items for a query, from the application's own table. Writes nothing.
@@ -249,13 +281,17 @@ class SonaEngine:
         ):
             raise InvalidInput(f"queries is a {type(queries).__name__}, expected a list of vectors")
         vectors = [as_vector(query, self._space.dim, "query").copy() for query in queries]
-        serving, version = self._loop.serving, self._loop.version
-        found = self._search.nearest([serving.adapt(vector) for vector in vectors], k, filter)
-        answer = Answer(version=version, strategy="adapted" if serving.maps else "frozen")
-        return [
-            Recall(new_trajectory_id(), vector, tuple(items), answer)
-            for vector, items in zip(vectors, found, strict=True)
-        ]
+        answered = [(vector, *self._answer(vector, k, filter)) for vector in vectors]
+        return [Recall(new_trajectory_id(), vector, tuple(items), answer) for vector, items, answer in answered]
+
+    def _answer(self, query: FloatVector, k: int, filter: Filter | None) -> tuple[list[Found], Answer]:
+        strategy = self._evidence.served.strategy_for(query)
+        if strategy in ("frozen", "adapted"):
+            # Nothing but the items table is asked: that is planned once.
+            asked = self._loop.serving.adapt(query) if strategy == "adapted" else query
+            return self._search.nearest(asked, k, filter), Answer(version=self._loop.version, strategy=strategy)
+        items, version, strategy = self._search.answer(query, k, filter)
+        return items, Answer(version=version, strategy=strategy)
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -435,7 +471,7 @@ class SonaEngine:
         return self._loop.learn_pending()
 
     def flush(self) -> None:
-        """Learn and make durable everything that was recorded; when it returns, it is.
+        """Learn and make durable everything that was recorded, and weigh the strategies by it; when it returns, it is.
 
         Raises
         ------
@@ -444,6 +480,15 @@ class SonaEngine:
         """
         self._check_open()
         self._loop.flush_updates()
+        self._weigh_now()
+
+    def _weigh_now(self) -> None:
+        """Weigh the strategies by what is durable; that it is does not depend on it."""
+        try:
+            self._evidence.catch_up()
+            self._evidence.refresh()
+        except SonaError as error:
+            log.warning("the strategies could not be weighed, will be tried again: %s", error)
 
     def _run(self) -> None:
         interval = self._loop.config.flush_interval_seconds
@@ -465,6 +510,20 @@ class SonaEngine:
                     log.warning("flush failed, will be tried again: %s", error)
             except Exception:
                 log.exception("the instant loop failed, will be tried again")
+
+    def _weigh(self) -> None:
+        failure = ""
+        while not self._stop.wait(self._evidence.config.interval_seconds):
+            try:
+                while not self._stop.is_set() and self._evidence.advance():
+                    failure = ""
+                self._evidence.refresh()
+            except SonaError as error:
+                if str(error) != failure:
+                    failure = str(error)
+                    log.warning("the strategies could not be weighed, will be tried again: %s", error)
+            except Exception:
+                log.exception("the evidence loop failed, will be tried again")
 
     def _spill(self) -> None:
         while not self._stop.is_set():
@@ -518,6 +577,7 @@ class SonaEngine:
         self._closed = True
         _open_engines.discard(self)
         self._loop.close()
+        self._evidence.close()
         self._search.close()
 
     def _check_open(self) -> None:

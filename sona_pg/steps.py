@@ -28,7 +28,18 @@ FLUSH = (
 )
 """Of the learning transaction, in order. After the commit: it is durable, and the process does not know yet."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH}
+EVIDENCE = (
+    "evidence.before_lock",
+    "evidence.after_lock",
+    "evidence.after_entries",
+    "evidence.after_events",
+    "evidence.after_state",
+    "evidence.before_commit",
+    "evidence.after_commit",
+)
+"""Of the strategist's transaction, in order."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE}
 """The steps of every loop; whoever adds some is killed at each of them by the chaos test."""
 
 

@@ -1,4 +1,4 @@
-"""The instant worker: learns what SQL clients recorded, through the same code that learns in an application."""
+"""The instant worker: learns what SQL clients recorded, and finds the strategies, by the code of applications."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sona_pg.config import WorkerConfig
+from sona_pg.config import EvidenceConfig, WorkerConfig
 from sona_pg.errors import DatabaseUnavailable, SonaError
+from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import errors, spaces
+from sona_pg.store import errors, spaces, strategist
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 from sona_pg.store.spool import waiting_spaces
@@ -31,25 +32,28 @@ class _Setback:
 
 
 class InstantWorker:
-    """Learns, space after space, what waits in `sona.pending_trajectory`.
+    """Learns, space after space, what waits in `sona.pending_trajectory`, and what ledgers say of strategies.
 
-    Any number may run: the row lock of a space's learner makes one learn at a time.
+    Any number may run: row locks make one at a time learn in a space.
 
     Parameters
     ----------
     database
         Where the spaces are.
-    config
+    config, evidence
         Settings.
     """
 
-    def __init__(self, database: Database, config: WorkerConfig | None = None) -> None:
+    def __init__(
+        self, database: Database, config: WorkerConfig | None = None, evidence: EvidenceConfig | None = None
+    ) -> None:
         self._database = database
         self._config = WorkerConfig() if config is None else config
+        self._evidence_config = EvidenceConfig() if evidence is None else evidence
         self._connection: Connection | None = None
         self._loops: dict[str, InstantLoop] = {}
+        self._evidence: dict[str, EvidenceLoop] = {}
         self._setbacks: dict[tuple[str, str], _Setback] = {}
-        self._admit_at: dict[str, float] = {}
         self._retain_at = 0.0
 
     @property
@@ -61,7 +65,7 @@ class InstantWorker:
         """Learn until `stop` is set, polling while there is nothing to do."""
         while not stop.is_set():
             try:
-                worked = self.step()
+                worked = self.step() + self.weigh()
             except DatabaseUnavailable as error:
                 log.warning("the database is away, will be tried again: %s", error)
                 self.close()
@@ -79,12 +83,28 @@ class InstantWorker:
         DatabaseUnavailable
             If the database cannot be reached.
         """
+        connection = self._connected()
+        names = self._spaces_with_work(connection)
+        learned = sum(self._attempt(connection, "instant", name, partial(self._learn, name)) for name in names)
+        self._apply_retention(connection)
+        return learned
+
+    def weigh(self) -> int:
+        """One batch of every ledger that the strategist has not taken in; gives how many entries there were.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If the database cannot be reached.
+        """
+        connection = self._connected()
+        names = strategist.spaces_unweighed(connection)
+        return sum(self._attempt(connection, "evidence", name, partial(self._weigh, name)) for name in names)
+
+    def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
-        names = self._spaces_with_work(self._connection)
-        learned = sum(self._attempt(self._connection, "instant", name, partial(self._learn, name)) for name in names)
-        self._apply_retention(self._connection)
-        return learned
+        return self._connection
 
     def _attempt(self, connection: Connection, task: str, name: str, work: Callable[[], int]) -> int:
         """Do something for a space, unless it failed a moment ago; what fails is set back, and stops no other."""
@@ -102,9 +122,23 @@ class InstantWorker:
         return done
 
     def _learn(self, name: str) -> int:
-        learned = self._loop(name).learn_recorded(self._config.batch)
-        self._admit(name)
-        return learned
+        return self._loop(name).learn_recorded(self._config.batch)
+
+    def _weigh(self, name: str) -> int:
+        loop = self._evidence.pop(name, None)
+        if loop is None:
+            while len(self._evidence) >= self._config.open_spaces:
+                self._evidence.pop(next(iter(self._evidence))).close()
+            with self._database.connect() as connection:
+                space = spaces.get_space(connection, name)
+                _, adapter = spaces.claim_settings(connection, space, None, None)
+                strategy = strategist.claim_settings(connection, space, None)
+            store = SpaceStore(space, self._database.connect, self._database.config, None)
+            loop = EvidenceLoop(store, strategy, adapter, self._evidence_config)
+        self._evidence[name] = loop
+        taken = loop.advance()
+        loop.close()  # its copy of the state stays; a connection for every space would be many
+        return taken
 
     def _spaces_with_work(self, connection: Connection) -> list[str]:
         """Where SQL clients recorded something, and where a process of this machine died with a spool."""
@@ -131,14 +165,6 @@ class InstantWorker:
         self._loops[name] = loop  # the one used last is the one closed last
         return loop
 
-    def _admit(self, name: str) -> None:
-        """Now and then, move the remembered queries of a large space into their index."""
-        if self._connection is None or time.monotonic() < self._admit_at.get(name, 0.0):
-            return
-        self._admit_at[name] = time.monotonic() + self._config.admit_interval_seconds
-        space = spaces.get_space(self._connection, name)
-        spaces.admit_queries(self._connection, space, self._database.config.exact_search_rows)
-
     def _apply_retention(self, connection: Connection) -> None:
         """Now and then, delete what is past its retention, a batch of every space; soon again while there is more."""
         if time.monotonic() < self._retain_at:
@@ -155,9 +181,10 @@ class InstantWorker:
         delay = min(self._config.longest_setback_seconds, 2.0 ** min(failures, 20))
         self._setbacks[task, name] = _Setback(failures, time.monotonic() + delay)
         log.error("%s of space %r failed, will be tried again in %.0f s: %s", task, name, delay, error)
-        loop = self._loops.pop(name, None)
-        if loop is not None:
+        if (loop := self._loops.pop(name, None)) is not None:
             loop.close()
+        if (evidence := self._evidence.pop(name, None)) is not None:
+            evidence.close()
         with contextlib.suppress(SonaError):
             space = spaces.find_space(connection, name)
             if space is not None and failures == 1:
@@ -167,7 +194,10 @@ class InstantWorker:
         """Disconnect."""
         for loop in self._loops.values():
             loop.close()
+        for evidence in self._evidence.values():
+            evidence.close()
         self._loops.clear()
+        self._evidence.clear()
         if self._connection is not None:
             self._connection.close()
             self._connection = None

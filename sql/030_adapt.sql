@@ -22,8 +22,8 @@ BEGIN
     ) r
     WHERE abs(r.factor) > 1e-15;
     -- The query itself where nothing was learned: adding zero would change the sign of a negative zero.
-    IF delta IS NULL THEN RETURN query; END IF;
-    RETURN query OPERATOR(@vector@.+) delta;
+    IF delta IS NULL THEN RETURN _mapped.query; END IF;
+    RETURN _mapped.query OPERATOR(@vector@.+) delta;
 END $$;
 COMMENT ON FUNCTION sona._mapped IS 'x + sum of (x . down) up over the rows of some tiers of the served map.';
 
@@ -74,15 +74,15 @@ BEGIN
     SELECT x.space_id, x.ordinal, x.events, x.in_force, x.is_sane, x.known, x.strange, x.unseen, x.weights, x.settings
     INTO g FROM sona.strategist x WHERE x.space_id = s.space_id;
     strategy := sona._strategy_for(s, g, query);
-    IF strategy IN ('frozen', 'boosted') THEN RETURN query; END IF;
+    IF strategy IN ('frozen', 'boosted') THEN RETURN adapt.query; END IF;
     SELECT sona._familiar(max(1 - (p.embedding OPERATOR(@vector@.<=>) query)), g.settings) INTO gate
     FROM sona.remembered_query p WHERE p.space_id = s.space_id AND p.is_prototype;
     base := @vector@.l2_normalize(query);
     share := CASE strategy WHEN 'stake' THEN gate * g.known + (1 - gate) * g.strange ELSE gate END;
-    IF share = 0 THEN RETURN query; END IF;
+    IF share = 0 THEN RETURN adapt.query; END IF;
     RETURN sona._times(base, 1 - share) OPERATOR(@vector@.+) sona._times(
         @vector@.l2_normalize(sona._mapped(
-            s.space_id, CASE strategy WHEN 'stake' THEN '{careful}'::text[] ELSE '{adapter,micro}' END, base)), share);
+            s.space_id, CASE strategy WHEN 'stake' THEN '{careful}'::text[] ELSE '{proven}' END, base)), share);
 END $$;
 COMMENT ON FUNCTION sona.adapt IS
     'The query as the space has learned to ask it, as far as a vector can say it: by the strategy in force, and by how '

@@ -131,7 +131,7 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     g record;
     base @vector@.vector := @vector@.l2_normalize(query);
-    adapted @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{adapter,micro}', base));
+    adapted @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{proven}', base));
     careful @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{careful}', base));
     events sona.neighbour[];
     listed text[];

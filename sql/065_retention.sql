@@ -43,6 +43,8 @@ CREATE OR REPLACE FUNCTION sona._learned_trajectories(
 ) RETURNS uuid[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    weighed bigint := (SELECT g.ordinal FROM sona.strategist g WHERE g.space_id = _learned_trajectories.space_id);
 BEGIN
     RETURN ARRAY(
         SELECT t.trajectory_id FROM sona.trajectory t
@@ -53,6 +55,10 @@ BEGIN
           -- from joining: few scores wait, and to find them it would read all.
           AND EXISTS (SELECT FROM sona.learning_event e
                       WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.trajectory_id = t.trajectory_id OFFSET 0)
+          -- Nor what the strategist has not taken in.
+          AND NOT EXISTS (SELECT FROM sona.learning_event e
+                          WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.trajectory_id = t.trajectory_id
+                            AND e.ordinal >= weighed OFFSET 0)
           AND NOT EXISTS (SELECT FROM sona.score c WHERE c.space_id = t.space_id
                           AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL OFFSET 0)
         ORDER BY t.created_at LIMIT batch);

@@ -127,7 +127,7 @@ BEGIN
         GRANT UPDATE (strategy, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
-        GRANT UPDATE (admitted, ordinal, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;
+        GRANT UPDATE (admitted, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;
         -- FOR UPDATE asks for the right to change at least one column.
         GRANT UPDATE (created_at) ON sona.pending_trajectory TO sona_worker;
         -- USAGE draws ids of new spaces; it does not turn the sequence back to those of others.

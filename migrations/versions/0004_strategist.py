@@ -52,7 +52,7 @@ def upgrade() -> None:
         schema="sona",
     )
     op.create_check_constraint(
-        "space_strategy_check",
+        op.f("space_strategy_check"),
         "space",
         "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion')",
         schema="sona",
@@ -94,6 +94,7 @@ def upgrade() -> None:
         "Queries whose outcome is known, and what it was: narrow, for nearest-neighbour search.",
         schema="sona",
     )
+    op.create_index("learning_event_ordinal_idx", "learning_event", ["space_id", "loop", "ordinal"], schema="sona")
     op.create_index("remembered_query_ordinal_idx", "remembered_query", ["space_id", "ordinal"], schema="sona")
     op.create_index(
         "remembered_query_prototype_idx",
@@ -102,7 +103,12 @@ def upgrade() -> None:
         schema="sona",
         postgresql_where=sa.text("is_prototype"),
     )
-    op.alter_column("served_row", "tier", comment="adapter, micro or careful", schema="sona")
+    op.alter_column(
+        "served_row",
+        "tier",
+        comment="adapter, micro: the learner's; proven, careful: the strategist's",
+        schema="sona",
+    )
     op.create_table(
         "item_outcome",
         _space_id(owned=False),
@@ -239,8 +245,9 @@ def downgrade() -> None:
     for table in (*reversed(_OWNED), "item_outcome"):
         op.drop_table(table, schema="sona")
     op.alter_column("served_row", "tier", comment="adapter or micro", schema="sona")
-    op.execute("DELETE FROM sona.served_row WHERE tier = 'careful'")
+    op.execute("DELETE FROM sona.served_row WHERE tier IN ('proven', 'careful')")
     op.drop_index("remembered_query_prototype_idx", table_name="remembered_query", schema="sona")
+    op.drop_index("learning_event_ordinal_idx", table_name="learning_event", schema="sona")
     op.drop_index("remembered_query_ordinal_idx", table_name="remembered_query", schema="sona")
     op.create_table_comment(
         "remembered_query",
@@ -249,6 +256,6 @@ def downgrade() -> None:
     )
     for name in ("is_prototype", "unhelpful", "rewards", "helped", "ordinal"):
         op.drop_column("remembered_query", name, schema="sona")
-    op.drop_constraint("space_strategy_check", "space", schema="sona")
+    op.drop_constraint(op.f("space_strategy_check"), "space", schema="sona")
     op.drop_column("space", "examination", schema="sona")
     op.drop_column("space", "strategy", schema="sona")

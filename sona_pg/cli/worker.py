@@ -30,7 +30,7 @@ def worker() -> None:
 @click.option("--pooled", is_flag=True, help="The database is behind a pooler in transaction mode.")
 @click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 def instant(once: bool, poll_interval: float, pooled: bool, url: str | None) -> None:
-    """Learn what SQL clients record. SIGTERM ends it after the batch in hand."""
+    """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -43,7 +43,10 @@ def instant(once: bool, poll_interval: float, pooled: bool, url: str | None) -> 
         learned = 0
         while not stop.is_set() and (batch := runner.step()):
             learned += batch
-        click.echo(f"{learned} trajectories taken in", err=True)
+        weighed = 0
+        while not stop.is_set() and (batch := runner.weigh()):
+            weighed += batch
+        click.echo(f"{learned} trajectories learned, strategies weighed by {weighed} ledger entries", err=True)
         if runner.failing:
             raise LearningError(f"could not learn in {', '.join(runner.failing)}: see sona.errors")
     finally:

@@ -175,6 +175,33 @@ class Gate:
         self._events, self.is_open = int(state["events"][0]), bool(state["events"][1])
 
 
+class Switch:
+    """Goes on at a level and off at zero: what hovers around either does not flicker.
+
+    Parameters
+    ----------
+    on_at
+        The level.
+    """
+
+    def __init__(self, on_at: float) -> None:
+        self._on_at = on_at
+        self.is_on = False
+
+    def set(self, level: float) -> None:
+        """Say where the level is."""
+        self.is_on = level > 0 if self.is_on else level >= self._on_at
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {"on": np.array(self.is_on, dtype=np.int64)}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave."""
+        check_parts("switch", state, self.state())
+        self.is_on = bool(state["on"])
+
+
 class Tally:
     """Means of what was observed of several things at once, over all times and with recent times counting more.
 

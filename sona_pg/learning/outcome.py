@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from sona_pg.config import SpaceConfig
 from sona_pg.types import EMPTY, FloatVector, QueryTrajectory, Score, TrajectoryStep
 
 
@@ -88,3 +89,97 @@ def with_scores(trajectory: QueryTrajectory, scores: Iterable[Score]) -> QueryTr
         if not places:
             steps.append(TrajectoryStep(EMPTY, EMPTY, score.value, 0.0, score.item_id, None))
     return replace(trajectory, steps=tuple(steps), final_quality=quality)
+
+
+def next_revision(
+    trajectory: QueryTrajectory,
+    revision: int,
+    earlier: Sequence[Score],
+    new: Sequence[Score],
+    *,
+    has_taught: bool,
+    steps_have_taught: bool,
+) -> OutcomeEvent:
+    """The event that late outcomes make of a trajectory.
+
+    Parameters
+    ----------
+    trajectory
+        As it was recorded.
+    revision
+        Number of the event, from 1.
+    earlier, new
+        The scores that earlier revisions took in, and those that this one does.
+    has_taught
+        Whether earlier revisions have taught anything: an outcome from which nothing could be learned counts again.
+    steps_have_taught
+        Whether what was recorded with it has.
+    """
+    before = with_scores(trajectory, earlier)
+    after = with_scores(before, new)
+    # What helped once was taught, even if it was taken back since: up, down and up again is one lesson.
+    rewards: dict[str, float] = {}
+    given = [(step.item_id, step.reward) for step in trajectory.steps]
+    for item, reward in [*given, *((score.item_id, score.value) for score in earlier)]:
+        if item is not None and reward is not None:
+            rewards[item] = max(reward, rewards.get(item, reward))
+    known = before.has_outcome and has_taught
+    if steps_have_taught and not trajectory.steps:
+        # Retention has deleted the steps that taught: any item may have been among them, so none teaches again.
+        known, rewards = True, {step.item_id: 1.0 for step in after.steps if step.item_id is not None}
+    return OutcomeEvent(after, revision, taught=rewards if known else {}, had_outcome=known)
+
+
+class Outcome(NamedTuple):
+    """What an answer was worth, item by item.
+
+    Parameters
+    ----------
+    shown
+        Items that were shown, best first, each once.
+    helped
+        Items that helped, shown or not, with how much, above 0 and, where every position is looked at, up to 1.
+    unhelpful
+        Items that were shown and did not help; what nobody judged only if feedback is implicit.
+    """
+
+    shown: tuple[str, ...]
+    helped: Mapping[str, float]
+    unhelpful: tuple[str, ...]
+
+
+def outcome_of(trajectory: QueryTrajectory, space: SpaceConfig) -> Outcome:
+    """The outcome of a trajectory, as the traffic of a space means it.
+
+    Where the space declares how likely a position is looked at, what helped there counts by its inverse: an item far
+    down that helped stands for those that nobody saw (inverse propensity scoring; Joachims, Swaminathan & Schnabel
+    2017). What helped without having been shown was found otherwise, and counts as it is.
+    """
+    positions: dict[str, int] = {}
+    rewards: dict[str, float] = {}
+    for step in trajectory.steps:
+        if step.item_id is None:
+            continue
+        if step.position is not None:
+            positions[step.item_id] = min(step.position, positions.get(step.item_id, step.position))
+        if step.reward is not None:
+            rewards.setdefault(step.item_id, step.reward)
+    shown = tuple(sorted(positions, key=lambda item: positions[item]))
+    helped = {
+        item: reward / space.reward_max * _seldom_seen(positions.get(item), space.examination)
+        for item, reward in rewards.items()
+        if reward > 0
+    }
+    # Unjudged is unjudged: without a declaration it says nothing.
+    is_unhelpful = 0.0 if space.implicit_feedback and helped else 1.0
+    return Outcome(shown, helped, tuple(item for item in shown if rewards.get(item, is_unhelpful) <= 0))
+
+
+MOST_WEIGHT = 10.0
+"""What is looked at more seldom than by one in so many counts no more: a single outcome must not decide."""
+
+
+def _seldom_seen(position: int | None, examination: tuple[float, ...] | None) -> float:
+    if position is None or not examination:
+        return 1.0
+    return min(1.0 / examination[min(position, len(examination)) - 1], MOST_WEIGHT)

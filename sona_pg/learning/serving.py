@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.kernels import LowRank, as_vector
+from sona_pg.config import StrategyConfig
+from sona_pg.kernels import LowRank, as_vector, unit
 from sona_pg.learning.arrays import as_matrix
 
 
@@ -62,6 +64,56 @@ class Serving:
         for low_rank in self.maps:
             low_rank.forward_batch(rows, out)
         return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedStrategy:
+    """The strategy in force, as far as a vector can say it: immutable, replaced when another one is proven.
+
+    Parameters
+    ----------
+    strategy
+        What answers, but in regions that are exceptions.
+    known, strange
+        How much of the careful map a stake serves, on familiar and on strange ground.
+    config
+        Settings of the strategist.
+    proven, careful
+        The maps of the fusion and of the stake.
+    prototypes
+        Unit queries (m, dim) by which familiar ground is told.
+    centroids, exceptions
+        Regions (r, dim), and what answers in each; None where it does as the space does.
+    """
+
+    strategy: str
+    known: float
+    strange: float
+    config: StrategyConfig
+    proven: Serving
+    careful: Serving
+    prototypes: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    exceptions: tuple[str | None, ...]
+
+    def strategy_for(self, query: NDArray[np.float32]) -> str:
+        """What answers a query (dim,)."""
+        if not any(self.exceptions):
+            return self.strategy
+        return self.exceptions[int(np.argmax(self.centroids @ query))] or self.strategy
+
+    def adapt(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The query (dim,) as the strategy in force asks it; itself where that is the frozen one."""
+        strategy, base = self.strategy_for(query), unit(query)
+        near = float((self.prototypes @ base).max(initial=-1.0))
+        c = self.config
+        share = min(max((max(near, 0.0) - c.familiar_from) / c.familiar_width, 0.0), 1.0)
+        if strategy == "stake":
+            share = share * self.known + (1 - share) * self.strange
+        if strategy in ("frozen", "boosted") or share == 0:
+            return query
+        other = unit((self.careful if strategy == "stake" else self.proven).adapt(base))
+        return np.float32(1 - share) * base + np.float32(share) * other
 
 
 def _is_matrix(x: ArrayLike) -> bool:

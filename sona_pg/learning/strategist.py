@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sona_pg.config import SHOWN, QueryAdapterConfig, StrategyConfig
 from sona_pg.kernels import LowRank, dot_rows, fusion_features, order_by_score, shuffled_sums, unit
-from sona_pg.learning.evidence import Gate, SanityTest, Stake, Tally, log_rank_gain
+from sona_pg.learning.evidence import Gate, SanityTest, Stake, Switch, Tally, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.packing import pack, unpack
@@ -134,11 +134,14 @@ class Lesson:
         none of them is there.
     turns
         What changed by it.
+    region
+        Where its query falls; None if it was not scored.
     """
 
     in_force: Strategy
     gains: Mapping[Strategy, float]
     turns: tuple[Turn, ...] = ()
+    region: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,8 @@ class InForce:
         How much of the fusion is served on strange ground.
     weights
         Of the fusion.
-    careful
-        The careful adapter; changed by the next event.
+    proven, careful
+        The adapters that the fusion and the stake ask with; changed by the next event.
     regions
         Each with its evidence; those that are proven to be better or worse are exceptions.
     is_sane
@@ -172,6 +175,7 @@ class InForce:
     strange: float
     unseen: float
     weights: Vector
+    proven: LowRank
     careful: LowRank
     regions: list[Region]
     is_sane: bool
@@ -215,6 +219,7 @@ class Strategist:
         self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
         self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
         self._unseen = Stake(c.stake_keep)
+        self._has_stake = Switch(c.stake_from)
         self._regions = Regions(dim, c, threshold)
         self._tally = Tally(len(Strategy), c.stake_keep)
 
@@ -259,9 +264,15 @@ class Strategist:
             "known": self._known,
             "strange": self._strange,
             "unseen": self._unseen,
+            "has_stake": self._has_stake,
             "regions": self._regions,
             "tally": self._tally,
         }
+
+    @property
+    def events(self) -> int:
+        """How many events were scored."""
+        return self._tally.count
 
     @property
     def in_force(self) -> Strategy:
@@ -281,7 +292,7 @@ class Strategist:
             return Strategy.FROZEN
         if verdict is Verdict.BETTER or (self._gate.is_open and not self._stake_gate.is_open):
             return Strategy.FUSION
-        return Strategy.STAKE if self._known.share > 0 or self._strange.share > 0 else Strategy.FROZEN
+        return Strategy.STAKE if self._has_stake.is_on else Strategy.FROZEN
 
     def describe(self) -> InForce:
         """What is in force, and all that it takes to answer by it."""
@@ -291,10 +302,11 @@ class Strategist:
             self._strange.share,
             self._unseen.share,
             self._fusion.served.copy(),
+            self._adapter.served,
             self._careful.served,
             self._regions.describe(),
             self._is_sane,
-            self._tally.count,
+            self.events,
             dict(zip(Strategy, self._tally.means(), strict=True)),
         )
 
@@ -372,25 +384,25 @@ class Strategist:
         scored = self._score(asked, rows)
         gains = _gains(scored, answer)
         embeddings = around.embeddings[around.rows(event.helped)]
-        turned = self._weigh(asked, scored.familiarity, embeddings, gains)
+        region, has_turned = self._weigh(asked, scored.familiarity, embeddings, gains)
         self._test_sanity(event, scored, embeddings, others)
         self._learn_fusion(event, asked, answer, scored)
         self._learn_adapters(event, around, embeddings)
-        return Lesson(here, gains, self._turns(space, turned))
+        return Lesson(here, gains, self._turns(space, region if has_turned else None), region)
 
     def _weigh(
         self, asked: _Asked, familiar: float, embeddings: FloatMatrix, gains: Mapping[Strategy, float]
-    ) -> int | None:
-        """Test: what the event says of the strategies as they were before it; the region whose verdict turned."""
+    ) -> tuple[int, bool]:
+        """Test: what the event says of the strategies as they were before it; its region, and whether that turned."""
         sample = self._pool.embeddings[: self.config.rank_items]
         difference = log_rank_gain(*(_ranks(by, embeddings, sample) for by in (asked.query, asked.careful)))
         self._known.add(difference, familiar)
         self._strange.add(difference, 1.0 - familiar)
+        self._has_stake.set(max(self._known.share, self._strange.share))
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
         self._tally.add(list(gains.values()))
-        region, has_turned = self._regions.add(asked.query, gains[Strategy.FUSION])
-        return region if has_turned else None
+        return self._regions.add(asked.query, gains[Strategy.FUSION])
 
     def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, others: FloatMatrix) -> None:
         """Whether what helped belongs to the query, and whether it does so given what was shown."""

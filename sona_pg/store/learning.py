@@ -17,13 +17,12 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
-from sona_pg.learning.outcome import OutcomeEvent, with_scores
+from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
 from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.spaces import Space
-from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
-
-LOOP = "instant"
+from sona_pg.types import QueryTrajectory, Score, TrajectoryStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +128,12 @@ class LearningTransaction:
         return {row[0] for row in rows}
 
     def write_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
-        """Append trajectories, their steps and, of those whose outcome is known, the queries to remember."""
+        """Append trajectories and their steps."""
         space_id = self._space.space_id
         if trajectories:
             self._append("trajectory", _TRAJECTORY, (_trajectory_row(space_id, t) for t in trajectories))
             steps = ((t.id, ordinal, step) for t in trajectories for ordinal, step in enumerate(t.steps))
             self._append("trajectory_step", _STEP, (_step_row(space_id, *step) for step in steps))
-        self._remember(t for t in trajectories if t.has_outcome)
-
-    def _remember(self, trajectories: Iterable[QueryTrajectory]) -> None:
-        rows = [(self._space.space_id, t.id, t.query_embedding) for t in trajectories]
-        if rows:
-            self._append("remembered_query", {"space_id": "int8", "trajectory_id": "uuid", "embedding": "vector"}, rows)
-
-    def _remember_late(self, trajectories: Sequence[QueryTrajectory]) -> None:
-        """Remember queries whose outcome came later; one whose steps are deleted may be remembered already."""
-        if not trajectories:
-            return
-        rows = self._connection.execute(
-            "SELECT trajectory_id FROM sona.remembered_query WHERE space_id = %s AND trajectory_id = ANY(%s)",
-            (self._space.space_id, [t.id for t in trajectories]),
-        ).fetchall()
-        there = {row[0] for row in rows}
-        self._remember(t for t in trajectories if t.id not in there)
 
     def _append(self, table: str, columns: Mapping[str, str], rows: Iterable[tuple[object, ...]]) -> None:
         """Append rows by COPY or, where row-level security keeps COPY from the role, by INSERT."""
@@ -235,9 +217,8 @@ class LearningTransaction:
         ):
             entry = (revision, Score(trajectory_id, value, item_id, name, score_id))
             scores.setdefault(trajectory_id, []).append(entry)
-        known = {**self.trajectories(earlier), **recorded_now}
+        known = {**trajectories(connection, self._space, earlier), **recorded_now}
         events: list[OutcomeEvent] = []
-        remembered: list[QueryTrajectory] = []
         taken: list[tuple[int, str]] = []
         for trajectory_id in ids:
             trajectory = known.get(trajectory_id)
@@ -252,32 +233,17 @@ class LearningTransaction:
             fresh = [score for at, score in of_it if at is None]
             if not fresh:
                 continue
-            before = with_scores(trajectory, [score for at, score in of_it if at is not None])
-            after = with_scores(before, fresh)
-            if after.has_outcome and not before.has_outcome:
-                remembered.append(after)
             taken.extend((revision + 1, score.score_id) for score in fresh)
-            # An outcome from which nothing could be learned has taught nothing: it counts again.
-            known_before = before.has_outcome and (is_new or trajectory_id in taught or trajectory_id in recorded_now)
-            # What helped once was taught, even if it was taken back since: up, down and up again is one lesson.
-            rewards: dict[str, float] = {}
-            given = [(s.item_id, s.reward) for s in trajectory.steps]
-            for item, reward in [*given, *((score.item_id, score.value) for at, score in of_it if at is not None)]:
-                if item is not None and reward is not None:
-                    rewards[item] = max(reward, rewards.get(item, reward))
-            if trajectory_id in taught_by_steps and not trajectory.steps:
-                # Retention has deleted the steps that taught: any item may have been among them, so none teaches again.
-                known_before = True
-                rewards = {step.item_id: 1.0 for step in after.steps if step.item_id is not None}
             events.append(
-                OutcomeEvent(
-                    after,
-                    revision=revision + 1,
-                    taught=rewards if known_before else {},
-                    had_outcome=known_before,
+                next_revision(
+                    trajectory,
+                    revision + 1,
+                    [score for at, score in of_it if at is not None],
+                    fresh,
+                    has_taught=is_new or trajectory_id in taught or trajectory_id in recorded_now,
+                    steps_have_taught=trajectory_id in taught_by_steps,
                 )
             )
-        self._remember_late(remembered)
         if taken:
             connection.execute(
                 "UPDATE sona.score s SET revision = k.revision FROM unnest(%s::int[], %s::text[]) AS k (revision, id)"
@@ -285,47 +251,6 @@ class LearningTransaction:
                 ([at for at, _ in taken], [id for _, id in taken], space_id),
             )
         return events
-
-    def trajectories(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, QueryTrajectory]:
-        """Trajectories as they were recorded, of those that are there."""
-        if not ids:
-            return {}
-        steps: dict[uuid.UUID, list[TrajectoryStep]] = {}
-        for trajectory_id, activation, attention, reward, item_id, position in self._connection.execute(
-            "SELECT trajectory_id, activation, attention, reward, item_id, position FROM sona.trajectory_step"
-            " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY trajectory_id, ordinal",
-            (self._space.space_id, list(ids)),
-            binary=True,
-        ):
-            step = TrajectoryStep(
-                EMPTY if activation is None else activation,
-                EMPTY if attention is None else np.array(attention, dtype=np.float32),
-                reward,
-                0.0,
-                item_id,
-                position,
-            )
-            steps.setdefault(trajectory_id, []).append(step)
-        rows = self._connection.execute(
-            "SELECT trajectory_id, query, quality, latency_us, user_id, session_id, metadata, arm, version, strategy,"
-            " propensity FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
-            (self._space.space_id, list(ids)),
-            binary=True,
-        ).fetchall()
-        return {
-            trajectory_id: QueryTrajectory(
-                id=trajectory_id,
-                query_embedding=query,
-                steps=tuple(steps.get(trajectory_id, ())),
-                final_quality=quality,
-                latency_us=latency_us,
-                user_id=user_id,
-                session_id=session_id,
-                metadata=metadata,
-                answer=Answer(*answer),
-            )
-            for trajectory_id, query, quality, latency_us, user_id, session_id, metadata, *answer in rows
-        }
 
     def connected_items(self, items: Sequence[str]) -> set[str]:
         """Which of these items have co-access edges."""
@@ -389,7 +314,7 @@ class LearningTransaction:
             (revision, version, events, after.ordinal, state, space_id),
         )
         if learned:
-            self._write_served(served)
+            write_served(connection, space_id, served)
         if publish:
             connection.execute(
                 "INSERT INTO sona.adapter_version"
@@ -416,28 +341,30 @@ class LearningTransaction:
         reached("flush.after_ledger")
         return after
 
-    def _write_served(self, served: dict[str, LowRank]) -> None:
-        rows = []
-        for tier, low_rank in served.items():
-            if low_rank.is_zero:
-                continue
-            rank = low_rank.rank
-            for k in range(rank):
-                up = low_rank.weights[rank + k] * np.float32(low_rank.scale)
-                # pgvector's product refuses underflow, so what is too small to matter is written as zero.
-                rows.append((tier, k, low_rank.weights[k], np.where(np.abs(up) < 1e-20, np.float32(0), up)))
-        self._connection.cursor().executemany(
-            "INSERT INTO sona.served_row (space_id, tier, ordinal, down, up) VALUES (%s, %s, %s, %s, %s)"
-            " ON CONFLICT (space_id, tier, ordinal) DO UPDATE SET down = excluded.down, up = excluded.up",
-            [(self._space.space_id, *row) for row in rows],
-        )
-
 
 @contextlib.contextmanager
 def learning_transaction(connection: Connection, space: Space, config: StoreConfig) -> Iterator[LearningTransaction]:
     """Begin a learning transaction; commits at the end, rolls back on any error."""
     with transaction(connection):
         yield LearningTransaction(connection, space, config.lock_timeout_seconds)
+
+
+def write_served(connection: Connection, space_id: int, served: Mapping[str, LowRank]) -> None:
+    """Set the rows by which SQL adapts a query, of the tiers that are given."""
+    rows = []
+    for tier, low_rank in served.items():
+        if low_rank.is_zero:
+            continue
+        rank = low_rank.rank
+        for k in range(rank):
+            up = low_rank.weights[rank + k] * np.float32(low_rank.scale)
+            # pgvector's product refuses underflow, so what is too small to matter is written as zero.
+            rows.append((tier, k, low_rank.weights[k], np.where(np.abs(up) < 1e-20, np.float32(0), up)))
+    connection.cursor().executemany(
+        "INSERT INTO sona.served_row (space_id, tier, ordinal, down, up) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT (space_id, tier, ordinal) DO UPDATE SET down = excluded.down, up = excluded.up",
+        [(space_id, *row) for row in rows],
+    )
 
 
 _TRAJECTORY = {

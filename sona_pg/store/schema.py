@@ -352,7 +352,7 @@ served_row = Table(
     "served_row",
     metadata,
     _space_id(),
-    Column("tier", Text, primary_key=True, comment="adapter, micro or careful"),
+    Column("tier", Text, primary_key=True, comment="adapter, micro: the learner's; proven, careful: the strategist's"),
     Column("ordinal", Integer, primary_key=True, autoincrement=False, comment="index of the rank"),
     Column("down", Vector, nullable=False, comment="column of A"),
     Column("up", Vector, nullable=False, comment="row of B, times the scale"),
@@ -402,6 +402,7 @@ learning_event = Table(
     Column("cycle_id", BigInteger, nullable=False, comment="learning_cycle that learned it"),
     Column("ordinal", BigInteger, nullable=False, comment="order in which events were learned"),
     Column("learned", Text, nullable=False, comment="what became of it"),
+    Index("learning_event_ordinal_idx", "space_id", "loop", "ordinal"),
     comment="The ledger: what was learned, exactly once for each loop and revision.",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from psycopg import sql
@@ -68,8 +68,8 @@ class ItemSearch:
         self._statement: sql.Composed | None = None
         self._look_again_at = 0.0
 
-    def nearest(self, queries: Sequence[FloatVector], k: int, filter: Filter | None = None) -> list[list[Found]]:
-        """For each query (dim,), the k items nearest to it by cosine, best first.
+    def nearest(self, query: FloatVector, k: int, filter: Filter | None = None) -> list[Found]:
+        """The k items nearest to a query (dim,) by cosine, best first.
 
         Raises
         ------
@@ -79,38 +79,48 @@ class ItemSearch:
             If the table cannot be searched.
         """
         with self.connection() as connection, translated():
-            found = [] if filter else self._nearest_prepared(connection, queries, k)
-            if len(found) == len(queries):
+            found = None if filter else self._nearest_prepared(connection, query, k)
+            if found is not None:
                 return found
-            return [
-                [
-                    Found(*row)
-                    for row in connection.execute(
-                        "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s, %s) ORDER BY rank",
-                        (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
-                        binary=True,
-                    ).fetchall()
-                ]
-                for query in queries
-            ]
+            rows = connection.execute(
+                "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s, %s) ORDER BY rank",
+                (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
+                binary=True,
+            ).fetchall()
+            return [Found(*row) for row in rows]
 
-    def _nearest_prepared(self, connection: Connection, queries: Sequence[FloatVector], k: int) -> list[list[Found]]:
-        """As `nearest`; nothing where that takes the function: it says what is wrong, and searches exhaustively."""
-        found: list[list[Found]] = []
+    def answer(self, query: FloatVector, k: int, filter: Filter | None = None) -> tuple[list[Found], int, str]:
+        """The k best items for a query (dim,) by the strategy in force; and its version and name.
+
+        Raises
+        ------
+        InvalidInput, DatabaseError
+            As `nearest`.
+        """
+        with self.connection() as connection, translated():
+            rows = connection.execute(
+                "SELECT item_id, rank, score, version, strategy FROM sona._answer(%s, %s, %s, %s) ORDER BY rank",
+                (self._space.name, query, k, None if filter is None else Jsonb(filter)),
+                binary=True,
+            ).fetchall()
+        version, strategy = rows[0][3:] if rows else (0, "frozen")
+        return [Found(*row[:3]) for row in rows], version, strategy
+
+    def _nearest_prepared(self, connection: Connection, query: FloatVector, k: int) -> list[Found] | None:
+        """As `nearest`; None where that takes the function: it says what is wrong, and searches exhaustively."""
         with contextlib.suppress(SonaError), translated():
             statement = self._prepared_statement(connection)
             if statement is None:
-                return []
+                return None
             # A literal limit: behind a parameter it would be unknown, and the statement planned at every call.
             statement += sql.SQL(" LIMIT {}").format(k)
-            for query in queries:
-                rows = connection.execute(statement, (query,), prepare=True, binary=True).fetchall()
-                if len(rows) < k:
-                    return []
-                # An index returns almost in order; ties go by the id.
-                rows.sort(key=_by_distance)
-                found.append([Found(item, rank, _score(distance)) for rank, (item, distance) in enumerate(rows, 1)])
-        return found
+            rows = connection.execute(statement, (query,), prepare=True, binary=True).fetchall()
+            if len(rows) < k:
+                return None
+            # An index returns almost in order; ties go by the id.
+            rows.sort(key=_by_distance)
+            return [Found(item, rank, _score(distance)) for rank, (item, distance) in enumerate(rows, 1)]
+        return None
 
     def _prepared_statement(self, connection: Connection) -> sql.Composed | None:
         if not self._config.prepare_statements:

@@ -58,8 +58,9 @@ def create_space(
     c = SpaceConfig() if config is None else config
     with translated():
         connection.execute(
-            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s)",
-            (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback),
+            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s)",
+            (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback, c.strategy)
+            + (None if c.examination is None else list(c.examination),),
         )
     return get_space(connection, name)
 
@@ -85,14 +86,15 @@ def find_space(connection: Connection, name: str) -> Space | None:
     """The space called `name`, or None."""
     with translated():
         row = connection.execute(
-            "SELECT space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback, space_key"
-            " FROM sona.space WHERE name = %s",
+            "SELECT space_id, name, dim, embedder, space_key, reward_min, reward_max, implicit_feedback, strategy,"
+            " examination FROM sona.space WHERE name = %s",
             (name,),
         ).fetchone()
     if row is None:
         return None
-    space_id, found, dim, embedder, low, high, implicit, key = row
-    return Space(space_id, found, dim, embedder, SpaceConfig(low, high, implicit), key)
+    space_id, found, dim, embedder, key, low, high, implicit, strategy, examination = row
+    config = SpaceConfig(low, high, implicit, strategy, None if examination is None else tuple(examination))
+    return Space(space_id, found, dim, embedder, config, key)
 
 
 def check_embedder(connection: Connection, space: Space, embedder: str | None) -> None:
@@ -237,6 +239,18 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
         )
         rows = connection.execute(statement, (ids,), binary=True).fetchall()
     return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}
+
+
+def set_strategy(connection: Connection, name: str, strategy: str) -> None:
+    """Set what answers in a space.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such strategy.
+    """
+    with translated():
+        connection.execute("SELECT sona.set_strategy(%s, %s)", (name, strategy))
 
 
 def drop_space(connection: Connection, name: str) -> None:

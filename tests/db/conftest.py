@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import SonaEngine, StoreConfig
+from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
@@ -171,8 +171,10 @@ def items(connection: Connection, space_name: str, rng: np.random.Generator) -> 
 
 @pytest.fixture
 def engine(url: str, space_name: str, items: tuple[str, NDArray[np.float32]]) -> Iterator[SonaEngine]:
-    """An engine on a fresh space with items, which learns and flushes when it is told to."""
-    made = SonaEngine.connect(url, space=space_name, dim=DIM, background=False)
+    """An engine on a fresh space with items, answered as the adapter does, which learns when it is told to."""
+    made = SonaEngine.connect(
+        url, space=space_name, dim=DIM, background=False, space_config=SpaceConfig(strategy="adapted")
+    )
     made.set_items(items[0], "id", "embedding")
     yield made
     made.close()

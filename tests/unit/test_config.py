@@ -91,6 +91,15 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "regions": (0, 1001),
         "region_near": (-1.1, 1.1),
         "region_prior": (-1.0, 1e10),
+        "prototypes": (0, 10_001),
+        "prototype_near": (-1.1, 1.1),
+        "most_remembered": (15, 10_001),
+        "stake_from": (-0.1, 1.1),
+    },
+    EvidenceConfig: {
+        "interval_seconds": (0.001, 3601.0),
+        "batch": (0, 10_001),
+        "admit_interval_seconds": (-1.0, 86_401.0),
     },
     StoreConfig: {
         "connect_timeout_seconds": (0, 3601),

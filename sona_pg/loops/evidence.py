@@ -1,0 +1,276 @@
+"""The second reader of the ledger: which strategy is best is tested on every event, and then learned from it.
+
+Recording and learning do not wait for it, and it cannot lose or repeat an event: how far it has read is written in the
+transaction that writes what it found. Any process may do it; the row lock makes one at a time, in the order of the
+ledger, so that the same ledger gives the same evidence.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection
+from datetime import datetime
+
+import numpy as np
+
+from sona_pg.config import EvidenceConfig, QueryAdapterConfig, StrategyConfig
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError, UnknownSpace
+from sona_pg.ids import learning_seed
+from sona_pg.kernels import unit
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.outcome import OutcomeEvent, outcome_of
+from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
+from sona_pg.learning.strategist import Strategist
+from sona_pg.loops.space_store import SpaceStore
+from sona_pg.steps import reached
+from sona_pg.store import learning as learning_store
+from sona_pg.store import spaces
+from sona_pg.store import strategist as strategist_store
+from sona_pg.store.ledger import LedgerEvent, ledger_events
+from sona_pg.store.strategist import StrategistTransaction
+from sona_pg.types import FloatVector
+
+log = logging.getLogger("sona_pg")
+
+
+class EvidenceLoop:
+    """Takes in the ledger of a space, entry by entry.
+
+    Parameters
+    ----------
+    store
+        The space in the database, and how to connect to it.
+    strategy, adapter
+        Settings of the space.
+    config
+        Settings of this process.
+    """
+
+    def __init__(
+        self,
+        store: SpaceStore,
+        strategy: StrategyConfig,
+        adapter: QueryAdapterConfig,
+        config: EvidenceConfig | None = None,
+    ) -> None:
+        self.config = EvidenceConfig() if config is None else config
+        self._store = store
+        self._strategy, self._adapter = strategy, adapter
+        self._turn = threading.Lock()
+        self._copy: _Copy | None = None
+        self._admit_at = 0.0
+        self._failure = ""
+        self.served = strategist_store.read_served(store.connection(), store.space, strategy)
+        """What answers; replaced by `refresh`."""
+        self._refreshed_at = strategist_store.standing(store.connection(), store.space)
+
+    def advance(self) -> int:
+        """Take in up to a batch of ledger entries; gives how many, 0 when there are none or another process is at it.
+
+        Raises
+        ------
+        ConfigError
+            If the items table is gone: the entries wait until it is named anew.
+        DatabaseError
+            If the database does not take it; the entries wait for the next call.
+        """
+        with self._turn:
+            try:
+                taken = self._advance()
+            except BaseException as error:
+                # What was learned meanwhile is not what the database has: start from there the next time.
+                self._copy = None
+                self._store.discard()
+                self._complain(error)
+                raise
+            self._failure = ""
+            self._admit()
+            return taken
+
+    def _complain(self, error: BaseException) -> None:
+        """Say in `sona.errors` what keeps the strategies from being weighed; once, not at every look."""
+        is_news = isinstance(error, SonaError) and str(error) != self._failure
+        if is_news and not isinstance(error, DatabaseUnavailable | DatabaseBusy | UnknownSpace):
+            self._failure = str(error)
+            self._store.log_errors("evidence", [f"the strategies cannot be weighed: {error}"])
+
+    def refresh(self) -> None:
+        """Look whether another strategy came into force, or the same was learned on.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be asked; what was in force goes on answering.
+        """
+        with self._turn:
+            connection, space = self._store.connection(), self._store.space
+            stands = strategist_store.standing(connection, space)
+            if stands != self._refreshed_at:
+                self.served = strategist_store.read_served(connection, space, self._strategy)
+                self._refreshed_at = stands
+
+    def catch_up(self) -> int:
+        """Take in everything that the ledger holds; gives how many entries."""
+        total = 0
+        while taken := self.advance():
+            total += taken
+        return total
+
+    def _advance(self) -> int:
+        connection, space = self._store.connection(), self._store.space
+        head = learning_store.read_head(connection, space)
+        if strategist_store.standing(connection, space).ordinal >= head.ordinal:
+            return 0
+        reached("evidence.before_lock")
+        with strategist_store.strategist_transaction(connection, space) as transaction:
+            if transaction is None:
+                return 0
+            reached("evidence.after_lock")
+            entries = ledger_events(connection, space, transaction.ordinal, self.config.batch)
+            reached("evidence.after_entries")
+            if entries:
+                self._take_in(transaction, entries, head.items_sampled_at)
+            reached("evidence.before_commit")
+        reached("evidence.after_commit")
+        return len(entries)
+
+    def _take_in(
+        self, transaction: StrategistTransaction, entries: list[LedgerEvent], sampled_at: datetime | None
+    ) -> None:
+        copy = self._current(transaction, sampled_at)
+        events_before = copy.strategist.events
+        regions: set[int] = set()
+        for entry in entries:
+            if entry.event is not None and entry.event.trajectory.has_outcome:
+                regions.update(self._study(transaction, copy, entry, entry.event))
+        reached("evidence.after_events")
+        copy.ordinal = entries[-1].ordinal + 1
+        if copy.strategist.events == events_before:
+            transaction.skip(copy.ordinal)
+        else:
+            found = copy.strategist.describe()
+            transaction.write(copy.ordinal, copy.strategist.to_bytes(), found, regions=regions)
+        reached("evidence.after_state")
+
+    def _study(
+        self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent
+    ) -> list[int]:
+        """Test, then train, then remember; the region that the event fell into, if it was scored."""
+        trajectory, c = event.trajectory, self._strategy
+        query = unit(trajectory.query_embedding)
+        outcome = outcome_of(trajectory, self._store.space.config)
+        best = sorted(outcome.helped, key=lambda item: (-outcome.helped[item], item))[: c.most_remembered]
+        outcome = outcome._replace(helped={item: outcome.helped[item] for item in best})
+        new = {item: worth for item, worth in outcome.helped.items() if not event.taught.get(item, 0.0) > 0}
+        regions: list[int] = []
+        # Without direction there is nothing that could be near.
+        if new and copy.has_items and query.any():
+            seed = learning_seed(trajectory.id, event.revision)
+            judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed)
+            around = self._look_around(transaction, copy.pool, judged)
+            lesson = copy.strategist.learn(judged, around, copy.latest)
+            for turn in lesson.turns:
+                log.info("space %r: %s answers instead of %s: %s", self._store.space.name, turn.after, turn.before,
+                         turn.reason)  # fmt: skip
+                transaction.log_turn(entry.ordinal, trajectory.id, turn)
+            if lesson.region is not None:
+                regions.append(lesson.region)
+        is_prototype = copy.is_prototype(query)
+        is_new = transaction.remember(
+            entry.ordinal, trajectory.id, trajectory.query_embedding, outcome, is_prototype=is_prototype
+        )
+        if is_new:
+            copy.remember(query, is_prototype=is_prototype)
+        return regions
+
+    def _look_around(self, transaction: StrategistTransaction, pool: ItemPool, event: JudgedEvent) -> Surroundings:
+        c = self._strategy
+        nearest = transaction.nearest_items(event.query, c.candidates)
+        events = transaction.near(event.query, c.neighbours_learning)
+        wanted = set(nearest).union(event.helped, event.unhelpful, *(e.helped for e in events))
+        embeddings = self._embeddings(wanted, pool)
+        return Surroundings(nearest, events, embeddings, transaction.times_helped(embeddings))
+
+    def _embeddings(self, items: Collection[str], pool: ItemPool) -> dict[str, FloatVector]:
+        known = {item: pool.embeddings[row] for item in items if (row := pool.row(item)) is not None}
+        missing = sorted(set(items).difference(known))
+        found = spaces.item_embeddings(self._store.connection(), self._store.space, missing)
+        return known | {item: unit(vector) for item, vector in found.items()}
+
+    def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
+        """The local copy, if it is what the database has; else one from there."""
+        copy = self._copy
+        if copy is not None and copy.ordinal == transaction.ordinal and copy.sampled_at == sampled_at:
+            return copy
+        connection, space = self._store.connection(), self._store.space
+        pool = ItemPool(*spaces.item_sample(connection, space))
+        strategist = Strategist(pool, self._strategy, self._adapter)
+        state = transaction.state()
+        if state is not None:
+            strategist.load_bytes(state)
+        memory = transaction.memory(self._strategy.sanity_events)
+        self._copy = _Copy(strategist, pool, transaction.ordinal, sampled_at, memory.latest, memory.prototypes)
+        return self._copy
+
+    def _admit(self) -> None:
+        """Now and then, move the remembered queries of a large space into their index."""
+        if time.monotonic() < self._admit_at:
+            return
+        self._admit_at = time.monotonic() + self.config.admit_interval_seconds
+        try:
+            spaces.admit_queries(self._store.connection(), self._store.space, self._store.config.exact_search_rows)
+        except SonaError as error:
+            log.warning("the remembered queries are searched exactly for now: %s", error)
+
+    def close(self) -> None:
+        """Disconnect; the next call connects again."""
+        self._store.discard()
+
+
+class _Copy:
+    """The strategist as the database has it, and what goes with it."""
+
+    def __init__(
+        self,
+        strategist: Strategist,
+        pool: ItemPool,
+        ordinal: int,
+        sampled_at: datetime | None,
+        latest: FloatMatrix,
+        prototypes: FloatMatrix,
+    ) -> None:
+        self.strategist, self.pool = strategist, pool
+        self.ordinal, self.sampled_at = ordinal, sampled_at
+        self._prototypes = prototypes
+        self._queries = np.zeros((2 * strategist.config.sanity_events, latest.shape[1]), dtype=np.float32)
+        self._queries[: len(latest)] = latest
+        self._count = len(latest)
+
+    @property
+    def has_items(self) -> bool:
+        """Whether the space has items: without, there is nothing to rank."""
+        return self.sampled_at is not None
+
+    @property
+    def latest(self) -> FloatMatrix:
+        """The last queries (n, dim) that were remembered, oldest first; at most `sanity_events`."""
+        return self._queries[max(0, self._count - self.strategist.config.sanity_events) : self._count]
+
+    def is_prototype(self, query: FloatVector) -> bool:
+        """Whether a query is far from all prototypes, and there is room for another."""
+        c = self.strategist.config
+        near = float((self._prototypes @ query).max(initial=-1.0))
+        return len(self._prototypes) < c.prototypes and near < c.prototype_near and bool(query.any())
+
+    def remember(self, query: FloatVector, *, is_prototype: bool) -> None:
+        """Take a query in."""
+        if self._count == len(self._queries):
+            latest = self.latest.copy()
+            self._queries[: len(latest)] = latest
+            self._count = len(latest)
+        self._queries[self._count] = query
+        self._count += 1
+        if is_prototype:
+            self._prototypes = np.concatenate([self._prototypes, query[np.newaxis]])

@@ -1,0 +1,346 @@
+"""The strategist's transaction: entries taken in, what they showed and what is remembered, together or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from psycopg.types.json import Jsonb
+
+from sona_pg.config import StrategyConfig
+from sona_pg.errors import ConfigError, UnknownSpace
+from sona_pg.kernels import LowRank, unit
+from sona_pg.learning.outcome import Outcome
+from sona_pg.learning.remembered import FloatMatrix, Remembered
+from sona_pg.learning.serving import ServedStrategy, Serving
+from sona_pg.learning.strategist import InForce, Turn
+from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.learning import write_served
+from sona_pg.store.spaces import Space
+from sona_pg.types import FloatVector
+
+PROVEN = "proven"
+CAREFUL = "careful"
+"""Tiers of the served map: the adapters with which the fusion and the stake were proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the strategist of a space stands.
+
+    Parameters
+    ----------
+    ordinal
+        Ledger entries that it took in.
+    strategy
+        What the space is set to.
+    """
+
+    ordinal: int
+    strategy: str
+
+
+class Memory(NamedTuple):
+    """What a reader of the ledger keeps of what is remembered.
+
+    Parameters
+    ----------
+    latest
+        Unit queries (n, dim) that were remembered last, oldest first.
+    prototypes
+        Unit queries (m, dim) by which familiar ground is told.
+    """
+
+    latest: FloatMatrix
+    prototypes: FloatMatrix
+
+
+def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
+    """The settings by which a space finds its strategy: the first that are asked for, and those alone from then on.
+
+    Raises
+    ------
+    ConfigError
+        If others are given.
+    """
+    asked = asdict(StrategyConfig() if given is None else given)
+    statement = (
+        "SELECT settings, has_column_privilege('sona.strategist', 'settings', 'UPDATE') FROM sona.strategist"
+        " WHERE space_id = %s"
+    )
+    with translated():
+        row = connection.execute(statement, (space.space_id,)).fetchone()
+        if row is not None and not row[0] and row[1]:
+            connection.execute(
+                "UPDATE sona.strategist SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
+                (Jsonb(asked), space.space_id),
+            )
+            row = connection.execute(statement, (space.space_id,)).fetchone()
+    held = row[0] if row is not None and row[0] else asked
+    if given is not None:
+        for name, value in asked.items():
+            if held.get(name, value) != value:
+                raise ConfigError(
+                    f"space {space.name!r} finds its strategy with {name} = {held[name]}, not {value}: "
+                    "leave the setting out, or create another space"
+                )
+    return StrategyConfig(**held)
+
+
+def read_served(connection: Connection, space: Space, config: StrategyConfig) -> ServedStrategy:
+    """What answers in a space, as far as a vector can say it.
+
+    Raises
+    ------
+    UnknownSpace
+        If the space is gone.
+    """
+    key = (space.space_id,)
+    with transaction(connection):
+        row = connection.execute(
+            "SELECT s.strategy, g.in_force, g.is_sane, g.known, g.strange, g.weights IS NOT NULL FROM sona.space s"
+            " JOIN sona.strategist g USING (space_id) WHERE s.space_id = %s",
+            key,
+        ).fetchone()
+        if row is None:
+            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        strategy, in_force, is_sane, known, strange, has_learned = row
+        is_learned = strategy == "learned"
+        if is_learned:
+            strategy = in_force
+        elif strategy != "adapted" and not has_learned:
+            strategy = "frozen"
+        regions: list[tuple[FloatVector, int]] = []
+        if is_learned and is_sane:
+            regions = connection.execute(
+                "SELECT centroid, verdict FROM sona.strategy_region WHERE space_id = %s ORDER BY region",
+                key,
+                binary=True,
+            ).fetchall()
+        # Frozen needs none of them.
+        tiers: dict[str, list[tuple[FloatVector, FloatVector]]] = {PROVEN: [], CAREFUL: []}
+        prototypes: list[tuple[FloatVector]] = []
+        if strategy != "frozen" or any(verdict for _, verdict in regions):
+            for tier, down, up in connection.execute(
+                "SELECT tier, down, up FROM sona.served_row WHERE space_id = %s AND tier = ANY(%s)"
+                " ORDER BY tier, ordinal",
+                (space.space_id, list(tiers)),
+                binary=True,
+            ):
+                tiers[tier].append((down, up))
+            prototypes = connection.execute(
+                "SELECT embedding FROM sona.remembered_query WHERE space_id = %s AND is_prototype", key, binary=True
+            ).fetchall()
+    exceptions = {1: "fusion", -1: "frozen", 0: None}
+    return ServedStrategy(
+        strategy,
+        known,
+        strange,
+        config,
+        _serving(tiers[PROVEN], space.dim),
+        _serving(tiers[CAREFUL], space.dim),
+        _unit_rows([vector for (vector,) in prototypes], space.dim),
+        _unit_rows([centroid for centroid, _ in regions], space.dim),
+        tuple(exceptions[verdict] for _, verdict in regions),
+    )
+
+
+def _serving(rows: Sequence[tuple[FloatVector, FloatVector]], dim: int) -> Serving:
+    low_rank = LowRank(dim, max(len(rows), 1))
+    if rows:
+        low_rank.load(np.stack([*(down for down, _ in rows), *(up for _, up in rows)]))
+    return Serving([low_rank])
+
+
+def _unit_rows(vectors: Sequence[FloatVector], dim: int) -> FloatMatrix:
+    rows = np.zeros((len(vectors), dim), dtype=np.float32)
+    for place, vector in enumerate(vectors):
+        rows[place] = unit(vector)
+    return rows
+
+
+class StrategistTransaction:
+    """One transaction of the strategist, under its row lock."""
+
+    def __init__(self, connection: Connection, space: Space, ordinal: int) -> None:
+        self._connection = connection
+        self._space = space
+        self.ordinal = ordinal
+        """Ledger entries taken in so far."""
+
+    def state(self) -> bytes | None:
+        """The strategist's state; None before the first event."""
+        row = self._connection.execute(
+            "SELECT state FROM sona.strategist WHERE space_id = %s", (self._space.space_id,)
+        ).fetchone()
+        return None if row is None or row[0] is None else bytes(row[0])
+
+    def memory(self, latest: int) -> Memory:
+        """The last queries that were remembered, and the prototypes."""
+        newest = self._connection.execute(
+            "SELECT embedding FROM sona.remembered_query WHERE space_id = %s AND ordinal IS NOT NULL"
+            " ORDER BY ordinal DESC LIMIT %s",
+            (self._space.space_id, latest),
+            binary=True,
+        ).fetchall()
+        prototypes = self._connection.execute(
+            "SELECT embedding FROM sona.remembered_query WHERE space_id = %s AND is_prototype ORDER BY ordinal",
+            (self._space.space_id,),
+            binary=True,
+        ).fetchall()
+        dim = self._space.dim
+        return Memory(_unit_rows([v for (v,) in newest[::-1]], dim), _unit_rows([v for (v,) in prototypes], dim))
+
+    def near(self, query: FloatVector, k: int) -> list[Remembered]:
+        """The k remembered events nearest to a query (dim,), nearest first."""
+        rows = self._connection.execute(
+            "SELECT similarity, helped, rewards, unhelpful FROM unnest(sona._near_events(%s, %s, %s, %s))",
+            (self._space.space_id, self._space.dim, query, k),
+            binary=True,
+        )
+        return [
+            Remembered(similarity, dict(zip(helped, rewards, strict=True)), tuple(unhelpful))
+            for similarity, helped, rewards, unhelpful in rows
+        ]
+
+    def nearest_items(self, query: FloatVector, k: int) -> list[str]:
+        """The k items nearest to a query (dim,).
+
+        Raises
+        ------
+        ConfigError
+            If the space has no items table, or it or a column of it is gone.
+        """
+        # A savepoint: what is wrong with the application's table must not undo the transaction around.
+        with translated(), self._connection.transaction():
+            rows = self._connection.execute(
+                "SELECT item_id FROM sona._search_items(%s, %s, %s)", (self._space.space_id, query, k)
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def times_helped(self, items: Collection[str]) -> dict[str, int]:
+        """In how many remembered events items helped, of those that ever did."""
+        rows = self._connection.execute(
+            "SELECT item_id, helped FROM sona.item_outcome WHERE space_id = %s AND item_id = ANY(%s)",
+            (self._space.space_id, list(items)),
+        ).fetchall()
+        return dict(rows)
+
+    def remember(
+        self, ordinal: int, trajectory_id: uuid.UUID, query: FloatVector, outcome: Outcome, *, is_prototype: bool
+    ) -> bool:
+        """Remember an event by its query and what it was worth; whether it is new.
+
+        A later outcome takes the place of an earlier one.
+        """
+        space_id = self._space.space_id
+        before = self._connection.execute(
+            "SELECT helped FROM sona.remembered_query WHERE space_id = %s AND trajectory_id = %s",
+            (space_id, trajectory_id),
+        ).fetchone()
+        helped, rewards = list(outcome.helped), list(outcome.helped.values())
+        self._connection.execute(
+            "INSERT INTO sona.remembered_query"
+            " (space_id, trajectory_id, embedding, ordinal, helped, rewards, unhelpful, is_prototype)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (space_id, trajectory_id) DO UPDATE"
+            " SET helped = excluded.helped, rewards = excluded.rewards,"
+            " unhelpful = excluded.unhelpful",
+            (space_id, trajectory_id, query, ordinal, helped, rewards, list(outcome.unhelpful), is_prototype),
+        )
+        helped_before = set() if before is None else set(before[0])
+        change = {item: 1 for item in helped if item not in helped_before}
+        change |= dict.fromkeys(helped_before.difference(helped), -1)
+        if change:
+            self._connection.execute(
+                "INSERT INTO sona.item_outcome AS o (space_id, item_id, helped)"
+                " SELECT %s, c.item, greatest(c.change, 0) FROM unnest(%s::text[], %s::int[]) AS c (item, change)"
+                " ON CONFLICT (space_id, item_id) DO UPDATE SET helped = greatest(o.helped +"
+                " (SELECT c.change FROM unnest(%s::text[], %s::int[]) AS c (item, change)"
+                "  WHERE c.item = excluded.item_id), 0)",
+                (space_id, *(2 * [list(change), list(change.values())])),
+            )
+        return before is None
+
+    def log_turn(self, ordinal: int, trajectory_id: uuid.UUID, turn: Turn) -> None:
+        """Note down that another strategy came into force."""
+        self._connection.execute(
+            "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, region, before, after, reason)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            (self._space.space_id, ordinal, trajectory_id, turn.region, turn.before, turn.after, turn.reason),
+        )
+
+    def skip(self, ordinal: int) -> None:
+        """Note down that entries before `ordinal` were taken in, and that nothing came of them."""
+        self._connection.execute(
+            "UPDATE sona.strategist SET ordinal = %s, updated_at = now() WHERE space_id = %s",
+            (ordinal, self._space.space_id),
+        )
+
+    def write(self, ordinal: int, state: bytes, found: InForce, *, regions: Collection[int]) -> None:
+        """Write the state and what is in force, and the evidence of these regions."""
+        space_id = self._space.space_id
+        self._connection.execute(
+            "UPDATE sona.strategist SET ordinal = %s, events = %s, in_force = %s, is_sane = %s, known = %s,"
+            " strange = %s, unseen = %s, weights = %s, state = %s, updated_at = now() WHERE space_id = %s",
+            (ordinal, found.events, found.strategy, found.is_sane, found.known, found.strange, found.unseen)
+            + (found.weights.tolist(), state, space_id),
+        )
+        write_served(self._connection, space_id, {PROVEN: found.proven, CAREFUL: found.careful})
+        cursor = self._connection.cursor()
+        cursor.executemany(
+            "INSERT INTO sona.strategy_evidence (space_id, strategy, events, gain, recent_gain)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (space_id, strategy)"
+            " DO UPDATE SET events = excluded.events, gain = excluded.gain, recent_gain = excluded.recent_gain",
+            [(space_id, strategy, found.events, *gains) for strategy, gains in found.gains.items()],
+        )
+        cursor.executemany(
+            "INSERT INTO sona.strategy_region (space_id, region, centroid, events, gain, verdict)"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (space_id, region)"
+            " DO UPDATE SET centroid = excluded.centroid, events = excluded.events, gain = excluded.gain,"
+            " verdict = excluded.verdict",
+            [
+                (space_id, place, region.centroid, region.events, region.gain, int(region.verdict))
+                for place, region in enumerate(found.regions)
+                if place in regions
+            ],
+        )
+
+
+def standing(connection: Connection, space: Space) -> Standing:
+    """Where the strategist of a space stands, without a lock."""
+    with translated():
+        row = connection.execute(
+            "SELECT g.ordinal, s.strategy FROM sona.strategist g JOIN sona.space s USING (space_id)"
+            " WHERE g.space_id = %s",
+            (space.space_id,),
+        ).fetchone()
+    if row is None:
+        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+    return Standing(*row)
+
+
+@contextlib.contextmanager
+def strategist_transaction(connection: Connection, space: Space) -> Iterator[StrategistTransaction | None]:
+    """Begin a transaction of the strategist; None if another process is at it, or the space is gone.
+
+    Commits at the end, rolls back on any error.
+    """
+    with transaction(connection):
+        row = connection.execute(
+            "SELECT ordinal FROM sona.strategist WHERE space_id = %s FOR UPDATE SKIP LOCKED", (space.space_id,)
+        ).fetchone()
+        yield None if row is None else StrategistTransaction(connection, space, row[0])
+
+
+def spaces_unweighed(connection: Connection) -> list[str]:
+    """Names of the spaces whose ledger has entries that the strategist has not taken in."""
+    with translated():
+        rows = connection.execute(
+            "SELECT s.name FROM sona.space s JOIN sona.learner l USING (space_id)"
+            " JOIN sona.strategist g USING (space_id) WHERE g.ordinal < l.ordinal ORDER BY s.space_id"
+        ).fetchall()
+    return [row[0] for row in rows]
