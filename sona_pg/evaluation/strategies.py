@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent
-from sona_pg.learning.strategist import SHOWN, PoolIndex, Strategist, Strategy
+from sona_pg.learning.strategist import SHOWN, Lesson, PoolIndex, Strategist, Strategy
 from sona_pg.types import QueryTrajectory
 
 
@@ -34,10 +34,21 @@ class StrategySystem:
         self._index = PoolIndex(pool)
         self._memory = InMemoryOutcomes(collection.docs.shape[1])
         self._strategist = Strategist(pool)
+        self._lessons: list[Lesson] = []
+
+    @property
+    def lessons(self) -> Sequence[Lesson]:
+        """One for each trajectory; without gains where nothing was known to have helped."""
+        return self._lessons
+
+    @property
+    def in_force(self) -> Strategy:
+        """The strategy that answers now."""
+        return self._strategist.in_force
 
     def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
         """The ranking of every strategy but frozen, and of the one in force."""
-        wanted = {s.value: s for s in Strategy if s is not Strategy.FROZEN} | {LEARNED: self._strategist.in_force}
+        wanted = {s.value: s for s in Strategy if s is not Strategy.FROZEN} | {LEARNED: self.in_force}
         found: dict[str, list[list[int]]] = {name: [] for name in wanted}
         for query in queries:
             scored = self._strategist.answer(unit(query), self._memory, self._index)
@@ -55,7 +66,9 @@ class StrategySystem:
         unhelpful = [item for item in shown if item not in helped] if helped else []
         if helped:
             event = JudgedEvent(query, shown, helped, unhelpful, learning_seed(trajectory.id))
-            self._strategist.learn(event, self._memory, self._index)
+            self._lessons.append(self._strategist.learn(event, self._memory, self._index))
+        else:
+            self._lessons.append(Lesson(self.in_force, {}, None))
         self._memory.add(query, helped, unhelpful)
 
     def close(self) -> None:
