@@ -22,6 +22,9 @@ from sona_pg.evaluation import (
     Feedback,
     MemorySystem,
     SplitKind,
+    StrategySystem,
+    SystemFactory,
+    Trace,
     baselines,
     evaluate_collection,
     load_collection,
@@ -30,10 +33,10 @@ from sona_pg.evaluation import (
 )
 from sona_pg.evaluation.feedback import Judgement, judge
 from sona_pg.evaluation.protocol import Stream, trajectory_id
-from sona_pg.evaluation.report import confidence_interval
+from sona_pg.evaluation.report import SplitResult, confidence_interval
 from sona_pg.evaluation.splits import disjoint_parts, linked_groups, make_split
-from sona_pg.evaluation.strategies import StrategySystem
-from sona_pg.learning.strategist import Strategy
+from sona_pg.evaluation.trace import running_mean
+from sona_pg.learning.strategist import Lesson, Strategy, Turn
 from sona_pg.types import QueryTrajectory
 
 FloatMatrix = NDArray[np.float32]
@@ -544,8 +547,9 @@ class TestProtocol:
         assert one == two
         assert all(np.array_equal(a, b) for a, b in zip(scores_of(one), scores_of(two), strict=True))
 
-    def test_learning_beats_the_frozen_embedding(self, rotated: Collection) -> None:
-        report = evaluate_collection(rotated, splits=3)
+    @pytest.mark.parametrize("system", [MemorySystem, StrategySystem])
+    def test_learning_beats_the_frozen_embedding(self, rotated: Collection, system: SystemFactory) -> None:
+        report = evaluate_collection(rotated, splits=3, system_factory=system)
         learned = report.learned
         assert report.frozen.quality.ndcg10 < 0.5
         assert learned.quality.ndcg10 > 0.68
@@ -557,12 +561,16 @@ class TestProtocol:
 
     @pytest.mark.parametrize("feedback", [Feedback.SHOWN, Feedback.THUMB])
     def test_less_feedback_teaches_less_but_teaches(self, rotated: Collection, feedback: Feedback) -> None:
-        full = evaluate_collection(rotated, splits=3).learned.gain_ndcg10
-        less = evaluate_collection(rotated, splits=3, feedback=feedback).learned.gain_ndcg10
+        full, less = (
+            evaluate_collection(rotated, splits=3, feedback=given, system_factory=MemorySystem).learned.gain_ndcg10
+            for given in (Feedback.FULL, feedback)
+        )
         assert 0.01 < less < full
 
-    def test_what_was_learned_holds_on_documents_never_judged(self, rotated: Collection) -> None:
-        assert evaluate_collection(rotated, splits=3, split_kind=SplitKind.DISJOINT).learned.gain_ndcg10 > 0.1
+    @pytest.mark.parametrize("system", [MemorySystem, StrategySystem])
+    def test_what_was_learned_holds_on_documents_never_judged(self, rotated: Collection, system: SystemFactory) -> None:
+        report = evaluate_collection(rotated, splits=3, split_kind=SplitKind.DISJOINT, system_factory=system)
+        assert report.learned.gain_ndcg10 > 0.1
 
     def test_shuffled_outcomes_bring_nothing(self, rotated: Collection) -> None:
         report = evaluate_collection(rotated, splits=3, system_factory=ShuffledOutcomes)
@@ -653,10 +661,10 @@ class TestReport:
         assert {"ndcg10", "mrr10", "recall10", "hit5"} == set(first["frozen"]) == set(first["learned"])
         assert first["gain_ndcg10"] == pytest.approx(first["learned"]["ndcg10"] - first["frozen"]["ndcg10"])
         assert first["helped"] + first["harmed"] + first["unchanged"] == 2 * 120
-        assert set(first["strategies"]) == {"frozen", "adapted"}
+        assert set(first["strategies"]) == {*(s.value for s in Strategy), "learned"}
         assert set(first["baselines"]) == {"remembered", "offline_linear"}
         assert second["baselines"] == {}
-        assert first["strategies"]["adapted"]["gain_ndcg10"] == first["gain_ndcg10"]
+        assert first["strategies"]["learned"]["gain_ndcg10"] == first["gain_ndcg10"]
         assert first["gain_sd"] == pytest.approx(np.std([s["gain_ndcg10"] for s in first["per_split"]], ddof=1))
         assert first["us_per_event"] > 0
         assert document["mean_gain_ndcg10"] == pytest.approx((first["gain_ndcg10"] + second["gain_ndcg10"]) / 2)
@@ -688,14 +696,14 @@ class TestReport:
 
 class TestStrategies:
     def test_what_is_proven_answers_and_every_strategy_is_reported(self, rotated: Collection) -> None:
-        report = evaluate_collection(rotated, splits=2, system_factory=StrategySystem)
-        assert set(report.strategies) == {"frozen", *(s.value for s in Strategy), "learned"}
+        report = evaluate_collection(rotated, splits=2)
+        assert set(report.strategies) == {*(s.value for s in Strategy), "learned"}
         assert report.learned is report.strategies["learned"]
         assert min(report.learned.split_gains) > 0.15
         assert report.strategies["adapted"].gain_ndcg10 > 0.15
 
     def test_shuffled_outcomes_leave_the_answers_exactly_as_they_are(self, rotated: Collection) -> None:
-        report = evaluate_collection(rotated, splits=3, system_factory=StrategySystem, shuffle_outcomes=True)
+        report = evaluate_collection(rotated, splits=3, shuffle_outcomes=True)
         assert report.learned.quality == report.frozen.quality
         assert (report.learned.helped, report.learned.harmed) == (0, 0)
         assert report.strategies["fusion"].gain_ndcg10 < -0.02, "it would have harmed"
@@ -721,3 +729,68 @@ class TestStrategies:
         straight, moved = outcomes(False), outcomes(True)
         assert straight != moved
         assert sorted(map(sorted, straight)) == sorted(map(sorted, moved))  # type: ignore[type-var, arg-type]
+
+
+class TestTrace:
+    def test_what_an_event_shows_is_what_its_answer_was_worth(self, rotated: Collection) -> None:
+        report = evaluate_collection(rotated, splits=2, continuing=True)
+        for split in report.splits:
+            trace = trace_of(split)
+            assert len(trace.lessons) == split.events + len(split.held_out)
+            # Everything that helps becomes known here: the held-out part was measured by the same answers.
+            for name, scores in split.strategies.items():
+                gains = trace.gains(None if name == "learned" else Strategy(name))
+                assert gains[split.events :] == pytest.approx(split.differences(scores), abs=1e-6)
+
+    def test_every_event_has_its_lesson_and_tells_nothing_where_nothing_helped(self, rotated: Collection) -> None:
+        seen: list[QueryTrajectory] = []
+
+        class Spied(StrategySystem):
+            def observe(self, trajectory: QueryTrajectory) -> None:
+                seen.append(trajectory)
+                super().observe(trajectory)
+
+        (split,) = evaluate_collection(rotated, splits=1, feedback=Feedback.THUMB, system_factory=Spied).splits
+        lessons = trace_of(split).lessons
+        helped = [any(step.reward for step in trajectory.steps) for trajectory in seen]
+        assert [bool(lesson.gains) for lesson in lessons] == helped
+        assert 0 < sum(helped) < len(lessons) == split.events
+
+    def test_turns_in_json_are_those_of_the_trace(self, rotated: Collection) -> None:
+        report = evaluate_collection(rotated, splits=2)
+        document = json.loads(json.dumps(report_json([report], {})))
+        for split, found in zip(report.splits, document["collections"]["rotated"]["per_split"], strict=True):
+            trace = trace_of(split)
+            in_force = [*(lesson.in_force for lesson in trace.lessons), trace.in_force]
+            assert in_force[0] is Strategy.FROZEN
+            assert in_force[-1] is not Strategy.FROZEN
+            turned = [(e, in_force[e], in_force[e + 1]) for e in range(split.events) if in_force[e] != in_force[e + 1]]
+            assert [(turn["event"], turn["from"], turn["to"]) for turn in found["turns"]] == turned
+            assert all(turn["reason"] for turn in found["turns"])
+
+    def test_a_turn_at_the_last_event_is_told(self) -> None:
+        frozen, fusion = Strategy.FROZEN, Strategy.FUSION
+        turn = Turn(None, frozen, fusion, "proven")
+        trace = Trace((Lesson(frozen, {}), Lesson(frozen, {frozen: 0.0, fusion: 0.5}, (turn,))), fusion)
+        assert trace.turns == ((1, turn),)
+        assert trace.gains(fusion).tolist() == pytest.approx([math.nan, 0.5], nan_ok=True)
+        assert trace.gains().tolist() == pytest.approx([math.nan, 0.0], nan_ok=True)
+        assert Trace((), frozen).turns == ()
+
+    def test_a_system_need_not_tell(self, rotated: Collection) -> None:
+        report = evaluate_collection(rotated, splits=1, system_factory=MemorySystem)
+        assert report.splits[0].trace is None
+        document = json.loads(json.dumps(report_json([report], {})))
+        assert [found["turns"] for found in document["collections"]["rotated"]["per_split"]] == [[]]
+
+    @given(st.lists(st.one_of(st.none(), st.integers(-5, 5)), max_size=20))
+    def test_running_mean_against_other_code(self, values: list[int | None]) -> None:
+        found = running_mean(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
+        for place, mean in enumerate(found):
+            known = [v for v in values[: place + 1] if v is not None]
+            assert mean == pytest.approx(sum(known) / len(known) if known else math.nan, nan_ok=True)
+
+
+def trace_of(split: SplitResult) -> Trace:
+    assert split.trace is not None
+    return split.trace

@@ -13,9 +13,9 @@ from sona_pg.cli.output import print_json, print_table
 from sona_pg.data import load_demo
 from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
-from sona_pg.evaluation.feedback import Feedback, judge
+from sona_pg.evaluation.feedback import SPACE, Feedback, judge
 from sona_pg.evaluation.metrics import Quality, Ranking, score_ranking
-from sona_pg.evaluation.protocol import SPACE, trajectory_id
+from sona_pg.evaluation.protocol import trajectory_id
 from sona_pg.evaluation.report import CHANGED, confidence_interval
 from sona_pg.evaluation.splits import Split, SplitKind, make_split
 from sona_pg.store import spaces

@@ -15,7 +15,8 @@ from sona_pg.cli.output import print_json, print_table
 from sona_pg.config import QueryAdapterConfig
 from sona_pg.evaluation.collection import load_collection
 from sona_pg.evaluation.feedback import Feedback
-from sona_pg.evaluation.protocol import SPLITS, MemorySystem, Progress, SystemFactory, evaluate_collection
+from sona_pg.evaluation.plot import check_plot, save_plot
+from sona_pg.evaluation.protocol import SPLITS, Progress, SystemFactory, evaluate_collection
 from sona_pg.evaluation.report import CollectionReport, StrategyReport, report_json
 from sona_pg.evaluation.splits import SplitKind
 from sona_pg.evaluation.strategies import StrategySystem
@@ -41,10 +42,15 @@ from sona_pg.types import Json
     help="Judged: full, the top 10 and up to 3 further; shown, the top 10; thumb, the first.",
 )
 @click.option("--through-postgres", is_flag=True, help="Record and learn in Postgres, adapt held-out queries in SQL.")
-@click.option("--strategies", is_flag=True, help="Choose the strategy by the evidence, and report every one.")
 @click.option("--continue", "continuing", is_flag=True, help="Go on learning through the held-out part.")
 @click.option("--shuffle-outcomes", is_flag=True, help="Give every event another's outcome: nothing can be learned.")
 @click.option("--baselines", is_flag=True, help="Run rivals on the same splits.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw the gains event by event: .png, .svg or .pdf.",
+)
 @click.option("--url", metavar="URL", help="Database for --through-postgres; the embedded server without.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evaluate(
@@ -53,23 +59,25 @@ def evaluate(
     kind: str,
     feedback: str,
     through_postgres: bool,
-    strategies: bool,
     continuing: bool,
     shuffle_outcomes: bool,
     baselines: bool,
+    plot: Path | None,
     url: str | None,
     as_json: bool,
 ) -> None:
     """Replay the logged outcomes in each directory of DIRECTORIES, and measure on queries that were held out.
 
-    A directory holds docs.npy, queries.npy and qrels.tsv. Each event of the stream is answered and learned once; the
-    held-out queries are never learned from.
+    A directory holds docs.npy, queries.npy and qrels.tsv. Each event of the stream is answered by the strategy that
+    is proven best so far, and learned once; the held-out queries are never learned from. Every strategy is reported.
     """
     if url is not None and not through_postgres:
         raise click.UsageError("--url goes with --through-postgres")
-    if strategies and through_postgres:
-        raise click.UsageError("--strategies works in memory so far: leave --through-postgres out")
-    factory: SystemFactory = StrategySystem if strategies else MemorySystem
+    if plot is not None and through_postgres:
+        raise click.UsageError("--plot works in memory so far: leave --through-postgres out")
+    if plot is not None:
+        check_plot(plot)
+    factory: SystemFactory = StrategySystem
     if through_postgres:
         from sona_pg.evaluation.postgres import PostgresSystem
 
@@ -97,7 +105,6 @@ def evaluate(
         "split": kind,
         "feedback": feedback,
         "through_postgres": through_postgres,
-        "strategies": strategies,
         "continue": continuing,
         "shuffle_outcomes": shuffle_outcomes,
         "simd": kernels.active(),
@@ -111,6 +118,8 @@ def evaluate(
         print_json(document)
     else:
         _print_reports(reports, f"{feedback} feedback, {splits} {kind} splits")
+    if plot is not None:
+        save_plot(reports, plot)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sona_pg.config import SpaceConfig
 from sona_pg.evaluation.metrics import Grades
+
+SPACE = SpaceConfig(implicit_feedback=True)
+"""What the traffic of an evaluation is: rewards from 0 to 1, and what was shown beside what helped did not help."""
 
 FURTHER = 3
 """Most relevant documents that are marked beside the shown ones."""

@@ -10,8 +10,8 @@ from psycopg import sql
 
 from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
+from sona_pg.evaluation.feedback import SPACE
 from sona_pg.evaluation.metrics import FloatMatrix, Ranking, rank_documents
-from sona_pg.evaluation.protocol import SPACE
 from sona_pg.evaluation.report import ADAPTED
 from sona_pg.store import spaces
 from sona_pg.store.connection import connect, use_vector_schema

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,20 +15,20 @@ from sona_pg.config import QueryAdapterConfig, SpaceConfig
 from sona_pg.errors import ConfigError
 from sona_pg.evaluation.baselines import BASELINES, Baseline, frozen_outcomes
 from sona_pg.evaluation.collection import Collection
-from sona_pg.evaluation.feedback import Feedback, Judgement, judge
+from sona_pg.evaluation.feedback import SPACE, Feedback, Judgement, judge
 from sona_pg.evaluation.metrics import FloatMatrix, QueryScores, Ranking, rank_documents, score_ranking
 from sona_pg.evaluation.report import ADAPTED, FROZEN, CollectionReport, SplitResult, summarize
 from sona_pg.evaluation.splits import Split, SplitKind, make_split
+from sona_pg.evaluation.strategies import StrategySystem
+from sona_pg.evaluation.trace import Trace
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.outcome import OutcomeEvent
+from sona_pg.learning.strategist import Lesson, Strategy
 from sona_pg.types import FloatVector, QueryTrajectory, TrajectoryBuilder
 
 SPLITS = 10
 """How many splits are evaluated where nothing else is asked for."""
-
-SPACE = SpaceConfig(implicit_feedback=True)
-"""What the traffic of an evaluation is: rewards from 0 to 1, and what was shown beside what helped did not help."""
 
 _EVENTS = uuid.UUID("5e0a9d0c-6f0b-5b52-9c7e-3a1d8f2b4c60")
 """Namespace of the trajectory ids (RFC 9562, version 5)."""
@@ -54,12 +54,27 @@ class System(Protocol):
         """Release what the system holds; it is not used any more."""
 
 
+@runtime_checkable
+class Traced(Protocol):
+    """A system that tests its strategies on every event before it learns from it. Not every `System` does."""
+
+    @property
+    def lessons(self) -> Sequence[Lesson]:
+        """One for each trajectory that was observed, in order."""
+        ...
+
+    @property
+    def in_force(self) -> Strategy:
+        """The strategy that answers now."""
+        ...
+
+
 SystemFactory = Callable[[Collection], System]
 """Gives a system that has learned nothing; asked once for every split."""
 
 
 class MemorySystem:
-    """The learner in memory, every document in its pool: what `SonaEngine` serves.
+    """The adapter alone in memory, every document in its pool: what `SonaEngine` serves so far.
 
     Parameters
     ----------
@@ -100,7 +115,7 @@ def evaluate_collection(
     splits: int = SPLITS,
     split_kind: SplitKind = SplitKind.RANDOM,
     feedback: Feedback = Feedback.FULL,
-    system_factory: SystemFactory = MemorySystem,
+    system_factory: SystemFactory = StrategySystem,
     continuing: bool = False,
     shuffle_outcomes: bool = False,
     baselines: bool = False,
@@ -237,6 +252,7 @@ def _run_split(
         else:
             rankings = dict(system.answer(held_out))
         served = system.served
+        trace = Trace(tuple(system.lessons), system.in_force) if isinstance(system, Traced) else None
     helped = frozen_outcomes(collection, split, stream.feedback) if rivals else []
     return SplitResult(
         index=split.index,
@@ -249,6 +265,7 @@ def _run_split(
             **{name: measure(ranking) for name, ranking in rankings.items()},
         },
         baselines={name: measure(rank(collection, split, helped)) for name, rank in rivals.items()},
+        trace=trace,
     )
 
 

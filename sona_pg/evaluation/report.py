@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sona_pg.errors import InvalidInput
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.metrics import Quality, QueryScores
+from sona_pg.evaluation.trace import Trace
 from sona_pg.types import Json
 
 FROZEN = "frozen"
@@ -48,6 +49,9 @@ class SplitResult:
         The strategy that answered.
     strategies, baselines
         Scores of each held-out query, by name; `FROZEN` and `served` are strategies.
+    trace
+        What every event showed before it was learned from, those of the held-out part too if learning went on; None
+        if the system does not say.
     """
 
     index: int
@@ -57,6 +61,7 @@ class SplitResult:
     served: str
     strategies: Mapping[str, QueryScores]
     baselines: Mapping[str, QueryScores]
+    trace: Trace | None = field(default=None, compare=False, repr=False)
 
     @property
     def frozen(self) -> Quality:
@@ -255,12 +260,18 @@ def _collection_json(report: CollectionReport) -> dict[str, Json]:
                 "frozen": _quality_json(split.frozen),
                 "learned": _quality_json(split.learned),
                 "gain_ndcg10": gain,
+                "turns": _turns_json(split.trace),
             }
             for split, gain in zip(report.splits, learned.split_gains, strict=True)
         ],
         "strategies": {name: _strategy_json(strategy) for name, strategy in report.strategies.items()},
         "baselines": {name: _strategy_json(baseline) for name, baseline in report.baselines.items()},
     }
+
+
+def _turns_json(trace: Trace | None) -> list[Json]:
+    turns = () if trace is None else trace.turns
+    return [{"event": e, "from": t.before.value, "to": t.after.value, "reason": t.reason} for e, t in turns]
 
 
 def _strategy_json(strategy: StrategyReport) -> dict[str, Json]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sona_pg.config import SHOWN
+from sona_pg.config import SHOWN, SpaceConfig
 from sona_pg.evaluation.collection import Collection
+from sona_pg.evaluation.feedback import SPACE
 from sona_pg.evaluation.metrics import FloatMatrix, Ranking
 from sona_pg.evaluation.report import LEARNED
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.outcome import outcome_of
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, look_around
-from sona_pg.learning.strategist import Strategist, Strategy
+from sona_pg.learning.strategist import Lesson, Strategist, Strategy
 from sona_pg.types import QueryTrajectory
 
 
@@ -25,16 +27,30 @@ class StrategySystem:
     ----------
     collection
         Where the documents come from.
+    space
+        What the traffic is.
     """
 
     served = LEARNED
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: Collection, *, space: SpaceConfig = SPACE) -> None:
+        self._space = space
         pool = ItemPool(collection.doc_ids, collection.docs)
         self._row = {item: row for row, item in enumerate(collection.doc_ids)}
         self._index = PoolIndex(pool)
         self._memory = InMemoryOutcomes(collection.docs.shape[1])
         self._strategist = Strategist(pool)
+        self._lessons: list[Lesson] = []
+
+    @property
+    def lessons(self) -> Sequence[Lesson]:
+        """One for each trajectory; without gains where nothing was known to have helped."""
+        return self._lessons
+
+    @property
+    def in_force(self) -> Strategy:
+        """The strategy that answers now."""
+        return self._strategist.in_force
 
     def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
         """The ranking of every strategy but frozen, and of the one in force."""
@@ -49,18 +65,17 @@ class StrategySystem:
 
     def observe(self, trajectory: QueryTrajectory) -> None:
         """Learn, and remember."""
-        query = unit(trajectory.query_embedding)
-        judged = [(step.item_id, step.reward, step.position) for step in trajectory.steps if step.item_id is not None]
-        shown = [item for item, _, position in judged if position is not None]
-        helped = {item: reward for item, reward, _ in judged if reward is not None and reward > 0}
-        # As traffic that declares implicit feedback: what was shown beside what helped did not help.
-        unhelpful = [item for item in shown if item not in helped] if helped else []
-        if helped:
-            event = JudgedEvent(query, shown, helped, unhelpful, learning_seed(trajectory.id))
+        query, outcome = unit(trajectory.query_embedding), outcome_of(trajectory, self._space)
+        if outcome.helped:
+            seed = learning_seed(trajectory.id)
+            event = JudgedEvent(query, outcome.shown, outcome.helped, outcome.unhelpful, seed)
             config = self._strategist.config
             around = look_around(query, self._memory, self._index, config, event=event)
-            self._strategist.learn(event, around, self._memory.latest(config.sanity_events))
-        self._memory.add(query, helped, unhelpful)
+            lesson = self._strategist.learn(event, around, self._memory.latest(config.sanity_events))
+        else:
+            lesson = Lesson(self._strategist.strategy_for(query), {})
+        self._lessons.append(lesson)
+        self._memory.add(query, outcome.helped, outcome.unhelpful)
 
     def close(self) -> None:
         """Nothing is held."""

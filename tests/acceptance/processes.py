@@ -24,9 +24,9 @@ from psycopg import sql
 
 from sona_pg import SonaEngine
 from sona_pg.evaluation.collection import Collection, load_collection
-from sona_pg.evaluation.feedback import Feedback
+from sona_pg.evaluation.feedback import SPACE, Feedback
 from sona_pg.evaluation.metrics import rank_documents, score_ranking
-from sona_pg.evaluation.protocol import SPACE, Stream, trajectory_id
+from sona_pg.evaluation.protocol import Stream, trajectory_id
 from sona_pg.evaluation.splits import Split, SplitKind, make_split
 from sona_pg.store.connection import Connection, connect, use_vector_schema
 from sona_pg.store.migrate import migrate

@@ -10,6 +10,7 @@ import pytest
 
 from sona_pg import config
 from sona_pg.config import (
+    EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
     SignalConfig,
@@ -21,6 +22,7 @@ from sona_pg.config import (
 from sona_pg.errors import ConfigError
 
 ALL: list[type[Any]] = [
+    EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
     SignalConfig,
@@ -115,7 +117,6 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "poll_interval_seconds": (0.009, 3601),
         "batch": (0, 100_001),
         "open_spaces": (0, 10_001),
-        "admit_interval_seconds": (-1, 86_401),
         "retention_interval_seconds": (-1, 86_401),
         "retention_batch": (0, 100_001),
         "longest_setback_seconds": (0.9, 86_401),
@@ -201,5 +202,5 @@ def test_ends_of_a_range_belong_to_it() -> None:
     QueryAdapterConfig(rank=64, learning_rate=0.0, negatives=0, max_marked=0, beta1=0.0, beta2=0.0, pool_size=0)
     SignalConfig(max_gradient_norm=1e-6, prior_weight=0.0, prior_reward=-1.0, centring_signals=0)
     StoreConfig(connect_timeout_seconds=1, lock_timeout_seconds=3600, publish_every_events=1, exact_search_rows=0)
-    WorkerConfig(0.01, batch=1, open_spaces=1, admit_interval_seconds=0.0, longest_setback_seconds=1.0)
+    WorkerConfig(0.01, batch=1, open_spaces=1, longest_setback_seconds=1.0)
     SpaceConfig(reward_min=-1e6, reward_max=1e6)
