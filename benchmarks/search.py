@@ -1,7 +1,9 @@
-"""Applying what was learned: sona.adapt beside SELECT 1, recall beside the bare pgvector query, with filters too."""
+"""Applying what was learned: sona.adapt beside SELECT 1, recall beside the bare queries, with filters and fusion."""
 
 from __future__ import annotations
 
+import itertools
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -64,8 +66,79 @@ def run(*, quick: bool) -> list[Row]:
             inner=1,
         )
         filters = [_filtered(engine, connection, random, share, rounds // 10) for share in (10, 100, 1000)]
+        fused = _fused(engine, connection, random, items, rounds)
         connection.execute("DROP TABLE benchmark_items")
-    return [replace(adapt, params={**adapt.params, "over_us": over}), recall, engine_recall, *filters]
+    return [replace(adapt, params={**adapt.params, "over_us": over}), recall, engine_recall, *filters, *fused]
+
+
+def _fused(
+    engine: SonaEngine, connection: Connection, random: np.random.Generator, size: int, rounds: int
+) -> list[Row]:
+    """recall by the fusion over as many remembered outcomes as items, beside the two bare queries that it needs."""
+    connection.execute("SELECT sona.set_strategy(%s, 'fusion')", (SPACE,))
+    rows = connection.execute("SELECT id, embedding FROM benchmark_items", binary=True).fetchall()
+    columns = "space_id, trajectory_id, embedding, admitted, ordinal, helped, rewards, unhelpful"
+    with connection.cursor().copy(f"COPY sona.remembered_query ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["int8", "uuid", "vector", "bool", "int8", "text[]", "float4[]", "text[]"])
+        for place in range(size):
+            near = [rows[(place + step * 100) % size] for step in range(10)]
+            query = near[0][1] + np.float32(0.3) * random.standard_normal(DIM, dtype=np.float32)
+            ids = [str(item) for item, _ in near]
+            copy.write_row((engine.space.space_id, uuid.uuid4(), query, True, 1000 + place, ids[:1], [1.0], ids[1:]))
+    connection.execute(
+        "INSERT INTO sona.item_outcome (space_id, item_id, helped)"
+        " SELECT %s, id::text, 1 FROM benchmark_items ON CONFLICT DO NOTHING",
+        (engine.space.space_id,),
+    )
+    connection.execute("SELECT sona._index_queries(%s)", (DIM,))
+    connection.execute("ANALYZE sona.remembered_query")
+    connection.execute("ANALYZE sona.item_outcome")
+    engine.flush()
+    queries = [
+        embedding + np.float32(0.3) * random.standard_normal(DIM, dtype=np.float32)
+        for _, embedding in rows[:: max(1, len(rows) // 997)]
+    ]
+    # Each call has a query of its own: one that was just asked is in the caches.
+    asked = itertools.cycle(queries)
+
+    bare_items = "SELECT id FROM benchmark_items ORDER BY embedding <=> %s LIMIT 10"
+    # The very expression of the index; what recall asks for, without anything else.
+    bare_memory = (
+        f"SELECT helped, rewards, unhelpful FROM sona.remembered_query WHERE space_id = {engine.space.space_id}"
+        f" AND admitted AND vector_dims(embedding) = {DIM}"
+        f" ORDER BY embedding::vector({DIM}) <=> %s::vector({DIM}) LIMIT 50"
+    )
+
+    def fetch(statement: str, *parameters: object) -> object:
+        return connection.execute(statement, parameters, binary=True).fetchall()
+
+    def both() -> object:
+        query = next(asked)
+        return fetch(bare_items, query), fetch(bare_memory, query)
+
+    connection.execute("SET hnsw.iterative_scan = relaxed_order")
+    params: dict[str, int | float | str] = {"d": DIM, "items": size, "trajectories": size}
+    rival = "bare item query + bare memory query"
+    return [
+        compare(
+            "sona.recall by the fusion",
+            params,
+            lambda: fetch("SELECT * FROM sona.recall(%s, %s, 10)", SPACE, next(asked)),
+            rival,
+            both,
+            rounds=rounds,
+            inner=1,
+        ),
+        compare(
+            "SonaEngine.recall by the fusion",
+            params,
+            lambda: engine.recall(next(asked)),
+            rival,
+            both,
+            rounds=rounds,
+            inner=1,
+        ),
+    ]
 
 
 def _filtered(engine: SonaEngine, connection: Connection, random: np.random.Generator, share: int, rounds: int) -> Row:

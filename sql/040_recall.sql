@@ -3,9 +3,23 @@
 DROP FUNCTION IF EXISTS sona.recall(text, @vector@.vector, integer);
 DROP FUNCTION IF EXISTS sona._search_items(bigint, @vector@.vector, integer);
 
-CREATE OR REPLACE FUNCTION sona._search_items(
-    space_id bigint, query @vector@.vector, k integer, filter jsonb DEFAULT NULL
-) RETURNS TABLE (item_id text, rank integer, score real)
+CREATE OR REPLACE FUNCTION sona._widen_search(k integer) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    before text := coalesce(current_setting('hnsw.ef_search', true), '40');
+BEGIN
+    -- An index scan that finds hnsw.ef_search rows goes on a second time for more: one that is wide enough is cheaper.
+    IF before::integer < k THEN PERFORM set_config('hnsw.ef_search', least(k, 1000)::text, true); END IF;
+    RETURN before;
+END $$;
+COMMENT ON FUNCTION sona._widen_search IS
+    'Lets an HNSW index find k rows in one go; returns the setting before, for whoever sets it back.';
+
+CREATE OR REPLACE FUNCTION sona._nearest_items(
+    space_id bigint, query @vector@.vector, other @vector@.vector, k integer, filter jsonb,
+    OUT items text[], OUT distances double precision[], OUT other_distances double precision[]
+)
 -- It writes nothing, but only a volatile function may ask the planner how many rows it expects.
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp
@@ -21,8 +35,8 @@ DECLARE
     distance text;
     id text;
     away double precision;
-    ids text[];
-    distances double precision[];
+    other_away double precision;
+    ef_search text;
 BEGIN
     SELECT * INTO source FROM sona._items_of(space_id);
     IF source.items IS NULL THEN
@@ -39,28 +53,46 @@ BEGIN
         wanted := 4 * k;
     END IF;
     distance := format('t.%I OPERATOR(@vector@.<=>) $1', source.embedding_column);
+    ef_search := sona._widen_search(wanted);
     FOR pass IN first_pass..1 LOOP
         -- An index gives up after hnsw.max_scan_tuples. Where it gave fewer than k, there may be more all the same: the
         -- second pass adds zero to the distance, an order that no index serves, so that every row is compared.
-        ids := '{}';
+        items := '{}';
         distances := '{}';
+        other_distances := '{}';
         -- One level, and nothing that could be done later: this is planned at every call.
-        FOR id, away IN EXECUTE format(
-            'SELECT t.%1$I::text, %2$s FROM %3$s t WHERE t.%4$I IS NOT NULL%5$s ORDER BY (%2$s)%6$s LIMIT %7$s',
+        FOR id, away, other_away IN EXECUTE format(
+            'SELECT t.%1$I::text, %2$s, %8$s FROM %3$s t WHERE t.%4$I IS NOT NULL%5$s ORDER BY (%2$s)%6$s LIMIT %7$s',
             source.id_column, distance, source.items, source.embedding_column, condition,
-            CASE pass WHEN 1 THEN ' + 0' END, CASE pass WHEN 1 THEN k ELSE wanted END)
-        USING query
+            CASE pass WHEN 1 THEN ' + 0' END, CASE pass WHEN 1 THEN k ELSE wanted END,
+            CASE WHEN other IS NULL THEN 'NULL::float8'
+                 ELSE format('t.%I OPERATOR(@vector@.<=>) $2', source.embedding_column) END)
+        USING query, other
         LOOP
-            ids := ids || id;
-            distances := distances || away;
+            items := array_append(items, id);
+            distances := array_append(distances, away);
+            other_distances := array_append(other_distances, other_away);
         END LOOP;
-        EXIT WHEN cardinality(ids) >= k;
+        EXIT WHEN cardinality(items) >= k;
     END LOOP;
-    -- An index returns almost in order; ties go by the id. A vector of zeros has no direction: its score is that of what is
-    -- unrelated, and no NaN.
-    RETURN QUERY SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer,
-                        coalesce(1 - nullif(f.away, 'NaN'), 0)::real
-    FROM unnest(ids, distances) AS f (id, away) ORDER BY 2 LIMIT k;
+    PERFORM set_config('hnsw.ef_search', ef_search, true);
+END $$;
+COMMENT ON FUNCTION sona._nearest_items IS
+    'Items near a query by cosine, of those that pass the filter, almost in order, with the rights of the caller; and how '
+    'far they are from another query, if there is one. Never fewer than k where there are as many.';
+
+CREATE OR REPLACE FUNCTION sona._search_items(
+    space_id bigint, query @vector@.vector, k integer, filter jsonb DEFAULT NULL
+) RETURNS TABLE (item_id text, rank integer, score real)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    -- Ties go by the id. A vector of zeros has no direction: its score is that of what is unrelated, and no NaN.
+    RETURN QUERY
+    SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer,
+           coalesce(1 - nullif(f.away, 'NaN'), 0)::real
+    FROM sona._nearest_items(_search_items.space_id, query, NULL, k, filter) n, unnest(n.items, n.distances) AS f (id, away)
+    ORDER BY 2 LIMIT k;
 END $$;
 COMMENT ON FUNCTION sona._search_items IS
     'The k items nearest to a query by cosine, of those that pass the filter, with the rights of the caller. Never '
@@ -69,7 +101,7 @@ COMMENT ON FUNCTION sona._search_items IS
 CREATE OR REPLACE FUNCTION sona._near_events(
     space_id bigint, dim integer, query @vector@.vector, k integer
 ) RETURNS sona.neighbour[]
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'relaxed_order' AS $$
 DECLARE
@@ -83,20 +115,26 @@ DECLARE
     fresh text :=
         'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
         ' FROM sona.remembered_query r WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 1 LIMIT $3';
+    ef_search text := sona._widen_search(k);
 BEGIN
+    -- Most have only one of them, and what is not there need not be planned.
     EXECUTE format(
         'SELECT array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour'
-        '                 ORDER BY n.away, n.ordinal)'
-        ' FROM (SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away, b.ordinal LIMIT $3) n', fresh, admitted)
+        '                 ORDER BY n.away, n.ordinal) FROM (%s) n',
+        CASE WHEN NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id
+                                                                    AND NOT r.admitted) THEN admitted
+             WHEN to_regclass('sona.remembered_query_hnsw_' || dim) IS NULL THEN fresh
+             ELSE format('SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away, b.ordinal LIMIT $3', fresh, admitted) END)
     INTO events USING query, space_id, k;
+    PERFORM set_config('hnsw.ef_search', ef_search, true);
     RETURN coalesce(events, '{}');
 END $$;
 COMMENT ON FUNCTION sona._near_events IS
     'The k remembered events nearest to a query, nearest first; of equally near ones the older first.';
 
-CREATE OR REPLACE FUNCTION sona._item_cosines(
-    space_id bigint, ids text[], filter jsonb, query @vector@.vector, adapted @vector@.vector, careful @vector@.vector,
-    OUT items text[], OUT frozen double precision[], OUT by_adapter double precision[], OUT by_careful double precision[]
+CREATE OR REPLACE FUNCTION sona._item_distances(
+    space_id bigint, ids text[], filter jsonb, query @vector@.vector, other @vector@.vector,
+    OUT items text[], OUT distances double precision[], OUT other_distances double precision[]
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -104,23 +142,23 @@ DECLARE
     source sona.item_source%ROWTYPE;
     condition text := '';
 BEGIN
+    IF cardinality(ids) = 0 THEN RETURN; END IF;
     SELECT * INTO source FROM sona._items_of(space_id);
     IF filter IS NOT NULL AND filter <> '{}' THEN
         condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
     END IF;
     -- The ids are cast to the column's type, so that its index serves; one that is no value of it is no item any more.
     EXECUTE format(
-        'SELECT array_agg(t.%1$I::text), array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $2)),'
-        ' array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $3)), array_agg(1 - (t.%2$I OPERATOR(@vector@.<=>) $4))'
+        'SELECT array_agg(t.%1$I::text), array_agg(t.%2$I OPERATOR(@vector@.<=>) $2),'
+        ' array_agg(t.%2$I OPERATOR(@vector@.<=>) $3)'
         ' FROM %3$s t WHERE t.%1$I = ANY ($1::%4$s[]) AND t.%2$I IS NOT NULL%5$s',
         source.id_column, source.embedding_column, source.items, source.id_type, condition)
-    INTO items, frozen, by_adapter, by_careful
+    INTO items, distances, other_distances
     USING CASE WHEN source.id_type = 'text' THEN ids
-          ELSE ARRAY(SELECT i FROM unnest(ids) i WHERE pg_input_is_valid(i, source.id_type)) END,
-          query, adapted, careful;
+          ELSE ARRAY(SELECT i FROM unnest(ids) i WHERE pg_input_is_valid(i, source.id_type)) END, query, other;
 END $$;
-COMMENT ON FUNCTION sona._item_cosines IS
-    'Cosines of those of the items that are there, and pass the filter, to a query as three strategies ask it.';
+COMMENT ON FUNCTION sona._item_distances IS
+    'How far those of the items that are there, and pass the filter, are from two queries.';
 
 CREATE OR REPLACE FUNCTION sona._score_items(
     space_id bigint, strategy text, query @vector@.vector, k integer, filter jsonb
@@ -131,15 +169,17 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     g record;
     base @vector@.vector := @vector@.l2_normalize(query);
-    adapted @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{proven}', base));
-    careful @vector@.vector := @vector@.l2_normalize(sona._mapped(space_id, '{careful}', base));
+    -- The query as the strategy's own adapter asks it.
+    other @vector@.vector := @vector@.l2_normalize(sona._mapped(
+        space_id, CASE strategy WHEN 'stake' THEN '{careful}'::text[] ELSE '{proven}' END, base));
     events sona.neighbour[];
-    listed text[];
-    found record;
+    near record;
+    helped record;
+    familiarity double precision;
     gate double precision;
     -- What is served of the strategy: the rest is frozen.
     share double precision;
-    -- Length of base + gate (adapted - base).
+    -- Length of base + gate (other - base).
     length double precision;
 BEGIN
     SELECT x.known, x.strange, x.unseen, x.weights AS w, (x.settings ->> 'candidates')::integer AS candidates,
@@ -147,52 +187,55 @@ BEGIN
            (x.settings ->> 'vote_kernel')::double precision AS kernel, x.settings
     INTO g FROM sona.strategist x WHERE x.space_id = _score_items.space_id;
     events := sona._near_events(space_id, @vector@.vector_dims(query), query, g.neighbours);
-    listed := ARRAY(SELECT s.item_id FROM sona._search_items(space_id, query, greatest(k, g.candidates), filter) s);
-    SELECT * INTO found FROM sona._item_cosines(
-        space_id, listed || ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (listed)),
-        filter, base, adapted, careful);
-    gate := sona._familiar((events[1]).similarity, g.settings);
+    SELECT * INTO near FROM sona._nearest_items(space_id, base, other, greatest(k, g.candidates), filter);
+    SELECT * INTO helped FROM sona._item_distances(
+        space_id,
+        ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (near.items)),
+        filter, base, other);
+    familiarity := greatest((events[1]).similarity, 0);
+    gate := sona._familiar(familiarity, g.settings);
     share := CASE strategy WHEN 'fusion' THEN gate + (1 - gate) * g.unseen
                            WHEN 'stake' THEN gate * g.known + (1 - gate) * g.strange ELSE 1 END;
-    length := sqrt(greatest((1 - gate) ^ 2 + gate ^ 2
-                            + 2 * gate * (1 - gate) * -(base OPERATOR(@vector@.<#>) adapted), 0));
+    length := sqrt(greatest((1 - gate) ^ 2 + gate ^ 2 + 2 * gate * (1 - gate) * -(base OPERATOR(@vector@.<#>) other), 0));
+    IF length < 1e-12 THEN length := 1; END IF;
     RETURN QUERY
-    WITH near AS MATERIALIZED (SELECT * FROM unnest(events) WITH ORDINALITY n (similarity, helped, rewards, unhelpful, place)),
-    help AS (
-        SELECT h.item, max(n.similarity) AS nearest, sum(exp((n.similarity - 1) / g.kernel) * h.reward) AS vote
-        FROM near n, unnest(n.helped, n.rewards) h (item, reward) GROUP BY h.item),
+    WITH help AS (
+        SELECT h.item, max(e.similarity) AS nearest, sum(exp((e.similarity - 1) / g.kernel) * h.reward) AS vote
+        FROM unnest(events) e, unnest(e.helped, e.rewards) h (item, reward) GROUP BY h.item),
     miss AS (
-        SELECT m.item, max(n.similarity) AS nearest FROM near n, unnest(n.unhelpful) m (item)
-        WHERE n.place <= g.misses_near GROUP BY m.item),
+        SELECT m.item, max(e.similarity) AS nearest FROM unnest(events[:g.misses_near]) e, unnest(e.unhelpful) m (item)
+        GROUP BY m.item),
     -- A table of chunks has an id several times: its nearest row stands for it.
     items AS (
-        SELECT DISTINCT ON (i.item) i.item, coalesce(nullif(i.frozen, 'NaN'), 0) AS frozen,
-               coalesce(nullif(i.adapted, 'NaN'), 0) AS adapted, coalesce(nullif(i.careful, 'NaN'), 0) AS careful
-        FROM unnest(found.items, found.frozen, found.by_adapter, found.by_careful) i (item, frozen, adapted, careful)
-        ORDER BY i.item, i.frozen DESC),
+        SELECT DISTINCT ON (i.item) i.item, coalesce(1 - nullif(i.away, 'NaN'), 0) AS frozen,
+               coalesce(1 - nullif(i.other_away, 'NaN'), 0) AS other
+        FROM unnest(near.items || helped.items, near.distances || helped.distances,
+                    near.other_distances || helped.other_distances) i (item, away, other_away)
+        ORDER BY i.item, i.away),
     known AS (
-        SELECT i.*, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote, coalesce(m.nearest, 0) AS miss,
-               coalesce(o.helped, 0) AS times, max(i.frozen) OVER () AS best, (SELECT sum(x.vote) FROM help x) AS votes,
-               ((1 - gate) * i.frozen + gate * i.adapted) / CASE WHEN length < 1e-12 THEN 1 ELSE length END - i.frozen
-                   AS familiar
-        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item)
-        LEFT JOIN sona.item_outcome o ON o.space_id = _score_items.space_id AND o.item_id = i.item),
+        SELECT i.item, i.frozen, i.other, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
+               i.frozen - (SELECT max(b.frozen) FROM items b) AS below, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote,
+               coalesce(m.nearest, 0) AS miss,
+               -- A subquery: a join might read all outcomes of a space for those of a hundred items.
+               coalesce((SELECT o.helped FROM sona.item_outcome o
+                         WHERE o.space_id = _score_items.space_id AND o.item_id = i.item), 0) AS times
+        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item)),
     scored AS (
         SELECT f.item, (1 - share) * f.frozen + share * CASE strategy
             WHEN 'familiar' THEN f.frozen + f.familiar
             WHEN 'boosted' THEN f.frozen + 0.5 * f.vote
-            WHEN 'stake' THEN f.careful
+            WHEN 'stake' THEN f.other
             -- In the order of sona_pg.learning.fusion.FEATURES; 20 is the scale of cosines as logits.
-            ELSE (g.w[1] * 20 * f.frozen + g.w[2] * 20 * f.familiar + g.w[3] * 20 * (f.adapted - f.frozen)
-                  + (g.w[4] + g.w[9] * (f.frozen - f.best)) * greatest(f.help - 0.5, 0)
-                  + (g.w[5] + g.w[10] * (f.frozen - f.best)) * greatest(f.help - 0.7, 0)
-                  + (g.w[6] + g.w[11] * (f.frozen - f.best)) * greatest(f.help - 0.85, 0)
-                  + g.w[7] * 2 * ln(1 + f.vote) + g.w[8] * coalesce(f.vote / nullif(f.votes, 0), f.vote)
+            ELSE (g.w[1] * 20 * f.frozen + g.w[2] * 20 * f.familiar + g.w[3] * 20 * (f.other - f.frozen)
+                  + (g.w[4] + g.w[9] * f.below) * greatest(f.help - 0.5, 0)
+                  + (g.w[5] + g.w[10] * f.below) * greatest(f.help - 0.7, 0)
+                  + (g.w[6] + g.w[11] * f.below) * greatest(f.help - 0.85, 0)
+                  + g.w[7] * 2 * ln(1 + f.vote) + g.w[8] * coalesce(f.vote / nullif((SELECT sum(v.vote) FROM help v), 0), f.vote)
                   + g.w[12] * greatest(f.miss - 0.5, 0) + g.w[13] * greatest(f.miss - 0.8, 0)
                   + g.w[14] * ln(1 + f.times)
-                  + CASE WHEN f.times > 0 THEN g.w[15] + g.w[16] * greatest((events[1]).similarity - 0.5, 0)
-                        + g.w[17] * greatest((events[1]).similarity - 0.7, 0)
-                        + g.w[18] * greatest((events[1]).similarity - 0.85, 0) ELSE 0 END) / 20 END AS score
+                  + CASE WHEN f.times > 0 THEN g.w[15] + g.w[16] * greatest(familiarity - 0.5, 0)
+                        + g.w[17] * greatest(familiarity - 0.7, 0) + g.w[18] * greatest(familiarity - 0.85, 0)
+                    ELSE 0 END) / 20 END AS score
         FROM known f)
     SELECT s.item, row_number() OVER (ORDER BY s.score DESC, s.item COLLATE "C")::integer, s.score::real
     FROM scored s ORDER BY 2 LIMIT k;

@@ -96,7 +96,8 @@ BEGIN
         -- What is not VOLATILE cannot write; of the others, these do not.
         FOR part IN SELECT p.oid::regprocedure AS name FROM pg_proc p
                     WHERE p.pronamespace = 'sona'::regnamespace
-                      AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_search_items', '_score_items', '_answer'))
+                      AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_widen_search', '_nearest_items',
+                                                               '_search_items', '_near_events', '_score_items', '_answer'))
         LOOP
             EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO sona_reader', part.name);
         END LOOP;
