@@ -24,6 +24,8 @@ from sona_pg.store.database import Database, open_database
 
 SPACE_NAME = "sona-demo"
 TABLE = "sona_demo.documents"
+FLUSH_EVERY = 10
+"""Events in one learning transaction: about what half a second of busy traffic brings."""
 FAST_SHARE = 3
 """With --fast, one in so many events and held-out questions."""
 
@@ -39,7 +41,13 @@ QUERIES = (
         "GROUP BY item_id ORDER BY helped DESC, item_id LIMIT 3",
     ),
     (
-        "How is a question answered now? (any table, any index: ORDER BY with the adapted query)",
+        "Which strategy answers, what would each have brought, and since when?",
+        "SELECT strategy, in_force, round(recent_gain::numeric, 3) AS recent_gain,\n"
+        "       (SELECT max(ordinal) FROM sona.turns t WHERE t.space = s.space AND t.after = s.strategy) AS since\n"
+        "FROM sona.strategies s WHERE space = 'sona-demo' ORDER BY recent_gain DESC",
+    ),
+    (
+        "How is a question asked now? (any table, any index: ORDER BY with the adapted query)",
         "SELECT id FROM sona_demo.documents\n"
         "ORDER BY embedding <=> (SELECT sona.adapt('sona-demo', query)\n"
         "                        FROM sona.trajectory JOIN sona.space USING (space_id)\n"
@@ -106,9 +114,8 @@ def demo(as_json: bool, fast: bool, url: str | None) -> None:
             held_out = split.held_out[::FAST_SHARE] if fast else split.held_out
             learn_us, recall_us = _replay(engine, collection, split, stream)
         relevant = [collection.relevant[query] for query in held_out]
-        frozen = score_ranking(_rank(connection, collection, held_out, "%s::vector"), relevant)
-        adapted = f"(SELECT sona.adapt('{SPACE_NAME}', %s))"
-        learned = score_ranking(_rank(connection, collection, held_out, adapted), relevant)
+        frozen = score_ranking(_rank(connection, collection, held_out), relevant)
+        learned = score_ranking(_recall(connection, collection, held_out), relevant)
         shown = [_ask(connection, title, statement) for title, statement in QUERIES]
     differences = learned.ndcg10 - frozen.ndcg10
     gain = float(differences.mean())
@@ -172,7 +179,7 @@ def _replay(engine: SonaEngine, collection: Collection, split: Split, stream: tu
             began = time.perf_counter()
             engine.record(found, rewards=rewards)
             engine.learn()
-            if (event + 1) % 100 == 0:
+            if (event + 1) % FLUSH_EVERY == 0:
                 engine.flush()
             learning += time.perf_counter() - began
     began = time.perf_counter()
@@ -181,9 +188,19 @@ def _replay(engine: SonaEngine, collection: Collection, split: Split, stream: tu
     return learning / len(stream) * 1e6, answering / len(stream) * 1e6
 
 
-def _rank(connection: Connection, collection: Collection, queries: tuple[int, ...], asked: str) -> Ranking:
-    """The ten documents that SQL finds for each query; `asked` is the vector that is asked, with one parameter."""
-    statement = f"SELECT id FROM sona_demo.documents ORDER BY embedding <=> {asked}, id LIMIT 10"
+def _rank(connection: Connection, collection: Collection, queries: tuple[int, ...]) -> Ranking:
+    """The ten documents nearest to each query."""
+    statement = "SELECT id FROM sona_demo.documents ORDER BY embedding <=> %s::vector, id LIMIT 10"
+    return _found(connection, collection, queries, statement)
+
+
+def _recall(connection: Connection, collection: Collection, queries: tuple[int, ...]) -> Ranking:
+    """The ten documents that the space recalls for each query."""
+    statement = f"SELECT item_id::int FROM sona.recall('{SPACE_NAME}', %s, 10) ORDER BY rank"
+    return _found(connection, collection, queries, statement)
+
+
+def _found(connection: Connection, collection: Collection, queries: tuple[int, ...], statement: str) -> Ranking:
     ranking = np.empty((len(queries), 10), dtype=np.int64)
     with translated():
         for place, query in enumerate(queries):

@@ -41,7 +41,7 @@ from sona_pg.types import Json
     show_default=True,
     help="Judged: full, the top 10 and up to 3 further; shown, the top 10; thumb, the first.",
 )
-@click.option("--through-postgres", is_flag=True, help="Record and learn in Postgres, adapt held-out queries in SQL.")
+@click.option("--through-postgres", is_flag=True, help="Record, learn and recall in Postgres.")
 @click.option("--continue", "continuing", is_flag=True, help="Go on learning through the held-out part.")
 @click.option("--shuffle-outcomes", is_flag=True, help="Give every event another's outcome: nothing can be learned.")
 @click.option("--baselines", is_flag=True, help="Run rivals on the same splits.")
@@ -74,7 +74,7 @@ def evaluate(
     if url is not None and not through_postgres:
         raise click.UsageError("--url goes with --through-postgres")
     if plot is not None and through_postgres:
-        raise click.UsageError("--plot works in memory so far: leave --through-postgres out")
+        raise click.UsageError("--plot shows every strategy, Postgres answers by one: leave --through-postgres out")
     if plot is not None:
         check_plot(plot)
     factory: SystemFactory = StrategySystem

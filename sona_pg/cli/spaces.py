@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import cast
 
 import click
 
 from sona_pg.cli.output import print_json, print_table
-from sona_pg.config import MAX_DIM, SpaceConfig, WorkerConfig
+from sona_pg.config import MAX_DIM, STRATEGIES, SpaceConfig, WorkerConfig
 from sona_pg.errors import UnknownSpace
-from sona_pg.store import spaces
+from sona_pg.store import spaces, strategist
 from sona_pg.store.connection import translated
 from sona_pg.store.database import open_database
 from sona_pg.store.spool import SpoolUsage, usage
@@ -32,6 +33,18 @@ def space() -> None:
 @click.option("--reward-min", type=float, default=SpaceConfig().reward_min, show_default=True)
 @click.option("--reward-max", type=float, default=SpaceConfig().reward_max, show_default=True)
 @click.option("--implicit-feedback", is_flag=True, help="Shown and unjudged counts as unhelpful when another helped.")
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default=SpaceConfig().strategy,
+    show_default=True,
+    help="What answers: learned is whatever outcomes have proven to be best, any other one is fixed.",
+)
+@click.option(
+    "--examination",
+    metavar="P,P,…",
+    help="How likely an item is looked at, by position, like 1,0.7,0.5; the last one holds beyond.",
+)
 @click.option("--items", metavar="TABLE", help="The application's own table of items, which recall searches.")
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--embedding-column", default="embedding", show_default=True)
@@ -44,6 +57,8 @@ def create(
     reward_min: float,
     reward_max: float,
     implicit_feedback: bool,
+    strategy: str,
+    examination: str | None,
     items: str | None,
     id_column: str,
     embedding_column: str,
@@ -51,13 +66,22 @@ def create(
     url: str | None,
 ) -> None:
     """Create the space NAME for vectors of DIM components."""
-    config = SpaceConfig(reward_min, reward_max, implicit_feedback)
+    config = SpaceConfig(reward_min, reward_max, implicit_feedback, strategy, _probabilities(examination))
     with open_database(url).connect() as connection, translated(), connection.transaction():
         made = spaces.create_space(connection, name, dim, embedder=embedder, config=config)
         if items is not None:
             sampled = spaces.set_items(connection, made, items, id_column, embedding_column, filter_columns)
             click.echo(f"sampled {sampled} items of {items}", err=True)
     click.echo(f"created space {name!r} for {dim} dimensions")
+
+
+def _probabilities(option: str | None) -> tuple[float, ...] | None:
+    if option is None:
+        return None
+    try:
+        return tuple(float(part) for part in option.split(","))
+    except ValueError as cause:
+        raise click.BadParameter(f"{option!r} is no list of numbers like 1,0.7,0.5") from cause
 
 
 @space.command("list")
@@ -81,6 +105,34 @@ def show(name: str, as_json: bool, url: str | None) -> None:
         print_json(rows[0])
     else:
         print_table(("property", "value"), rows[0].items())
+
+
+@space.command()
+@click.argument("name")
+@click.argument("chosen", metavar="[STRATEGY]", required=False, type=click.Choice(STRATEGIES))
+@json_option
+@url_option
+def strategy(name: str, chosen: str | None, as_json: bool, url: str | None) -> None:
+    """Show what every strategy would have brought in the space NAME and what answers, or set what does.
+
+    learned answers by whatever is proven; frozen leaves the answers alone while learning goes on.
+    """
+    with open_database(url).connect() as connection:
+        found = spaces.get_space(connection, name)
+        if chosen is not None:
+            spaces.set_strategy(connection, name, chosen)
+        evidence = strategist.evidence(connection, spaces.get_space(connection, found.name))
+    if as_json:
+        print_json(asdict(evidence))
+        return
+    click.echo(f"{evidence.in_force} answers; the space is set to {evidence.strategy}")
+    if evidence.strategies:
+        click.echo(f"\nnDCG@10 above frozen, before each of {evidence.strategies[0].events} events was learned from:")
+        rows = [(s.strategy, f"{s.gain:+.4f}", f"{s.recent_gain:+.4f}") for s in evidence.strategies]
+        print_table(("strategy", "gain", "recently"), rows)
+    for turn in evidence.turns:
+        where = "" if turn.region is None else f" in region {turn.region}"
+        click.echo(f"entry {turn.ordinal}: {turn.after} instead of {turn.before}{where}: {turn.reason}")
 
 
 @space.command()

@@ -11,22 +11,21 @@ from psycopg import sql
 from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import SPACE
-from sona_pg.evaluation.metrics import FloatMatrix, Ranking, rank_documents
-from sona_pg.evaluation.report import ADAPTED
+from sona_pg.evaluation.metrics import FloatMatrix, Ranking
+from sona_pg.evaluation.report import LEARNED
 from sona_pg.store import spaces
 from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import open_database
 from sona_pg.types import QueryTrajectory
 
-FLUSH_EVERY = 100
-"""Events in one learning transaction."""
+FLUSH_EVERY = 10
+"""Events in one learning transaction; what they prove answers after it."""
 
 
 class PostgresSystem:
     """A fresh space with the collection's documents as its items table; both go when it is closed.
 
-    Answers come from the engine's local copy, as in an application. Held-out queries are adapted by ``sona.adapt`` in
-    SQL, from what was committed.
+    Everything is recorded, learned and proven in Postgres, and `recall` answers.
 
     Parameters
     ----------
@@ -36,10 +35,10 @@ class PostgresSystem:
         Database; the embedded server without.
     """
 
-    served = ADAPTED
+    served = LEARNED
 
     def __init__(self, collection: Collection, url: str | None = None) -> None:
-        self._docs = collection.unit_docs
+        self._row = {item: row for row, item in enumerate(collection.doc_ids)}
         self._name = f"evaluate-{uuid.uuid4().hex}"
         self._table = sql.Identifier("public", f"sona_{self._name.replace('-', '_')}")
         database = open_database(url)
@@ -58,22 +57,14 @@ class PostgresSystem:
         self._observed = 0
 
     def answer(self, queries: FloatMatrix) -> Mapping[str, Ranking]:
-        """Documents by cosine to the adapted queries: a single one by the local copy, several by SQL, after a flush."""
-        return {ADAPTED: rank_documents(self._adapt(queries), self._docs)}
-
-    def _adapt(self, queries: FloatMatrix) -> FloatMatrix:
-        if len(queries) == 1:
-            return self._engine.adapt(queries)
-        self._engine.flush()
-        adapted = np.empty_like(queries)
-        for row, query in enumerate(queries):
-            found = self._connection.execute("SELECT sona.adapt(%s, %s)", (self._name, query), binary=True).fetchone()
-            assert found is not None
-            adapted[row] = found[0]
-        return adapted
+        """What `recall` gives; for several queries after a flush, so that all that was observed counts."""
+        if len(queries) > 1:
+            self._engine.flush()
+        found = self._engine.recall_batch(queries)
+        return {LEARNED: np.array([[self._row[item.item_id] for item in f.items] for f in found], dtype=np.int64)}
 
     def observe(self, trajectory: QueryTrajectory) -> None:
-        """Record and learn; durable with the next flush."""
+        """Record and learn; durable, and weighed, with the next flush."""
         self._engine.record(trajectory)
         self._engine.learn()
         self._observed += 1
