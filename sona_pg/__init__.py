@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+    from sona_pg.config import (
+        EvidenceConfig,
+        InstantLoopConfig,
+        QueryAdapterConfig,
+        SignalConfig,
+        SpaceConfig,
+        StoreConfig,
+        StrategyConfig,
+    )
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.errors import (
         ConfigError,
@@ -50,11 +58,13 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "sona_pg.config": (
+        "EvidenceConfig",
         "InstantLoopConfig",
         "QueryAdapterConfig",
         "SignalConfig",
         "SpaceConfig",
         "StoreConfig",
+        "StrategyConfig",
     ),
     "sona_pg.engine": (
         "Recall",
@@ -106,6 +116,7 @@ __all__ = [
     "DimensionMismatch",
     "EdgeWeights",
     "EmbedderMismatch",
+    "EvidenceConfig",
     "InstantLoop",
     "InstantLoopConfig",
     "InstantLoopMetrics",
@@ -130,6 +141,7 @@ __all__ = [
     "SonaError",
     "SpaceConfig",
     "StoreConfig",
+    "StrategyConfig",
     "TrajectoryBuffer",
     "TrajectoryBuilder",
     "TrajectoryStep",

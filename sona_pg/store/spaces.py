@@ -58,7 +58,7 @@ def create_space(
     c = SpaceConfig() if config is None else config
     with translated():
         connection.execute(
-            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s)",
+            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s::real[])",
             (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback, c.strategy)
             + (None if c.examination is None else list(c.examination),),
         )
