@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StrategyConfig
+from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
 from sona_pg.config import STRATEGIES
 from sona_pg.learning.remembered import look_around
 from sona_pg.learning.strategist import Strategist, Strategy
@@ -316,7 +316,7 @@ def test_positions_that_are_seldom_looked_at_count_more(url: str, space_name: st
     rows = world.rows(
         "SELECT helped, rewards, unhelpful FROM sona.remembered_query WHERE space_id = %(space)s ORDER BY ordinal"
     )
-    assert rows == [(["1", "2", "3"], [0.5, 1.0, 10.0], ["4"]), (["9"], [1.0], ["1", "2"])]
+    assert rows == [(["3", "2", "1"], [10.0, 1.0, 0.5], ["4"]), (["9"], [1.0], ["1", "2"])]
     world.engine.close()
     with SonaEngine.connect(url, space=world.name, background=False) as again:
         assert again.space.config.examination == pytest.approx((1.0, 0.5, 0.05))
@@ -342,7 +342,7 @@ def test_what_sql_clients_record_is_weighed_by_the_worker(url: str, space_name: 
             (world.name, query, items, rewards, positions),
         )
         if event % 30 == 29:
-            worker = InstantWorker(Database(url))
+            worker = InstantWorker(Database(url, StoreConfig()))
             while worker.step() + worker.weigh():
                 pass
             worker.close()
