@@ -235,6 +235,9 @@ class StrategyConfig:
         What is left of the stakes' sums after an event.
     stake_from
         Stake at which it begins to answer; it goes on down to zero.
+    stake_prior, strange_prior
+        Sum of differences that is expected of five events before anything is known, on familiar and on strange ground:
+        where nothing was tried nothing is promised.
     sanity_open, sanity_close
         Capital of the sanity test at which anything but frozen may answer, and below which nothing else may.
     sanity_window
@@ -276,6 +279,8 @@ class StrategyConfig:
     gate_later: float = 0.2
     stake_keep: float = 0.99
     stake_from: float = 0.1
+    stake_prior: float = 0.1
+    strange_prior: float = 0.0
     sanity_open: float = 1e4
     sanity_close: float = 1.0
     sanity_window: int = 20
@@ -311,6 +316,8 @@ class StrategyConfig:
         _within("gate_later", self.gate_later, 0.0, 0.99)
         _within("stake_keep", self.stake_keep, 0.5, 1.0)
         _within("stake_from", self.stake_from, 0.0, 1.0)
+        _within("stake_prior", self.stake_prior, 0.0, 5.0)
+        _within("strange_prior", self.strange_prior, 0.0, 5.0)
         _within("choice_open", self.choice_open, 1.0, 1e12)
         _whole("choice_window", self.choice_window, 1, 10_000)
         _whole("most_helped", self.most_helped, 1, 1000)

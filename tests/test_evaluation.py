@@ -580,6 +580,13 @@ class TestProtocol:
         with pytest.raises(ConfigError, match="splits is 0, expected at least 1"):
             evaluate_collection(rotated, splits=0)
 
+    def test_a_small_space_learns_the_first_events_of_the_same_streams(self, rotated: Collection) -> None:
+        few, all = (evaluate_collection(rotated, splits=2, events=events) for events in (20, None))
+        assert [split.events for split in few.splits] == [20, 20]
+        assert [split.held_out for split in few.splits] == [split.held_out for split in all.splits]
+        with pytest.raises(ConfigError, match="events is 0"):
+            evaluate_collection(rotated, splits=1, events=0)
+
 
 class TestBaselines:
     def test_outcomes_are_what_the_frozen_answers_brought(self) -> None:

@@ -41,6 +41,7 @@ from sona_pg.types import Json
     show_default=True,
     help="Judged: full, the top 10 and up to 3 further; shown, the top 10; thumb, the first.",
 )
+@click.option("--events", type=click.IntRange(min=1), help="Only the first so many events of each stream.")
 @click.option("--through-postgres", is_flag=True, help="Record, learn and recall in Postgres.")
 @click.option("--continue", "continuing", is_flag=True, help="Go on learning through the held-out part.")
 @click.option("--shuffle-outcomes", is_flag=True, help="Give every event another's outcome: nothing can be learned.")
@@ -58,6 +59,7 @@ def evaluate(
     splits: int,
     kind: str,
     feedback: str,
+    events: int | None,
     through_postgres: bool,
     continuing: bool,
     shuffle_outcomes: bool,
@@ -93,6 +95,7 @@ def evaluate(
                     split_kind=SplitKind(kind),
                     feedback=Feedback(feedback),
                     system_factory=factory,
+                    events=events,
                     continuing=continuing,
                     shuffle_outcomes=shuffle_outcomes,
                     baselines=baselines,
@@ -104,6 +107,7 @@ def evaluate(
         "splits": splits,
         "split": kind,
         "feedback": feedback,
+        "events": events,
         "through_postgres": through_postgres,
         "continue": continuing,
         "shuffle_outcomes": shuffle_outcomes,

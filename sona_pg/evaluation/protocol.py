@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -116,6 +117,7 @@ def evaluate_collection(
     split_kind: SplitKind = SplitKind.RANDOM,
     feedback: Feedback = Feedback.FULL,
     system_factory: SystemFactory = StrategySystem,
+    events: int | None = None,
     continuing: bool = False,
     shuffle_outcomes: bool = False,
     baselines: bool = False,
@@ -137,6 +139,8 @@ def evaluate_collection(
         How much becomes known about an answer.
     system_factory
         What is evaluated; a fresh one for every split.
+    events
+        Only so many of a stream, its first ones: what a small space would learn.
     continuing
         Whether learning goes on through the held-out part: each of its queries is answered, and then learned.
     shuffle_outcomes
@@ -155,7 +159,10 @@ def evaluate_collection(
     """
     if splits < 1:
         raise ConfigError(f"splits is {splits}, expected at least 1")
+    if events is not None and events < 1:
+        raise ConfigError(f"events is {events}, expected at least 1")
     parts = [make_split(collection, split_kind, index) for index in range(splits)]
+    parts = [replace(split, stream=split.stream[:events]) for split in parts]
     total = sum(len(split.stream) for split in parts)
     done = itertools.count(1)
 

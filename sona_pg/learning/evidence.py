@@ -85,17 +85,19 @@ class SanityTest:
 class Stake:
     """How much of a strategy to serve where a test could not decide in time: as sure as it is that it helps.
 
-    From bounded differences d the posterior of their mean under a weak prior, (Σd + .1)/(n + 5), and its standard
+    From bounded differences d the posterior of their mean under a weak prior, (Σd + b)/(n + 5), and its standard
     error; the stake is the probability by which the mean is rather positive than negative, ``max(0, 2Φ(μ/se) − 1)``.
 
     Parameters
     ----------
     keep
         What is left of the sums after an event: recent traffic counts more.
+    prior
+        b, the sum that is expected of five events before anything is known.
     """
 
-    def __init__(self, keep: float) -> None:
-        self._keep = keep
+    def __init__(self, keep: float, prior: float) -> None:
+        self._keep, self._prior = keep, prior
         self._sums = np.zeros(3)  # of weights, of differences, of their squares
 
     def add(self, difference: float, weight: float = 1.0) -> None:
@@ -108,7 +110,7 @@ class Stake:
         n, total, squares = self._sums
         if n == 0:
             return 0.0
-        z = ((total + 0.1) / (n + 5)) / math.sqrt((squares + 0.05) / (n + 5) ** 2)
+        z = ((total + self._prior) / (n + 5)) / math.sqrt((squares + 0.05) / (n + 5) ** 2)
         return max(0.0, math.erf(z / math.sqrt(2)))
 
     def state(self) -> Arrays:

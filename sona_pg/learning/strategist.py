@@ -217,8 +217,8 @@ class Strategist:
         """Open where the stake is proven to beat the fusion."""
         self._sanity = SanityTest(1, c.sanity_window, c.sanity_open, c.sanity_close)
         self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
-        self._known, self._strange = Stake(c.stake_keep), Stake(c.stake_keep)
-        self._unseen = Stake(c.stake_keep)
+        self._known, self._strange = Stake(c.stake_keep, c.stake_prior), Stake(c.stake_keep, c.strange_prior)
+        self._unseen = Stake(c.stake_keep, c.strange_prior)
         self._has_stake = Switch(c.stake_from)
         self._regions = Regions(dim, c, threshold)
         self._tally = Tally(len(Strategy), c.stake_keep)

@@ -97,6 +97,8 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "prototype_near": (-1.1, 1.1),
         "most_remembered": (15, 10_001),
         "stake_from": (-0.1, 1.1),
+        "stake_prior": (-0.1, 5.1),
+        "strange_prior": (-0.1, 5.1),
     },
     EvidenceConfig: {
         "interval_seconds": (0.001, 3601.0),
