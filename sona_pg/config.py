@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sona_pg.errors import ConfigError
@@ -192,8 +191,8 @@ class SpaceConfig:
                 "expected the lower bound below the upper one, and the upper one above 0: a reward above 0 is helpful"
             )
 
-    def _check_examination(self, given: Sequence[float]) -> None:
-        if isinstance(given, str) or not isinstance(given, Sequence) or not 1 <= len(given) <= 1000:
+    def _check_examination(self, given: tuple[float, ...]) -> None:
+        if not isinstance(given, tuple | list) or not 1 <= len(given) <= 1000:
             raise ConfigError(f"examination is {given!r}, expected 1 to 1000 probabilities, one for each position")
         for probability in given:
             _within("examination", probability, 1e-6, 1.0)

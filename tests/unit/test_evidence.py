@@ -94,7 +94,7 @@ def test_the_smallest_p_values_are_finite() -> None:
 
 
 def test_a_stake_is_as_high_as_it_is_sure() -> None:
-    stake = Stake(1.0)
+    stake = Stake(1.0, 0.1)
     assert stake.share == 0.0
     shares = []
     for _ in range(100):
@@ -109,7 +109,7 @@ def test_a_stake_is_as_high_as_it_is_sure() -> None:
 
 
 def test_recent_events_count_more_in_a_stake() -> None:
-    forgetful, faithful = Stake(0.9), Stake(1.0)
+    forgetful, faithful = Stake(0.9, 0.1), Stake(1.0)
     for d in [0.2] * 200 + [-0.2] * 30:
         forgetful.add(d)
         faithful.add(d)
@@ -118,7 +118,7 @@ def test_recent_events_count_more_in_a_stake() -> None:
 
 
 def test_an_event_that_counts_for_nothing_changes_no_stake() -> None:
-    stake = Stake(1.0)
+    stake = Stake(1.0, 0.1)
     stake.add(0.5)
     before = stake.share
     stake.add(-1.0, 0.0)
@@ -136,7 +136,7 @@ def test_log_rank_gain_by_hand() -> None:
 def test_a_continuation_goes_on_bit_for_bit_and_damage_is_refused() -> None:
     rng = np.random.default_rng(5)
     differences = rng.uniform(-1, 1, 60)
-    for make in (_gate, _sanity, lambda: Stake(0.99)):
+    for make in (_gate, _sanity, lambda: Stake(0.99, 0.1)):
         one, two = make(), make()
         for d in differences[:30]:
             one.add(float(abs(d)))
