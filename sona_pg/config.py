@@ -388,7 +388,7 @@ class StoreConfig:
     prepare_statements: bool = True
     idle_connections: int = 4
     publish_every_events: int = 500
-    exact_search_rows: int = 10_000
+    exact_search_rows: int = 4_000
     spool_max_bytes: int = 1 << 30
     spool_segment_bytes: int = 16 << 20
     spool_batch: int = 500

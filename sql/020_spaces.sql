@@ -239,5 +239,6 @@ BEGIN
     LOOP
         EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;
     END LOOP;
+    IF sona._queries_index(gone) IS NOT NULL THEN PERFORM sona._drop_queries_index(gone); END IF;
 END $$;
 COMMENT ON FUNCTION sona.drop_space IS 'Deletes a space and everything recorded and learned in it.';

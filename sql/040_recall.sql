@@ -106,26 +106,13 @@ SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'relaxed_order' AS $$
 DECLARE
     events sona.neighbour[];
-    -- The dimension is a literal: an index on an expression serves only the very same expression.
-    admitted text := format(
-        'SELECT %1$s OPERATOR(@vector@.<=>) $1::%2$s AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
-        ' FROM sona.remembered_query r'
-        ' WHERE r.space_id = $2 AND r.admitted AND @vector@.vector_dims(r.embedding) = %3$s ORDER BY 1 LIMIT $3',
-        sona._indexed_embedding(dim), sona._indexed_type(dim), dim);
-    fresh text :=
-        'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
-        ' FROM sona.remembered_query r WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 1 LIMIT $3';
     ef_search text := sona._widen_search(k);
 BEGIN
-    -- Most have only one of them, and what is not there need not be planned.
     EXECUTE format(
         'SELECT array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour'
         '                 ORDER BY n.away, n.ordinal) FROM (%s) n',
-        CASE WHEN NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id
-                                                                    AND NOT r.admitted) THEN admitted
-             WHEN to_regclass('sona.remembered_query_hnsw_' || dim) IS NULL THEN fresh
-             ELSE format('SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away, b.ordinal LIMIT $3', fresh, admitted) END)
-    INTO events USING query, space_id, k;
+        sona._near_queries(space_id, dim, 'r.helped, r.rewards, r.unhelpful, r.ordinal'))
+    INTO events USING query, k;
     PERFORM set_config('hnsw.ef_search', ef_search, true);
     RETURN coalesce(events, '{}');
 END $$;

@@ -12,6 +12,36 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN '(embedding::' || sona._indexed_type(dim) || ')';
 COMMENT ON FUNCTION sona._indexed_embedding IS 'Expression under which remembered queries of a dimension are indexed.';
 
+CREATE OR REPLACE FUNCTION sona._queries_index(space_id bigint) RETURNS regclass
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN to_regclass('sona.remembered_query_hnsw_' || space_id);
+COMMENT ON FUNCTION sona._queries_index IS 'The HNSW index of the remembered queries of a space; NULL where it has none.';
+
+CREATE OR REPLACE FUNCTION sona._near_queries(space_id bigint, dim integer, columns text) RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    fresh text := format(
+        'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
+        ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1 LIMIT $2', columns, space_id);
+    -- Literals: a partial index on an expression serves only the very same expression and predicate.
+    admitted text := format(
+        'SELECT %s OPERATOR(@vector@.<=>) $1::%s AS away, %s FROM sona.remembered_query r'
+        ' WHERE r.space_id = %s AND r.admitted ORDER BY 1 LIMIT $2',
+        sona._indexed_embedding(dim), sona._indexed_type(dim), columns, space_id);
+BEGIN
+    -- Most have only one of them, and what is not there need not be planned.
+    RETURN CASE
+        WHEN sona._queries_index(space_id) IS NULL THEN
+            format('SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
+                   ' WHERE r.space_id = %s ORDER BY 1 LIMIT $2', columns, space_id)
+        WHEN NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _near_queries.space_id
+                                                               AND NOT r.admitted) THEN admitted
+        ELSE format('SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away LIMIT $2', fresh, admitted) END;
+END $$;
+COMMENT ON FUNCTION sona._near_queries IS
+    'A statement that finds the $2 remembered queries nearest to $1, as "away" and other columns of remembered_query r.';
+
 CREATE OR REPLACE FUNCTION sona.nearest_queries(space text, query @vector@.vector, k integer DEFAULT 10)
 RETURNS TABLE (trajectory_id uuid, similarity real)
 LANGUAGE plpgsql STABLE
@@ -32,39 +62,48 @@ BEGIN
         PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
                              'ask for fewer queries');
     END IF;
-    -- The dimension is a literal: an index on an expression serves only the very same expression.
-    RETURN QUERY EXECUTE format(
-        'SELECT b.trajectory_id, coalesce(1 - nullif(b.distance, ''NaN''), 0)::real FROM ('
-        ' (SELECT r.trajectory_id, r.embedding OPERATOR(@vector@.<=>) $1 AS distance FROM sona.remembered_query r'
-        '  WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 2 LIMIT $3)'
-        ' UNION ALL'
-        ' (SELECT r.trajectory_id, %1$s OPERATOR(@vector@.<=>) $1::%2$s AS distance FROM sona.remembered_query r'
-        '  WHERE r.space_id = $2 AND r.admitted AND @vector@.vector_dims(r.embedding) = %3$s ORDER BY 2 LIMIT $3)'
-        ') b ORDER BY b.distance LIMIT $3',
-        sona._indexed_embedding(s.dim), sona._indexed_type(s.dim), s.dim)
-    USING query, s.space_id, k;
+    RETURN QUERY EXECUTE format('SELECT n.trajectory_id, coalesce(1 - nullif(n.away, ''NaN''), 0)::real FROM (%s) n'
+                                ' ORDER BY n.away', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))
+    USING query, k;
 END $$;
 COMMENT ON FUNCTION sona.nearest_queries IS 'The k remembered queries nearest to a query, by cosine.';
 
-CREATE OR REPLACE FUNCTION sona._index_queries(dim integer) RETURNS void
+DROP FUNCTION IF EXISTS sona._index_queries(integer);
+
+CREATE OR REPLACE FUNCTION sona._index_queries(space_id bigint, dim integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
+    IF space_id IS NULL THEN
+        PERFORM sona._refuse('SN003', 'the id of the space is NULL', 'call sona.admit_queries with its name');
+    END IF;
     IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
         PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
                              'spaces of more dimensions are searched exactly');
     END IF;
     -- Two that find it missing would both make it, and one of them fail.
-    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_queries', dim));
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_queries', space_id));
+    -- One for each space: in an index of many, the few rows of a space would be looked for among those of all.
     EXECUTE format(
         'CREATE INDEX IF NOT EXISTS remembered_query_hnsw_%1$s ON sona.remembered_query'
-        ' USING hnsw (%2$s @vector@.%3$s_cosine_ops) WHERE admitted AND @vector@.vector_dims(embedding) = %1$s',
-        dim, sona._indexed_embedding(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
+        ' USING hnsw (%2$s @vector@.%3$s_cosine_ops) WHERE space_id = %1$s AND admitted',
+        space_id, sona._indexed_embedding(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
 END $$;
 COMMENT ON FUNCTION sona._index_queries IS
-    'Makes the HNSW index of a dimension, which only the owner of the table may, on behalf of who may learn.';
+    'Makes the HNSW index of a space, which only the owner of the table may, on behalf of who may learn.';
 
-CREATE OR REPLACE FUNCTION sona.admit_queries(space text, keep_exact integer DEFAULT 10000) RETURNS bigint
+CREATE OR REPLACE FUNCTION sona._drop_queries_index(space_id bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    -- Only of a space that has nothing remembered: it serves nobody.
+    IF NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _drop_queries_index.space_id) THEN
+        EXECUTE format('DROP INDEX IF EXISTS sona.remembered_query_hnsw_%s', space_id);
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._drop_queries_index IS 'Drops the HNSW index of a space that is gone.';
+
+CREATE OR REPLACE FUNCTION sona.admit_queries(space text, keep_exact integer DEFAULT 4000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
@@ -81,13 +120,12 @@ BEGIN
         SELECT FROM sona.remembered_query r WHERE r.space_id = s.space_id LIMIT keep_exact::bigint + 1) few) <= keep_exact THEN
         RETURN 0;
     END IF;
-    IF to_regclass(format('sona.remembered_query_hnsw_%s', s.dim)) IS NULL THEN
-        PERFORM sona._index_queries(s.dim);
-    END IF;
+    -- In bulk, where there is no index yet: that builds it from the rows.
     UPDATE sona.remembered_query r SET admitted = true WHERE r.space_id = s.space_id AND NOT r.admitted;
     GET DIAGNOSTICS admitted_now = ROW_COUNT;
+    IF sona._queries_index(s.space_id) IS NULL THEN PERFORM sona._index_queries(s.space_id, s.dim); END IF;
     RETURN admitted_now;
 END $$;
 COMMENT ON FUNCTION sona.admit_queries IS
-    'Moves the fresh tail of a space with more than keep_exact remembered queries into the HNSW index of its dimension; '
+    'Moves the fresh tail of a space with more than keep_exact remembered queries into an HNSW index of its own; '
     'returns how many.';

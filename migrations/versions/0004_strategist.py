@@ -14,6 +14,17 @@ depends_on = None
 _OWNED = ("strategist", "strategy_evidence", "strategy_region", "strategy_turn")
 
 
+_DROP_HNSW = """
+DO $$
+DECLARE part regclass;
+BEGIN
+    FOR part IN SELECT c.oid FROM pg_class c
+                WHERE c.relnamespace = 'sona'::regnamespace AND starts_with(c.relname, 'remembered_query_hnsw_')
+    LOOP EXECUTE format('DROP INDEX %s', part); END LOOP;
+END $$
+"""
+
+
 def _space_id(*, owned: bool) -> sa.Column[int]:
     arguments = [sa.ForeignKey("sona.space.space_id", ondelete="CASCADE")] if owned else []
     return sa.Column(
@@ -238,10 +249,16 @@ def upgrade() -> None:
         op.execute(f"ALTER TABLE sona.{table} NO FORCE ROW LEVEL SECURITY")
     op.execute("INSERT INTO sona.strategist (space_id) SELECT space_id FROM sona.space")
     op.execute("DELETE FROM sona.remembered_query")
+    # A large space has an index of its own from now on.
+    op.execute(_DROP_HNSW)
 
 
 def downgrade() -> None:
     op.execute("DROP TYPE sona.neighbour")
+    op.execute(_DROP_HNSW)
+    op.execute("ALTER TABLE sona.remembered_query NO FORCE ROW LEVEL SECURITY")
+    op.execute("UPDATE sona.remembered_query SET admitted = false")
+    op.execute("ALTER TABLE sona.remembered_query FORCE ROW LEVEL SECURITY")
     for table in (*reversed(_OWNED), "item_outcome"):
         op.drop_table(table, schema="sona")
     op.alter_column("served_row", "tier", comment="adapter or micro", schema="sona")
