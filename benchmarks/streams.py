@@ -143,9 +143,11 @@ class ChangingGround:
         Whether it is after the change that some are moved; else before it.
     to_others
         Whether other questions are asked after the change; else the same ones.
+    moved
+        nDCG@10 that frozen loses where answers are moved.
     """
 
-    def __init__(self, random: Random, *, to_moved: bool, to_others: bool) -> None:
+    def __init__(self, random: Random, *, to_moved: bool, to_others: bool, moved: float = MOVED) -> None:
         self._random, self._is_moved, self._to_others = random, not to_moved, to_others
         self._world = World(
             int(random.integers(1 << 32)),
@@ -159,7 +161,7 @@ class ChangingGround:
         self._moved = {
             half[place]
             for half, sums in zip(self._halves, lost, strict=True)
-            for place in range(np.searchsorted(sums, MOVED))
+            for place in range(np.searchsorted(sums, moved))
         }
 
     @property
@@ -508,7 +510,7 @@ def run_change(streams: int, seed: int) -> list[Followed]:
     """Some streams of each way in which the best strategy changes."""
     found = []
     for what, to_others in (("answers", False), ("questions", True)):
-        for way, to_moved, until in (("to fusion", True, _until_fusion), ("from fusion", False, _while_fusion)):
+        for way, to_moved, until in (("to fusion", True, until_fusion), ("from fusion", False, until_left)):
             randoms = _randoms(seed, f"{what} {way}", streams)
             lives = [
                 live_change(ChangingGround(random, to_moved=to_moved, to_others=to_others), random)
@@ -526,11 +528,13 @@ def _until_frozen(life: Lived) -> int | None:
     return left[-1] + 1 - HALF if life.ended is Strategy.FROZEN else None
 
 
-def _until_fusion(life: Lived) -> int | None:
+def until_fusion(life: Lived) -> int | None:
+    """Events from the change to the fusion in force."""
     return next((n for n, strategy in enumerate(life.in_force[HALF:]) if strategy is Strategy.FUSION), None)
 
 
-def _while_fusion(life: Lived) -> int | None:
+def until_left(life: Lived) -> int | None:
+    """Events from the change to another strategy than the fusion in force."""
     return next((n for n, strategy in enumerate(life.in_force[HALF:]) if strategy is not Strategy.FUSION), None)
 
 
@@ -559,7 +563,13 @@ def main() -> int:
     to_noise = run_to_noise(each, seed)
     change = run_change(each, seed)
     if options.json:
-        parts = {"noise": noise, "choices": choices, "logged": logged, "to_noise": to_noise, "change": change}
+        parts: dict[str, Sequence[Noisy | Followed]] = {
+            "noise": noise,
+            "choices": choices,
+            "logged": logged,
+            "to_noise": to_noise,
+            "change": change,
+        }
         document = {part: [asdict(row) for row in rows] for part, rows in parts.items()}
         print(json.dumps({"streams": options.streams, "seed": seed, **document}, indent=2))
         return 0
