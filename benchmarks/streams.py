@@ -44,6 +44,8 @@ HALF = 300
 """Events before outcomes become noise, or the best strategy another one; within as many a change is to be followed."""
 MOVED = 0.3
 """nDCG@10 that frozen loses where answers are moved. The fusion wins 0.1 and more of it, once it has learned."""
+CHANGE = 0.1
+"""nDCG@10 by which another strategy is better."""
 EXAMINATION = tuple(1.0 / place for place in range(1, SHOWN + 1))
 """How likely a position is looked at by those who click by position alone."""
 SHARE = 0.2
@@ -421,6 +423,9 @@ class Followed:
         How many in which it was not.
     median, p90
         Events until it was followed; None where so many never were.
+    proven_in
+        The median, counted from where the better strategy was better by `CHANGE` for 100 events: without what it takes
+        to learn to be; from the change where it never was so much. None where so many were not followed.
     gain_before, gain_after
         nDCG@10 points of the fusion over frozen in the last 100 events before, and from the 200th to the 300th after.
     loss
@@ -433,6 +438,7 @@ class Followed:
     left_out: int
     median: float | None
     p90: float | None
+    proven_in: float | None
     gain_before: float
     gain_after: float
     loss: float
@@ -468,10 +474,22 @@ def followed(kind: str, lives: Sequence[Lived], until: Callable[[Lived], int | N
         len(lives) - len(known),
         median,
         p90,
+        _median_since(known, times),
         mean([life.gains[HALF - 100 : HALF] for life in known]),
         mean([life.gains[2 * HALF - 100 : 2 * HALF] for life in known]),
         mean([life.losses[HALF : 2 * HALF] for life in known]),
     )
+
+
+def _median_since(lives: Sequence[Lived], times: Sequence[float]) -> float | None:
+    """Median events from the first of 100 in which the fusion is as good, or as bad, as the change makes it."""
+    since = []
+    for life, events in zip(lives, times, strict=True):
+        after = np.convolve(life.gains[HALF:], np.full(100, 0.01), mode="valid")
+        is_worse = life.in_force[HALF] is Strategy.FUSION
+        since.append(events - int(np.argmax((-after if is_worse else after) >= 100 * CHANGE)))
+    median = float(np.quantile(since, 0.5, method="inverted_cdf")) if since else math.inf
+    return median if math.isfinite(median) else None
 
 
 def run_noise(kinds: Mapping[str, Noise], streams: int, seed: int) -> list[Noisy]:
@@ -602,11 +620,22 @@ def _noise_table(rows: Sequence[Noisy]) -> str:
 
 
 def _change_table(rows: Sequence[Followed]) -> str:
-    head = ("change", "streams", "in 300", "left out", "median", "p90", "fusion before", "fusion after", "loss, points")
+    head = (
+        "change",
+        "streams",
+        "in 300",
+        "left out",
+        "median",
+        "p90",
+        "since better",
+        "fusion before",
+        "fusion after",
+        "loss, points",
+    )
     cells = [
         (
             *(r.kind, r.streams, r.in_time, r.left_out),
-            *("never" if events is None else f"{events:.0f}" for events in (r.median, r.p90)),
+            *("never" if events is None else f"{events:.0f}" for events in (r.median, r.p90, r.proven_in)),
             *(f"{r.gain_before:+.1f}", f"{r.gain_after:+.1f}", f"{r.loss:.1f}"),
         )
         for r in rows
