@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
-# Two spinning thread pools on two cores were up to 40 times slower: set before NumPy is loaded.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import argparse
 import importlib
 import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, aligned
 from sona_pg import kernels
 
-NAMES = ("lora", "record", "ingest", "search", "sql", "memory", "outage")
+NAMES = ("lora", "record", "ingest", "search", "strategist", "sql", "memory", "outage")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -35,8 +29,7 @@ def table(rows: Sequence[Row]) -> str:
         )
         for r in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *lines])
+    return aligned([head, *lines])
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -74,3 +74,10 @@ def row(
         rival_median_us=round(rival_median, 3),
         ratio=round(rival_median / median, 3),
     )
+
+
+def aligned(lines: Sequence[Sequence[object]]) -> str:
+    """Lines of cells as columns for a terminal."""
+    cells = [[str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)

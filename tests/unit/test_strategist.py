@@ -2,62 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from benchmarks.worlds import DIM, ITEMS, QUESTIONS, World
 from sona_pg.errors import LearningError
-from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, look_around
-from sona_pg.learning.strategist import Lesson, Scored, Strategist, Strategy
-
-DIM, ITEMS, QUESTIONS = 32, 300, 40
-
-
-class World:
-    """Questions that recur in other words; what answers one is not what is nearest to it."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.pool = ItemPool([f"i{row}" for row in range(ITEMS)], self.rng.standard_normal((ITEMS, DIM)))
-        self.strategist = Strategist(self.pool)
-        self.memory = InMemoryOutcomes(DIM)
-        self.index = PoolIndex(self.pool)
-        self.topics = self.rng.standard_normal((QUESTIONS, DIM))
-        near = self.pool.embeddings @ normalized_rows(self.topics.astype(np.float32)).T
-        # The answer to each question is among its twenty nearest items, somewhere.
-        self.answers = [int(np.argsort(-near[:, q])[self.rng.integers(2, 15)]) for q in range(QUESTIONS)]
-
-    def ask(self, question: int) -> NDArray[np.float32]:
-        words = self.topics[question] + 0.3 * self.rng.standard_normal(DIM)
-        return normalized_rows(words[np.newaxis].astype(np.float32))[0]
-
-    def answer(self, query: NDArray[np.float32]) -> Scored:
-        return self.strategist.answer(query, look_around(query, self.memory, self.index, self.strategist.config))
-
-    def study(self, event: JudgedEvent) -> Lesson:
-        config = self.strategist.config
-        around = look_around(event.query, self.memory, self.index, config, event=event)
-        lesson = self.strategist.learn(event, around, self.memory.latest(config.sanity_events))
-        self.memory.add(event.query, event.helped, event.unhelpful)
-        return lesson
-
-    def learn(self, query: NDArray[np.float32], helped: Mapping[str, float], seed: int) -> Strategy:
-        served = self.strategist.strategy_for(query)
-        shown = self.answer(query).ranking(served)
-        self.study(JudgedEvent(query, shown, helped, [item for item in shown if item not in helped], seed))
-        return served
-
-    def reciprocal_ranks(self, strategy: Strategy | None = None) -> list[float]:
-        found = []
-        for question, answer in enumerate(self.answers):
-            query = self.ask(question)
-            ranking = self.answer(query).ranking(strategy or self.strategist.strategy_for(query))
-            found.append(1 / (1 + ranking.index(f"i{answer}")) if f"i{answer}" in ranking else 0.0)
-        return found
+from sona_pg.learning.remembered import JudgedEvent
+from sona_pg.learning.strategist import Strategist, Strategy
 
 
 def test_a_fresh_strategist_answers_as_the_frozen_embedding_does() -> None:
