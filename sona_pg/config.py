@@ -288,7 +288,7 @@ class StrategyConfig:
     most_helped: int = 16
     most_remembered: int = 64
     sanity_events: int = 512
-    rank_items: int = 512
+    rank_items: int = 256
     regions: int = 16
     region_near: float = 0.95
     region_prior: float = 50.0

@@ -418,7 +418,11 @@ class Strategist:
         place = {row: place for place, row in enumerate(scored.rows.tolist())}
         shown = [item for item in event.shown if scored.around.row.get(item) in place]
         given = np.array([event.helped.get(item, 0.0) for item in shown])
-        if not len(given) or given.min() == given.max():
+        if len(given) < 2:
+            return
+        if given.min() == given.max():
+            # Nothing was chosen, which speaks for chance: else what helps whatever is shown would confirm itself.
+            self._choice.add(draw, draw)
             return
         # By chance, what helped would stand as high as the rest of what was shown, by whatever was known before.
         table = scored.features[[place[scored.around.row[item]] for item in shown]]

@@ -109,7 +109,7 @@ def test_a_stake_is_as_high_as_it_is_sure() -> None:
 
 
 def test_recent_events_count_more_in_a_stake() -> None:
-    forgetful, faithful = Stake(0.9, 0.1), Stake(1.0)
+    forgetful, faithful = Stake(0.9, 0.1), Stake(1.0, 0.1)
     for d in [0.2] * 200 + [-0.2] * 30:
         forgetful.add(d)
         faithful.add(d)
