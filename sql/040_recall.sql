@@ -79,7 +79,7 @@ DECLARE
         'SELECT %1$s OPERATOR(@vector@.<=>) $1::%2$s AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
         ' FROM sona.remembered_query r'
         ' WHERE r.space_id = $2 AND r.admitted AND @vector@.vector_dims(r.embedding) = %3$s ORDER BY 1 LIMIT $3',
-        sona._indexed_embedding(dim), sona._indexed_type(dim), dim);
+        sona._indexed_embedding(dim), sona._indexed_type(dim), coalesce(dim, 0));
     fresh text :=
         'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, r.helped, r.rewards, r.unhelpful, r.ordinal'
         ' FROM sona.remembered_query r WHERE r.space_id = $2 AND NOT r.admitted ORDER BY 1 LIMIT $3';
