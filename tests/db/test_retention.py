@@ -26,11 +26,11 @@ Matrix = NDArray[np.float32]
 
 @pytest.fixture
 def work(url: str) -> Callable[[], None]:
-    """Runs a worker until nothing is left to learn; its first look also applies retention."""
+    """Runs a worker until nothing is left to learn and to weigh; its first look also applies retention."""
 
     def run() -> None:
         worker = InstantWorker(Database(url, StoreConfig()), WorkerConfig(retention_interval_seconds=0))
-        while worker.step():
+        while worker.step() + worker.weigh():
             pass
         worker.close()
 
@@ -340,8 +340,9 @@ def test_flushes_sql_clients_and_retention_at_once_count_everything_once(
 
     def worker(_: int) -> None:
         own = InstantWorker(Database(url, StoreConfig()), WorkerConfig(retention_interval_seconds=0))
-        while not stop.is_set() or own.step():
+        while not stop.is_set() or own.step() + own.weigh():
             own.step()
+            own.weigh()
         assert own.failing == []
         own.close()
 
