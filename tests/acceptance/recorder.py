@@ -79,7 +79,7 @@ def main() -> None:
                 except SonaError:
                     time.sleep(0.02)
             print(event, file=out)
-            time.sleep(0.005)
+            time.sleep(0.02)  # so that the strategist keeps up, and its lock is free for others
 
 
 if __name__ == "__main__":
