@@ -77,7 +77,7 @@ def main() -> None:
                     engine.flush()
                     break
                 except SonaError:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
             print(event, file=out)
             time.sleep(0.02)  # so that the strategist keeps up, and its lock is free for others
 
