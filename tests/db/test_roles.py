@@ -279,6 +279,27 @@ def test_the_engine_of_a_reader_recalls_and_declares_nothing(world: World, login
         engine.flush()
 
 
+def test_the_engine_of_a_reader_leaves_the_weighing_to_those_who_may_write(
+    world: World, login: Callable[[str], Connection], rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SonaEngine.connect(world.login("alpha_reader"), space="alpha", background=False) as reader:
+        with SonaEngine.connect(world.login("alpha_worker"), space="alpha", background=False) as writer:
+            writer.record(_query(rng), ["1"], [1.0])
+            writer.instant.flush_updates()
+        unweighed = "SELECT unweighed > 0 FROM sona.status WHERE space = 'alpha'"
+        assert login("alpha_app").execute(unweighed).fetchall() == [(True,)]
+        login("alpha_worker").execute("SELECT sona.set_strategy('alpha', 'frozen')")
+        try:
+            reader.flush()
+            # What answers is followed all the same.
+            assert reader.recall(np.ones(DIM), 5).answer.strategy == "frozen"
+            assert np.array_equal(reader.adapt(np.ones(DIM)), np.ones(DIM, np.float32))
+        finally:
+            login("alpha_worker").execute("SELECT sona.set_strategy('alpha', 'adapted')")
+        assert login("alpha_app").execute(unweighed).fetchall() == [(True,)]
+    assert caplog.text == ""
+
+
 # What a worker does
 
 
