@@ -175,7 +175,7 @@ class SpaceConfig:
     examination: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
+        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}")
         if self.examination is not None:
             self._check_examination(self.examination)

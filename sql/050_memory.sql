@@ -23,18 +23,18 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     fresh text := format(
         'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
-        ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1 LIMIT $2', columns, space_id);
+        ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1 LIMIT $2', columns, coalesce(space_id, 0));
     -- Literals: a partial index on an expression serves only the very same expression and predicate.
     admitted text := format(
         'SELECT %s OPERATOR(@vector@.<=>) $1::%s AS away, %s FROM sona.remembered_query r'
         ' WHERE r.space_id = %s AND r.admitted ORDER BY 1 LIMIT $2',
-        sona._indexed_embedding(dim), sona._indexed_type(dim), columns, space_id);
+        sona._indexed_embedding(dim), sona._indexed_type(dim), columns, coalesce(space_id, 0));
 BEGIN
     -- Most have only one of them, and what is not there need not be planned.
     RETURN CASE
         WHEN sona._queries_index(space_id) IS NULL THEN
             format('SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
-                   ' WHERE r.space_id = %s ORDER BY 1 LIMIT $2', columns, space_id)
+                   ' WHERE r.space_id = %s ORDER BY 1 LIMIT $2', columns, coalesce(space_id, 0))
         WHEN NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _near_queries.space_id
                                                                AND NOT r.admitted) THEN admitted
         ELSE format('SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away LIMIT $2', fresh, admitted) END;

@@ -93,6 +93,10 @@ BEGIN
         -- An SQL client may have scored it since.
         AND NOT EXISTS (SELECT FROM sona.score c WHERE c.space_id = t.space_id
                         AND c.trajectory_id = t.trajectory_id AND c.revision IS NULL OFFSET 0)
+        -- And that may have been learned since: the strategist, who waits for no lock, would remember it once more.
+        AND NOT EXISTS (SELECT FROM sona.learning_event e
+                        WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.trajectory_id = t.trajectory_id
+                          AND e.ordinal >= (SELECT g.ordinal FROM sona.strategist g WHERE g.space_id = t.space_id) OFFSET 0)
         RETURNING t.trajectory_id)
     SELECT coalesce(array_agg(d.trajectory_id), '{}') INTO gone FROM deleted d;
     DELETE FROM sona.trajectory_step t

@@ -134,7 +134,7 @@ class TestFigure:
 
     def test_the_first_events_do_not_set_the_scale(self) -> None:
         wild = {s: (1.0 if s is Strategy.FUSION else 0.0) for s in Strategy}
-        trace = Trace((Lesson(Strategy.FROZEN, wild, None), *FIRST.lessons), FIRST.in_force)
+        trace = Trace((Lesson(Strategy.FROZEN, wild), *FIRST.lessons), FIRST.in_force)
         (axes,) = plot.draw_gains([made_report("wild", [trace], 201)]).axes
         low, high = axes.get_ylim()
         assert low < 0 < high < 30
@@ -142,7 +142,7 @@ class TestFigure:
 
     @pytest.mark.parametrize("events", [1, 2, 5])
     def test_a_stream_in_which_nothing_helped(self, events: int) -> None:
-        trace = Trace((Lesson(Strategy.FROZEN, {}, None),) * events, Strategy.FROZEN)
+        trace = Trace((Lesson(Strategy.FROZEN, {}),) * events, Strategy.FROZEN)
         (axes,) = plot.draw_gains([made_report("nothing", [trace], events)]).axes
         assert np.isnan(curves(axes)["learned"]).all()
         assert axes.get_ylim() == (-1, 1)

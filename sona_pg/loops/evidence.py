@@ -67,7 +67,9 @@ class EvidenceLoop:
         self._refreshed_at = strategist_store.standing(store.connection(), store.space)
 
     def advance(self) -> int:
-        """Take in up to a batch of ledger entries; gives how many, 0 when there are none or another process is at it.
+        """Take in up to a batch of ledger entries; gives how many.
+
+        0 when there are none, another process is at it, or this role may only read.
 
         Raises
         ------
@@ -121,7 +123,8 @@ class EvidenceLoop:
     def _advance(self) -> int:
         connection, space = self._store.connection(), self._store.space
         head = learning_store.read_head(connection, space)
-        if strategist_store.standing(connection, space).ordinal >= head.ordinal:
+        stands = strategist_store.standing(connection, space)
+        if stands.ordinal >= head.ordinal or not stands.may_weigh:
             return 0
         reached("evidence.before_lock")
         with strategist_store.strategist_transaction(connection, space) as transaction:
@@ -220,7 +223,9 @@ class EvidenceLoop:
             return
         self._admit_at = time.monotonic() + self.config.admit_interval_seconds
         try:
-            spaces.admit_queries(self._store.connection(), self._store.space, self._store.config.exact_search_rows)
+            connection, space = self._store.connection(), self._store.space
+            if strategist_store.standing(connection, space).may_weigh:
+                spaces.admit_queries(connection, space, self._store.config.exact_search_rows)
         except SonaError as error:
             log.warning("the remembered queries are searched exactly for now: %s", error)
 

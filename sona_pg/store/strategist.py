@@ -38,10 +38,13 @@ class Standing:
         Ledger entries that it took in.
     strategy
         What the space is set to.
+    may_weigh
+        Whether this role may take entries in.
     """
 
     ordinal: int
     strategy: str
+    may_weigh: bool
 
 
 class Memory(NamedTuple):
@@ -403,8 +406,8 @@ def standing(connection: Connection, space: Space) -> Standing:
     """Where the strategist of a space stands, without a lock."""
     with translated():
         row = connection.execute(
-            "SELECT g.ordinal, s.strategy FROM sona.strategist g JOIN sona.space s USING (space_id)"
-            " WHERE g.space_id = %s",
+            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE')"
+            " FROM sona.strategist g JOIN sona.space s USING (space_id) WHERE g.space_id = %s",
             (space.space_id,),
         ).fetchone()
     if row is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,10 +9,8 @@ from typing import NamedTuple
 from sona_pg import SonaEngine
 from sona_pg.learning.edges import EdgeWeights, edge_updates
 from sona_pg.learning.learner import Learner
-from sona_pg.learning.outcome import OutcomeEvent, with_scores
 from sona_pg.store.connection import Connection
-from sona_pg.store.learning import LearningTransaction
-from sona_pg.types import QueryTrajectory, Score
+from sona_pg.store.ledger import ledger_events
 
 from .recorder import EVENTS_OF_A_RUN
 
@@ -55,16 +51,39 @@ _CONSISTENT = {
         " USING (trajectory_id) WHERE t IS NULL OR (e IS NULL AND NOT EXISTS (SELECT FROM sona.pending_trajectory p"
         " WHERE p.space_id = %(space)s AND p.trajectory_id = t.trajectory_id)))"
     ),
+    # A score that the strategist has not come to yet is an outcome that is still to be remembered.
     "remembered queries are not those with an outcome": (
         "SELECT NOT EXISTS (SELECT FROM (SELECT trajectory_id FROM sona.remembered_query WHERE space_id = %(space)s) r"
-        " FULL JOIN (SELECT t.trajectory_id FROM sona.trajectory t WHERE t.space_id = %(space)s AND (t.quality IS NOT"
-        " NULL OR EXISTS (SELECT FROM sona.trajectory_step p WHERE p.space_id = %(space)s"
+        " FULL JOIN (SELECT DISTINCT t.trajectory_id FROM sona.trajectory t JOIN sona.learning_event e"
+        " USING (space_id, trajectory_id) WHERE t.space_id = %(space)s"
+        " AND e.ordinal < (SELECT g.ordinal FROM sona.strategist g WHERE g.space_id = %(space)s)"
+        " AND (t.quality IS NOT NULL OR EXISTS (SELECT FROM sona.trajectory_step p WHERE p.space_id = %(space)s"
         " AND p.trajectory_id = t.trajectory_id AND p.reward IS NOT NULL) OR EXISTS (SELECT FROM sona.score c"
-        " WHERE c.space_id = %(space)s AND c.trajectory_id = t.trajectory_id AND c.revision IS NOT NULL))) t"
+        " WHERE c.space_id = %(space)s AND c.trajectory_id = t.trajectory_id AND c.revision = e.revision))) t"
         " USING (trajectory_id) WHERE r IS NULL OR t IS NULL)"
+    ),
+    "the strategist is ahead of the ledger": (
+        "SELECT g.ordinal <= l.ordinal FROM sona.strategist g JOIN sona.learner l USING (space_id)"
+        " WHERE g.space_id = %(space)s"
+    ),
+    "a query was remembered by no entry of its own that the strategist took in": (
+        "SELECT count(*) = count(DISTINCT r.ordinal) AND coalesce(bool_and(r.ordinal < g.ordinal AND EXISTS (SELECT"
+        " FROM sona.learning_event e WHERE e.space_id = %(space)s AND e.ordinal = r.ordinal"
+        " AND e.trajectory_id = r.trajectory_id)), true) FROM sona.strategist g LEFT JOIN sona.remembered_query r"
+        " USING (space_id) WHERE g.space_id = %(space)s"
+    ),
+    "items have not helped as often as it is remembered": (
+        "SELECT NOT EXISTS (SELECT FROM (SELECT item_id, helped FROM sona.item_outcome WHERE space_id = %(space)s) o"
+        " FULL JOIN (SELECT h.item_id, count(*) AS times FROM sona.remembered_query r, unnest(r.helped) h (item_id)"
+        " WHERE r.space_id = %(space)s GROUP BY 1) r USING (item_id)"
+        " WHERE coalesce(o.helped, 0) <> coalesce(r.times, 0))"
     ),
 }
 """What must be true in every snapshot, by what is wrong when it is not."""
+
+
+MANY = 1 << 31
+"""More entries than a ledger of these tests has."""
 
 
 class Confirmed(NamedTuple):
@@ -140,56 +159,21 @@ def _ids(connection: Connection, statement: str, space: Mapping[str, int]) -> se
 
 def replayed(connection: Connection, engine: SonaEngine) -> tuple[Learner, EdgeWeights]:
     """What the ledger of the engine's space gives when its events are learned again, in order, from the tables."""
-    space = engine.space
     with connection.transaction():
-        ledger = connection.execute(
-            "SELECT trajectory_id, revision, learned, cycle_id FROM sona.learning_event WHERE space_id = %s"
-            " ORDER BY ordinal",
-            (space.space_id,),
-        ).fetchall()
-        recorded = LearningTransaction(connection, space, 10).trajectories([row[0] for row in ledger])
-        scores: dict[uuid.UUID, list[tuple[int, Score]]] = defaultdict(list)
-        for revision, *score in connection.execute(
-            "SELECT revision, trajectory_id, value, item_id, name, score_id FROM sona.score"
-            " WHERE space_id = %s AND revision IS NOT NULL ORDER BY revision, sequence",
-            (space.space_id,),
-        ):
-            scores[score[0]].append((revision, Score(*score)))
+        ledger = ledger_events(connection, engine.space, 0, MANY)
     own = engine.instant.learner
     learner = Learner(
-        space.dim, own.pool, adapter=own.adapter.config, instant=own.instant_config, space=own.space_config
+        engine.space.dim, own.pool, adapter=own.adapter.config, instant=own.instant_config, space=own.space_config
     )
     edges = EdgeWeights(own.instant_config.edge_update_scale)
-    taught: set[uuid.UUID] = set()
-    recorded_in: dict[uuid.UUID, int] = {}
-    for id, revision, became, cycle in ledger:
-        # A score beside its trajectory comes after it, whatever became of that.
-        has_taught = id in taught or recorded_in.setdefault(id, cycle) == cycle
-        event = _event(recorded[id], revision, scores[id], has_taught)
-        if learner.learn(event) != became:
-            raise AssertionError(f"event {id} revision {revision} became {became!r}, and something else in the replay")
-        if became in ("adapter", "micro"):
-            taught.add(id)
-        edges.update(edge_updates(event))
+    for entry in ledger:
+        if entry.event is None:
+            raise AssertionError(f"trajectory {entry.trajectory_id} is in the ledger, and not there")
+        if learner.learn(entry.event) != entry.learned:
+            raise AssertionError(
+                f"event {entry.trajectory_id} revision {entry.event.revision} became {entry.learned!r},"
+                " and something else in the replay"
+            )
+        edges.update(edge_updates(entry.event))
         edges.commit()
     return learner, edges
-
-
-def _event(
-    trajectory: QueryTrajectory, revision: int, scores: list[tuple[int, Score]], has_taught: bool
-) -> OutcomeEvent:
-    before = with_scores(trajectory, [score for at, score in scores if at < revision])
-    if revision == 0:
-        return OutcomeEvent(trajectory)
-    known = before.has_outcome and has_taught
-    rewards: dict[str, float] = {}
-    given = [(step.item_id, step.reward) for step in trajectory.steps]
-    for item, reward in [*given, *((score.item_id, score.value) for at, score in scores if at < revision)]:
-        if item is not None and reward is not None:
-            rewards[item] = max(reward, rewards.get(item, reward))
-    return OutcomeEvent(
-        with_scores(before, [score for at, score in scores if at == revision]),
-        revision,
-        taught=rewards if known else {},
-        had_outcome=known,
-    )

@@ -35,6 +35,7 @@ from sona_pg.worker import InstantWorker
 
 from . import recorder
 from .audit import Audit, Confirmed, audit, replayed
+from .weighing import weigh_again, weighed
 
 SPACE, DIM = "chaos", 16
 PATIENCE_SECONDS = 120
@@ -141,7 +142,7 @@ class Chaos:
                 log = (self._home / "processes.log").read_text()[-2000:]
                 raise AssertionError(f"after {PATIENCE_SECONDS} s, still waiting for {what}\n{log}")
             self._send()
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     def _send(self) -> None:
         """As an SQL client: a trajectory, and a late score of an earlier one."""
@@ -266,12 +267,12 @@ class Chaos:
         return taken
 
     def settle(self) -> list[str]:
-        """End everything, learn what is left, and compare the stored state with a replay; gives what is wrong."""
+        """End everything, learn what is left, and compare the stored states with replays; gives what is wrong."""
         self.close_processes()
         worker = InstantWorker(Database(self.url, StoreConfig()))
-        while worker.step():
+        while worker.step() + worker.weigh():
             pass
-        wrong = [f"the worker could not learn {name}" for name in worker.failing]
+        wrong = [f"the worker could not learn or weigh {name}" for name in worker.failing]
         worker.close()
         self._take_stock("the end")
         with connect(self.url) as connection, closing(SonaEngine.connect(self.url, space=SPACE, background=False)) as e:
@@ -294,6 +295,16 @@ class Chaos:
         weights = {(source, target): weight for source, target, weight in rows}
         if len(weights) != len(edges) or any(edges.weight(*edge) != weight for edge, weight in weights.items()):
             yield "a replay of the ledger gives other edges than those that are stored"
+        (unweighed,) = connection.execute("SELECT unweighed FROM sona.status WHERE space = %s", (SPACE,)).fetchall()
+        if unweighed != (0,):
+            yield f"{unweighed[0]} entries of the ledger were not weighed"
+        before = weighed(connection, engine.space)
+        after = weigh_again(connection, lambda: connect(self.url), engine.space, batch=100)
+        for table, written in before.items():
+            if not written and table != "strategy_turn":
+                yield f"nothing was written to {table}: the run proves nothing about it"
+            if after[table] != written:
+                yield f"a replay of the ledger gives other rows of {table} than those that are stored"
 
     def close_processes(self) -> None:
         """Kill what lives."""

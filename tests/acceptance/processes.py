@@ -13,6 +13,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import mean
@@ -34,6 +35,8 @@ from sona_pg.store.server import EmbeddedServer
 
 from .audit import inconsistencies
 
+ADAPTED = replace(SPACE, strategy="adapted")
+"""What is measured is what the adapter has learned, proven or not."""
 PROCESSES = 16
 FLUSH_EVERY = 10
 TOLERANCE_POINTS = 0.7
@@ -70,7 +73,7 @@ def learn_together(directory: Path, collection: Collection, split: Split, url: s
     with connect(url) as connection:
         _store_documents(connection, table, collection)
         dim = collection.docs.shape[1]
-        with SonaEngine.connect(url, space=space, dim=dim, space_config=SPACE, background=False) as engine:
+        with SonaEngine.connect(url, space=space, dim=dim, space_config=ADAPTED, background=False) as engine:
             engine.set_items(table.as_string(), "id", "embedding")
             key = engine.space.space_id
         context = multiprocessing.get_context("spawn")

@@ -77,9 +77,9 @@ def main() -> None:
                     engine.flush()
                     break
                 except SonaError:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
             print(event, file=out)
-            time.sleep(0.005)
+            time.sleep(0.02)  # so that the strategist keeps up, and its lock is free for others
 
 
 if __name__ == "__main__":

@@ -213,6 +213,7 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             space=tenant,
             dim=DIM,
             background=False,
+            space_config=SpaceConfig(strategy="adapted"),
             store=StoreConfig(publish_every_events=1),
         ) as engine:
             engine.set_items("shop.items", "id", "embedding", filter_columns=["id"])
@@ -227,6 +228,12 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             worker.execute(
                 "INSERT INTO sona.error_log (space_id, source, worker, message) VALUES (%s, 'test', 'here', 'none')",
                 (world.ids[tenant],),
+            )
+            # So few events prove nothing.
+            worker.execute(
+                "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
+                " VALUES (%s, 0, %s, 'frozen', 'fusion', 'a test')",
+                (world.ids[tenant], world.trajectories[tenant]),
             )
         with connect(world.login(f"{tenant}_app")) as app:
             app.execute("SELECT sona.record(%s, %s, '{1}', '{1}')", (tenant, _vector(rng)))

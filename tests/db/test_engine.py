@@ -77,7 +77,7 @@ def test_what_was_recalled_and_judged_is_learned_and_durable(
     before = engine.adapt(query)
     assert before.tobytes() == query.tobytes()
     found = engine.recall(query, 5)
-    assert (found.answer.strategy, found.answer.version) == ("frozen", 0)
+    assert (found.answer.strategy, found.answer.version) == ("adapted", 0)
     recorded = engine.record(
         found,
         rewards={found.items[2].item_id: 1.0, found.items[0].item_id: 0.0, "59": 0.5},
@@ -99,7 +99,7 @@ def test_what_was_recalled_and_judged_is_learned_and_durable(
     ).fetchone()
     assert row is not None
     assert np.array_equal(row[1], query)
-    assert (row[0], *row[3:]) == (recorded, 1234, "u", "s", {"model": ["a", {"b": None}]}, "frozen")
+    assert (row[0], *row[3:]) == (recorded, 1234, "u", "s", {"model": ["a", {"b": None}]}, "adapted")
     steps = connection.execute(
         "SELECT item_id, position, reward, attention FROM sona.trajectory_step WHERE space_id = %s ORDER BY ordinal",
         (engine.space.space_id,),
@@ -110,6 +110,32 @@ def test_what_was_recalled_and_judged_is_learned_and_durable(
     assert steps[0][3] == [np.float32(found.items[0].score)]
     assert steps[5][3] is None
     assert engine.recall(query).answer.strategy == "adapted"
+
+
+def test_a_fresh_space_is_frozen_until_outcomes_have_proven_something(
+    connection: Connection, url: str, space_name: str, items: tuple[str, Matrix], rng: np.random.Generator
+) -> None:
+    query = _query(rng)
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+        engine.set_items(items[0], "id", "embedding")
+        for _ in range(2):
+            found = engine.recall(query, 5)
+            assert (found.answer.strategy, found.answer.version) == ("frozen", 0)
+            cosines = items[1] @ query / np.linalg.norm(query)
+            assert [item.item_id for item in found.items] == [str(row) for row in np.argsort(-cosines)[:5]]
+            assert engine.adapt(query).tobytes() == query.tobytes()
+            assert engine.adapt(np.stack([query] * 2)).tobytes() == query.tobytes() * 2
+            in_sql = connection.execute("SELECT sona.adapt(%s, %s)", (space_name, query)).fetchall()
+            assert in_sql[0][0].tobytes() == query.tobytes()
+            engine.record(found, rewards={found.items[2].item_id: 1.0, found.items[0].item_id: 0.0})
+            engine.flush()
+        assert engine.metrics.learned == 2
+    status = "SELECT strategy, in_force, unweighed, events_learned FROM sona.status WHERE space = %s"
+    assert connection.execute(status, (space_name,)).fetchall() == [("learned", "frozen", 0, 2)]
+    assert connection.execute(
+        "SELECT DISTINCT strategy FROM sona.trajectory WHERE space_id = %s", (engine.space.space_id,)
+    ).fetchall() == [("frozen",)]
+    assert connection.execute("SELECT count(*) FROM sona.turns WHERE space = %s", (space_name,)).fetchall() == [(0,)]
 
 
 def test_learning_moves_queries_towards_what_helped(

@@ -9,13 +9,14 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg import ConfigError, SonaEngine, StoreConfig
+from sona_pg import ConfigError, SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 
 from .conftest import DIM
 
 DOCUMENTS, PARTS = 40, 3
+ADAPTED = SpaceConfig(strategy="adapted")
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def _learns(engine: SonaEngine, connection: Connection, rng: np.random.Generator
 def test_a_table_of_chunks_is_learned_from(
     url: str, connection: Connection, space_name: str, chunks: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
-    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False, space_config=ADAPTED) as engine:
         assert engine.set_items("public.chunks", "document", "embedding") == DOCUMENTS
         held = dict(
             connection.execute(
@@ -66,7 +67,7 @@ def test_a_table_of_chunks_is_learned_from(
 def test_items_beyond_the_sample_are_those_that_it_would_hold(
     url: str, connection: Connection, space_name: str, chunks: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
-    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False, space_config=ADAPTED) as engine:
         taken = connection.execute(
             "SELECT sona.set_items(%s, 'public.chunks', 'document', 'embedding', 4)", (space_name,)
         ).fetchall()
@@ -83,7 +84,7 @@ def test_items_beyond_the_sample_are_those_that_it_would_hold(
 def test_a_sample_that_an_earlier_version_took_from_chunks_is_learned_with(
     url: str, connection: Connection, space_name: str, rng: np.random.Generator
 ) -> None:
-    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False, space_config=ADAPTED) as engine:
         engine.set_items("public.chunks", "document", "embedding")
         space = engine.space
     connection.execute("DELETE FROM sona.item_sample WHERE space_id = %s", (space.space_id,))

@@ -18,7 +18,15 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig, UnknownSpace
+from sona_pg import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    InstantLoopConfig,
+    SonaEngine,
+    SpaceConfig,
+    StoreConfig,
+    UnknownSpace,
+)
 from sona_pg.cli.app import app
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
@@ -40,7 +48,8 @@ def server(home: Path) -> EmbeddedServer:
 @pytest.fixture
 def recorder(home: Path, server: EmbeddedServer) -> Iterator[SonaEngine]:
     """An engine in front of a server of its own."""
-    with SonaEngine.connect(home=home, space=SPACE, dim=DIM, background=False) as made:
+    answers = SpaceConfig(strategy="adapted")
+    with SonaEngine.connect(home=home, space=SPACE, dim=DIM, background=False, space_config=answers) as made:
         yield made
         server.start()
 

@@ -141,7 +141,7 @@ def _every_session(url: str) -> list[Connection]:
 
 def _learn(pooler: Pooler) -> None:
     worker = InstantWorker(Database(pooler.through(pooler.worker), POOLED))
-    while worker.step():
+    while worker.step() + worker.weigh():
         pass
     assert worker.failing == []
     worker.close()
@@ -184,8 +184,9 @@ def test_many_clients_record_score_recall_and_learn_exactly_once(pooler: Pooler,
 
     def work(_: int) -> None:
         worker = InstantWorker(Database(pooler.through(pooler.worker), POOLED))
-        while not stop.is_set() or worker.step():
+        while not stop.is_set() or worker.step() + worker.weigh():
             worker.step()
+            worker.weigh()
         assert worker.failing == []
         worker.close()
 
@@ -215,6 +216,8 @@ def test_many_clients_record_score_recall_and_learn_exactly_once(pooler: Pooler,
             "SELECT trajectory_id, revision, ordinal, learned FROM sona.ledger WHERE space = %s ORDER BY ordinal",
             (space,),
         ).fetchall()
+        status = connection.execute("SELECT unweighed FROM sona.status WHERE space = %s", (space,)).fetchall()
+    assert status == [(0,)]
     recorded = 8 * events
     assert len({row[:2] for row in ledger}) == len(ledger) == 2 * recorded
     assert [row[2] for row in ledger] == list(range(2 * recorded))

@@ -30,7 +30,7 @@ SPACES = (12_000, 3_000, 3_000, 1_000, 1_000, 1_000, 1_000)
 """Trajectories by space; the first is searched through HNSW."""
 LARGE = {
     *("trajectory", "trajectory_step", "score", "remembered_query", "memory_edge", "pending_trajectory"),
-    *("learning_event", "learning_cycle"),
+    *("learning_event", "learning_cycle", "item_outcome", "strategy_turn"),
 }
 
 _FILL = (
@@ -48,13 +48,20 @@ _FILL = (
     " (space_id, cycle_id, loop, epoch, version, events, learned, replayed, worker, started_at)"
     " SELECT {space}, n, 'instant', 0, 0, 10, 10, false, 'test', now() FROM generate_series(1, {count} / 10) n",
     "UPDATE sona.learner SET revision = {count} / 10, ordinal = 2 * {count} + 2 WHERE space_id = {space}",
+    "UPDATE sona.strategist SET ordinal = 2 * {count} + 2 WHERE space_id = {space}",
+    "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
+    " SELECT {space}, 2 * n, {id}, 'frozen', 'fusion', 'proven' FROM generate_series(1, {count}) n",
+    "INSERT INTO sona.item_outcome (space_id, item_id, helped)"
+    " SELECT {space}, n::text, 2 FROM generate_series(1, {count}) n",
     # Waiting for the worker: as much as was learned, in two of the spaces.
     "WITH made AS (INSERT INTO sona.trajectory (space_id, trajectory_id, query)"
     " SELECT {space}, gen_random_uuid(), {vector} FROM generate_series(1, {waiting}) n"
     " RETURNING space_id, trajectory_id)"
     " INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT space_id, trajectory_id FROM made",
-    "INSERT INTO sona.remembered_query (space_id, trajectory_id, embedding, admitted)"
-    " SELECT {space}, {id}, {vector}, {space} = 1 AND n > 500 FROM generate_series(1, {count}) n",
+    "INSERT INTO sona.remembered_query"
+    " (space_id, trajectory_id, embedding, ordinal, helped, rewards, unhelpful, is_prototype, admitted)"
+    " SELECT {space}, {id}, {vector}, 2 * n, ARRAY[n::text, (n + 1)::text], '{{1,1}}', ARRAY[(n + 2)::text],"
+    " n <= 500, {space} = 1 AND n > 500 FROM generate_series(1, {count}) n",
     "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight)"
     " SELECT {space}, 'co_access', least(a, b), greatest(a, b), 0.5 FROM (SELECT n::text AS a, (n + o)::text AS b"
     " FROM generate_series(1, {count} / 2) n, generate_series(1, 3) o) e",

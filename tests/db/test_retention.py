@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sona_pg import InvalidInput, SonaEngine, SonaError, UnknownSpace
 from sona_pg.config import StoreConfig, WorkerConfig
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.worker import InstantWorker
 
@@ -26,11 +26,11 @@ Matrix = NDArray[np.float32]
 
 @pytest.fixture
 def work(url: str) -> Callable[[], None]:
-    """Runs a worker until nothing is left to learn; its first look also applies retention."""
+    """Runs a worker until nothing is left to learn and to weigh; its first look also applies retention."""
 
     def run() -> None:
         worker = InstantWorker(Database(url, StoreConfig()), WorkerConfig(retention_interval_seconds=0))
-        while worker.step():
+        while worker.step() + worker.weigh():
             pass
         worker.close()
 
@@ -340,8 +340,9 @@ def test_flushes_sql_clients_and_retention_at_once_count_everything_once(
 
     def worker(_: int) -> None:
         own = InstantWorker(Database(url, StoreConfig()), WorkerConfig(retention_interval_seconds=0))
-        while not stop.is_set() or own.step():
+        while not stop.is_set() or own.step() + own.weigh():
             own.step()
+            own.weigh()
         assert own.failing == []
         own.close()
 
@@ -372,6 +373,50 @@ def test_flushes_sql_clients_and_retention_at_once_count_everything_once(
         pass
     counts = _counts(connection, space_id)
     assert (counts["trajectory"], counts["trajectory_step"], counts["remembered_query"]) == (0, 0, 0)
+
+
+def test_a_score_that_is_learned_while_retention_waits_is_weighed_before_its_trajectory_goes(
+    connection: Connection, url: str, engine: SonaEngine, rng: np.random.Generator, work: Callable[[], None]
+) -> None:
+    name, space_id = engine.space.name, engine.space.space_id
+    (id,) = _record(engine, rng, 1)
+    _age(connection, space_id, [id])
+    _retain(connection, name, "90 days")
+    deleted: list[int] = []
+
+    def apply() -> None:
+        with connect(url) as own:
+            deleted.append(_apply(own, name))
+
+    with psycopg.connect(url) as flush:
+        flush.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (space_id,))
+        retention = threading.Thread(target=apply)
+        retention.start()
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            " AND query LIKE 'SELECT sona.apply_retention%%'"
+        )
+        while connection.execute(waiting).fetchall() == [(0,)]:
+            assert retention.is_alive()
+        flush.execute(
+            "INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, value, revision)"
+            " VALUES (%s, 'late', %s, '2', 1, 1)",
+            (space_id, id),
+        )
+        flush.execute(
+            "INSERT INTO sona.learning_event (space_id, loop, trajectory_id, revision, cycle_id, ordinal, learned)"
+            " VALUES (%s, 'instant', %s, 1, 1, 1, 'adapter')",
+            (space_id, id),
+        )
+        flush.execute("UPDATE sona.learner SET ordinal = 2 WHERE space_id = %s", (space_id,))
+    retention.join()
+    assert deleted == [0]
+    assert _counts(connection, space_id)["trajectory"] == 1
+    engine.evidence.catch_up()
+    helped = "SELECT helped FROM sona.remembered_query WHERE space_id = %s"
+    assert connection.execute(helped, (space_id,)).fetchall() == [(["1", "2"],)]
+    assert [_apply(connection, name), _apply(connection, name)] == [1, 0]
+    assert _counts(connection, space_id)["remembered_query"] == 0
 
 
 def test_a_worker_applies_it_where_nothing_waits_to_be_learned(

@@ -28,6 +28,7 @@ from sona_pg.learning.outcome import OutcomeEvent, with_scores
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.store.learning import LearningTransaction
+from sona_pg.store.ledger import trajectories
 from sona_pg.store.migrate import migrate
 from sona_pg.types import Score
 from sona_pg.worker import InstantWorker
@@ -458,12 +459,11 @@ def test_a_replay_of_the_tables_gives_the_stored_weights_bit_for_bit(
     with SonaEngine.connect(url, space=f"{space_name}_replay", dim=DIM, background=False) as replay:
         replay.set_items(items[0], "id", "embedding")
         with connection.transaction():
-            stored = LearningTransaction(connection, engine.space, 10)
             ledger = connection.execute(
                 "SELECT trajectory_id, revision FROM sona.ledger WHERE space = %s ORDER BY ordinal",
                 (engine.space.name,),
             ).fetchall()
-            trajectories = stored.trajectories([row[0] for row in ledger])
+            recorded = trajectories(connection, engine.space, [row[0] for row in ledger])
             scores = connection.execute(
                 "SELECT trajectory_id, value, item_id, name, score_id FROM sona.score"
                 " WHERE space_id = %s ORDER BY sequence",
@@ -471,7 +471,7 @@ def test_a_replay_of_the_tables_gives_the_stored_weights_bit_for_bit(
             ).fetchall()
         learner = replay.instant.learner
         for id, revision in ledger:
-            trajectory = trajectories[id]
+            trajectory = recorded[id]
             if revision == 0:
                 learner.learn(OutcomeEvent(trajectory))
                 continue
@@ -487,7 +487,7 @@ def test_a_worker_indexes_the_remembered_queries_of_a_large_space(
     for _ in range(30):
         connection.execute("SELECT sona.record(%s, %s, '{1}', '{1}')", (engine.space.name, _query(rng)))
     worker = InstantWorker(Database(url, StoreConfig(exact_search_rows=10)))
-    while worker.step():
+    while worker.step() + worker.weigh():
         pass
     worker.close()
     admitted = connection.execute(

@@ -41,28 +41,30 @@ APP_INSERTS = {
         "space_id", "trajectory_id", "ordinal", "item_id", "position", "reward", "attention", "activation",
     },
     "score": {"space_id", "score_id", "trajectory_id", "item_id", "name", "value"},
-    "remembered_query": {"space_id", "trajectory_id", "embedding"},
     "pending_trajectory": {"space_id", "trajectory_id"},
 }  # fmt: skip
 """Everything that an application may write."""
 
 WORKER_UPDATES = {
-    "space": {"embedder", "trajectory_retention", "step_retention", "steps_deleted_before"},
+    "space": {"strategy", "embedder", "trajectory_retention", "step_retention", "steps_deleted_before"},
     "space_grant": {"may_write"},
     "score": {"revision"},
-    "remembered_query": {"admitted"},
+    "remembered_query": {"admitted", "helped", "rewards", "unhelpful"},
     "pending_trajectory": {"created_at"},
 }
 """Columns that a worker may rewrite, of the tables that it may not rewrite as a whole."""
 
-WORKER_REWRITES = {"learner", "served_row", "memory_edge", "item_source"}
+WORKER_REWRITES = {
+    "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
+    "item_outcome",
+}  # fmt: skip
 
 APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch"}
 
 WORKER_FUNCTIONS = {
     "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "grant_space", "revoke_space",
-    "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories", "_delete_orphan_scores",
-    "_delete_steps",
+    "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
+    "_delete_orphan_scores", "_delete_steps",
 }  # fmt: skip
 
 DEFINERS = {
@@ -188,7 +190,7 @@ def test_functions_are_for_whom_they_are(world: World) -> None:
             assert may == ["sona_app", "sona_worker"], name
         else:
             assert may == list(ROLES), name
-            assert reads or name in ("new_trajectory_id", "_search_items")
+            assert reads or name in ("new_trajectory_id", "_search_items", "_score_items", "_answer")
 
 
 def test_definers_are_these_and_no_others(connection: Connection) -> None:
@@ -209,6 +211,7 @@ def test_a_reader_cannot_record_score_nor_create(world: World, login: Callable[[
         "SELECT sona.drop_space('alpha')",
         "SELECT sona.set_items('alpha', 'shop.items', 'id', 'embedding')",
         "SELECT sona.admit_queries('alpha')",
+        "SELECT sona.set_strategy('alpha', 'frozen')",
         "SELECT sona.grant_space('alpha', current_user)",
     ):
         _denied(reader, statement)
@@ -225,11 +228,13 @@ def test_who_may_only_read_a_space_writes_nothing_there_whatever_the_role(
         _denied(guest, "SELECT sona.score(%s, 1)", world.trajectories["alpha"], says="row-level security")
         _denied(guest, "SELECT sona.grant_space('alpha', current_user)", says="row-level security")
         _denied(guest, "SELECT sona.revoke_space('alpha', current_user)", says="permission denied for space")
+        _denied(guest, "SELECT sona.set_strategy('alpha', 'frozen')", says="permission denied for space")
         _denied(guest, "SELECT sona.drop_space('alpha')", says="this role may only read it")
         for table in _tables(guest):
             if table != "alembic_version":
                 assert guest.execute(f"DELETE FROM sona.{table}").rowcount == 0
         assert guest.execute("UPDATE sona.space_grant SET may_write = true").rowcount == 0
+        assert guest.execute("UPDATE sona.strategist SET in_force = 'fusion'").rowcount == 0
     login("alpha_worker").execute("SELECT sona.revoke_space('alpha', %s)", (name,))
 
 
@@ -274,6 +279,27 @@ def test_the_engine_of_a_reader_recalls_and_declares_nothing(world: World, login
         engine.flush()
 
 
+def test_the_engine_of_a_reader_leaves_the_weighing_to_those_who_may_write(
+    world: World, login: Callable[[str], Connection], rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SonaEngine.connect(world.login("alpha_reader"), space="alpha", background=False) as reader:
+        with SonaEngine.connect(world.login("alpha_worker"), space="alpha", background=False) as writer:
+            writer.record(_query(rng), ["1"], [1.0])
+            writer.instant.flush_updates()
+        unweighed = "SELECT unweighed > 0 FROM sona.status WHERE space = 'alpha'"
+        assert login("alpha_app").execute(unweighed).fetchall() == [(True,)]
+        login("alpha_worker").execute("SELECT sona.set_strategy('alpha', 'frozen')")
+        try:
+            reader.flush()
+            # What answers is followed all the same.
+            assert reader.recall(np.ones(DIM), 5).answer.strategy == "frozen"
+            assert np.array_equal(reader.adapt(np.ones(DIM)), np.ones(DIM, np.float32))
+        finally:
+            login("alpha_worker").execute("SELECT sona.set_strategy('alpha', 'adapted')")
+        assert login("alpha_app").execute(unweighed).fetchall() == [(True,)]
+    assert caplog.text == ""
+
+
 # What a worker does
 
 
@@ -285,7 +311,7 @@ def test_a_worker_learns_what_an_application_recorded(
         row = app.execute("SELECT sona.record('alpha', %s, '{1,2}')", (_query(rng),)).fetchall()[0]
         app.execute("SELECT sona.score(%s, 1, '2')", row)
     worker = InstantWorker(Database(world.login("alpha_worker"), StoreConfig(exact_search_rows=1)))
-    while worker.step():
+    while worker.step() + worker.weigh():
         pass
     assert worker.failing == []
     worker.close()
@@ -369,7 +395,7 @@ def test_no_row_is_forged_moved_or_deleted_in_another_space(
                   for table in _tables(connection) if table not in ("alembic_version", "space")}  # fmt: skip
     for table in before:
         columns = sorted(APP_INSERTS.get(table, ())) if kind == "app" else _columns(own, table)
-        columns = [c for c in columns if c not in ("space_id", "pending_id", "error_id", "sequence")]
+        columns = [c for c in columns if c not in ("space_id", "pending_id", "error_id", "sequence", "turn_id")]
         if not columns:
             continue
         listed = ", ".join(columns)

@@ -276,8 +276,9 @@ def test_engines_workers_and_sql_clients_together_count_everything_once(
 
     def work() -> None:
         worker = InstantWorker(Database(url, StoreConfig()))
-        while not stop.is_set() or worker.step():
+        while not stop.is_set() or worker.step() + worker.weigh():
             worker.step()
+            worker.weigh()
         worker.close()
 
     workers = [threading.Thread(target=work) for _ in range(2)]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import sona_pg
 from sona_pg import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg.config import EvidenceConfig, StrategyConfig
 from sona_pg.learning.edges import EdgeUpdate
 from sona_pg.store.search import Found
 from sona_pg.types import EMPTY, Answer, LearningSignal, QueryTrajectory, Score, SignalMetadata, TrajectoryStep
@@ -227,7 +228,8 @@ settings_of = {
     "instant": st.sampled_from((None, InstantLoopConfig())),
     "signal": st.sampled_from((None, SignalConfig(max_gradient_norm=1))),
     "store": st.sampled_from((None, StoreConfig(prepare_statements=False))),
-    "space_config": st.sampled_from((None, SpaceConfig())),
+    "space_config": st.sampled_from((None, SpaceConfig(), SpaceConfig(strategy="fusion", examination=(1.0, 0.5)))),
+    "evidence": st.sampled_from((None, EvidenceConfig(batch=3))),
 }
 _unit = st.lists(st.just([1.0, 0.0, 0.0, 0.0]), min_size=2, max_size=2).map(
     lambda r: [np.array(x, dtype=np.float32) for x in r]
@@ -319,7 +321,12 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "QueryAdapter.learn": {"pool": st.just(np.eye(DIM, dtype=np.float32))},
     "QueryAdapter.load_state": {"state": st.builds(lambda: adapter().state())},
     "Recall.__init__": {"items": st.just(())},
-    "SonaEngine.connect": {"url": st.none(), "home": st.none(), "background": st.just(False)},
+    "SonaEngine.connect": {
+        "url": st.none(),
+        "home": st.none(),
+        "background": st.just(False),
+        "strategy": st.sampled_from((None, StrategyConfig())),
+    },
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
     "TrajectoryBuffer.record": {"trajectory": good_trajectories},
@@ -348,7 +355,8 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
         ),
         "home": st.none(),
         "background": st.just(False),
-        **{name: settings_of[name] for name in ("instant", "adapter", "store", "space_config")},
+        "strategy": st.sampled_from((None, StrategyConfig(), StrategyConfig(stake_rank=1))),
+        **{name: settings_of[name] for name in ("instant", "adapter", "evidence", "store", "space_config")},
     },
     "SonaEngine.record": {
         "answered": st.one_of(hostile_recalls, hostile_trajectories, typed_trajectories, good_trajectories, anything)

@@ -7,6 +7,8 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
+from sona_pg.config import STRATEGIES
+
 Text = st.SearchStrategy[str | None]
 
 DIM = 4
@@ -143,6 +145,8 @@ GOOD: dict[str, Text] = {
     "batch integer": st.sampled_from(("1", "100", "1000")),
     "before timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
     "caller name": st.sampled_from(("postgres", "nobody")),
+    "adapted vector": unit_vector,
+    "careful vector": unit_vector,
     "entry jsonb": st.sampled_from(('{"a": 1}', '{"b": [1]}', "{}")),
     "known text[]": st.just("{a,b}"),
     "lists text[]": st.just("{b}"),
@@ -150,14 +154,26 @@ GOOD: dict[str, Text] = {
     "dim integer": st.sampled_from(("1", "4", "2000", "4000", "16000")),
     "embedder text": st.just("model"),
     "embedding_column name": st.just("embedding"),
+    "examination real[]": st.sampled_from(("{1,0.5}", "{0.25}")),
     "expected integer": st.just("4"),
+    "factor double precision": st.sampled_from(("0", "0.5", "1")),
     "filter jsonb": st.sampled_from(('{"id": 1}', '{"id": [1, 2]}', '{"id": {"gte": 1, "ne": null}}', "{}")),
     "filter_columns text[]": st.just("{id}"),
     "found integer": st.just("3"),
+    "g sona.strategist": st.builds(
+        lambda space, in_force, is_sane, weights: json.dumps(
+            {"space_id": space, "in_force": in_force, "is_sane": is_sane, "weights": weights}
+        ),
+        st.integers(1, 3),
+        st.sampled_from(("frozen", "stake", "fusion")),
+        st.booleans(),
+        st.sampled_from((None, [1.0] * 18)),
+    ),
     "high real": st.just("1"),
     "hint text": st.just("hint"),
     "id text": st.just("id"),
     "id_column name": st.just("id"),
+    "ids text[]": st.sampled_from(("{1,2,40}", "{1,1}", "{gone}")),
     "implicit_feedback boolean": st.sampled_from(("true", "false")),
     "item_column text": st.just("id"),
     "item_id text": st.sampled_from(("1", "2", "40")),
@@ -187,22 +203,31 @@ GOOD: dict[str, Text] = {
     "rewards double precision[]": st.sampled_from(("{1,0}", "{NULL,0.5}", "{1,1}")),
     "role name": st.sampled_from(("sona_app", "sona_worker")),
     "role_name text": st.sampled_from(("postgres", "nobody")),
+    "s sona.space": st.builds(
+        lambda space, strategy: json.dumps({"space_id": space, "dim": DIM, "strategy": strategy}),
+        st.integers(1, 3),
+        st.sampled_from(STRATEGIES),
+    ),
     "sample_size integer": st.sampled_from(("0", "1", "100")),
     "score_id text": st.integers(0, 10_000).map(str),
     "scores double precision[]": st.sampled_from(("{0.5,0.25}", "{NULL,-1}")),
     "scores jsonb": _scores,
     "session_id text": st.just("session"),
+    "settings jsonb": st.just('{"familiar_from": 0.5, "familiar_width": 0.3}'),
+    "similarity double precision": st.sampled_from(("0.6", "0.9", "-1")),
     "since timestamp with time zone": st.sampled_from(("0001-01-01", "2020-01-01")),
     "space text": st.sampled_from(SPACES),
     "space_id bigint": st.sampled_from(("1", "2", "3")),
     "state text": st.just("SN003"),
     "steps interval": st.just("30 days"),
     "strategy integer": st.sampled_from(("1", "3", "5")),
-    "strategy text": st.just("adapted"),
+    "strategy text": st.sampled_from(STRATEGIES),
+    "tiers text[]": st.sampled_from(("{adapter,micro}", "{proven}", "{careful}", "{}")),
     "trajectories interval": st.just("90 days"),
     "trajectory uuid": _ids,
     "trajectory_id uuid": _ids,
     "user_id text": st.just("user"),
+    "v vector": unit_vector,
     "value double precision": st.sampled_from(("0", "0.5", "1")),
     "version bigint": st.just("3"),
     "what text": st.just("a value"),
@@ -227,8 +252,12 @@ HOSTILE: dict[str, Text] = {
     "jsonb": json_text,
     "name": text,
     "real": number,
+    "real[]": arrays(number),
     "regclass": st.sampled_from(RELATIONS),
     "regtype": st.sampled_from(TYPES),
+    # A row of a table stands as JSON.
+    "sona.space": json_text,
+    "sona.strategist": json_text,
     "text": text,
     "text[]": arrays(text),
     "timestamp with time zone": st.sampled_from(("now", "9999-12-31", "0001-01-01", "tomorrow", "x")),

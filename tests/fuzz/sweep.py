@@ -30,7 +30,7 @@ def not_finite(connection: Connection) -> list[str]:
         )
         if connection.execute(statement).fetchall() != [(0,)]:
             found.append(f"{table}.{column}")
-    for table in ("learner", "adapter_version"):
+    for table in ("learner", "adapter_version", "strategist"):
         for space_id, state in connection.execute(f"SELECT space_id, state FROM sona.{table} WHERE state IS NOT NULL"):
             with np.load(io.BytesIO(bytes(state)[32:])) as arrays:
                 found += [
@@ -40,14 +40,18 @@ def not_finite(connection: Connection) -> list[str]:
 
 
 def learn_all(url: str, connection: Connection) -> list[str]:
-    """Let a worker learn whatever waits; gives what it could not learn."""
+    """Let a worker learn whatever waits, and weigh the strategies by it; gives what it could not."""
     worker = InstantWorker(Database(url, StoreConfig()))
-    while worker.step():
+    while worker.step() + worker.weigh():
         pass
     failing = [f"space {name} fails" for name in worker.failing]
     worker.close()
     failing += [
         f"{space}: {message}" for space, message in connection.execute("SELECT space, message FROM sona.errors")
+    ]
+    failing += [
+        f"ledger of {space} was not weighed"
+        for (space,) in connection.execute("SELECT space FROM sona.status WHERE unweighed <> 0")
     ]
     # A score may wait for a trajectory that never came; a trajectory waits for nothing.
     failing += [

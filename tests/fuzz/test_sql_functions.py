@@ -25,6 +25,7 @@ DATA = re.compile("22...|54...")
 OBJECT = re.compile("42...|55000|0A000")
 """The caller named a table or column that is not there, is none, or cannot be read."""
 NAMES_OBJECTS = {
+    "_answer",
     "_btree_operator",
     "_column_type",
     "_compared_as",
@@ -32,8 +33,10 @@ NAMES_OBJECTS = {
     "_condition",
     "_filtered_as",
     "_grantable_spaces",
+    "_item_cosines",
     "_lock_learner",
     "_may_grant",
+    "_score_items",
     "_search_items",
     "grant_space",
     "recall",
@@ -87,10 +90,18 @@ def connection(url: str) -> Iterator[Connection]:
         use_vector_schema(made)
         made.execute(_SETUP.encode())
         for number, space in enumerate(SPACES):
+            # Each answers by another strategy, of those that ask everything that is remembered.
             made.execute(
-                "SELECT sona.create_space(%s, %s, NULL, %s, 1, %s)", (space, DIM, -(number % 2), number % 2 == 1)
+                "SELECT sona.create_space(%s, %s, NULL, %s, 1, %s, %s)",
+                (space, DIM, -(number % 2), number % 2 == 1, ("fusion", "stake", "adapted")[number]),
             )
             made.execute("SELECT sona.set_items(%s, 'public.fuzz_items', 'id', 'embedding')", (space,))
+            for item in range(1, 9):
+                made.execute(
+                    "SELECT sona.record(%s, (SELECT embedding FROM public.fuzz_items WHERE id = %s), '{1,2}', '{1,0}')",
+                    (space, item),
+                )
+        assert not learn_all(url, made)
         yield made
 
 
@@ -145,11 +156,14 @@ def test_every_function_has_strategies(functions: dict[str, Function]) -> None:
 
 
 EVERY = (
+    "_answer",
     "_btree_operator",
+    "_check_examination",
     "_check_id",
     "_check_keys",
     "_check_retention",
     "_check_reward",
+    "_check_strategy",
     "_column_type",
     "_compared_as",
     "_comparison",
@@ -157,20 +171,27 @@ EVERY = (
     "_delete_orphan_scores",
     "_delete_steps",
     "_delete_trajectories",
+    "_familiar",
     "_filtered_as",
     "_grantable_spaces",
     "_index_queries",
     "_indexed_embedding",
     "_indexed_type",
     "_is_member",
+    "_item_cosines",
     "_items_of",
     "_learned_trajectories",
     "_lock_learner",
+    "_mapped",
     "_may_grant",
+    "_near_events",
     "_numbers",
     "_refuse",
+    "_score_items",
     "_search_items",
+    "_strategy_for",
     "_texts",
+    "_times",
     "_unknown_space",
     "_wrong_dimension",
     "adapt",
@@ -190,6 +211,7 @@ EVERY = (
     "score_batch",
     "set_items",
     "set_retention",
+    "set_strategy",
 )
 
 
@@ -208,13 +230,18 @@ def test_hostile_arguments_are_refused_with_an_error_of_their_own(
     every_input()
 
 
+_VALUE = dict.fromkeys(("sona.space", "sona.strategist"), "jsonb_populate_record(NULL::{}, %s::jsonb)")
+"""How an argument is written that is no text of its type."""
+
+
 def call(connection: Connection, function: Function, arguments: dict[str, str | None]) -> None:
     """One call; fails unless it succeeds or is refused in a way that tells the caller what is wrong."""
     types = {p.name: p.type for p in function.parameters}
     statement = sql.SQL("SELECT * FROM sona.{}({})").format(
         sql.Identifier(function.name),
         sql.SQL(", ").join(
-            sql.SQL("{} => %s::{}").format(sql.Identifier(name), sql.SQL(types[name])) for name in arguments
+            sql.SQL("{} => " + _VALUE.get(types[name], "%s::{}")).format(sql.Identifier(name), sql.SQL(types[name]))
+            for name in arguments
         ),
     )
     budget.executed[f"sona.{function.name}"] += 1

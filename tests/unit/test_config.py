@@ -6,6 +6,7 @@ import math
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sona_pg import config
@@ -171,7 +172,9 @@ def test_every_setting_is_documented(each: type[Any]) -> None:
 
 
 def test_every_range_is_tested() -> None:
-    assert set(OUT_OF_RANGE) == {v for v in vars(config).values() if isinstance(v, type) and v is not ConfigError}
+    assert set(OUT_OF_RANGE) == {
+        v for v in vars(config).values() if isinstance(v, type) and v.__module__ == config.__name__
+    }
     untested = {(each, name) for each, name in NUMBERS if name not in OUT_OF_RANGE[each]}
     assert untested == {(SignalConfig, "prior_reward")}  # any finite number
 
@@ -197,6 +200,25 @@ def test_recipe_of_a_dimension_has_a_rank_that_fits(dim: int, rank: int) -> None
 def test_range_of_rewards_has_room_above_zero(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match="a reward above 0 is helpful"):
         SpaceConfig(reward_min=low, reward_max=high)
+
+
+@pytest.mark.parametrize("strategy", ["", "Frozen", "proven", None, 1, np.zeros(0), np.array(["frozen"] * 2), []])
+def test_a_strategy_is_one_of_those_there_are(strategy: object) -> None:
+    with pytest.raises(ConfigError, match="expected one of learned, frozen, adapted, familiar, boosted, stake, fusion"):
+        SpaceConfig(strategy=strategy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "examination", [(), (0.0,), (1.1,), (math.nan,), (0.5, "1"), "1", 0.5, (1.0,) * 1001, np.ones(2), {0.5}, [None]]
+)
+def test_examination_is_probabilities(examination: object) -> None:
+    with pytest.raises(ConfigError, match="examination is"):
+        SpaceConfig(examination=examination)  # type: ignore[arg-type]
+
+
+def test_examination_is_held_as_the_database_keeps_it() -> None:
+    assert SpaceConfig(examination=[1, 0.1]).examination == (1.0, float(np.float32(0.1)))  # type: ignore[arg-type]
+    assert len(SpaceConfig(examination=(1e-6,) * 1000).examination or ()) == 1000
 
 
 def test_ends_of_a_range_belong_to_it() -> None:
