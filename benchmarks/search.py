@@ -90,7 +90,7 @@ def _fused(
         " SELECT %s, id::text, 1 FROM benchmark_items ON CONFLICT DO NOTHING",
         (engine.space.space_id,),
     )
-    connection.execute("SELECT sona._index_queries(%s)", (DIM,))
+    connection.execute("SELECT sona._index_queries(%s, %s, current_user)", (engine.space.space_id, DIM))
     connection.execute("ANALYZE sona.remembered_query")
     connection.execute("ANALYZE sona.item_outcome")
     engine.flush()
@@ -105,7 +105,7 @@ def _fused(
     # The very expression of the index; what recall asks for, without anything else.
     bare_memory = (
         f"SELECT helped, rewards, unhelpful FROM sona.remembered_query WHERE space_id = {engine.space.space_id}"
-        f" AND admitted AND vector_dims(embedding) = {DIM}"
+        " AND admitted"
         f" ORDER BY embedding::vector({DIM}) <=> %s::vector({DIM}) LIMIT 50"
     )
 

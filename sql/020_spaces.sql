@@ -237,8 +237,11 @@ BEGIN
         -- The grants last: the policies of the other tables read them.
         ORDER BY c.relname = 'space_grant', c.relname = 'space', c.relname
     LOOP
+        -- Late, since it locks the table of all spaces; but while there are grants, which it asks.
+        IF part = 'sona.space_grant'::regclass AND sona._queries_index(gone) IS NOT NULL THEN
+            PERFORM sona._drop_queries_index(gone, current_user);
+        END IF;
         EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;
     END LOOP;
-    IF sona._queries_index(gone) IS NOT NULL THEN PERFORM sona._drop_queries_index(gone); END IF;
 END $$;
 COMMENT ON FUNCTION sona.drop_space IS 'Deletes a space and everything recorded and learned in it.';

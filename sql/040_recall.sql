@@ -70,8 +70,9 @@ BEGIN
         USING query, other
         LOOP
             items := array_append(items, id);
-            distances := array_append(distances, away);
-            other_distances := array_append(other_distances, other_away);
+            -- To a vector of zeros, which has no direction, there is no distance.
+            distances := array_append(distances, nullif(away, 'NaN'));
+            other_distances := array_append(other_distances, nullif(other_away, 'NaN'));
         END LOOP;
         EXIT WHEN cardinality(items) >= k;
     END LOOP;
@@ -87,10 +88,10 @@ CREATE OR REPLACE FUNCTION sona._search_items(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
-    -- Ties go by the id. A vector of zeros has no direction: its score is that of what is unrelated, and no NaN.
+    -- Ties go by the id. A vector of zeros has the score of what is unrelated.
     RETURN QUERY
     SELECT f.id, row_number() OVER (ORDER BY f.away, f.id COLLATE "C")::integer,
-           coalesce(1 - nullif(f.away, 'NaN'), 0)::real
+           coalesce(1 - f.away, 0)::real
     FROM sona._nearest_items(_search_items.space_id, query, NULL, k, filter) n, unnest(n.items, n.distances) AS f (id, away)
     ORDER BY 2 LIMIT k;
 END $$;
@@ -136,8 +137,8 @@ BEGIN
     END IF;
     -- The ids are cast to the column's type, so that its index serves; one that is no value of it is no item any more.
     EXECUTE format(
-        'SELECT array_agg(t.%1$I::text), array_agg(t.%2$I OPERATOR(@vector@.<=>) $2),'
-        ' array_agg(t.%2$I OPERATOR(@vector@.<=>) $3)'
+        'SELECT array_agg(t.%1$I::text), array_agg(nullif(t.%2$I OPERATOR(@vector@.<=>) $2, ''NaN'')),'
+        ' array_agg(nullif(t.%2$I OPERATOR(@vector@.<=>) $3, ''NaN''))'
         ' FROM %3$s t WHERE t.%1$I = ANY ($1::%4$s[]) AND t.%2$I IS NOT NULL%5$s',
         source.id_column, source.embedding_column, source.items, source.id_type, condition)
     INTO items, distances, other_distances
@@ -194,8 +195,8 @@ BEGIN
         GROUP BY m.item),
     -- A table of chunks has an id several times: its nearest row stands for it.
     items AS (
-        SELECT DISTINCT ON (i.item) i.item, coalesce(1 - nullif(i.away, 'NaN'), 0) AS frozen,
-               coalesce(1 - nullif(i.other_away, 'NaN'), 0) AS other
+        SELECT DISTINCT ON (i.item) i.item, coalesce(1 - i.away, 0) AS frozen,
+               coalesce(1 - i.other_away, 0) AS other
         FROM unnest(near.items || helped.items, near.distances || helped.distances,
                     near.other_distances || helped.other_distances) i (item, away, other_away)
         ORDER BY i.item, i.away),

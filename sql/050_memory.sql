@@ -23,7 +23,7 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     fresh text := format(
         'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
-        ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1 LIMIT $2', columns, coalesce(space_id, 0));
+        ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1, r.ordinal LIMIT $2', columns, coalesce(space_id, 0));
     -- Literals: a partial index on an expression serves only the very same expression and predicate.
     admitted text := format(
         'SELECT %s OPERATOR(@vector@.<=>) $1::%s AS away, %s FROM sona.remembered_query r'
@@ -34,9 +34,10 @@ BEGIN
     RETURN CASE
         WHEN sona._queries_index(space_id) IS NULL THEN
             format('SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
-                   ' WHERE r.space_id = %s ORDER BY 1 LIMIT $2', columns, coalesce(space_id, 0))
-        WHEN NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _near_queries.space_id
-                                                               AND NOT r.admitted) THEN admitted
+                   ' WHERE r.space_id = %s ORDER BY 1, r.ordinal LIMIT $2', columns, coalesce(space_id, 0))
+        -- Ordered, so that an index must serve it: where there is none of a space, a scan would read those of all.
+        WHEN (SELECT true FROM sona.remembered_query r WHERE r.space_id = _near_queries.space_id AND NOT r.admitted
+              ORDER BY r.ordinal LIMIT 1) IS NULL THEN admitted
         ELSE format('SELECT * FROM ((%s) UNION ALL (%s)) b ORDER BY b.away LIMIT $2', fresh, admitted) END;
 END $$;
 COMMENT ON FUNCTION sona._near_queries IS
@@ -70,13 +71,23 @@ COMMENT ON FUNCTION sona.nearest_queries IS 'The k remembered queries nearest to
 
 DROP FUNCTION IF EXISTS sona._index_queries(integer);
 
-CREATE OR REPLACE FUNCTION sona._index_queries(space_id bigint, dim integer) RETURNS void
+CREATE OR REPLACE FUNCTION sona._check_may_index(space_id bigint, caller name) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    -- What a definer may do would else be done to the spaces of others.
+    IF NOT coalesce(sona._may_grant(space_id, caller), false) THEN
+        PERFORM sona._refuse('42501', format('permission denied for the space of id %s', coalesce(space_id::text, 'NULL')),
+                             'only who may write a space may index it');
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._check_may_index IS 'Raises 42501 unless a role may write a space.';
+
+CREATE OR REPLACE FUNCTION sona._index_queries(space_id bigint, dim integer, caller name) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
-    IF space_id IS NULL THEN
-        PERFORM sona._refuse('SN003', 'the id of the space is NULL', 'call sona.admit_queries with its name');
-    END IF;
+    PERFORM sona._check_may_index(space_id, caller);
     IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
         PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
                              'spaces of more dimensions are searched exactly');
@@ -92,16 +103,15 @@ END $$;
 COMMENT ON FUNCTION sona._index_queries IS
     'Makes the HNSW index of a space, which only the owner of the table may, on behalf of who may learn.';
 
-CREATE OR REPLACE FUNCTION sona._drop_queries_index(space_id bigint) RETURNS void
+CREATE OR REPLACE FUNCTION sona._drop_queries_index(space_id bigint, caller name) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
-    -- Only of a space that has nothing remembered: it serves nobody.
-    IF NOT EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = _drop_queries_index.space_id) THEN
-        EXECUTE format('DROP INDEX IF EXISTS sona.remembered_query_hnsw_%s', space_id);
-    END IF;
+    PERFORM sona._check_may_index(space_id, caller);
+    EXECUTE format('DROP INDEX IF EXISTS sona.remembered_query_hnsw_%s', space_id);
 END $$;
-COMMENT ON FUNCTION sona._drop_queries_index IS 'Drops the HNSW index of a space that is gone.';
+COMMENT ON FUNCTION sona._drop_queries_index IS
+    'Drops the HNSW index of a space that goes, which only the owner of the table may, on behalf of who drops the space.';
 
 CREATE OR REPLACE FUNCTION sona.admit_queries(space text, keep_exact integer DEFAULT 4000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -123,7 +133,7 @@ BEGIN
     -- In bulk, where there is no index yet: that builds it from the rows.
     UPDATE sona.remembered_query r SET admitted = true WHERE r.space_id = s.space_id AND NOT r.admitted;
     GET DIAGNOSTICS admitted_now = ROW_COUNT;
-    IF sona._queries_index(s.space_id) IS NULL THEN PERFORM sona._index_queries(s.space_id, s.dim); END IF;
+    IF sona._queries_index(s.space_id) IS NULL THEN PERFORM sona._index_queries(s.space_id, s.dim, current_user); END IF;
     RETURN admitted_now;
 END $$;
 COMMENT ON FUNCTION sona.admit_queries IS

@@ -105,6 +105,14 @@ def upgrade() -> None:
         "Queries whose outcome is known, and what it was: narrow, for nearest-neighbour search.",
         schema="sona",
     )
+    op.drop_index("remembered_query_tail_idx", table_name="remembered_query", schema="sona")
+    op.create_index(
+        "remembered_query_tail_idx",
+        "remembered_query",
+        ["space_id", "ordinal"],
+        schema="sona",
+        postgresql_where=sa.text("NOT admitted"),
+    )
     op.create_index("learning_event_ordinal_idx", "learning_event", ["space_id", "loop", "ordinal"], schema="sona")
     op.create_index("remembered_query_ordinal_idx", "remembered_query", ["space_id", "ordinal"], schema="sona")
     op.create_index(
@@ -270,6 +278,14 @@ def downgrade() -> None:
         "remembered_query",
         "Queries whose outcome is known, narrow, for nearest-neighbour search.",
         schema="sona",
+    )
+    op.drop_index("remembered_query_tail_idx", table_name="remembered_query", schema="sona")
+    op.create_index(
+        "remembered_query_tail_idx",
+        "remembered_query",
+        ["space_id"],
+        schema="sona",
+        postgresql_where=sa.text("NOT admitted"),
     )
     for name in ("is_prototype", "unhelpful", "rewards", "helped", "ordinal"):
         op.drop_column("remembered_query", name, schema="sona")

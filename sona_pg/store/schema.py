@@ -241,11 +241,7 @@ remembered_query = Table(
         server_default=text("false"),
         comment="whether sona.adapt measures by it how familiar a query is",
     ),
-    Index(
-        "remembered_query_tail_idx",
-        "space_id",
-        postgresql_where=text("NOT admitted"),
-    ),
+    Index("remembered_query_tail_idx", "space_id", "ordinal", postgresql_where=text("NOT admitted")),
     Index("remembered_query_ordinal_idx", "space_id", "ordinal"),
     Index("remembered_query_prototype_idx", "space_id", postgresql_where=text("is_prototype")),
     comment="Queries whose outcome is known, and what it was: narrow, for nearest-neighbour search.",

@@ -266,9 +266,7 @@ def test_sql_clients_record_score_and_search(watch: Watch, space: str, query: ND
 
 def test_the_large_space_is_searched_through_hnsw(watch: Watch, query: NDArray[np.float32]) -> None:
     def scans() -> int:
-        rows = connection.execute(
-            "SELECT pg_stat_get_xact_numscans('sona.remembered_query_hnsw_8'::regclass)"
-        ).fetchall()
+        rows = connection.execute("SELECT pg_stat_get_xact_numscans(sona._queries_index(1))").fetchall()
         return int(rows[0][0])
 
     with connect(watch.url) as connection, connection.transaction():

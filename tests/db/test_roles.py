@@ -59,11 +59,16 @@ WORKER_REWRITES = {
     "item_outcome",
 }  # fmt: skip
 
+READING_VOLATILES = {
+    "new_trajectory_id", "_widen_search", "_nearest_items", "_search_items", "_near_events", "_score_items", "_answer",
+}  # fmt: skip
+"""Functions that are volatile and write nothing all the same."""
+
 APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch"}
 
 WORKER_FUNCTIONS = {
-    "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "grant_space", "revoke_space",
-    "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
+    "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "_drop_queries_index", "grant_space",
+    "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
     "_delete_orphan_scores", "_delete_steps",
 }  # fmt: skip
 
@@ -71,6 +76,7 @@ DEFINERS = {
     "_grantable_spaces": "the policies of the grants cannot read the grants under themselves",
     "_may_grant": "the same; and whether a space has any grants shows only to the owner",
     "_index_queries": "only the owner of a table can make its indexes",
+    "_drop_queries_index": "or drop them",
 }
 """SECURITY DEFINER functions, and why."""
 
@@ -190,7 +196,7 @@ def test_functions_are_for_whom_they_are(world: World) -> None:
             assert may == ["sona_app", "sona_worker"], name
         else:
             assert may == list(ROLES), name
-            assert reads or name in ("new_trajectory_id", "_search_items", "_score_items", "_answer")
+            assert reads or name in READING_VOLATILES
 
 
 def test_definers_are_these_and_no_others(connection: Connection) -> None:
@@ -321,9 +327,14 @@ def test_a_worker_learns_what_an_application_recorded(
     ).fetchall() == [("no outcome",), ("adapter",)]
     # More than one remembered query: the worker has made the index that belongs to the owner of the table.
     assert app.execute("SELECT bool_and(admitted) FROM sona.remembered_query").fetchall() == [(True,)]
-    assert app.execute("SELECT to_regclass(%s) IS NOT NULL", (f"sona.remembered_query_hnsw_{DIM}",)).fetchall() == [
-        (True,)
-    ]
+    assert app.execute("SELECT sona._queries_index(%s) IS NOT NULL", (world.ids["alpha"],)).fetchall() == [(True,)]
+    foreign = world.ids["beta"]
+    worker_login = connect(world.login("alpha_worker"))
+    for statement in ("SELECT sona._index_queries(%s, 3, %s)", "SELECT sona._drop_queries_index(%s, %s)"):
+        for caller in (world.logins["alpha_worker"], world.logins["beta_worker"], "postgres"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                worker_login.execute(statement, (foreign, caller))  # type: ignore[arg-type]
+    worker_login.close()
 
 
 def test_workers_that_need_an_index_at_once_make_one(world: World, login: Callable[[str], Connection]) -> None:
