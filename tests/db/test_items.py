@@ -140,4 +140,6 @@ def test_items_that_are_gone_are_told(
         assert says in str(
             connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space_name,)).fetchall()
         )
+    # Its ledger would wait to be weighed as long as the space is there.
+    connection.execute("SELECT sona.drop_space(%s)", (space_name,))
     connection.execute("DROP TABLE IF EXISTS public.going")

@@ -133,6 +133,18 @@ def test_trouble_with_the_items_table_does_not_keep_outcomes_from_being_durable(
     ).fetchall()
     assert learned[2] == ("adapter",)
     assert learned[1] == ("no embedding",)
+    # The strategies cannot be weighed without items; that is told, and made good when the table is named anew.
+    is_gone = "TYPE vector" not in trouble
+    status = "SELECT unweighed FROM sona.status WHERE space = %s"
+    told = "SELECT count(*) FROM sona.errors WHERE space = %s AND source = 'evidence'"
+    assert connection.execute(status, (engine.space.name,)).fetchall() == [(3 * is_gone,)]
+    assert connection.execute(told, (engine.space.name,)).fetchall() == [(int(is_gone),)]
+    connection.execute(f"CREATE TABLE {items[0]}_anew (id integer PRIMARY KEY, embedding vector({DIM}))")
+    connection.execute(f"INSERT INTO {items[0]}_anew VALUES (1, %s)", (_query(rng),))
+    engine.set_items(f"{items[0]}_anew", "id", "embedding")
+    engine.flush()
+    assert connection.execute(status, (engine.space.name,)).fetchall() == [(0,)]
+    assert _count(connection, "remembered_query", engine.space.space_id) == 3
 
 
 def test_items_without_an_embedding_teach_once_they_have_one(
