@@ -218,11 +218,9 @@ class StrategistTransaction:
         ConfigError
             If the space has no items table, or it or a column of it is gone.
         """
-        # A savepoint: what is wrong with the application's table must not undo the transaction around.
-        with translated(), self._connection.transaction():
-            rows = self._connection.execute(
-                "SELECT item_id FROM sona._search_items(%s, %s, %s)", (self._space.space_id, query, k)
-            ).fetchall()
+        rows = self._connection.execute(
+            "SELECT item_id FROM sona._search_items(%s, %s, %s)", (self._space.space_id, query, k)
+        ).fetchall()
         return [row[0] for row in rows]
 
     def times_helped(self, items: Collection[str]) -> dict[str, int]:
@@ -240,33 +238,34 @@ class StrategistTransaction:
 
         A later outcome takes the place of an earlier one.
         """
-        space_id = self._space.space_id
-        before = self._connection.execute(
-            "SELECT helped FROM sona.remembered_query WHERE space_id = %s AND trajectory_id = %s",
-            (space_id, trajectory_id),
+        row = self._connection.execute(
+            "WITH before AS (SELECT helped FROM sona.remembered_query"
+            " WHERE space_id = %(space)s AND trajectory_id = %(id)s),"
+            " change AS (SELECT item, sum(one) AS by FROM ("
+            "  SELECT unnest(%(helped)s::text[]) AS item, 1 AS one UNION ALL SELECT unnest(helped), -1 FROM before) c"
+            "  GROUP BY item HAVING sum(one) <> 0),"
+            " counted AS (INSERT INTO sona.item_outcome AS o (space_id, item_id, helped)"
+            "  SELECT %(space)s, item, greatest(by, 0) FROM change ON CONFLICT (space_id, item_id) DO UPDATE"
+            "  SET helped = greatest(o.helped + (SELECT by FROM change WHERE item = excluded.item_id), 0)),"
+            " remembered AS (INSERT INTO sona.remembered_query"
+            "  (space_id, trajectory_id, embedding, ordinal, helped, rewards, unhelpful, is_prototype)"
+            "  VALUES (%(space)s, %(id)s, %(query)s, %(ordinal)s, %(helped)s, %(rewards)s, %(unhelpful)s,"
+            "  %(is_prototype)s)"
+            "  ON CONFLICT (space_id, trajectory_id) DO UPDATE"
+            "  SET helped = excluded.helped, rewards = excluded.rewards, unhelpful = excluded.unhelpful)"
+            " SELECT NOT EXISTS (SELECT FROM before)",
+            {
+                "space": self._space.space_id,
+                "id": trajectory_id,
+                "query": query,
+                "ordinal": ordinal,
+                "helped": list(outcome.helped),
+                "rewards": list(outcome.helped.values()),
+                "unhelpful": list(outcome.unhelpful),
+                "is_prototype": is_prototype,
+            },
         ).fetchone()
-        helped, rewards = list(outcome.helped), list(outcome.helped.values())
-        self._connection.execute(
-            "INSERT INTO sona.remembered_query"
-            " (space_id, trajectory_id, embedding, ordinal, helped, rewards, unhelpful, is_prototype)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (space_id, trajectory_id) DO UPDATE"
-            " SET helped = excluded.helped, rewards = excluded.rewards,"
-            " unhelpful = excluded.unhelpful",
-            (space_id, trajectory_id, query, ordinal, helped, rewards, list(outcome.unhelpful), is_prototype),
-        )
-        helped_before = set() if before is None else set(before[0])
-        change = {item: 1 for item in helped if item not in helped_before}
-        change |= dict.fromkeys(helped_before.difference(helped), -1)
-        if change:
-            self._connection.execute(
-                "INSERT INTO sona.item_outcome AS o (space_id, item_id, helped)"
-                " SELECT %s, c.item, greatest(c.change, 0) FROM unnest(%s::text[], %s::int[]) AS c (item, change)"
-                " ON CONFLICT (space_id, item_id) DO UPDATE SET helped = greatest(o.helped +"
-                " (SELECT c.change FROM unnest(%s::text[], %s::int[]) AS c (item, change)"
-                "  WHERE c.item = excluded.item_id), 0)",
-                (space_id, *(2 * [list(change), list(change.values())])),
-            )
-        return before is None
+        return row is not None and bool(row[0])
 
     def log_turn(self, ordinal: int, trajectory_id: uuid.UUID, turn: Turn) -> None:
         """Note down that another strategy came into force."""

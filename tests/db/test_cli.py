@@ -40,7 +40,10 @@ def test_the_demo_learns_from_real_outcomes_and_shows_it(url: str) -> None:
     assert found["learned"]["mrr10"] > found["frozen"]["mrr10"]
     assert found["helped"] > found["harmed"]
     assert found["helped"] + found["harmed"] + found["unchanged"] == 861
-    assert len(found["queries"]) == 3
+    assert len(found["queries"]) == 4
+    strategies = {row[0]: row[1] for row in found["queries"][2]["rows"]}
+    assert strategies["fusion"] is True
+    assert strategies["frozen"] is False
     assert all(query["rows"] for query in found["queries"])
     assert found["queries"][0]["rows"][0][:2] == [1292, 1292]
 
@@ -82,6 +85,18 @@ def test_spaces_are_created_listed_and_shown(url: str, space_name: str) -> None:
     listed = json.loads(sona("space", "list", "--json", url=url).stdout)
     assert space_name in [row["space"] for row in listed]
     assert space_name in sona("status", url=url).stdout
+
+
+def test_what_answers_is_shown_and_set(url: str, space_name: str) -> None:
+    made = sona("space", "create", space_name, "3", "--strategy", "boosted", "--examination", "1,0.5", url=url)
+    assert made.returncode == 0, made.stderr
+    found = json.loads(sona("space", "strategy", space_name, "--json", url=url).stdout)
+    assert found == {"strategy": "boosted", "in_force": "boosted", "strategies": [], "turns": []}
+    assert "frozen answers" in sona("space", "strategy", space_name, "frozen", url=url).stdout
+    assert sona("space", "strategy", space_name, "best", url=url).returncode == 2
+    assert sona("space", "strategy", "nowhere", url=url).returncode == 1
+    assert sona("space", "create", "another", "3", "--examination", "1,x", url=url).returncode == 2
+    assert sona("space", "create", "another", "3", "--examination", "1,2", url=url).returncode == 2
 
 
 def test_migrate_says_where_the_schema_is(empty_url: str) -> None:
