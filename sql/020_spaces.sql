@@ -238,7 +238,7 @@ BEGIN
         ORDER BY c.relname = 'space_grant', c.relname = 'space', c.relname
     LOOP
         -- Late, since it locks the table of all spaces; but while there are grants, which it asks.
-        IF part = 'sona.space_grant'::regclass AND sona._queries_index(gone) IS NOT NULL THEN
+        IF part = 'sona.space'::regclass AND sona._queries_index(gone) IS NOT NULL THEN
             PERFORM sona._drop_queries_index(gone, current_user);
         END IF;
         EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;

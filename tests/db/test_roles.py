@@ -341,7 +341,10 @@ def test_workers_that_need_an_index_at_once_make_one(world: World, login: Callab
     failures: list[Exception] = []
     for number in range(4):
         login("alpha_worker").execute("SELECT sona.create_space(%s, 3)", (f"index_{number}",))
-        login("alpha_worker").execute("SELECT sona.record(%s, '[1,2,3]', quality => 1)", (f"index_{number}",))
+        login("alpha_worker").execute(
+            "INSERT INTO sona.remembered_query (space_id, trajectory_id, embedding)"
+            " SELECT space_id, gen_random_uuid(), '[1,2,3]' FROM sona.space WHERE name = %s", (f"index_{number}",)
+        )  # fmt: skip
 
     def admit(number: int) -> None:
         try:

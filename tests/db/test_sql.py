@@ -238,6 +238,8 @@ def test_remembered_queries_are_found_exactly_while_few_and_by_index_when_many(
         (space_id, vectors[0]),
     ).fetchall()
     assert any(f"remembered_query_hnsw_{space_id}" in row[0] for row in plan)
+    connection.execute("SELECT sona.drop_space(%s)", (name,))
+    assert connection.execute("SELECT sona._queries_index(%s)", (space_id,)).fetchall() == [(None,)]
 
 
 # Policies
