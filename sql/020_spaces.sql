@@ -229,6 +229,10 @@ DECLARE
 BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
+    -- One at a time: to drop an index each would wait for what the others have deleted to be committed.
+    IF sona._queries_index(gone) IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0));
+    END IF;
     -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.
     PERFORM sona._lock_learner(gone);
     FOR part IN

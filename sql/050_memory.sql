@@ -130,7 +130,11 @@ BEGIN
         SELECT FROM sona.remembered_query r WHERE r.space_id = s.space_id LIMIT keep_exact::bigint + 1) few) <= keep_exact THEN
         RETURN 0;
     END IF;
-    -- In bulk, where there is no index yet: that builds it from the rows.
+    -- In bulk, where there is no index yet: that builds it from the rows. The strongest lock that it takes comes first:
+    -- two that wrote, and then wanted to index, would wait for each other.
+    IF sona._queries_index(s.space_id) IS NULL THEN
+        LOCK TABLE sona.remembered_query IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
     UPDATE sona.remembered_query r SET admitted = true WHERE r.space_id = s.space_id AND NOT r.admitted;
     GET DIAGNOSTICS admitted_now = ROW_COUNT;
     IF sona._queries_index(s.space_id) IS NULL THEN PERFORM sona._index_queries(s.space_id, s.dim, current_user); END IF;
