@@ -106,7 +106,7 @@ def _fused(
     bare_memory = (
         f"SELECT helped, rewards, unhelpful FROM sona.remembered_query WHERE space_id = {engine.space.space_id}"
         " AND admitted"
-        f" ORDER BY embedding::vector({DIM}) <=> %s::vector({DIM}) LIMIT 50"
+        f" ORDER BY embedding::vector({DIM}) <=> %s::vector({DIM}) LIMIT 40"
     )
 
     def fetch(statement: str, *parameters: object) -> object:

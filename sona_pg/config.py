@@ -259,8 +259,8 @@ class StrategyConfig:
         Remembered queries by which `adapt` tells familiar ground, at most so many, none this near to another.
     """
 
-    candidates: int = 50
-    neighbours: int = 50
+    candidates: int = 40
+    neighbours: int = 40
     neighbours_learning: int = 100
     misses_near: int = 10
     vote_kernel: float = 0.1

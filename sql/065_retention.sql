@@ -159,7 +159,11 @@ BEGIN
     IF treated > 0 THEN
         PERFORM sona._lock_learner(space_id);
         DELETE FROM sona.trajectory_step x
-        WHERE x.space_id = _delete_steps.space_id AND x.trajectory_id = ANY (bare);
+        WHERE x.space_id = _delete_steps.space_id AND x.trajectory_id = ANY (bare)
+        -- A late score may have been learned since, which the strategist has not taken in.
+        AND NOT EXISTS (SELECT FROM sona.learning_event e
+                        WHERE e.space_id = x.space_id AND e.loop = 'instant' AND e.trajectory_id = x.trajectory_id
+                          AND e.ordinal >= (SELECT g.ordinal FROM sona.strategist g WHERE g.space_id = x.space_id) OFFSET 0);
         IF treated >= batch THEN
             SELECT t.created_at INTO reached FROM sona.trajectory t
             WHERE t.space_id = _delete_steps.space_id AND t.trajectory_id = bare[treated];

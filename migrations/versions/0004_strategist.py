@@ -132,7 +132,12 @@ def upgrade() -> None:
         "item_outcome",
         _space_id(owned=False),
         sa.Column("item_id", sa.Text(), nullable=False, comment="the item"),
-        sa.Column("helped", sa.BigInteger(), nullable=False, comment="in how many remembered events it helped"),
+        sa.Column(
+            "helped",
+            sa.BigInteger(),
+            nullable=False,
+            comment="in how many events it helped, of all that were ever remembered",
+        ),
         sa.PrimaryKeyConstraint("space_id", "item_id", name="item_outcome_pkey"),
         schema="sona",
         comment="What remembered outcomes say of an item, whatever was asked.",

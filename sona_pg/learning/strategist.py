@@ -134,14 +134,11 @@ class Lesson:
         none of them is there.
     turns
         What changed by it.
-    region
-        Where its query falls; None if it was not scored.
     """
 
     in_force: Strategy
     gains: Mapping[Strategy, float]
     turns: tuple[Turn, ...] = ()
-    region: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +385,7 @@ class Strategist:
         self._test_sanity(event, scored, embeddings, others)
         self._learn_fusion(event, asked, answer, scored)
         self._learn_adapters(event, around, embeddings)
-        return Lesson(here, gains, self._turns(space, region if has_turned else None), region)
+        return Lesson(here, gains, self._turns(space, region if has_turned else None))
 
     def _weigh(
         self, asked: _Asked, familiar: float, embeddings: FloatMatrix, gains: Mapping[Strategy, float]

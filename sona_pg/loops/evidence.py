@@ -144,30 +144,26 @@ class EvidenceLoop:
     ) -> None:
         copy = self._current(transaction, sampled_at)
         events_before = copy.strategist.events
-        regions: set[int] = set()
         for entry in entries:
             if entry.event is not None and entry.event.trajectory.has_outcome:
-                regions.update(self._study(transaction, copy, entry, entry.event))
+                self._study(transaction, copy, entry, entry.event)
         reached("evidence.after_events")
         copy.ordinal = entries[-1].ordinal + 1
         if copy.strategist.events == events_before:
             transaction.skip(copy.ordinal)
         else:
             found = copy.strategist.describe()
-            transaction.write(copy.ordinal, copy.strategist.to_bytes(), found, regions=regions)
+            transaction.write(copy.ordinal, copy.strategist.to_bytes(), found)
         reached("evidence.after_state")
 
-    def _study(
-        self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent
-    ) -> list[int]:
-        """Test, then train, then remember; the region that the event fell into, if it was scored."""
+    def _study(self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent) -> None:
+        """Test, then train, then remember."""
         trajectory, c = event.trajectory, self._strategy
         query = unit(trajectory.query_embedding)
         outcome = outcome_of(trajectory, self._store.space.config)
         best = sorted(outcome.helped, key=lambda item: (-outcome.helped[item], item))[: c.most_remembered]
         outcome = outcome._replace(helped={item: outcome.helped[item] for item in best})
         new = {item: worth for item, worth in outcome.helped.items() if not event.taught.get(item, 0.0) > 0}
-        regions: list[int] = []
         # Without direction there is nothing that could be near.
         if new and copy.has_items and query.any():
             seed = learning_seed(trajectory.id, event.revision)
@@ -178,15 +174,12 @@ class EvidenceLoop:
                 log.info("space %r: %s answers instead of %s: %s", self._store.space.name, turn.after, turn.before,
                          turn.reason)  # fmt: skip
                 transaction.log_turn(entry.ordinal, trajectory.id, turn)
-            if lesson.region is not None:
-                regions.append(lesson.region)
         is_prototype = copy.is_prototype(query)
         is_new = transaction.remember(
             entry.ordinal, trajectory.id, trajectory.query_embedding, outcome, is_prototype=is_prototype
         )
         if is_new:
             copy.remember(query, is_prototype=is_prototype)
-        return regions
 
     def _look_around(self, transaction: StrategistTransaction, pool: ItemPool, event: JudgedEvent) -> Surroundings:
         c = self._strategy

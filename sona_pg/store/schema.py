@@ -252,7 +252,9 @@ item_outcome = Table(
     metadata,
     _space_id(owned=False),
     Column("item_id", Text, primary_key=True, comment="the item"),
-    Column("helped", BigInteger, nullable=False, comment="in how many remembered events it helped"),
+    Column(
+        "helped", BigInteger, nullable=False, comment="in how many events it helped, of all that were ever remembered"
+    ),
     comment="What remembered outcomes say of an item, whatever was asked.",
 )
 

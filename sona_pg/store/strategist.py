@@ -282,8 +282,8 @@ class StrategistTransaction:
             (ordinal, self._space.space_id),
         )
 
-    def write(self, ordinal: int, state: bytes, found: InForce, *, regions: Collection[int]) -> None:
-        """Write the state and what is in force, and the evidence of these regions."""
+    def write(self, ordinal: int, state: bytes, found: InForce) -> None:
+        """Write the state, what is in force, and the evidence."""
         space_id = self._space.space_id
         self._connection.execute(
             "UPDATE sona.strategist SET ordinal = %s, events = %s, in_force = %s, is_sane = %s, known = %s,"
@@ -307,7 +307,6 @@ class StrategistTransaction:
             [
                 (space_id, place, region.centroid, region.events, region.gain, int(region.verdict))
                 for place, region in enumerate(found.regions)
-                if place in regions
             ],
         )
 

@@ -442,7 +442,7 @@ def test_settings_are_the_spaces_and_others_are_refused(url: str, space_name: st
     SonaEngine.connect(url, space=space_name, dim=DIM, background=False, strategy=given).close()
     with SonaEngine.connect(url, space=space_name, background=False) as engine, connect(url) as connection:
         assert claim_settings(connection, engine.space, None) == given
-    with pytest.raises(ConfigError, match="candidates = 30, not 50"):
+    with pytest.raises(ConfigError, match="candidates = 30, not 40"):
         SonaEngine.connect(url, space=space_name, background=False, strategy=StrategyConfig())
 
 

@@ -89,7 +89,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "choice_window": (0, 10_001),
         "most_helped": (0, 1001),
         "sanity_events": (0, 1_000_001),
-        "neighbours_learning": (49, 10_001),
+        "neighbours_learning": (39, 10_001),
         "rank_items": (0, (1 << 20) + 1),
         "regions": (0, 1001),
         "region_near": (-1.1, 1.1),
