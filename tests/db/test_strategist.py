@@ -270,8 +270,9 @@ def test_a_region_may_be_an_exception(url: str, space_name: str, connection: Con
         " FROM sona.strategy_region WHERE space_id = %(space)s ORDER BY centroid <=> %(query)s LIMIT 1)",
         {"space": world.engine.space.space_id, "query": query},
     )
-    world.engine.record(world.ask(5), ["1"], [1.0])
-    world.engine.flush()
+    for strategy in ("frozen", "learned"):
+        spaces.set_strategy(connection, world.name, strategy)
+        world.engine.flush()
     answered = set()
     for question in range(QUESTIONS):
         query = world.ask(question)
