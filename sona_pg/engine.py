@@ -519,7 +519,7 @@ class SonaEngine:
                     failure = ""
                 self._evidence.refresh()
             except SonaError as error:
-                if str(error) != failure:
+                if str(error) != failure and not self._stop.is_set():
                     failure = str(error)
                     log.warning("the strategies could not be weighed, will be tried again: %s", error)
             except Exception:

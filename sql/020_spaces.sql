@@ -22,8 +22,8 @@ BEGIN
     IF examination IS NOT NULL AND NOT coalesce(
         array_ndims(examination) = 1 AND array_lower(examination, 1) = 1 AND cardinality(examination) <= 1000
         AND array_position(examination, NULL) IS NULL
-        AND (SELECT bool_and(e > 0 AND e <= 1) FROM unnest(examination) e), false) THEN
-        PERFORM sona._refuse('SN003', 'examination is no list of probabilities, above 0 and up to 1',
+        AND (SELECT bool_and(e >= 1e-6::real AND e <= 1) FROM unnest(examination) e), false) THEN
+        PERFORM sona._refuse('SN003', 'examination is no list of probabilities, from 0.000001 to 1',
                              'give one for each position, like {1,0.7,0.5}; the last one holds beyond');
     END IF;
 END $$;
@@ -235,6 +235,8 @@ BEGIN
     END IF;
     -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.
     PERFORM sona._lock_learner(gone);
+    -- So does what the strategist takes in: it would write rows of a space that is gone.
+    PERFORM FROM sona.strategist g WHERE g.space_id = gone FOR UPDATE;
     FOR part IN
         SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'

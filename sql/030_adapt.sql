@@ -79,7 +79,8 @@ BEGIN
     FROM sona.remembered_query p WHERE p.space_id = s.space_id AND p.is_prototype;
     base := @vector@.l2_normalize(query);
     share := CASE strategy WHEN 'stake' THEN gate * g.known + (1 - gate) * g.strange ELSE gate END;
-    IF share = 0 THEN RETURN adapt.query; END IF;
+    -- A share that is too small to matter would underflow, which the product refuses.
+    IF share < 1e-6 THEN RETURN adapt.query; END IF;
     RETURN sona._times(base, 1 - share) OPERATOR(@vector@.+) sona._times(
         @vector@.l2_normalize(sona._mapped(
             s.space_id, CASE strategy WHEN 'stake' THEN '{careful}'::text[] ELSE '{proven}' END, base)), share);

@@ -161,6 +161,7 @@ DECLARE
     other @vector@.vector := @vector@.l2_normalize(sona._mapped(
         space_id, CASE strategy WHEN 'stake' THEN '{careful}'::text[] ELSE '{proven}' END, base));
     events sona.neighbour[];
+    wanted integer;
     near record;
     helped record;
     familiarity double precision;
@@ -175,7 +176,14 @@ BEGIN
            (x.settings ->> 'vote_kernel')::double precision AS kernel, x.settings
     INTO g FROM sona.strategist x WHERE x.space_id = _score_items.space_id;
     events := sona._near_events(space_id, @vector@.vector_dims(query), query, g.neighbours);
-    SELECT * INTO near FROM sona._nearest_items(space_id, base, other, greatest(k, g.candidates), filter);
+    wanted := greatest(k, g.candidates);
+    LOOP
+        SELECT * INTO near FROM sona._nearest_items(space_id, base, other, wanted, filter);
+        -- A table of chunks has an id several times, and k items are asked for, not k rows.
+        EXIT WHEN cardinality(near.items) < wanted OR wanted >= 100000
+            OR (SELECT count(DISTINCT i) FROM unnest(near.items) i) >= k;
+        wanted := 4 * wanted;
+    END LOOP;
     SELECT * INTO helped FROM sona._item_distances(
         space_id,
         ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (near.items)),

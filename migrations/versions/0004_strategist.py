@@ -275,7 +275,9 @@ def downgrade() -> None:
     for table in (*reversed(_OWNED), "item_outcome"):
         op.drop_table(table, schema="sona")
     op.alter_column("served_row", "tier", comment="adapter or micro", schema="sona")
+    op.execute("ALTER TABLE sona.served_row NO FORCE ROW LEVEL SECURITY")
     op.execute("DELETE FROM sona.served_row WHERE tier IN ('proven', 'careful')")
+    op.execute("ALTER TABLE sona.served_row FORCE ROW LEVEL SECURITY")
     op.drop_index("remembered_query_prototype_idx", table_name="remembered_query", schema="sona")
     op.drop_index("learning_event_ordinal_idx", table_name="learning_event", schema="sona")
     op.drop_index("remembered_query_ordinal_idx", table_name="remembered_query", schema="sona")

@@ -166,14 +166,17 @@ def outcome_of(trajectory: QueryTrajectory, space: SpaceConfig) -> Outcome:
             rewards.setdefault(step.item_id, step.reward)
     shown = tuple(sorted(positions, key=lambda item: positions[item]))
     helped = {
-        item: reward / space.reward_max * _seldom_seen(positions.get(item), space.examination)
+        item: worth * _seldom_seen(positions.get(item), space.examination)
         for item, reward in rewards.items()
-        if reward > 0
+        if (worth := reward / space.reward_max) > SMALLEST_WORTH
     }
     # Unjudged is unjudged: without a declaration it says nothing.
     is_unhelpful = 0.0 if space.implicit_feedback and helped else 1.0
     return Outcome(shown, helped, tuple(item for item in shown if rewards.get(item, is_unhelpful) <= 0))
 
+
+SMALLEST_WORTH = 1e-6
+"""Of the largest reward there is: less has helped nobody, and could not be told from nothing in single precision."""
 
 MOST_WEIGHT = 10.0
 """What is looked at more seldom than by one in so many counts no more: a single outcome must not decide."""

@@ -16,7 +16,15 @@ from datetime import datetime
 import numpy as np
 
 from sona_pg.config import EvidenceConfig, QueryAdapterConfig, StrategyConfig
-from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError, UnknownSpace
+from sona_pg.errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    DimensionMismatch,
+    InvalidInput,
+    LearningError,
+    SonaError,
+    UnknownSpace,
+)
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
@@ -29,7 +37,7 @@ from sona_pg.store import learning as learning_store
 from sona_pg.store import spaces
 from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
-from sona_pg.store.strategist import StrategistTransaction
+from sona_pg.store.strategist import Memory, MemoryExtent, StrategistTransaction
 from sona_pg.types import FloatVector
 
 log = logging.getLogger("sona_pg")
@@ -62,9 +70,12 @@ class EvidenceLoop:
         self._copy: _Copy | None = None
         self._admit_at = 0.0
         self._failure = ""
+        self._refused: set[int] = set()
+        """Ordinals of entries that could not be learned from: they are remembered, and teach nothing."""
+        # In this order: what changes in between is seen by the next refresh.
+        self._refreshed_at = strategist_store.standing(store.connection(), store.space)
         self.served = strategist_store.read_served(store.connection(), store.space, strategy)
         """What answers; replaced by `refresh`."""
-        self._refreshed_at = strategist_store.standing(store.connection(), store.space)
 
     def advance(self) -> int:
         """Take in up to a batch of ledger entries; gives how many.
@@ -80,7 +91,7 @@ class EvidenceLoop:
         """
         with self._turn:
             try:
-                taken = self._advance()
+                taken = self._advance_past_refusals()
             except BaseException as error:
                 # What was learned meanwhile is not what the database has: start from there the next time.
                 self._copy = None
@@ -114,11 +125,28 @@ class EvidenceLoop:
                 self._refreshed_at = stands
 
     def catch_up(self) -> int:
-        """Take in everything that the ledger holds; gives how many entries."""
+        """Take in everything that the ledger holds now; gives how many entries."""
+        with self._turn:
+            connection, space = self._store.connection(), self._store.space
+            waiting = learning_store.read_head(connection, space).ordinal
+            waiting -= strategist_store.standing(connection, space).ordinal
         total = 0
-        while taken := self.advance():
+        while total < waiting and (taken := self.advance()):
             total += taken
         return total
+
+    def _advance_past_refusals(self) -> int:
+        """One entry that cannot be learned from must not hold up those behind it."""
+        while True:
+            try:
+                return self._advance()
+            except _Refused as refused:
+                # What it changed before it failed is not to be trusted: everything anew, without its lesson.
+                self._copy = None
+                self._refused.add(refused.ordinal)
+                message = f"ledger entry {refused.ordinal} teaches the strategist nothing: {refused.__cause__}"
+                log.error("space %r: %s", self._store.space.name, message)
+                self._store.log_errors("evidence", [message])
 
     def _advance(self) -> int:
         connection, space = self._store.connection(), self._store.space
@@ -131,7 +159,7 @@ class EvidenceLoop:
             if transaction is None:
                 return 0
             reached("evidence.after_lock")
-            entries = ledger_events(connection, space, transaction.ordinal, self.config.batch)
+            entries = ledger_events(connection, space, transaction.ordinal, self.config.batch, with_activations=False)
             reached("evidence.after_entries")
             if entries:
                 self._take_in(transaction, entries, head.items_sampled_at)
@@ -148,7 +176,7 @@ class EvidenceLoop:
             if entry.event is not None and entry.event.trajectory.has_outcome:
                 self._study(transaction, copy, entry, entry.event)
         reached("evidence.after_events")
-        copy.ordinal = entries[-1].ordinal + 1
+        copy.ordinal, copy.extent = entries[-1].ordinal + 1, transaction.memory_extent()
         if copy.strategist.events == events_before:
             transaction.skip(copy.ordinal)
         else:
@@ -165,11 +193,14 @@ class EvidenceLoop:
         outcome = outcome._replace(helped={item: outcome.helped[item] for item in best})
         new = {item: worth for item, worth in outcome.helped.items() if not event.taught.get(item, 0.0) > 0}
         # Without direction there is nothing that could be near.
-        if new and copy.has_items and query.any():
+        if new and copy.has_items and query.any() and entry.ordinal not in self._refused:
             seed = learning_seed(trajectory.id, event.revision)
             judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed)
             around = self._look_around(transaction, copy.pool, judged)
-            lesson = copy.strategist.learn(judged, around, copy.latest)
+            try:
+                lesson = copy.strategist.learn(judged, around, copy.latest)
+            except (LearningError, InvalidInput, DimensionMismatch) as cause:
+                raise _Refused(entry.ordinal) from cause
             for turn in lesson.turns:
                 log.info("space %r: %s answers instead of %s: %s", self._store.space.name, turn.after, turn.before,
                          turn.reason)  # fmt: skip
@@ -199,6 +230,9 @@ class EvidenceLoop:
         """The local copy, if it is what the database has; else one from there."""
         copy = self._copy
         if copy is not None and copy.ordinal == transaction.ordinal and copy.sampled_at == sampled_at:
+            if copy.extent != transaction.memory_extent():
+                # Retention has deleted some of what the copy remembers.
+                copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
             return copy
         connection, space = self._store.connection(), self._store.space
         pool = ItemPool(*spaces.item_sample(connection, space))
@@ -206,8 +240,8 @@ class EvidenceLoop:
         state = transaction.state()
         if state is not None:
             strategist.load_bytes(state)
-        memory = transaction.memory(self._strategy.sanity_events)
-        self._copy = _Copy(strategist, pool, transaction.ordinal, sampled_at, memory.latest, memory.prototypes)
+        self._copy = _Copy(strategist, pool, transaction.ordinal, sampled_at)
+        self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
 
     def _admit(self) -> None:
@@ -227,6 +261,14 @@ class EvidenceLoop:
         self._store.discard()
 
 
+class _Refused(SonaError):
+    """An entry of the ledger that cannot be learned from."""
+
+    def __init__(self, ordinal: int) -> None:
+        super().__init__(f"entry {ordinal} cannot be learned from")
+        self.ordinal = ordinal
+
+
 class _Copy:
     """The strategist as the database has it, and what goes with it."""
 
@@ -236,13 +278,16 @@ class _Copy:
         pool: ItemPool,
         ordinal: int,
         sampled_at: datetime | None,
-        latest: FloatMatrix,
-        prototypes: FloatMatrix,
     ) -> None:
         self.strategist, self.pool = strategist, pool
         self.ordinal, self.sampled_at = ordinal, sampled_at
-        self._prototypes = prototypes
-        self._queries = np.zeros((2 * strategist.config.sanity_events, latest.shape[1]), dtype=np.float32)
+        self.extent: MemoryExtent | None = None
+        """What the database remembers, as far as the copy knows."""
+
+    def recall(self, memory: Memory, extent: MemoryExtent) -> None:
+        """Take the memory from the database."""
+        latest, self._prototypes, self.extent = memory.latest, memory.prototypes, extent
+        self._queries = np.zeros((2 * self.strategist.config.sanity_events, latest.shape[1]), dtype=np.float32)
         self._queries[: len(latest)] = latest
         self._count = len(latest)
 

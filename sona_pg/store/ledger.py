@@ -38,15 +38,20 @@ class LedgerEvent(NamedTuple):
     learned: str
 
 
-def ledger_events(connection: Connection, space: Space, first: int, limit: int) -> list[LedgerEvent]:
-    """Up to `limit` entries of the ledger from ordinal `first` on, in order, each as it was learned then."""
+def ledger_events(
+    connection: Connection, space: Space, first: int, limit: int, *, with_activations: bool = True
+) -> list[LedgerEvent]:
+    """Up to `limit` entries of the ledger from ordinal `first` on, in order, each as it was learned then.
+
+    Without activations steps are known by their items alone: whoever needs no more reads a tenth.
+    """
     rows = connection.execute(
         "SELECT ordinal, trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
         " WHERE space_id = %s AND loop = %s AND ordinal >= %s ORDER BY ordinal LIMIT %s",
         (space.space_id, LOOP, first, limit),
     ).fetchall()
     ids = list(dict.fromkeys(row[1] for row in rows))
-    recorded = trajectories(connection, space, ids)
+    recorded = trajectories(connection, space, ids, with_activations=with_activations)
     late = list(dict.fromkeys(row[1] for row in rows if row[2] > 0))
     scores = _scores_taken_in(connection, space, late)
     history: dict[uuid.UUID, dict[int, tuple[int, str]]] = {}
@@ -92,15 +97,17 @@ def _scores_taken_in(
     return scores
 
 
-def trajectories(connection: Connection, space: Space, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, QueryTrajectory]:
+def trajectories(
+    connection: Connection, space: Space, ids: Sequence[uuid.UUID], *, with_activations: bool = True
+) -> dict[uuid.UUID, QueryTrajectory]:
     """Trajectories as they were recorded, of those that are there."""
     if not ids:
         return {}
     steps: dict[uuid.UUID, list[TrajectoryStep]] = {}
     for trajectory_id, activation, attention, reward, item_id, position in connection.execute(
-        "SELECT trajectory_id, activation, attention, reward, item_id, position FROM sona.trajectory_step"
-        " WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY trajectory_id, ordinal",
-        (space.space_id, list(ids)),
+        "SELECT trajectory_id, CASE WHEN %s THEN activation END, attention, reward, item_id, position"
+        " FROM sona.trajectory_step WHERE space_id = %s AND trajectory_id = ANY(%s) ORDER BY trajectory_id, ordinal",
+        (with_activations, space.space_id, list(ids)),
         binary=True,
     ):
         step = TrajectoryStep(

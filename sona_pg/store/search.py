@@ -35,7 +35,7 @@ class Found(NamedTuple):
     rank
         1-based place.
     score
-        Cosine to the query that was asked.
+        Cosine to the query that was asked; of a strategy that knows more than that, its score on the same scale.
     """
 
     item_id: str

@@ -62,6 +62,13 @@ class Memory(NamedTuple):
     prototypes: FloatMatrix
 
 
+class MemoryExtent(NamedTuple):
+    """How many prototypes there are, and by which ledger entry the oldest event is remembered."""
+
+    prototypes: int
+    oldest: int | None
+
+
 def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
     """The settings by which a space finds its strategy: the first that are asked for, and those alone from then on.
 
@@ -197,6 +204,15 @@ class StrategistTransaction:
         ).fetchall()
         dim = self._space.dim
         return Memory(_unit_rows([v for (v,) in newest[::-1]], dim), _unit_rows([v for (v,) in prototypes], dim))
+
+    def memory_extent(self) -> MemoryExtent:
+        """How far the memory reaches: it differs once something was deleted."""
+        row = self._connection.execute(
+            "SELECT (SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s AND is_prototype),"
+            " (SELECT ordinal FROM sona.remembered_query WHERE space_id = %(space)s ORDER BY ordinal LIMIT 1)",
+            {"space": self._space.space_id},
+        ).fetchone()
+        return MemoryExtent(0, None) if row is None else MemoryExtent(*row)
 
     def near(self, query: FloatVector, k: int) -> list[Remembered]:
         """The k remembered events nearest to a query (dim,), nearest first."""

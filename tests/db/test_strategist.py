@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 
@@ -14,8 +16,10 @@ from psycopg import sql
 
 from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
 from sona_pg.config import STRATEGIES
-from sona_pg.learning.remembered import look_around
-from sona_pg.learning.strategist import Strategist, Strategy
+from sona_pg.errors import LearningError
+from sona_pg.learning.outcome import Outcome
+from sona_pg.learning.remembered import JudgedEvent, look_around
+from sona_pg.learning.strategist import Lesson, Strategist, Strategy
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
@@ -455,3 +459,88 @@ def test_a_query_that_is_not_valid_is_refused_whatever_answers(taught: World, co
     assert wrong.value.sqlstate == "SN002"
     zero = np.zeros(DIM, dtype=np.float32)
     assert len(taught.engine.recall(zero).items) == 10
+
+
+def test_an_outcome_that_is_next_to_nothing_stops_nothing(url: str, space_name: str) -> None:
+    world = World(url, space_name, reward_max=5.0)
+    world.engine.record(world.ask(0), ["1", "2"], [1e-45, 0.0])
+    world.engine.record(world.ask(1), ["3"], [5.0])
+    world.engine.flush()
+    assert world.rows("SELECT unweighed FROM sona.status WHERE space = %(name)s") == [(0,)]
+    world.engine.close()
+
+
+def test_an_entry_that_cannot_be_learned_from_holds_up_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Strategist.learn
+
+    def refusing(self: Strategist, event: JudgedEvent, *rest: object) -> Lesson:
+        lesson = learn(self, event, *rest)  # type: ignore[arg-type]
+        if "7" in event.helped:
+            raise LearningError("no finite loss: nothing can be learned from it")
+        return lesson
+
+    monkeypatch.setattr(Strategist, "learn", refusing)
+    for item in ("5", "6", "7", "8"):
+        world.engine.record(world.ask(0), ["1"], {item: 1.0})
+    world.engine.flush()
+    assert world.rows("SELECT ordinal, events FROM sona.strategist WHERE space_id = %(space)s") == [(4, 3)]
+    assert world.rows("SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s") == [(4,)]
+    (message,) = world.rows("SELECT message FROM sona.errors WHERE space = %(name)s")
+    assert "ledger entry 2" in str(message[0])
+    assert "no finite loss" in str(message[0])
+
+
+def test_what_retention_deletes_is_forgotten_by_a_process(
+    world: World, connection: Connection
+) -> None:
+    world.teach(120)
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = now() - interval '9 days' WHERE space_id = %s",
+        (world.engine.space.space_id,),
+    )
+    connection.execute("SELECT sona.set_retention(%s, '7 days')", (world.name,))
+    while connection.execute("SELECT sona.apply_retention(%s)", (world.name,)).fetchone() != (0,):
+        pass
+    assert world.rows("SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s") == [(0,)]
+    world.teach(60)
+    prototypes = "SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s AND is_prototype"
+    (found,) = world.rows(prototypes)
+    assert int(str(found[0])) > 10
+
+
+def test_k_items_of_a_table_of_chunks(world: World, connection: Connection) -> None:
+    world.teach(60)
+    name = f"public.chunks_{next(_tables)}"
+    connection.execute(f"CREATE TABLE {name} (id integer, embedding vector)")
+    for row in range(30):
+        for _ in range(50):
+            chunk = _unit(world.items[row] + 0.01 * world.rng.standard_normal(DIM))
+            connection.execute(f"INSERT INTO {name} VALUES (%s, %s)", (row, chunk))
+    world.engine.set_items(name, "id", "embedding")
+    for strategy in ("boosted", "fusion", "stake"):
+        spaces.set_strategy(connection, world.name, strategy)
+        found = _sql_recall(connection, world, world.ask(0), 20)
+        assert len(found) == len(set(found)) == 20
+
+
+def test_a_space_is_dropped_while_its_strategies_are_weighed(world: World, url: str) -> None:
+    world.teach(20)
+    dropped: list[str] = []
+
+    def drop() -> None:
+        with connect(url) as own:
+            own.execute("SELECT sona.drop_space(%s)", (world.name,))
+            dropped.append(world.name)
+
+    with connect(url) as other, strategist_transaction(other, world.engine.space) as held:
+        assert held is not None
+        thread = threading.Thread(target=drop)
+        thread.start()
+        time.sleep(0.3)
+        outcome = Outcome(("1",), {"1": 1.0}, ())
+        held.remember(99, uuid.uuid4(), world.ask(0), outcome, is_prototype=False)
+        assert dropped == []
+    thread.join()
+    assert dropped == [world.name]
+    for table in ("remembered_query", "item_outcome", "strategist", "strategy_region"):
+        assert world.rows(f"SELECT count(*) FROM sona.{table} WHERE space_id = %(space)s") == [(0,)]
