@@ -490,9 +490,7 @@ def test_an_entry_that_cannot_be_learned_from_holds_up_none(world: World, monkey
     assert "no finite loss" in str(message[0])
 
 
-def test_what_retention_deletes_is_forgotten_by_a_process(
-    world: World, connection: Connection
-) -> None:
+def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connection: Connection) -> None:
     world.teach(120)
     connection.execute(
         "UPDATE sona.trajectory SET created_at = now() - interval '9 days' WHERE space_id = %s",
