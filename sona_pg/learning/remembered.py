@@ -139,10 +139,6 @@ class OutcomeMemory(Protocol):
         """In how many events items helped; those that never did may be left out."""
         ...
 
-    def latest(self, n: int) -> FloatMatrix:
-        """Unit queries (at most n, dim) of the events that were remembered last, oldest first."""
-        ...
-
 
 class ItemIndex(Protocol):
     """Where items are found."""
@@ -215,7 +211,7 @@ class InMemoryOutcomes:
         return {item: count for item in items if (count := self._times_helped.get(item, 0))}
 
     def latest(self, n: int) -> FloatMatrix:
-        """As `OutcomeMemory.latest`."""
+        """Unit queries (at most n, dim) of the events that were remembered last, oldest first."""
         return self._queries[max(0, len(self) - n) : len(self)]
 
 

@@ -29,7 +29,7 @@ from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.outcome import OutcomeEvent, outcome_of
-from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
+from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, look_around
 from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
@@ -196,7 +196,8 @@ class EvidenceLoop:
         if new and copy.has_items and query.any() and entry.ordinal not in self._refused:
             seed = learning_seed(trajectory.id, event.revision)
             judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed)
-            around = self._look_around(transaction, copy.pool, judged)
+            items = _Items(self._store, transaction, copy.pool)
+            around = look_around(query, transaction, items, c, event=judged)
             try:
                 lesson = copy.strategist.learn(judged, around, copy.latest)
             except (LearningError, InvalidInput, DimensionMismatch) as cause:
@@ -211,20 +212,6 @@ class EvidenceLoop:
         )
         if is_new:
             copy.remember(query, is_prototype=is_prototype)
-
-    def _look_around(self, transaction: StrategistTransaction, pool: ItemPool, event: JudgedEvent) -> Surroundings:
-        c = self._strategy
-        nearest = transaction.nearest_items(event.query, c.candidates)
-        events = transaction.near(event.query, c.neighbours_learning)
-        wanted = set(nearest).union(event.helped, event.unhelpful, *(e.helped for e in events))
-        embeddings = self._embeddings(wanted, pool)
-        return Surroundings(nearest, events, embeddings, transaction.times_helped(embeddings))
-
-    def _embeddings(self, items: Collection[str], pool: ItemPool) -> dict[str, FloatVector]:
-        known = {item: pool.embeddings[row] for item in items if (row := pool.row(item)) is not None}
-        missing = sorted(set(items).difference(known))
-        found = spaces.item_embeddings(self._store.connection(), self._store.space, missing)
-        return known | {item: unit(vector) for item, vector in found.items()}
 
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
         """The local copy, if it is what the database has; else one from there."""
@@ -259,6 +246,22 @@ class EvidenceLoop:
     def close(self) -> None:
         """Disconnect; the next call connects again."""
         self._store.discard()
+
+
+class _Items:
+    """The application's own table of items, with the sample that is held of it; see `ItemIndex`."""
+
+    def __init__(self, store: SpaceStore, transaction: StrategistTransaction, pool: ItemPool) -> None:
+        self._store, self._transaction, self._pool = store, transaction, pool
+
+    def nearest(self, query: FloatVector, k: int) -> list[str]:
+        return self._transaction.nearest_items(query, k)
+
+    def embeddings(self, items: Collection[str]) -> dict[str, FloatVector]:
+        known = {item: self._pool.embeddings[row] for item in items if (row := self._pool.row(item)) is not None}
+        missing = sorted(set(items).difference(known))
+        found = spaces.item_embeddings(self._store.connection(), self._store.space, missing)
+        return known | {item: unit(vector) for item, vector in found.items()}
 
 
 class _Refused(SonaError):
