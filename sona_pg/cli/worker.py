@@ -28,13 +28,21 @@ def worker() -> None:
     help="Seconds between two looks while there is nothing to do.",
 )
 @click.option("--pooled", is_flag=True, help="The database is behind a pooler in transaction mode.")
+@click.option(
+    "--exact-search-rows",
+    type=click.IntRange(0, 1 << 31),
+    default=StoreConfig().exact_search_rows,
+    show_default=True,
+    help="Give spaces with more remembered queries than this an HNSW index, which is fast and approximate.",
+)
 @click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
-def instant(once: bool, poll_interval: float, pooled: bool, url: str | None) -> None:
+def instant(once: bool, poll_interval: float, pooled: bool, exact_search_rows: int, url: str | None) -> None:
     """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    database = open_database(url, config=StoreConfig(prepare_statements=not pooled))
+    store = StoreConfig(prepare_statements=not pooled, exact_search_rows=exact_search_rows)
+    database = open_database(url, config=store)
     runner = InstantWorker(database, WorkerConfig(poll_interval_seconds=poll_interval))
     try:
         if not once:

@@ -119,6 +119,7 @@ class Chaos:
     def start_worker(self, **environment: str) -> subprocess.Popen[str]:
         """A `sona worker instant` that looks for work all the time."""
         command = [sys.executable, "-m", "sona_pg", "worker", "instant", "--poll-interval", "0.01", "--url", self.url]
+        command += ["--exact-search-rows", str(recorder.EXACT_SEARCH_ROWS)]
         self._workers.append(self._start(command, environment))
         return self._workers[-1]
 
@@ -269,7 +270,7 @@ class Chaos:
     def settle(self) -> list[str]:
         """End everything, learn what is left, and compare the stored states with replays; gives what is wrong."""
         self.close_processes()
-        worker = InstantWorker(Database(self.url, StoreConfig()))
+        worker = InstantWorker(Database(self.url, StoreConfig(exact_search_rows=recorder.EXACT_SEARCH_ROWS)))
         while worker.step() + worker.weigh():
             pass
         wrong = [f"the worker could not learn or weigh {name}" for name in worker.failing]
@@ -351,8 +352,12 @@ def chaos_in(home: Path, seed: int) -> Iterator[Chaos]:
         chaos.close()
 
 
-def run(home: Path, *, seed: int, at_step: int, at_random: int, stops: Sequence[str]) -> tuple[str, list[str], int]:
+def run(
+    home: Path, *, seed: int, at_step: int, at_random: int, together: int, stops: Sequence[str]
+) -> tuple[str, list[str], int]:
     """The whole: `at_step` recorders and as many workers at each step, `at_random` of each kind, servers at `stops`.
+
+    Of those killed at random moments, `together` of each kind live at a time.
 
     Returns
     -------
@@ -361,8 +366,8 @@ def run(home: Path, *, seed: int, at_step: int, at_random: int, stops: Sequence[
     with chaos_in(home, seed) as chaos:
         for step in (step for steps in STEPS.values() for step in steps):
             chaos.kill_at(step, at_step, at_step)
-        for _ in range(0, at_random, 3):
-            chaos.kill_at_random(3, 3)
+        for _ in range(0, at_random, together):
+            chaos.kill_at_random(together, together)
         for step in stops:
             chaos.stop_server_at(step)
         wrong = chaos.settle()
@@ -371,14 +376,14 @@ def run(home: Path, *, seed: int, at_step: int, at_random: int, stops: Sequence[
 
 
 def main() -> None:
-    """The full form: more than 100 kills, and a stopped server at every step of the flush."""
+    """The full form: more than 100 kills, 16 processes at once, and a stopped server at every step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     seed = parser.parse_args().seed
     print(f"chaos with --seed {seed}, schema {SCHEMA_REVISION}", flush=True)
     every = [step for steps in STEPS.values() for step in steps]
     with tempfile.TemporaryDirectory() as folder:
-        report, wrong, kills = run(Path(folder), seed=seed, at_step=3, at_random=18, stops=every)
+        report, wrong, kills = run(Path(folder), seed=seed, at_step=3, at_random=24, together=8, stops=every)
     print(report, f"\n{kills} processes killed, {len(every)} times the server", flush=True)
     for violation in wrong:
         print(f"violation: {violation}")

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sona_pg import SonaEngine, SonaError, steps
+from sona_pg import SonaEngine, SonaError, StoreConfig, steps
 
 EVENTS_OF_A_RUN = 1_000_000
 FLUSH_EVERY = 3
+EXACT_SEARCH_ROWS = 1_000_000
+"""The replay has the strategist's bits as long as the space is searched exactly: an HNSW index is approximate."""
 SCORE_DELAY = 4
 """Event n comes with late scores of event n - SCORE_DELAY, which another transaction has made durable."""
 
@@ -66,7 +68,8 @@ def main() -> None:
 
         if pause_at is not None:
             steps._act = pause
-        engine = SonaEngine.connect(url, space=space, background=False)
+        store = StoreConfig(exact_search_rows=EXACT_SEARCH_ROWS)
+        engine = SonaEngine.connect(url, space=space, background=False, store=store)
         first = run * EVENTS_OF_A_RUN
         for event in range(EVENTS_OF_A_RUN):
             record(engine, first + event, first + event - SCORE_DELAY if event >= SCORE_DELAY else None)

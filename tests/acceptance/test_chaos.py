@@ -9,7 +9,7 @@ from .chaos import run
 
 def test_processes_killed_at_every_step_lose_and_double_nothing(tmp_path: Path) -> None:
     report, violations, kills = run(
-        tmp_path, seed=11, at_step=1, at_random=3, stops=["flush.after_learner", "evidence.after_state"]
+        tmp_path, seed=11, at_step=1, at_random=3, together=3, stops=["flush.after_learner", "evidence.after_state"]
     )
     print(report)
     assert not violations
