@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.errors import (
         ConfigError,
+        DamagedVersion,
         DatabaseBusy,
         DatabaseError,
         DatabaseUnavailable,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         ServerError,
         SonaError,
         UnknownSpace,
+        UnknownTrajectory,
+        UnknownVersion,
         UnsupportedServer,
     )
     from sona_pg.learning.edges import EdgeWeights
@@ -72,6 +75,7 @@ _MODULES = {
     ),
     "sona_pg.errors": (
         "ConfigError",
+        "DamagedVersion",
         "DatabaseBusy",
         "DatabaseError",
         "DatabaseUnavailable",
@@ -87,6 +91,8 @@ _MODULES = {
         "ServerError",
         "SonaError",
         "UnknownSpace",
+        "UnknownTrajectory",
+        "UnknownVersion",
         "UnsupportedServer",
     ),
     "sona_pg.learning.edges": ("EdgeWeights",),
@@ -110,6 +116,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Answer",
     "ConfigError",
+    "DamagedVersion",
     "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
@@ -146,6 +153,8 @@ __all__ = [
     "TrajectoryBuilder",
     "TrajectoryStep",
     "UnknownSpace",
+    "UnknownTrajectory",
+    "UnknownVersion",
     "UnsupportedServer",
     "__version__",
 ]

@@ -147,8 +147,8 @@ class SignalConfig:
         _whole("centring_signals", self.centring_signals, 0, 1 << 20)
 
 
-STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "fusion")
-"""What may answer in a space."""
+STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "fusion", "shadow")
+"""What may answer in a space; shadow learns and reports as learned does, and answers as frozen does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,8 @@ class SpaceConfig:
     examination
         Probability that an item is looked at, by position from 1; the last one holds beyond. None where it is unknown:
         then nothing is corrected for it.
+    control_share
+        Share of answers that the frozen embedding gives, to measure the lift by; 0 has no control arm.
     """
 
     reward_min: float = 0.0
@@ -173,8 +175,10 @@ class SpaceConfig:
     implicit_feedback: bool = False
     strategy: str = "learned"
     examination: tuple[float, ...] | None = None
+    control_share: float = 0.05
 
     def __post_init__(self) -> None:
+        _within("control_share", self.control_share, 0.0, 0.5)
         if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}")
         if self.examination is not None:
@@ -182,7 +186,7 @@ class SpaceConfig:
         _flag("implicit_feedback", self.implicit_feedback)
         _within("reward_min", self.reward_min, -1e6, 1e6)
         _within("reward_max", self.reward_max, -1e6, 1e6)
-        for name in ("reward_min", "reward_max"):
+        for name in ("reward_min", "reward_max", "control_share"):
             # As the database keeps it, so that a bound belongs to its own range on both sides.
             object.__setattr__(self, name, struct.unpack("f", struct.pack("f", getattr(self, name)))[0])
         if not self.reward_min < self.reward_max or self.reward_max <= 0:
@@ -255,6 +259,12 @@ class StrategyConfig:
         A query this near to a region's centre begins no other one.
     region_prior
         Events by which the gain of a region is shrunk to that of the space.
+    harm_threshold, harm_later
+        1/alpha at which it is proven, by the control arm, that the frozen embedding is better, and what answers is
+        given up; and the part of that evidence's capital that is kept for late starts.
+    harm_keep, suspected_controls, suspected_from, suspected_until, suspected_share
+        The control arm is enlarged to this share while what answers looks harmful: from a z-score on, down to another
+        one, once there were so many controls; an answer counts by so much less than the next.
     prototypes, prototype_near
         Remembered queries by which `adapt` tells familiar ground, at most so many, none this near to another.
     """
@@ -292,6 +302,13 @@ class StrategyConfig:
     regions: int = 16
     region_near: float = 0.95
     region_prior: float = 50.0
+    harm_threshold: float = 200.0
+    harm_later: float = 0.2
+    harm_keep: float = 0.999
+    suspected_controls: int = 5
+    suspected_from: float = 0.5
+    suspected_until: float = -0.25
+    suspected_share: float = 0.5
     prototypes: int = 256
     prototype_near: float = 0.8
 
@@ -321,6 +338,13 @@ class StrategyConfig:
         _whole("choice_window", self.choice_window, 1, 10_000)
         _whole("most_helped", self.most_helped, 1, 1000)
         _whole("most_remembered", self.most_remembered, self.most_helped, 10_000)
+        _within("harm_threshold", self.harm_threshold, 2.0, 1e9)
+        _within("harm_later", self.harm_later, 0.0, 0.99)
+        _within("harm_keep", self.harm_keep, 0.5, 1.0)
+        _whole("suspected_controls", self.suspected_controls, 1, 1_000_000)
+        _within("suspected_from", self.suspected_from, 0.0, 100.0)
+        _within("suspected_until", self.suspected_until, -100.0, self.suspected_from)
+        _within("suspected_share", self.suspected_share, 0.0, 0.5)
         _within("sanity_open", self.sanity_open, 1.0, 1e12)
         _within("sanity_close", self.sanity_close, 0.0, 1e12)
         _whole("sanity_window", self.sanity_window, 1, 10_000)
@@ -373,6 +397,8 @@ class StoreConfig:
         Connections for searches that an engine keeps open; as many more as there are threads that search are made.
     publish_every_events
         Learned outcome events between two immutable versions.
+    publish_every_seconds
+        A version is published after this time, too, if anything was learned.
     exact_search_rows
         Spaces with more remembered queries than this are searched through the HNSW index, which workers fill.
     spool_max_bytes
@@ -388,6 +414,7 @@ class StoreConfig:
     prepare_statements: bool = True
     idle_connections: int = 4
     publish_every_events: int = 500
+    publish_every_seconds: int = 3600
     exact_search_rows: int = 4_000
     spool_max_bytes: int = 1 << 30
     spool_segment_bytes: int = 16 << 20
@@ -398,6 +425,7 @@ class StoreConfig:
         _whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
         _flag("prepare_statements", self.prepare_statements)
         _whole("idle_connections", self.idle_connections, 0, 10_000)
+        _whole("publish_every_seconds", self.publish_every_seconds, 1, 1 << 31)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
         _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)
@@ -441,7 +469,7 @@ class WorkerConfig:
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

@@ -32,17 +32,19 @@ from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, Invali
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.lift import CONTROL
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import spaces, strategist
+from sona_pg.store import spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
+from sona_pg.store.versions import Version
 from sona_pg.types import (
     EMPTY,
     UNKNOWN_ANSWER,
@@ -281,17 +283,19 @@ class SonaEngine:
         ):
             raise InvalidInput(f"queries is a {type(queries).__name__}, expected a list of vectors")
         vectors = [as_vector(query, self._space.dim, "query").copy() for query in queries]
-        answered = [(vector, *self._answer(vector, k, filter)) for vector in vectors]
-        return [Recall(new_trajectory_id(), vector, tuple(items), answer) for vector, items, answer in answered]
+        return [self._answer(new_trajectory_id(), vector, k, filter) for vector in vectors]
 
-    def _answer(self, query: FloatVector, k: int, filter: Filter | None) -> tuple[list[Found], Answer]:
-        strategy = self._evidence.served.strategy_for(query)
+    def _answer(self, id: uuid.UUID, query: FloatVector, k: int, filter: Filter | None) -> Recall:
+        served = self._evidence.served
+        arm, propensity = served.arm(id)
+        strategy = "frozen" if arm == CONTROL else served.strategy_for(query)
         if strategy in ("frozen", "adapted"):
             # Nothing but the items table is asked: that is planned once.
             asked = self._loop.serving.adapt(query) if strategy == "adapted" else query
-            return self._search.nearest(asked, k, filter), Answer(version=self._loop.version, strategy=strategy)
-        items, version, strategy = self._search.answer(query, k, filter)
-        return items, Answer(version=version, strategy=strategy)
+            items, version = self._search.nearest(asked, k, filter), self._loop.version
+        else:
+            items, version, strategy = self._search.answer(query, k, filter)
+        return Recall(id, query, tuple(items), Answer(arm, version, strategy, propensity))
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -462,6 +466,52 @@ class SonaEngine:
         if not self._loop.on_score(score):
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
         self._notify()
+
+    # Versions --------------------------------------------------------------------------------------------------
+
+    def versions(self) -> list[Version]:
+        """What was published of the space, oldest first.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        with self._search.connection() as connection:
+            return versions.versions(connection, self._space)
+
+    def deploy(self, version: int | str, reason: str | None = None) -> int:
+        """Answer, and go on learning, from a version; what was learned since the last one is published first.
+
+        Parameters
+        ----------
+        version
+            Its number; 'rollback' for the one before; 'latest'; or 'frozen' for the embedding as it is, while learning
+            goes on.
+        reason
+            For the audit trail, `sona.deployments`.
+
+        Returns
+        -------
+        int
+            The version in force.
+
+        Raises
+        ------
+        UnknownVersion, DamagedVersion, InvalidInput, PermissionDenied
+            If there is no such version, it is not what was published, or the role may not.
+        """
+        self._check_open()
+        if isinstance(version, bool) or not isinstance(version, int | str):
+            raise InvalidInput(f"version is {version!r}, expected a number, 'rollback', 'latest' or 'frozen'")
+        if reason is not None:
+            reason = checked_text(reason, "the reason")
+        with self._search.connection() as connection:
+            deployed = versions.deploy(connection, self._space, str(version), reason)
+        self._loop.flush_updates()
+        self._evidence.refresh()
+        return deployed
 
     # Learn -----------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,18 @@ class UnknownSpace(DatabaseError):
     """There is no such space."""
 
 
+class UnknownVersion(DatabaseError):
+    """There is no such version: it was never published, or pruned."""
+
+
+class DamagedVersion(DatabaseError):
+    """A published version is not what was published: its checksum differs."""
+
+
+class UnknownTrajectory(DatabaseError):
+    """There is no such trajectory: it was never recorded, or retention has deleted it."""
+
+
 class PatternExtractionError(SonaError):
     """Patterns could not be extracted."""
 

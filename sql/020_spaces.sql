@@ -1,12 +1,14 @@
 -- Spaces and the application's own table of items.
 
 DROP FUNCTION IF EXISTS sona.create_space(text, integer, text, double precision, double precision, boolean);
+DROP FUNCTION IF EXISTS sona.create_space(
+    text, integer, text, double precision, double precision, boolean, text, real[]);
 
 CREATE OR REPLACE FUNCTION sona._check_strategy(strategy text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
-    known text[] := '{learned,frozen,adapted,familiar,boosted,stake,fusion}';
+    known text[] := '{learned,frozen,adapted,familiar,boosted,stake,fusion,shadow}';
 BEGIN
     IF NOT coalesce(strategy = ANY (known), false) THEN
         PERFORM sona._refuse('SN003', format('there is no strategy %L', strategy),
@@ -29,10 +31,22 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona._check_examination IS 'Raises SN003 unless examination is NULL or a list of probabilities.';
 
+CREATE OR REPLACE FUNCTION sona._check_control_share(share double precision) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    IF NOT coalesce(share >= 0 AND share <= 0.5, false) THEN
+        PERFORM sona._refuse('SN003', format('control_share is %s, expected 0 to 0.5', coalesce(share::text, 'NULL')),
+                             '0.05 is usual; 0 has no control arm, and nothing to measure the lift by');
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._check_control_share IS 'Raises SN003 unless a share of answers may be the control arm''s.';
+
 CREATE OR REPLACE FUNCTION sona.create_space(
     name text, dim integer, embedder text DEFAULT NULL, reward_min double precision DEFAULT 0,
     reward_max double precision DEFAULT 1,
-    implicit_feedback boolean DEFAULT false, strategy text DEFAULT 'learned', examination real[] DEFAULT NULL
+    implicit_feedback boolean DEFAULT false, strategy text DEFAULT 'learned', examination real[] DEFAULT NULL,
+    control_share double precision DEFAULT 0.05
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -53,6 +67,7 @@ BEGIN
     END IF;
     PERFORM sona._check_strategy(create_space.strategy);
     PERFORM sona._check_examination(create_space.examination);
+    PERFORM sona._check_control_share(create_space.control_share);
     -- As they will be kept: two bounds may round to the same number.
     IF NOT coalesce(reward_min::real < reward_max::real AND reward_max::real > 0
                     AND reward_min > '-infinity' AND reward_max < 'infinity', false) THEN
@@ -63,10 +78,11 @@ BEGIN
         -- Not RETURNING: the row-level policy shows the row only once the grant below is there.
         made := nextval(pg_get_serial_sequence('sona.space', 'space_id'));
         INSERT INTO sona.space (space_id, name, dim, embedder, reward_min, reward_max, implicit_feedback, strategy,
-                                examination)
+                                examination, control_share)
         OVERRIDING SYSTEM VALUE
         VALUES (made, create_space.name, create_space.dim, create_space.embedder, create_space.reward_min,
-                create_space.reward_max, create_space.implicit_feedback, create_space.strategy, create_space.examination);
+                create_space.reward_max, create_space.implicit_feedback, create_space.strategy, create_space.examination,
+                create_space.control_share);
     EXCEPTION WHEN unique_violation THEN
         PERFORM sona._refuse('SN003', format('there is already a space %L', create_space.name), 'choose another name');
     END;
@@ -81,20 +97,52 @@ COMMENT ON FUNCTION sona.create_space IS
 CREATE OR REPLACE FUNCTION sona.set_strategy(space text, strategy text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    s sona.space%ROWTYPE;
 BEGIN
     PERFORM sona._check_strategy(set_strategy.strategy);
-    IF NOT EXISTS (SELECT FROM sona.space s WHERE s.name = set_strategy.space) THEN
-        PERFORM sona._unknown_space(set_strategy.space);
-    END IF;
-    UPDATE sona.space s SET strategy = set_strategy.strategy WHERE s.name = set_strategy.space;
-    IF NOT FOUND THEN
-        PERFORM sona._refuse('42501', format('permission denied for space %L', set_strategy.space),
-                             'ask for a grant in sona.space_grant that may write');
-    END IF;
+    s := sona._changeable_space(set_strategy.space);
+    UPDATE sona.space x SET strategy = set_strategy.strategy, frozen_from = NULL WHERE x.space_id = s.space_id;
+    -- What is measured of the lift begins anew.
+    UPDATE sona.strategist g SET epoch = g.epoch + 1, suspected_share = 0 WHERE g.space_id = s.space_id;
+    PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, set_strategy.strategy, NULL);
 END $$;
 COMMENT ON FUNCTION sona.set_strategy IS
-    'Sets what answers in a space: learned is whatever outcomes have proven; frozen is the embedding as it is, while '
-    'learning goes on; any other strategy is fixed.';
+    'Sets what answers in a space: learned is whatever outcomes have proven; shadow learns and reports likewise, and '
+    'answers as frozen does, the embedding as it is; any other strategy is fixed.';
+
+CREATE OR REPLACE FUNCTION sona.set_control_share(space text, share double precision) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    s sona.space%ROWTYPE;
+BEGIN
+    PERFORM sona._check_control_share(share);
+    s := sona._changeable_space(set_control_share.space);
+    UPDATE sona.space x SET control_share = share WHERE x.space_id = s.space_id;
+    PERFORM sona._log_deployment(s.space_id, 'control', s.control_share::text, share::real::text, NULL);
+END $$;
+COMMENT ON FUNCTION sona.set_control_share IS
+    'Sets the share of answers, 0 to 0.5, that the frozen embedding gives, to measure the lift by.';
+
+CREATE OR REPLACE FUNCTION sona._changeable_space(space text) RETURNS sona.space
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    s sona.space%ROWTYPE;
+BEGIN
+    IF NOT EXISTS (SELECT FROM sona.space x WHERE x.name = space) THEN PERFORM sona._unknown_space(space); END IF;
+    SELECT * INTO s FROM sona.space x WHERE x.name = space FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM sona._refuse('42501', format('permission denied for space %L', space),
+                             'ask for a grant in sona.space_grant that may write');
+    END IF;
+    RETURN s;
+END $$;
+COMMENT ON FUNCTION sona._changeable_space IS 'A space, locked against other changes. Raises 42501 if it may only be read.';
 
 CREATE OR REPLACE FUNCTION sona._column_type(items regclass, item_column text) RETURNS regtype
 LANGUAGE sql STABLE PARALLEL SAFE

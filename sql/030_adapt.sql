@@ -41,6 +41,7 @@ DECLARE
 BEGIN
     -- A strategy that has learned nothing answers as frozen does.
     IF g.weights IS NULL AND s.strategy NOT IN ('frozen', 'adapted') THEN RETURN 'frozen'; END IF;
+    IF s.strategy = 'shadow' THEN RETURN 'frozen'; END IF;
     IF s.strategy <> 'learned' THEN RETURN s.strategy; END IF;
     IF NOT g.is_sane THEN RETURN 'frozen'; END IF;
     IF EXISTS (SELECT FROM sona.strategy_region r WHERE r.space_id = s.space_id AND r.verdict <> 0) THEN

@@ -239,9 +239,36 @@ END $$;
 COMMENT ON FUNCTION sona._score_items IS
     'The k best of the items near a query and of what helped near it, by a strategy that knows remembered outcomes.';
 
+CREATE OR REPLACE FUNCTION sona._arm(
+    s sona.space, suspected_share real, trajectory_id uuid, OUT arm text, OUT propensity real
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    share real := CASE WHEN s.control_share > 0 THEN greatest(s.control_share, suspected_share) ELSE 0 END;
+BEGIN
+    -- By a hash of the id: anybody can tell afterwards to which arm an answer belongs.
+    IF s.strategy = 'shadow' THEN
+        arm := 'shadow';
+        propensity := 1;
+    ELSIF ('x' || left(md5('control ' || trajectory_id), 8))::bit(32)::bigint < share * 4294967296::double precision THEN
+        arm := 'control';
+        propensity := share;
+    ELSE
+        arm := 'learned';
+        propensity := 1 - share;
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._arm IS
+    'To which arm an answer belongs, and how probable that was; the control arm gets the frozen embedding.';
+
+DROP FUNCTION IF EXISTS sona._answer(text, @vector@.vector, integer, jsonb);
+
 CREATE OR REPLACE FUNCTION sona._answer(
-    space text, query @vector@.vector, k integer, filter jsonb
-) RETURNS TABLE (item_id text, rank integer, score real, version bigint, strategy text)
+    space text, query @vector@.vector, k integer, filter jsonb, trajectory_id uuid DEFAULT NULL
+) RETURNS TABLE (
+    item_id text, rank integer, score real, version bigint, strategy text, arm text, propensity real
+)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
@@ -250,6 +277,7 @@ DECLARE
     g sona.strategist%ROWTYPE;
     published bigint;
     served text;
+    drawn record;
 BEGIN
     IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
         PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
@@ -267,18 +295,26 @@ BEGIN
     -- Not the state: it is large, and only the learner reads it.
     SELECT x.space_id, x.ordinal, x.events, x.in_force, x.is_sane, x.known, x.strange, x.unseen, x.weights, x.settings
     INTO g FROM sona.strategist x WHERE x.space_id = s.space_id;
-    served := sona._strategy_for(s, g, query);
+    IF trajectory_id IS NOT NULL THEN
+        SELECT a.* INTO drawn FROM sona.strategist x, sona._arm(s, x.suspected_share, trajectory_id) a
+        WHERE x.space_id = s.space_id;
+    ELSE
+        SELECT 'learned' AS arm, 1::real AS propensity INTO drawn;
+    END IF;
+    served := CASE drawn.arm WHEN 'control' THEN 'frozen' ELSE sona._strategy_for(s, g, query) END;
     IF served IN ('frozen', 'adapted') THEN
-        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served FROM sona._search_items(
+        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served, drawn.arm, drawn.propensity FROM sona._search_items(
             s.space_id,
             CASE served WHEN 'adapted' THEN sona._mapped(s.space_id, '{adapter,micro}', query) ELSE query END,
             k, filter) f;
     ELSE
-        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served
+        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served, drawn.arm, drawn.propensity
         FROM sona._score_items(s.space_id, served, query, k, filter) f;
     END IF;
 END $$;
-COMMENT ON FUNCTION sona._answer IS 'The k best items for a query by the strategy that answers it, and which that is.';
+COMMENT ON FUNCTION sona._answer IS
+    'The k best items for a query by the strategy that answers it, and which that is; in the arm of a trajectory, if one '
+    'is given.';
 
 CREATE OR REPLACE FUNCTION sona.recall(
     space text, query @vector@.vector, k integer DEFAULT 10, filter jsonb DEFAULT NULL
@@ -290,8 +326,8 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
     trajectory_id := sona.new_trajectory_id();
     RETURN QUERY
-    SELECT recall.trajectory_id, a.item_id, a.rank, a.score, 'learned'::text, a.version, a.strategy, 1::real
-    FROM sona._answer(recall.space, query, k, recall.filter) a;
+    SELECT recall.trajectory_id, a.item_id, a.rank, a.score, a.arm, a.version, a.strategy, a.propensity
+    FROM sona._answer(recall.space, query, k, recall.filter, recall.trajectory_id) a;
 END $$;
 COMMENT ON FUNCTION sona.recall IS
     'The k best items for a query, by the strategy that is proven to be best, of those that pass a filter on declared '

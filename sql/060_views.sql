@@ -7,8 +7,11 @@ SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version
        i.items::text AS items_table, l.updated_at AS last_learned_at,
        (SELECT count(*) FROM sona.pending_trajectory p WHERE p.space_id = s.space_id) AS pending,
        s.trajectory_retention::text AS trajectory_retention, s.step_retention::text AS step_retention,
-       s.strategy, CASE s.strategy WHEN 'learned' THEN g.in_force ELSE s.strategy END AS in_force,
-       l.ordinal - g.ordinal AS unweighed
+       s.strategy,
+       CASE s.strategy WHEN 'learned' THEN g.in_force WHEN 'shadow' THEN 'frozen' ELSE s.strategy END AS in_force,
+       l.ordinal - g.ordinal AS unweighed, g.in_force AS proven,
+       CASE WHEN s.control_share > 0 AND s.strategy <> 'shadow' THEN greatest(s.control_share, g.suspected_share)
+            ELSE 0 END AS control_share
 FROM sona.space s
 JOIN sona.learner l USING (space_id)
 JOIN sona.strategist g USING (space_id)
@@ -35,7 +38,7 @@ JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.errors IS 'What went wrong, newest entries have the highest time.';
 
 CREATE OR REPLACE VIEW sona.strategies WITH (security_invoker = true) AS
-SELECT s.name AS space, e.strategy, e.strategy = CASE s.strategy WHEN 'learned' THEN g.in_force ELSE s.strategy END AS in_force,
+SELECT s.name AS space, e.strategy, e.strategy = CASE s.strategy WHEN 'learned' THEN g.in_force WHEN 'shadow' THEN 'frozen' ELSE s.strategy END AS in_force,
        e.events, e.gain, e.recent_gain
 FROM sona.strategy_evidence e
 JOIN sona.space s USING (space_id)
@@ -55,3 +58,46 @@ SELECT s.name AS space, t.created_at, t.ordinal, t.trajectory_id, t.region, t.be
 FROM sona.strategy_turn t
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.turns IS 'When another strategy came into force, where, and why.';
+
+CREATE OR REPLACE VIEW sona.lift WITH (security_invoker = true) AS
+WITH days AS (
+    SELECT o.space_id, date_trunc('day', o.answered_at AT TIME ZONE 'UTC')::date AS day,
+           count(*) FILTER (WHERE o.arm = 'learned') AS learned_answers,
+           count(*) FILTER (WHERE o.arm = 'control') AS control_answers,
+           avg(o.value) FILTER (WHERE o.arm = 'learned') AS learned_value,
+           avg(o.value) FILTER (WHERE o.arm = 'control') AS control_value,
+           avg(o.contrast) AS lift, count(o.contrast) AS n, sum(o.contrast) AS total,
+           sum(o.contrast ^ 2) AS squares, avg(o.gain) AS gain,
+           avg((o.gain < -1e-9)::integer) AS harmed_share, count(*) FILTER (WHERE o.gain < -1e-9) AS harmed
+    FROM sona.answer_outcome o GROUP BY 1, 2),
+running AS (
+    SELECT d.*, sum(d.n) OVER w AS all_n, sum(d.total) OVER w / nullif(sum(d.n) OVER w, 0) AS all_lift,
+           sum(d.squares) OVER w AS all_squares
+    FROM days d WINDOW w AS (PARTITION BY d.space_id ORDER BY d.day)),
+spread AS (
+    SELECT r.*, sqrt(greatest(r.all_squares / nullif(r.all_n, 0) - r.all_lift ^ 2, 0)
+                     -- Tightest near 1,000 answers.
+                     * 2 * (r.all_n * 0.01 + 1) / nullif(r.all_n ^ 2 * 0.01, 0)
+                     * ln(sqrt(r.all_n * 0.01 + 1) / 0.05)) AS margin
+    FROM running r)
+SELECT s.name AS space, x.day, x.learned_answers, x.control_answers, x.learned_value, x.control_value, x.lift,
+       x.all_lift AS lift_so_far, x.all_lift - x.margin AS lower, x.all_lift + x.margin AS upper,
+       x.harmed, x.harmed_share, x.gain
+FROM spread x
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.lift IS
+    'What answers are worth above those of the control arm, by day (UTC): the arms, the lift by inverse propensity, and so '
+    'far, with a 95 % confidence sequence, which may be looked at every day (Waudby-Smith et al. 2021, asymptotic). '
+    'Harmed answers and gain are by what was judged, whatever the arms say.';
+
+CREATE OR REPLACE VIEW sona.harmed WITH (security_invoker = true) AS
+SELECT s.name AS space, o.trajectory_id, o.answered_at, o.strategy, o.version, o.value, o.gain,
+       (SELECT t.reason FROM sona.strategy_turn t
+        WHERE t.space_id = o.space_id AND t.ordinal < o.ordinal AND t.after = o.strategy
+        ORDER BY t.turn_id DESC LIMIT 1) AS in_force_because
+FROM sona.answer_outcome o
+JOIN sona.space s USING (space_id)
+WHERE o.gain < -1e-9;
+COMMENT ON VIEW sona.harmed IS
+    'Answers to which the frozen embedding would have been better, on the items that were judged, and why what answered '
+    'was in force; sona.why(trajectory_id) says what moved them.';

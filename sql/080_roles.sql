@@ -124,8 +124,8 @@ BEGIN
         -- No row of what is recorded, published or entered in the ledger is changed. Rows may be deleted, for retention
         -- and to drop a space: in its own spaces, a worker is trusted with the ledger.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
-            sona.strategy_evidence, sona.strategy_region, sona.item_outcome TO sona_worker;
-        GRANT UPDATE (strategy, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
+            sona.strategy_evidence, sona.strategy_region, sona.item_outcome, sona.answer_outcome TO sona_worker;
+        GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
         GRANT UPDATE (admitted, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;

@@ -170,6 +170,18 @@ class Learner:
         """What answers from now on, as a copy."""
         return Serving.frozen([self.adapter.served, self.micro])
 
+    @staticmethod
+    def adapter_state(data: bytes, dim: int, rank: int) -> dict[str, NDArray[np.generic]]:
+        """The adapter's part of what `to_bytes` gave, as `QueryAdapter.state` gives it.
+
+        Raises
+        ------
+        LearningError
+            If the data are damaged, or belong to another dimension or rank.
+        """
+        arrays = unpack(data, {"format": STATE_FORMAT, "dim": dim, "rank": rank}, "learner")
+        return {name[8:]: array for name, array in arrays.items() if name.startswith("adapter.")}
+
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs, after its SHA-256."""
         return pack(

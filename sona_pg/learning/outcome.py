@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from sona_pg.config import SpaceConfig
+from sona_pg.config import SHOWN, SpaceConfig
 from sona_pg.types import EMPTY, FloatVector, QueryTrajectory, Score, TrajectoryStep
 
 
@@ -173,6 +174,34 @@ def outcome_of(trajectory: QueryTrajectory, space: SpaceConfig) -> Outcome:
     # Unjudged is unjudged: without a declaration it says nothing.
     is_unhelpful = 0.0 if space.implicit_feedback and helped else 1.0
     return Outcome(shown, helped, tuple(item for item in shown if rewards.get(item, is_unhelpful) <= 0))
+
+
+def worth_of(trajectory: QueryTrajectory, space: SpaceConfig) -> float | None:
+    """What a whole answer was worth, 0 to 1; None where nobody said.
+
+    Its quality, where that was given, by the declared range. Else nDCG@10 of what was shown, by the rewards, against
+    the best order of all that was judged: 0 where nothing helped.
+    """
+    low, high = space.reward_min, space.reward_max
+    if trajectory.final_quality is not None:
+        return min(max((trajectory.final_quality - low) / (high - low), 0.0), 1.0)
+    rewards: dict[str, float] = {}
+    positions: dict[str, int] = {}
+    for step in trajectory.steps:
+        if step.item_id is None or step.reward is None:
+            continue
+        rewards.setdefault(step.item_id, max(step.reward, 0.0))
+        if step.position is not None and step.position <= SHOWN:
+            positions.setdefault(step.item_id, step.position)
+    if not rewards:
+        return None
+    ideal = sum(worth / math.log2(place + 1) for place, worth in enumerate(_best(rewards.values()), 1))
+    found = sum(rewards[item] / math.log2(place + 1) for item, place in positions.items())
+    return min(found / ideal, 1.0) if ideal > 0 else 0.0
+
+
+def _best(rewards: Iterable[float]) -> list[float]:
+    return sorted(rewards, reverse=True)[:SHOWN]
 
 
 SMALLEST_WORTH = 1e-6

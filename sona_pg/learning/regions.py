@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,11 @@ class Regions:
         n = len(self)
         return int(np.argmax(self._centroids[:n] @ query)) if n else None
 
+    @property
+    def has_better(self) -> bool:
+        """Whether the fusion is proven to be better in any of them."""
+        return bool((self._verdicts == Verdict.BETTER).any())
+
     def verdict(self, query: FloatVector) -> Verdict:
         """What is proven where a unit query (dim,) falls."""
         place = self.find(query)
@@ -136,6 +141,19 @@ class Regions:
             )
             for r in range(len(self))
         ]
+
+    def restore(self, centroids: NDArray[np.float32], verdicts: Sequence[int]) -> None:
+        """Go back to verdicts of another time, and to where the regions were then; evidence begins anew.
+
+        Parameters
+        ----------
+        centroids, verdicts
+            (n, dim) and (n,), of no more regions than there are; none where all followed the space.
+        """
+        k = len(self._counts)
+        self._centroids[: len(centroids)] = centroids
+        self._verdicts[:] = [*verdicts, *[0] * (k - len(verdicts))]
+        self._better[:], self._worse[:], self._started[:] = 1.0 - self._config.gate_later, 1.0, 0
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that a continuation needs, as arrays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg.config import StrategyConfig
 from sona_pg.kernels import LowRank, as_vector, unit
 from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, is_control
 
 
 class Serving:
@@ -84,6 +86,10 @@ class ServedStrategy:
         Unit queries (m, dim) by which familiar ground is told.
     centroids, exceptions
         Regions (r, dim), and what answers in each; None where it does as the space does.
+    control_share
+        Share of answers that the frozen embedding gives, to measure the lift by.
+    is_shadow
+        Whether the frozen embedding answers whatever is proven.
     """
 
     strategy: str
@@ -95,6 +101,16 @@ class ServedStrategy:
     prototypes: NDArray[np.float32]
     centroids: NDArray[np.float32]
     exceptions: tuple[str | None, ...]
+    control_share: float = 0.0
+    is_shadow: bool = False
+
+    def arm(self, trajectory_id: uuid.UUID) -> tuple[str, float]:
+        """To which arm an answer belongs, and how probable that was."""
+        if self.is_shadow:
+            return SHADOW, 1.0
+        if is_control(trajectory_id, self.control_share):
+            return CONTROL, self.control_share
+        return LEARNED, 1.0 - self.control_share
 
     def strategy_for(self, query: NDArray[np.float32]) -> str:
         """What answers a query (dim,)."""

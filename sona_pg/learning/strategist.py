@@ -24,6 +24,7 @@ from sona_pg.kernels import LowRank, dot_rows, fusion_features, order_by_score, 
 from sona_pg.learning.evidence import Gate, SanityTest, Stake, Switch, Tally, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.learner import Learner
 from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.regions import Region, Regions, Verdict
@@ -180,6 +181,34 @@ class InForce:
     gains: Mapping[Strategy, tuple[float, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a version brings back.
+
+    Parameters
+    ----------
+    evidence
+        What `Strategist.evidence` gave; None if nothing was scored by then.
+    learner
+        State of the learner, as it packs it: its adapter has learned the same events.
+    proven, careful
+        The maps that answered (2 rank, dim); None where they did not.
+    centroids, verdicts
+        Regions (n, dim) and their verdicts (n,); none where all followed the space.
+    """
+
+    evidence: bytes | None
+    learner: bytes
+    proven: FloatMatrix | None
+    careful: FloatMatrix | None
+    centroids: FloatMatrix
+    verdicts: tuple[int, ...]
+
+
+_SMALL = ("fusion", "gate", "stake_gate", "known", "strange", "unseen", "has_stake", "tally")
+"""Parts of the state that say what answers, and are small."""
+
+
 class Strategist:
     """Learns which strategy answers best. Safe against noise: anything but frozen must be proven first.
 
@@ -238,6 +267,46 @@ class Strategist:
         for part, owner in self._parts.items():
             owner.load_state({n[len(part) + 1 :]: a for n, a in arrays.items() if n.startswith(f"{part}.")})
 
+    def evidence(self) -> bytes:
+        """The small part of the state, which says what answers; see `restore`."""
+        arrays = {f"{part}.{n}": a for part in _SMALL for n, a in self._parts[part].state().items()}
+        arrays["is_open"] = np.array([self._sanity.is_open, self._choice.is_open], dtype=np.int64)
+        return pack({"format": STATE_FORMAT}, arrays)
+
+    def restore(self, version: Restored) -> None:
+        """Go back to a version: what answers is as it was then, and learning goes on from there.
+
+        What only judges stays as it is: the windows of the sanity test, the adapters that are blind to a part of the
+        answers, and the partition into regions. The evidence in the regions begins anew.
+
+        Raises
+        ------
+        LearningError
+            If a part is damaged, or belongs to another dimension or other settings.
+        """
+        data = version.evidence
+        if data is None:
+            data = Strategist(self._pool, self.config, self._adapter.config).evidence()
+        arrays = unpack(data, {"format": STATE_FORMAT}, "strategist")
+        for part in _SMALL:
+            self._parts[part].load_state({n[len(part) + 1 :]: a for n, a in arrays.items() if n.startswith(f"{part}.")})
+        self._sanity.is_open, self._choice.is_open = (bool(is_open) for is_open in arrays["is_open"])
+        self._adapter.load_state(Learner.adapter_state(version.learner, self._adapter.dim, self._adapter.rank))
+        if version.proven is not None:
+            self._adapter.served.load(version.proven)
+        if version.careful is not None:
+            still = np.zeros_like(version.careful)
+            self._careful.load_state(
+                {
+                    **self._careful.state(),
+                    "trained": version.careful,
+                    "served": version.careful,
+                    "moment1": still,
+                    "moment2": still,
+                }
+            )
+        self._regions.restore(version.centroids, version.verdicts)
+
     @property
     def _header(self) -> dict[str, int]:
         return {
@@ -275,6 +344,11 @@ class Strategist:
     def in_force(self) -> Strategy:
         """The strategy of the space."""
         return self._in_force(Verdict.FOLLOWS)
+
+    @property
+    def answers(self) -> bool:
+        """Whether anything but the frozen embedding answers anywhere."""
+        return self._is_sane and (self.in_force is not Strategy.FROZEN or self._regions.has_better)
 
     @property
     def _is_sane(self) -> bool:

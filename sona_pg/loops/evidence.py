@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+import uuid
+from collections.abc import Collection, Iterator
 from datetime import datetime
 
 import numpy as np
@@ -28,17 +29,18 @@ from sona_pg.errors import (
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.outcome import OutcomeEvent, outcome_of
+from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
+from sona_pg.learning.outcome import OutcomeEvent, outcome_of, worth_of
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, look_around
-from sona_pg.learning.strategist import Strategist
+from sona_pg.learning.strategist import Lesson, Strategist, Strategy
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
+from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
-from sona_pg.store import spaces
 from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
-from sona_pg.store.strategist import Memory, MemoryExtent, StrategistTransaction
-from sona_pg.types import FloatVector
+from sona_pg.store.strategist import AnswerOutcome, Memory, MemoryExtent, StrategistTransaction
+from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
 
@@ -159,7 +161,9 @@ class EvidenceLoop:
             if transaction is None:
                 return 0
             reached("evidence.after_lock")
-            entries = ledger_events(connection, space, transaction.ordinal, self.config.batch, with_activations=False)
+            entries = ledger_events(
+                connection, space, transaction.held.ordinal, self.config.batch, with_activations=False
+            )
             reached("evidence.after_entries")
             if entries:
                 self._take_in(transaction, entries, head.items_sampled_at)
@@ -172,26 +176,73 @@ class EvidenceLoop:
     ) -> None:
         copy = self._current(transaction, sampled_at)
         events_before = copy.strategist.events
+        outcomes: list[AnswerOutcome] = []
+        known = transaction.known_outcomes([entry.trajectory_id for entry in entries])
         for entry in entries:
             if entry.event is not None and entry.event.trajectory.has_outcome:
-                self._study(transaction, copy, entry, entry.event)
+                lesson = self._study(transaction, copy, entry, entry.event)
+                outcomes += self._compare(transaction, copy, entry, entry.event.trajectory, lesson, known)
         reached("evidence.after_events")
         copy.ordinal, copy.extent = entries[-1].ordinal + 1, transaction.memory_extent()
         if copy.strategist.events == events_before:
             transaction.skip(copy.ordinal)
         else:
-            found = copy.strategist.describe()
-            transaction.write(copy.ordinal, copy.strategist.to_bytes(), found)
+            found, strategist = copy.strategist.describe(), copy.strategist
+            transaction.write(copy.ordinal, strategist.to_bytes(), strategist.evidence(), found)
+        transaction.write_outcomes(outcomes, copy.lift.to_bytes(), copy.lift.suspected_share)
+        self._give_up_what_harms(transaction, copy)
         reached("evidence.after_state")
 
-    def _study(self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent) -> None:
-        """Test, then train, then remember."""
+    def _compare(
+        self,
+        transaction: StrategistTransaction,
+        copy: _Copy,
+        entry: LedgerEvent,
+        trajectory: QueryTrajectory,
+        lesson: Lesson | None,
+        known: set[uuid.UUID],
+    ) -> Iterator[AnswerOutcome]:
+        """What an answer was worth, and what its arm says of the lift: once, by its first outcome."""
+        value, answer = worth_of(trajectory, self._store.space.config), trajectory.answer
+        if value is None:
+            return
+        contrast = None
+        share = answer.propensity if answer.arm == CONTROL else 1.0 - answer.propensity
+        if trajectory.id not in known and answer.arm in (CONTROL, LEARNED) and 0 < share < 1:
+            contrast = copy.lift.add(
+                value, control=answer.arm == CONTROL, share=share, answers=copy.answers(transaction.held.strategy)
+            )
+        known.add(trajectory.id)
+        asked = lesson.in_force if lesson is not None and answer.arm == SHADOW else answer.strategy
+        gain = lesson.gains.get(Strategy(asked)) if lesson is not None and asked in set(Strategy) else None
+        yield AnswerOutcome(
+            trajectory.id, entry.ordinal, answer, value, contrast, None if answer.arm == CONTROL else gain
+        )
+
+    def _give_up_what_harms(self, transaction: StrategistTransaction, copy: _Copy) -> None:
+        strategy, space = transaction.held.strategy, self._store.space
+        if not copy.lift.is_harmful or strategy in (Strategy.FROZEN, SHADOW):
+            return
+        reason = (
+            f"answers are worth less than those of the control arm, at odds of {self._strategy.harm_threshold:g}: "
+            f"{strategy} is given up, and the frozen embedding answers"
+        )
+        transaction.freeze(reason)
+        message = f"{reason}; look at sona.lift and sona.harmed, then deploy a version or set a strategy"
+        log.error("space %r: %s", space.name, message)
+        errors.log_error(self._store.connection(), space.space_id, "lift", self._store.worker, message)
+
+    def _study(
+        self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent
+    ) -> Lesson | None:
+        """Test, then train, then remember; what the event has shown, if it could show anything."""
         trajectory, c = event.trajectory, self._strategy
         query = unit(trajectory.query_embedding)
         outcome = outcome_of(trajectory, self._store.space.config)
         best = sorted(outcome.helped, key=lambda item: (-outcome.helped[item], item))[: c.most_remembered]
         outcome = outcome._replace(helped={item: outcome.helped[item] for item in best})
         new = {item: worth for item, worth in outcome.helped.items() if not event.taught.get(item, 0.0) > 0}
+        lesson: Lesson | None = None
         # Without direction there is nothing that could be near.
         if new and copy.has_items and query.any() and entry.ordinal not in self._refused:
             seed = learning_seed(trajectory.id, event.revision)
@@ -206,17 +257,24 @@ class EvidenceLoop:
                 log.info("space %r: %s answers instead of %s: %s", self._store.space.name, turn.after, turn.before,
                          turn.reason)  # fmt: skip
                 transaction.log_turn(entry.ordinal, trajectory.id, turn)
+                if turn.region is None:
+                    copy.lift.begin(copy.lift.key)  # something else answers
         is_prototype = copy.is_prototype(query)
         is_new = transaction.remember(
             entry.ordinal, trajectory.id, trajectory.query_embedding, outcome, is_prototype=is_prototype
         )
         if is_new:
             copy.remember(query, is_prototype=is_prototype)
+        return lesson
 
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
         """The local copy, if it is what the database has; else one from there."""
-        copy = self._copy
-        if copy is not None and copy.ordinal == transaction.ordinal and copy.sampled_at == sampled_at:
+        copy, held = self._copy, transaction.held
+        if (
+            copy is not None
+            and (copy.ordinal, copy.lift.key) == (held.ordinal, held.epoch)
+            and copy.sampled_at == sampled_at
+        ):
             if copy.extent != transaction.memory_extent():
                 # Retention has deleted some of what the copy remembers.
                 copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
@@ -227,7 +285,14 @@ class EvidenceLoop:
         state = transaction.state()
         if state is not None:
             strategist.load_bytes(state)
-        self._copy = _Copy(strategist, pool, transaction.ordinal, sampled_at)
+        if held.restored is not None:
+            strategist.restore(transaction.restored(held.restored))
+        lift = LiftTest(self._strategy)
+        if held.lift is not None:
+            lift.load_bytes(held.lift)
+        if lift.key != held.epoch:
+            lift.begin(held.epoch)
+        self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
 
@@ -278,11 +343,12 @@ class _Copy:
     def __init__(
         self,
         strategist: Strategist,
+        lift: LiftTest,
         pool: ItemPool,
         ordinal: int,
         sampled_at: datetime | None,
     ) -> None:
-        self.strategist, self.pool = strategist, pool
+        self.strategist, self.lift, self.pool = strategist, lift, pool
         self.ordinal, self.sampled_at = ordinal, sampled_at
         self.extent: MemoryExtent | None = None
         """What the database remembers, as far as the copy knows."""
@@ -295,9 +361,18 @@ class _Copy:
         self._count = len(latest)
 
     @property
+    def base(self) -> tuple[int, int, datetime | None]:
+        """What it was taken from."""
+        return self.ordinal, self.lift.key, self.sampled_at
+
+    @property
     def has_items(self) -> bool:
         """Whether the space has items: without, there is nothing to rank."""
         return self.sampled_at is not None
+
+    def answers(self, setting: str) -> bool:
+        """Whether anything but the frozen embedding answers in a space that is set so."""
+        return self.strategist.answers if setting == "learned" else setting not in (Strategy.FROZEN, SHADOW)
 
     @property
     def latest(self) -> FloatMatrix:

@@ -655,7 +655,7 @@ class InstantLoop:
                     started_at=started_at,
                     replayed=replayed,
                     worker=store.worker,
-                    publish_every_events=store.config.publish_every_events,
+                    config=store.config,
                 )
             reached("flush.before_commit")
         reached("flush.after_commit")

@@ -20,6 +20,7 @@ from psycopg.types import TypeInfo
 from sona_pg.config import StoreConfig
 from sona_pg.errors import (
     ConfigError,
+    DamagedVersion,
     DatabaseBusy,
     DatabaseError,
     DatabaseUnavailable,
@@ -29,6 +30,8 @@ from sona_pg.errors import (
     SchemaMismatch,
     SonaError,
     UnknownSpace,
+    UnknownTrajectory,
+    UnknownVersion,
     UnsupportedServer,
 )
 from sona_pg.kernels import floats_wire, vector_wire
@@ -42,6 +45,9 @@ UNKNOWN_SPACE = "SN001"
 WRONG_DIMENSION = "SN002"
 INVALID_INPUT = "SN003"
 REFUSED_SETTING = "SN004"
+UNKNOWN_VERSION = "SN005"
+DAMAGED_VERSION = "SN006"
+UNKNOWN_TRAJECTORY = "SN007"
 """SQLSTATEs that the functions of sql/ raise."""
 
 
@@ -218,6 +224,12 @@ def _translation(error: psycopg.Error) -> SonaError:
         message = f"{message}: {error.diag.message_hint}"
     if state == UNKNOWN_SPACE:
         return UnknownSpace(message)
+    if state == UNKNOWN_VERSION:
+        return UnknownVersion(message)
+    if state == DAMAGED_VERSION:
+        return DamagedVersion(message)
+    if state == UNKNOWN_TRAJECTORY:
+        return UnknownTrajectory(message)
     if state == WRONG_DIMENSION:
         numbers = re.findall(r"\d+", message)
         if len(numbers) >= 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from sona_pg.steps import reached
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.spaces import Space
+from sona_pg.store.versions import publish, read_version, served_rows
 from sona_pg.types import QueryTrajectory, Score, TrajectoryStep
 
 
@@ -39,6 +39,8 @@ class Head:
         Events that changed a weight, and ledger entries, so far.
     items_sampled_at
         When the sample of the items was taken; None without items.
+    unpublished_seconds
+        How long ago the last version was published or, before the first, the space was made.
     """
 
     epoch: int
@@ -47,6 +49,7 @@ class Head:
     events: int
     ordinal: int
     items_sampled_at: datetime | None
+    unpublished_seconds: float
 
     @property
     def base(self) -> tuple[int, int, datetime | None]:
@@ -63,8 +66,10 @@ class LedgerEntry:
 
 
 _HEAD = (
-    "SELECT l.epoch, l.revision, l.version, l.events, l.ordinal, i.sampled_at"
-    " FROM sona.learner l LEFT JOIN sona.item_source i USING (space_id) WHERE l.space_id = %s"
+    "SELECT l.epoch, l.revision, l.version, l.events, l.ordinal, i.sampled_at,"
+    " extract(epoch FROM now() - coalesce(v.created_at, s.created_at))::float8"
+    " FROM sona.learner l JOIN sona.space s USING (space_id) LEFT JOIN sona.item_source i USING (space_id)"
+    " LEFT JOIN sona.adapter_version v USING (space_id, version) WHERE l.space_id = %s"
 )
 
 
@@ -78,10 +83,17 @@ def read_head(connection: Connection, space: Space) -> Head:
 
 
 def read_state(connection: Connection, space: Space) -> bytes | None:
-    """The learner's state; None before anything was learned."""
+    """The learner's state, or that of the version that was deployed since; None before anything was learned."""
     with translated():
-        row = connection.execute("SELECT state FROM sona.learner WHERE space_id = %s", (space.space_id,)).fetchone()
-    return None if row is None or row[0] is None else bytes(row[0])
+        row = connection.execute(
+            "SELECT state, restored FROM sona.learner WHERE space_id = %s", (space.space_id,)
+        ).fetchone()
+    if row is None:
+        return None
+    state, restored = row
+    if restored is not None:
+        return read_version(connection, space, restored)
+    return None if state is None else bytes(state)
 
 
 def drop_oldest_pending(connection: Connection, space: Space) -> uuid.UUID | None:
@@ -300,35 +312,29 @@ class LearningTransaction:
         started_at: datetime,
         replayed: bool,
         worker: str,
-        publish_every_events: int,
+        config: StoreConfig,
     ) -> Head:
         """Write the state, the served map and the ledger; publish a version when enough was learned since the last."""
         connection, space_id, head = self._connection, self._space.space_id, self.head
         revision, events = head.revision + 1, head.events + learned
-        publish = events // publish_every_events > head.events // publish_every_events
-        version = head.version + publish
-        after = replace(head, revision=revision, version=version, events=events, ordinal=head.ordinal + len(entries))
+        after = replace(head, revision=revision, events=events, ordinal=head.ordinal + len(entries))
         connection.execute(
-            "UPDATE sona.learner SET revision = %s, version = %s, events = %s, ordinal = %s, state = %s,"
+            "UPDATE sona.learner SET revision = %s, events = %s, ordinal = %s, state = %s, restored = NULL,"
             " updated_at = now() WHERE space_id = %s",
-            (revision, version, events, after.ordinal, state, space_id),
+            (revision, events, after.ordinal, state, space_id),
         )
         if learned:
             write_served(connection, space_id, served)
-        if publish:
-            connection.execute(
-                "INSERT INTO sona.adapter_version"
-                " (space_id, version, parent, epoch, revision, events, cause, state, checksum)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (space_id, version, head.version or None, head.epoch, revision, events)
-                + (f"{events} events learned", state, hashlib.sha256(state).digest()),
-            )
+        is_due = events // config.publish_every_events > head.events // config.publish_every_events
+        if learned and (is_due or head.unpublished_seconds >= config.publish_every_seconds):
+            version = publish(connection, self._space, f"{events} events learned", state, served["adapter"])
+            after = replace(after, version=version)
         reached("flush.after_learner")
         connection.execute(
             "INSERT INTO sona.learning_cycle"
             " (space_id, cycle_id, loop, epoch, version, events, learned, replayed, worker, started_at, finished_at)"
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())",
-            (space_id, revision, LOOP, head.epoch, version, len(entries), learned, replayed, worker, started_at),
+            (space_id, revision, LOOP, head.epoch, after.version, len(entries), learned, replayed, worker, started_at),
         )
         self._append(
             "learning_event",
@@ -355,11 +361,8 @@ def write_served(connection: Connection, space_id: int, served: Mapping[str, Low
     for tier, low_rank in served.items():
         if low_rank.is_zero:
             continue
-        rank = low_rank.rank
-        for k in range(rank):
-            up = low_rank.weights[rank + k] * np.float32(low_rank.scale)
-            # pgvector's product refuses underflow, so what is too small to matter is written as zero.
-            rows.append((tier, k, low_rank.weights[k], np.where(np.abs(up) < 1e-20, np.float32(0), up)))
+        weights, rank = served_rows(low_rank), low_rank.rank
+        rows += [(tier, k, weights[k], weights[rank + k]) for k in range(rank)]
     connection.cursor().executemany(
         "INSERT INTO sona.served_row (space_id, tier, ordinal, down, up) VALUES (%s, %s, %s, %s, %s)"
         " ON CONFLICT (space_id, tier, ordinal) DO UPDATE SET down = excluded.down, up = excluded.up",

@@ -108,9 +108,23 @@ space = Table(
         ARRAY(REAL),
         comment="probability that an item is looked at, by position; the last one holds beyond; NULL is unknown",
     ),
-    CheckConstraint(
-        "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion')", name="strategy"
+    Column(
+        "control_share",
+        REAL,
+        nullable=False,
+        server_default=text("0.05"),
+        comment="share of answers that the frozen embedding gives, to compare with; 0 has no control arm",
     ),
+    Column(
+        "frozen_from",
+        Text,
+        comment="what the space was set to before it was frozen by a deploy or by its lift; NULL if it was not",
+    ),
+    CheckConstraint(
+        "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow')",
+        name="strategy",
+    ),
+    CheckConstraint("control_share BETWEEN 0 AND 0.5", name="control_share"),
     CheckConstraint("dim BETWEEN 1 AND 16000", name="dim"),
     CheckConstraint("reward_min < reward_max AND reward_max > 0", name="reward_range"),
     comment="One embedding model and one purpose: a tenant, a bot, a collection. Nothing learned crosses spaces.",
@@ -285,6 +299,21 @@ strategist = Table(
     Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb"), comment="settings of the strategist"),
     Column("state", LargeBinary, comment="adapters, weights, evidence; NULL before the first event"),
     _now("updated_at", "when it last took in events"),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0"), comment="grows with every deploy"),
+    Column(
+        "restored",
+        BigInteger,
+        comment="version that was deployed and is to be taken over by state; NULL once it was",
+    ),
+    Column("evidence", LargeBinary, comment="the small part of state, which a version keeps"),
+    Column(
+        "suspected_share",
+        REAL,
+        nullable=False,
+        server_default=text("0"),
+        comment="share of the control arm while what answers may do harm; 0 while there is no sign of that",
+    ),
+    Column("lift", LargeBinary, comment="what the arms have shown so far; NULL before the first answer"),
     comment="The second reader of the ledger: which strategy is proven. Its row lock makes one at a time.",
 )
 
@@ -343,6 +372,11 @@ learner = Table(
     Column("state", LargeBinary, comment="weights, moments, averages and baselines; NULL before anything was learned"),
     Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb"), comment="settings of the adapter"),
     _now("updated_at", "when it was last flushed"),
+    Column(
+        "restored",
+        BigInteger,
+        comment="version that was deployed and is the state, until the next flush; NULL once state holds it",
+    ),
     comment="The mutable state of a space. Its row lock makes one learner at a time.",
 )
 
@@ -367,10 +401,105 @@ adapter_version = Table(
     Column("revision", BigInteger, nullable=False, comment="the learner's revision when it was published"),
     Column("events", BigInteger, nullable=False, comment="outcome events learned by then"),
     Column("cause", Text, nullable=False, comment="why it was published"),
-    Column("state", LargeBinary, nullable=False, comment="the learner's state, as in learner.state"),
-    Column("checksum", LargeBinary, nullable=False, comment="SHA-256 of state"),
+    Column(
+        "state",
+        LargeBinary,
+        nullable=False,
+        comment="the learner's state, squeezed; or as in learner.state, if SQL published it",
+    ),
+    Column("checksum", LargeBinary, nullable=False, comment="SHA-256 of state, evidence, strategy table and rows"),
     _now("created_at", "when it was published"),
+    Column("ordinal", BigInteger, nullable=False, server_default=text("0"), comment="ledger entries by then"),
+    Column(
+        "setting",
+        Text,
+        nullable=False,
+        server_default=text("'learned'"),
+        comment="what the space was set to; a deploy sets it so again",
+    ),
+    Column(
+        "in_force",
+        Text,
+        nullable=False,
+        server_default=text("'frozen'"),
+        comment="strategy that was proven to be best",
+    ),
+    Column("is_sane", Boolean, nullable=False, server_default=text("false"), comment="as in strategist"),
+    Column("known", Double, nullable=False, server_default=text("0"), comment="as in strategist"),
+    Column("strange", Double, nullable=False, server_default=text("0"), comment="as in strategist"),
+    Column("unseen", Double, nullable=False, server_default=text("0"), comment="as in strategist"),
+    Column("weights", ARRAY(Double), comment="as in strategist"),
+    Column("verdicts", ARRAY(Integer), comment="of the regions, by number; NULL where all follow the space"),
+    Column(
+        "gains",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'::jsonb"),
+        comment="the strategy table: events, gain and recent gain of every strategy",
+    ),
+    Column("evidence", LargeBinary, comment="as in strategist"),
     comment="Immutable published states.",
+)
+
+version_row = Table(
+    "version_row",
+    metadata,
+    _space_id(),
+    Column("version", BigInteger, primary_key=True, autoincrement=False, comment="version"),
+    Column("tier", Text, primary_key=True, comment="as in served_row; region: a region, where one is an exception"),
+    Column("ordinal", Integer, primary_key=True, autoincrement=False, comment="as in served_row"),
+    Column("down", Vector, nullable=False, comment="as in served_row; of a region the centroid"),
+    Column("up", Vector, comment="as in served_row; NULL of a region"),
+    comment="The served maps of published versions.",
+)
+
+answer_outcome = Table(
+    "answer_outcome",
+    metadata,
+    _space_id(owned=False),
+    Column("trajectory_id", Uuid, primary_key=True, comment="the answer"),
+    Column("ordinal", BigInteger, nullable=False, comment="ledger entry that said first what it was worth"),
+    _now("answered_at", "when it was recorded"),
+    Column("arm", Text, nullable=False, comment="learned, control or shadow"),
+    Column("strategy", Text, nullable=False, comment="strategy that answered"),
+    Column("version", BigInteger, nullable=False, comment="version that answered"),
+    Column("propensity", REAL, nullable=False, comment="probability of the arm"),
+    Column("value", Double, nullable=False, comment="what it was worth, 0 to 1"),
+    Column(
+        "contrast",
+        Double,
+        comment="unbiased estimate of the lift by this answer; NULL where there was no control arm",
+    ),
+    Column(
+        "gain",
+        Double,
+        comment="nDCG@10 of what answers above frozen, on the items that were judged; NULL where that is unknown",
+    ),
+    Index("answer_outcome_answered_at_idx", "space_id", "answered_at"),
+    comment="What every answer was worth, and what answered: the lift compares the arms.",
+)
+
+deployment = Table(
+    "deployment",
+    metadata,
+    _space_id(),
+    Column("deployment_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the entries"),
+    _now("created_at", "when it was done"),
+    Column("actor", Text, nullable=False, comment="login that did it"),
+    Column("action", Text, nullable=False, comment="publish, deploy, freeze, strategy, control or forget"),
+    Column("before", Text, comment="version or setting before"),
+    Column("after", Text, comment="version or setting since"),
+    Column("reason", Text, comment="why"),
+    comment="The audit trail: who changed what answers, when, and why.",
+)
+
+forgotten_user = Table(
+    "forgotten_user",
+    metadata,
+    _space_id(),
+    Column("digest", LargeBinary, primary_key=True, comment="SHA-256 of the space's key and the user's id"),
+    _now("forgotten_at", "when; what was answered before stays forgotten"),
+    comment="Whose trajectories must not come back from a spool.",
 )
 
 learning_cycle = Table(

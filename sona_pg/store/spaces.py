@@ -58,9 +58,9 @@ def create_space(
     c = SpaceConfig() if config is None else config
     with translated():
         connection.execute(
-            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s::real[])",
+            "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s::real[], %s)",
             (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback, c.strategy)
-            + (None if c.examination is None else list(c.examination),),
+            + (None if c.examination is None else list(c.examination), c.control_share),
         )
     return get_space(connection, name)
 
@@ -87,13 +87,13 @@ def find_space(connection: Connection, name: str) -> Space | None:
     with translated():
         row = connection.execute(
             "SELECT space_id, name, dim, embedder, space_key, reward_min, reward_max, implicit_feedback, strategy,"
-            " examination FROM sona.space WHERE name = %s",
+            " examination, control_share FROM sona.space WHERE name = %s",
             (name,),
         ).fetchone()
     if row is None:
         return None
-    space_id, found, dim, embedder, key, low, high, implicit, strategy, examination = row
-    config = SpaceConfig(low, high, implicit, strategy, None if examination is None else tuple(examination))
+    space_id, found, dim, embedder, key, low, high, implicit, strategy, examination, share = row
+    config = SpaceConfig(low, high, implicit, strategy, None if examination is None else tuple(examination), share)
     return Space(space_id, found, dim, embedder, config, key)
 
 

@@ -14,15 +14,18 @@ from psycopg.types.json import Jsonb
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import ConfigError, UnknownSpace
 from sona_pg.kernels import LowRank, unit
+from sona_pg.learning.lift import SHADOW
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import FloatMatrix, Remembered
 from sona_pg.learning.serving import ServedStrategy, Serving
-from sona_pg.learning.strategist import InForce, Turn
+from sona_pg.learning.strategist import InForce, Restored, Turn
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.learning import write_served
 from sona_pg.store.spaces import Space
-from sona_pg.types import FloatVector
+from sona_pg.store.versions import read_version
+from sona_pg.types import Answer, FloatVector
 
+FROZEN = "frozen"
 PROVEN = "proven"
 CAREFUL = "careful"
 """Tiers of the served map: the adapters with which the fusion and the stake were proven."""
@@ -40,11 +43,17 @@ class Standing:
         What the space is set to.
     may_weigh
         Whether this role may take entries in.
+    epoch
+        Grows whenever somebody changes what answers.
+    control_share
+        What the space declares.
     """
 
     ordinal: int
     strategy: str
     may_weigh: bool
+    epoch: int
+    control_share: float
 
 
 class Memory(NamedTuple):
@@ -112,17 +121,19 @@ def read_served(connection: Connection, space: Space, config: StrategyConfig) ->
     key = (space.space_id,)
     with transaction(connection):
         row = connection.execute(
-            "SELECT s.strategy, g.in_force, g.is_sane, g.known, g.strange, g.weights IS NOT NULL FROM sona.space s"
+            "SELECT s.strategy, g.in_force, g.is_sane, g.known, g.strange, g.weights IS NOT NULL,"
+            " CASE WHEN s.control_share > 0 THEN greatest(s.control_share, g.suspected_share) ELSE 0 END"
+            " FROM sona.space s"
             " JOIN sona.strategist g USING (space_id) WHERE s.space_id = %s",
             key,
         ).fetchone()
         if row is None:
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-        strategy, in_force, is_sane, known, strange, has_learned = row
-        is_learned = strategy == "learned"
+        strategy, in_force, is_sane, known, strange, has_learned, control_share = row
+        is_learned, is_shadow = strategy == "learned", strategy == SHADOW
         if is_learned:
             strategy = in_force
-        elif strategy != "adapted" and not has_learned:
+        elif is_shadow or (strategy != "adapted" and not has_learned):
             strategy = "frozen"
         regions: list[tuple[FloatVector, int]] = []
         if is_learned and is_sane:
@@ -156,14 +167,21 @@ def read_served(connection: Connection, space: Space, config: StrategyConfig) ->
         _unit_rows([vector for (vector,) in prototypes], space.dim),
         _unit_rows([centroid for centroid, _ in regions], space.dim),
         tuple(exceptions[verdict] for _, verdict in regions),
+        control_share,
+        is_shadow,
     )
 
 
 def _serving(rows: Sequence[tuple[FloatVector, FloatVector]], dim: int) -> Serving:
-    low_rank = LowRank(dim, max(len(rows), 1))
-    if rows:
-        low_rank.load(np.stack([*(down for down, _ in rows), *(up for _, up in rows)]))
+    low_rank, weights = LowRank(dim, max(len(rows), 1)), _weights(rows)
+    if weights is not None:
+        low_rank.load(weights)
     return Serving([low_rank])
+
+
+def _weights(rows: Sequence[tuple[FloatVector, FloatVector]]) -> FloatMatrix | None:
+    """The map (2 rank, dim) of served rows; None where there are none."""
+    return np.stack([*(down for down, _ in rows), *(up for _, up in rows)]) if rows else None
 
 
 def _unit_rows(vectors: Sequence[FloatVector], dim: int) -> FloatMatrix:
@@ -173,14 +191,38 @@ def _unit_rows(vectors: Sequence[FloatVector], dim: int) -> FloatMatrix:
     return rows
 
 
+class _Held(NamedTuple):
+    """What the row of the strategist holds.
+
+    Parameters
+    ----------
+    ordinal
+        Ledger entries taken in so far.
+    epoch
+        Grows whenever somebody changes what answers.
+    restored
+        Version that was deployed, and is not in the state yet.
+    strategy
+        What the space is set to.
+    lift
+        State of the lift test; None before the first answer.
+    """
+
+    ordinal: int
+    epoch: int
+    restored: int | None
+    strategy: str
+    lift: bytes | None
+
+
 class StrategistTransaction:
     """One transaction of the strategist, under its row lock."""
 
-    def __init__(self, connection: Connection, space: Space, ordinal: int) -> None:
+    def __init__(self, connection: Connection, space: Space, standing: _Held) -> None:
         self._connection = connection
         self._space = space
-        self.ordinal = ordinal
-        """Ledger entries taken in so far."""
+        self.held = standing
+        """What the row holds."""
 
     def state(self) -> bytes | None:
         """The strategist's state; None before the first event."""
@@ -188,6 +230,42 @@ class StrategistTransaction:
             "SELECT state FROM sona.strategist WHERE space_id = %s", (self._space.space_id,)
         ).fetchone()
         return None if row is None or row[0] is None else bytes(row[0])
+
+    def restored(self, version: int) -> Restored:
+        """What the version that was deployed brings back to the strategist.
+
+        Raises
+        ------
+        UnknownVersion, LearningError
+            If it is gone, or damaged.
+        """
+        connection, space = self._connection, self._space
+        key = (space.space_id,)
+        maps: dict[str, list[tuple[FloatVector, FloatVector]]] = {PROVEN: [], CAREFUL: []}
+        for tier, down, up in connection.execute(
+            "SELECT tier, down, up FROM sona.version_row WHERE space_id = %s AND version = %s AND tier = ANY(%s)"
+            " ORDER BY tier, ordinal",
+            (space.space_id, version, list(maps)),
+            binary=True,
+        ):
+            maps[tier].append((down, up))
+        row = connection.execute("SELECT evidence FROM sona.strategist WHERE space_id = %s", key).fetchone()
+        regions = connection.execute(
+            "SELECT centroid, verdict FROM sona.strategy_region WHERE space_id = %s ORDER BY region", key, binary=True
+        ).fetchall()
+        centroids = np.stack([c for c, _ in regions]) if regions else np.zeros((0, space.dim), dtype=np.float32)
+        return Restored(
+            None if row is None or row[0] is None else bytes(row[0]),
+            read_version(connection, space, version),
+            _weights(maps[PROVEN]),
+            _weights(maps[CAREFUL]),
+            centroids,
+            tuple(verdict for _, verdict in regions),
+        )
+
+    def freeze(self, reason: str) -> None:
+        """Answer by the frozen embedding from now on, whatever is proven."""
+        self._connection.execute("SELECT sona._freeze(%s, %s)", (self._space.space_id, reason))
 
     def memory(self, latest: int) -> Memory:
         """The last queries that were remembered, and the prototypes."""
@@ -291,6 +369,38 @@ class StrategistTransaction:
             (self._space.space_id, ordinal, trajectory_id, turn.region, turn.before, turn.after, turn.reason),
         )
 
+    def known_outcomes(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Of which of these answers it is known already what they were worth."""
+        rows = self._connection.execute(
+            "SELECT trajectory_id FROM sona.answer_outcome WHERE space_id = %s AND trajectory_id = ANY(%s)",
+            (self._space.space_id, list(ids)),
+        ).fetchall()
+        return {row[0] for row in rows}
+
+    def write_outcomes(self, outcomes: Sequence[AnswerOutcome], lift: bytes, suspected_share: float) -> None:
+        """Write what answers were worth, and what the arms have shown by it. A later outcome corrects the value."""
+        if not outcomes:
+            return
+        space_id = self._space.space_id
+        self._connection.cursor().executemany(
+            "INSERT INTO sona.answer_outcome AS o"
+            " (space_id, trajectory_id, ordinal, answered_at, arm, strategy, version, propensity, value, contrast,"
+            " gain)"
+            " SELECT %s, t.trajectory_id, %s, t.created_at, %s, %s, %s, %s, %s, %s, %s FROM sona.trajectory t"
+            " WHERE t.space_id = %s AND t.trajectory_id = %s"
+            " ON CONFLICT (space_id, trajectory_id) DO UPDATE SET value = excluded.value,"
+            " gain = coalesce(excluded.gain, o.gain)",
+            [
+                (space_id, o.ordinal, o.answer.arm, o.answer.strategy, o.answer.version, o.answer.propensity, o.value)
+                + (o.contrast, o.gain, space_id, o.trajectory_id)
+                for o in outcomes
+            ],
+        )
+        self._connection.execute(
+            "UPDATE sona.strategist SET lift = %s, suspected_share = %s WHERE space_id = %s",
+            (lift, suspected_share, space_id),
+        )
+
     def skip(self, ordinal: int) -> None:
         """Note down that entries before `ordinal` were taken in, and that nothing came of them."""
         self._connection.execute(
@@ -298,14 +408,15 @@ class StrategistTransaction:
             (ordinal, self._space.space_id),
         )
 
-    def write(self, ordinal: int, state: bytes, found: InForce) -> None:
-        """Write the state, what is in force, and the evidence."""
+    def write(self, ordinal: int, state: bytes, evidence: bytes, found: InForce) -> None:
+        """Write the state, its small part, what is in force, and the evidence."""
         space_id = self._space.space_id
         self._connection.execute(
             "UPDATE sona.strategist SET ordinal = %s, events = %s, in_force = %s, is_sane = %s, known = %s,"
-            " strange = %s, unseen = %s, weights = %s, state = %s, updated_at = now() WHERE space_id = %s",
+            " strange = %s, unseen = %s, weights = %s, state = %s, evidence = %s, restored = NULL, updated_at = now()"
+            " WHERE space_id = %s",
             (ordinal, found.events, found.strategy, found.is_sane, found.known, found.strange, found.unseen)
-            + (found.weights.tolist(), state, space_id),
+            + (found.weights.tolist(), state, evidence, space_id),
         )
         write_served(self._connection, space_id, {PROVEN: found.proven, CAREFUL: found.careful})
         cursor = self._connection.cursor()
@@ -325,6 +436,33 @@ class StrategistTransaction:
                 for place, region in enumerate(found.regions)
             ],
         )
+
+
+class AnswerOutcome(NamedTuple):
+    """What an answer was worth.
+
+    Parameters
+    ----------
+    trajectory_id
+        The answer.
+    ordinal
+        Ledger entry that said so.
+    answer
+        How it came about.
+    value
+        What it was worth, 0 to 1.
+    contrast
+        Estimate of the lift by it; None where there was no control arm, or an earlier entry gave it.
+    gain
+        nDCG@10 of what answers above frozen, on the items that were judged.
+    """
+
+    trajectory_id: uuid.UUID
+    ordinal: int
+    answer: Answer
+    value: float
+    contrast: float | None
+    gain: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +558,7 @@ def standing(connection: Connection, space: Space) -> Standing:
     """Where the strategist of a space stands, without a lock."""
     with translated():
         row = connection.execute(
-            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE')"
+            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE'), g.epoch, s.control_share"
             " FROM sona.strategist g JOIN sona.space s USING (space_id) WHERE g.space_id = %s",
             (space.space_id,),
         ).fetchone()
@@ -437,9 +575,21 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
     """
     with transaction(connection):
         row = connection.execute(
-            "SELECT ordinal FROM sona.strategist WHERE space_id = %s FOR UPDATE SKIP LOCKED", (space.space_id,)
+            "SELECT ordinal, epoch, restored FROM sona.strategist WHERE space_id = %s FOR UPDATE SKIP LOCKED",
+            (space.space_id,),
         ).fetchone()
-        yield None if row is None else StrategistTransaction(connection, space, row[0])
+        if row is None:
+            yield None
+            return
+        # Read behind the lock: a deploy has changed both, or neither.
+        setting = connection.execute(
+            "SELECT s.strategy, g.lift FROM sona.space s JOIN sona.strategist g USING (space_id) WHERE space_id = %s",
+            (space.space_id,),
+        ).fetchone()
+        strategy, lift = (FROZEN, None) if setting is None else setting
+        ordinal, epoch, restored = row
+        held = _Held(ordinal, epoch, restored, strategy, None if lift is None else bytes(lift))
+        yield StrategistTransaction(connection, space, held)
 
 
 def spaces_unweighed(connection: Connection) -> list[str]:

@@ -1,0 +1,112 @@
+"""Published versions: the immutable rows, and what is deployed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from sona_pg.errors import UnknownVersion
+from sona_pg.kernels import LowRank
+from sona_pg.learning.packing import expand, squeeze
+from sona_pg.learning.remembered import FloatMatrix
+from sona_pg.store.connection import Connection, translated
+from sona_pg.store.spaces import Space
+
+SERVED = "adapter.served"
+"""Part of the learner's state that the rows of a version hold as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A published version.
+
+    Parameters
+    ----------
+    version, parent
+        Its number, and that of the version that it was learned from.
+    created_at, cause
+        When and why it was published.
+    events
+        Outcome events learned by then.
+    setting, strategy
+        What the space was set to, and what was proven to be best.
+    is_in_force
+        Whether what is learned now comes from it.
+    nbytes
+        What it takes.
+    """
+
+    version: int
+    parent: int | None
+    created_at: datetime
+    cause: str
+    events: int
+    setting: str
+    strategy: str
+    is_in_force: bool
+    nbytes: int
+
+
+def versions(connection: Connection, space: Space) -> list[Version]:
+    """The published versions of a space, oldest first."""
+    with translated():
+        rows = connection.execute("SELECT * FROM sona.versions(%s)", (space.name,)).fetchall()
+    return [Version(*row) for row in rows]
+
+
+def deploy(connection: Connection, space: Space, what: str, reason: str | None) -> int:
+    """Deploy a version, 'rollback', 'latest' or 'frozen'; the version in force.
+
+    Raises
+    ------
+    UnknownVersion, DamagedVersion, InvalidInput, PermissionDenied
+        If there is no such version, it is not what was published, or the role may not.
+    """
+    with translated():
+        row = connection.execute("SELECT sona.deploy(%s, %s::text, %s)", (space.name, what, reason)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def publish(connection: Connection, space: Space, cause: str, state: bytes, served: LowRank) -> int:
+    """Publish the state of a learner, whose lock is held and whose served rows are written; the version's number."""
+    squeezed = squeeze(state, {} if served.is_zero else {SERVED: served_rows(served)})
+    row = connection.execute("SELECT sona._publish(%s, %s, %s)", (space.space_id, cause, squeezed)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def read_version(connection: Connection, space: Space, version: int) -> bytes:
+    """The learner's state of a version, as the learner packs it.
+
+    Raises
+    ------
+    UnknownVersion
+        If it is gone.
+    """
+    with translated():
+        row = connection.execute(
+            "SELECT state FROM sona.adapter_version WHERE space_id = %s AND version = %s", (space.space_id, version)
+        ).fetchone()
+        rows = connection.execute(
+            "SELECT down, up FROM sona.version_row WHERE space_id = %s AND version = %s AND tier = 'adapter'"
+            " ORDER BY ordinal",
+            (space.space_id, version),
+            binary=True,
+        ).fetchall()
+    if row is None:
+        raise UnknownVersion(f"version {version} of space {space.name!r} is gone: deploy another one")
+    known = {SERVED: np.stack([*(down for down, _ in rows), *(up for _, up in rows)])} if rows else {}
+    return expand(bytes(row[0]), known)
+
+
+def served_rows(low_rank: LowRank) -> FloatMatrix:
+    """The map (2 rank, dim) as SQL serves it: columns of A, then rows of B times the scale."""
+    rows: FloatMatrix = low_rank.weights.copy()
+    up = rows[low_rank.rank :]
+    up *= np.float32(low_rank.scale)
+    # pgvector's product refuses underflow, so what is too small to matter is written as zero.
+    up[np.abs(up) < 1e-20] = 0
+    return rows
