@@ -6,8 +6,9 @@ CREATE OR REPLACE FUNCTION sona._log_deployment(
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     INSERT INTO sona.deployment (space_id, actor, action, before, after, reason)
-    VALUES (_log_deployment.space_id, session_user, _log_deployment.action, _log_deployment.before,
-            _log_deployment.after, _log_deployment.reason);
+    SELECT s.space_id, session_user, _log_deployment.action, _log_deployment.before, _log_deployment.after,
+           _log_deployment.reason
+    FROM sona.space s WHERE s.space_id = _log_deployment.space_id AND _log_deployment.action IS NOT NULL;
 END;
 COMMENT ON FUNCTION sona._log_deployment IS 'An entry of the audit trail, by whoever has logged in.';
 
@@ -66,6 +67,10 @@ BEGIN
          v.evidence, parts
     FROM sona.learner l JOIN sona.space s USING (space_id) JOIN sona.strategist g USING (space_id)
     WHERE l.space_id = _publish.space_id;
+    IF v.state IS NULL OR cause IS NULL THEN
+        PERFORM sona._refuse('SN005', 'the space is gone, or has learned nothing that could be published',
+                             'record outcomes');
+    END IF;
     v.checksum := sona._version_checksum(v, parts);
     INSERT INTO sona.adapter_version SELECT v.*;
     INSERT INTO sona.version_row SELECT p.* FROM unnest(parts) p;
@@ -136,7 +141,7 @@ BEGIN
         RETURN l.version;
     END IF;
     SELECT * INTO v FROM sona.adapter_version x
-    WHERE x.space_id = s.space_id AND x.version = sona._version(s.space_id, what);
+    WHERE x.space_id = s.space_id AND x.version = (SELECT sona._version(s.space_id, what));
     IF sona._version_checksum(v, sona._version_rows(s.space_id, v.version)) <> v.checksum THEN
         PERFORM sona._refuse('SN006', format('version %s is damaged: its checksum differs', v.version),
                              'deploy another version');
@@ -187,6 +192,10 @@ DECLARE
     was text;
 BEGIN
     SELECT s.strategy INTO was FROM sona.space s WHERE s.space_id = _freeze.space_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM sona._refuse('42501', 'the space is gone, or this role may only read it',
+                             'ask for a grant in sona.space_grant that may write');
+    END IF;
     UPDATE sona.space s SET frozen_from = CASE was WHEN 'frozen' THEN s.frozen_from ELSE was END, strategy = 'frozen'
     WHERE s.space_id = _freeze.space_id;
     UPDATE sona.strategist g SET epoch = g.epoch + 1, suspected_share = 0 WHERE g.space_id = _freeze.space_id;

@@ -12,6 +12,7 @@ from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.output import print_json
 from sona_pg.cli.spaces import space, status
+from sona_pg.cli.versions import deploy, versions
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
@@ -98,3 +99,5 @@ app.add_command(status)
 app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(worker)
+app.add_command(versions)
+app.add_command(deploy)
