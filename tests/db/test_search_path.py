@@ -112,7 +112,8 @@ CALLS = {
 """A call of every function, itself written so that no search path touches it."""
 
 RAISING = {
-    "_check_control_share", "_check_examination", "_check_id", "_check_retention", "_check_reward", "_check_strategy", "_refuse",
+    "_check_control_share", "_check_examination", "_check_id", "_check_retention", "_check_reward", "_check_strategy",
+    "_refuse",
     "_unknown_space", "_wrong_dimension",
 }  # fmt: skip
 """Functions whose call is an error by intention."""
