@@ -208,14 +208,15 @@ BEGIN
         FROM unnest(near.items || helped.items, near.distances || helped.distances,
                     near.other_distances || helped.other_distances) i (item, away, other_away)
         ORDER BY i.item, i.away),
-    known AS (
+    outcome AS (
+        SELECT o.item_id, o.helped FROM sona.item_outcome o
+        WHERE o.space_id = _score_items.space_id AND o.item_id = ANY (near.items || helped.items)),
+    -- Worked out once: each of these is named several times below, and would else be computed as often.
+    known AS MATERIALIZED (
         SELECT i.item, i.frozen, i.other, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
                i.frozen - (SELECT max(b.frozen) FROM items b) AS below, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote,
-               coalesce(m.nearest, 0) AS miss,
-               -- A subquery: a join might read all outcomes of a space for those of a hundred items.
-               coalesce((SELECT o.helped FROM sona.item_outcome o
-                         WHERE o.space_id = _score_items.space_id AND o.item_id = i.item), 0) AS times
-        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item)),
+               coalesce(m.nearest, 0) AS miss, coalesce(o.helped, 0) AS times
+        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item) LEFT JOIN outcome o ON o.item_id = i.item),
     scored AS (
         SELECT f.item, (1 - share) * f.frozen + share * CASE strategy
             WHEN 'familiar' THEN f.frozen + f.familiar
@@ -232,9 +233,10 @@ BEGIN
                   + CASE WHEN f.times > 0 THEN g.w[15] + g.w[16] * greatest(familiarity - 0.5, 0)
                         + g.w[17] * greatest(familiarity - 0.7, 0) + g.w[18] * greatest(familiarity - 0.85, 0)
                     ELSE 0 END) / 20 END AS score
-        FROM known f)
+        FROM known f
+        ORDER BY 2 DESC, f.item COLLATE "C" LIMIT k)
     SELECT s.item, row_number() OVER (ORDER BY s.score DESC, s.item COLLATE "C")::integer, s.score::real
-    FROM scored s ORDER BY 2 LIMIT k;
+    FROM scored s ORDER BY 2;
 END $$;
 COMMENT ON FUNCTION sona._score_items IS
     'The k best of the items near a query and of what helped near it, by a strategy that knows remembered outcomes.';
