@@ -106,15 +106,37 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'relaxed_order' AS $$
 DECLARE
+    ef_search text;
+    -- The admitted ones: distances, ordinals and what is asked for.
+    aways double precision[];
+    ordinals bigint[];
     events sona.neighbour[];
-    ef_search text := sona._widen_search(k);
 BEGIN
+    -- Planned at every call is only what an index must serve, since it must name the space.
+    IF sona._queries_index(space_id) IS NULL THEN
+        SELECT array_agg(ROW(coalesce(1 - nullif(n.away, 'NaN'), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour
+                         ORDER BY n.away, n.ordinal)
+        INTO events FROM (
+            SELECT r.embedding OPERATOR(@vector@.<=>) query AS away, r.ordinal, r.helped, r.rewards, r.unhelpful
+            FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id ORDER BY 1, 2 LIMIT k) n;
+        RETURN coalesce(events, '{}');
+    END IF;
+    ef_search := sona._widen_search(k);
     EXECUTE format(
-        'SELECT array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour'
-        '                 ORDER BY n.away, n.ordinal) FROM (%s) n',
-        sona._near_queries(space_id, dim, 'r.helped, r.rewards, r.unhelpful, r.ordinal'))
-    INTO events USING query, k;
+        'SELECT array_agg(n.away), array_agg(n.ordinal),'
+        '       array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour)'
+        ' FROM (%s) n', sona._near_admitted(space_id, dim, 'r.helped, r.rewards, r.unhelpful, r.ordinal'))
+    INTO aways, ordinals, events USING query, k;
     PERFORM set_config('hnsw.ef_search', ef_search, true);
+    SELECT array_agg(ROW(n.similarity, n.helped, n.rewards, n.unhelpful)::sona.neighbour ORDER BY n.away, n.ordinal)
+    INTO events FROM (
+        SELECT * FROM (
+            SELECT f.away, f.ordinal, coalesce(1 - nullif(f.away, 'NaN'), 0) AS similarity, f.helped, f.rewards, f.unhelpful
+            FROM (SELECT r.embedding OPERATOR(@vector@.<=>) query AS away, r.ordinal, r.helped, r.rewards, r.unhelpful
+                  FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id AND NOT r.admitted
+                  ORDER BY 1, 2 LIMIT k) f
+            UNION ALL SELECT * FROM unnest(aways, ordinals, events)) e
+        ORDER BY 1, 2 LIMIT k) n;
     RETURN coalesce(events, '{}');
 END $$;
 COMMENT ON FUNCTION sona._near_events IS
