@@ -153,7 +153,8 @@ DECLARE
     condition text := '';
 BEGIN
     IF cardinality(ids) = 0 THEN RETURN; END IF;
-    SELECT * INTO source FROM sona._items_of(space_id);
+    -- Whoever asks has just searched the table: that it and its columns are there need not be looked up again.
+    SELECT * INTO source FROM sona.item_source i WHERE i.space_id = _item_distances.space_id;
     IF filter IS NOT NULL AND filter <> '{}' THEN
         condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
     END IF;
@@ -208,7 +209,7 @@ BEGIN
     END LOOP;
     SELECT * INTO helped FROM sona._item_distances(
         space_id,
-        ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (near.items)),
+        ARRAY(SELECT unnest(e.helped) FROM unnest(events) e EXCEPT SELECT unnest(near.items)),
         filter, base, other);
     familiarity := greatest((events[1]).similarity, 0);
     gate := sona._familiar(familiarity, g.settings);
@@ -218,27 +219,29 @@ BEGIN
     IF length < 1e-12 THEN length := 1; END IF;
     RETURN QUERY
     WITH help AS (
-        SELECT h.item, max(e.similarity) AS nearest, sum(exp((e.similarity - 1) / g.kernel) * h.reward) AS vote
-        FROM unnest(events) e, unnest(e.helped, e.rewards) h (item, reward) GROUP BY h.item),
-    miss AS (
-        SELECT m.item, max(e.similarity) AS nearest FROM unnest(events[:g.misses_near]) e, unnest(e.unhelpful) m (item)
-        GROUP BY m.item),
-    -- A table of chunks has an id several times: its nearest row stands for it.
-    items AS (
-        SELECT DISTINCT ON (i.item) i.item, coalesce(1 - i.away, 0) AS frozen,
-               coalesce(1 - i.other_away, 0) AS other
+        SELECT unnest(e.helped) AS item, e.similarity, exp((e.similarity - 1) / g.kernel) * unnest(e.rewards) AS vote
+        FROM unnest(events) e),
+    -- What is known of an item, from wherever: grouped once, which is cheaper than a join for each.
+    fact (item, away, help, vote, miss, times) AS (
+        SELECT i.item, ARRAY[i.away, i.other_away], NULL::double precision, NULL::double precision,
+               NULL::double precision, NULL::bigint
         FROM unnest(near.items || helped.items, near.distances || helped.distances,
                     near.other_distances || helped.other_distances) i (item, away, other_away)
-        ORDER BY i.item, i.away),
-    outcome AS (
-        SELECT o.item_id, o.helped FROM sona.item_outcome o
+        UNION ALL SELECT h.item, NULL, h.similarity, h.vote, NULL, NULL FROM help h
+        UNION ALL SELECT unnest(e.unhelpful), NULL, NULL, NULL, e.similarity, NULL FROM unnest(events[:g.misses_near]) e
+        UNION ALL SELECT o.item_id, NULL, NULL, NULL, NULL, o.helped FROM sona.item_outcome o
         WHERE o.space_id = _score_items.space_id AND o.item_id = ANY (near.items || helped.items)),
+    -- A table of chunks has an id several times: its nearest row, the least pair of distances, stands for it.
+    item AS (
+        SELECT f.item, coalesce(1 - (min(f.away))[1], 0) AS frozen, coalesce(1 - (min(f.away))[2], 0) AS other,
+               coalesce(max(f.help), 0) AS help, coalesce(sum(f.vote), 0) AS vote, coalesce(max(f.miss), 0) AS miss,
+               coalesce(max(f.times), 0) AS times
+        FROM fact f GROUP BY f.item HAVING min(f.away) IS NOT NULL),
     -- Worked out once: each of these is named several times below, and would else be computed as often.
     known AS MATERIALIZED (
-        SELECT i.item, i.frozen, i.other, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
-               i.frozen - (SELECT max(b.frozen) FROM items b) AS below, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote,
-               coalesce(m.nearest, 0) AS miss, coalesce(o.helped, 0) AS times
-        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item) LEFT JOIN outcome o ON o.item_id = i.item),
+        SELECT i.*, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
+               i.frozen - max(i.frozen) OVER () AS below
+        FROM item i),
     scored AS (
         SELECT f.item, (1 - share) * f.frozen + share * CASE strategy
             WHEN 'familiar' THEN f.frozen + f.familiar
