@@ -69,8 +69,9 @@ BEGIN
         PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
                              'ask for fewer queries');
     END IF;
+    -- Adding zero, so that it is sorted: an index that goes on after its first rows returns almost in order.
     RETURN QUERY EXECUTE format('SELECT n.trajectory_id, coalesce(1 - nullif(n.away, ''NaN''), 0)::real FROM (%s) n'
-                                ' ORDER BY n.away', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))
+                                ' ORDER BY n.away + 0', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))
     USING query, k;
 END $$;
 COMMENT ON FUNCTION sona.nearest_queries IS 'The k remembered queries nearest to a query, by cosine.';
