@@ -198,6 +198,7 @@ EVERY = (
     "_log_deployment",
     "_mapped",
     "_may_grant",
+    "_near_admitted",
     "_near_events",
     "_near_queries",
     "_nearest_items",
