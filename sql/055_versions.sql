@@ -238,6 +238,44 @@ END $$;
 COMMENT ON FUNCTION sona.versions IS
     'The published versions of a space: what each was learned from and why, what answered, and which is in force.';
 
+CREATE OR REPLACE FUNCTION sona.prune_versions(space text, keep integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    key bigint := (SELECT s.space_id FROM sona.space s WHERE s.name = prune_versions.space);
+    oldest timestamptz;
+    gone bigint[];
+BEGIN
+    IF key IS NULL THEN PERFORM sona._unknown_space(prune_versions.space); END IF;
+    IF keep IS NULL OR keep < 1 THEN
+        PERFORM sona._refuse('SN003', format('keep is %s, expected at least 1', coalesce(keep::text, 'NULL')),
+                             'say how many of the newest versions are to stay');
+    END IF;
+    PERFORM sona._lock_learner(key);
+    oldest := (SELECT min(t.created_at) FROM sona.trajectory t WHERE t.space_id = key);
+    -- What is left of the trajectories may have been answered by it: sona.why needs it then. Those that were followed
+    -- by another one before the oldest of them are few, and only for these are the trajectories looked through.
+    gone := ARRAY(
+        SELECT v.version FROM (
+            SELECT x.version, lead(x.created_at) OVER (ORDER BY x.version) AS followed,
+                   row_number() OVER (ORDER BY x.version DESC) AS place
+            FROM sona.adapter_version x WHERE x.space_id = key) v
+        WHERE v.place > keep AND (oldest IS NULL OR v.followed < oldest)
+          AND v.version NOT IN (SELECT l.version FROM sona.learner l WHERE l.space_id = key UNION ALL
+                                SELECT p.parent FROM sona.learner l JOIN sona.adapter_version p USING (space_id, version)
+                                WHERE l.space_id = key AND p.parent IS NOT NULL));
+    gone := ARRAY(
+        SELECT g FROM unnest(gone) g
+        WHERE NOT EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = key AND t.version = g));
+    DELETE FROM sona.version_row r WHERE r.space_id = key AND r.version = ANY (gone);
+    DELETE FROM sona.adapter_version v WHERE v.space_id = key AND v.version = ANY (gone);
+    RETURN cardinality(gone);
+END $$;
+COMMENT ON FUNCTION sona.prune_versions IS
+    'Deletes old versions; of those to which a trajectory, and so sona.why, still refers none, nor the newest, nor the one '
+    'in force and its parent. Returns how many.';
+
 CREATE OR REPLACE VIEW sona.deployments WITH (security_invoker = true) AS
 SELECT s.name AS space, d.created_at, d.actor, d.action, d.before, d.after, d.reason
 FROM sona.deployment d

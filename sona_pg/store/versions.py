@@ -77,6 +77,24 @@ def deploy(connection: Connection, space: Space, what: str, reason: str | None) 
     return int(row[0])
 
 
+def spaces_with_more(connection: Connection, keep: int) -> list[str]:
+    """Names of the spaces that have more versions than this."""
+    with translated():
+        rows = connection.execute(
+            "SELECT s.name FROM sona.space s JOIN sona.adapter_version v USING (space_id)"
+            " GROUP BY s.space_id HAVING count(*) > %s ORDER BY s.space_id",
+            (keep,),
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def prune(connection: Connection, name: str, keep: int) -> int:
+    """Delete versions of a space but the newest `keep` and those that something refers to; gives how many."""
+    with translated():
+        row = connection.execute("SELECT sona.prune_versions(%s, %s)", (name, keep)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def publish(connection: Connection, space: Space, cause: str, state: bytes, served: LowRank) -> int:
     """Publish the state of a learner, whose lock is held and whose served rows are written; the version's number."""
     squeezed = squeeze(state, {} if served.is_zero else {SERVED: served_rows(served)})

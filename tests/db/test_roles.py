@@ -78,7 +78,7 @@ WORKER_FUNCTIONS = {
     "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "_drop_queries_index", "grant_space",
     "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
     "_delete_orphan_scores", "_delete_steps", "_changeable_space", "_log_deployment", "_publish", "_freeze", "deploy",
-    "set_control_share",
+    "set_control_share", "prune_versions",
 }  # fmt: skip
 
 DEFINERS = {

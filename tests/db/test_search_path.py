@@ -58,6 +58,7 @@ CALLS = {
     " WHERE v.space_id OPERATOR(pg_catalog.=) {space_id}",
     "_version_rows": "SELECT r.tier, r.down FROM pg_catalog.unnest(sona._version_rows({space_id}, 1)) r",
     "deploy": "SELECT sona.deploy({space}, '1', 'a reason')",
+    "prune_versions": "SELECT sona.prune_versions({space}, 1)",
     "versions": "SELECT version, events, strategy FROM sona.versions({space})",
     "set_control_share": "SELECT sona.set_control_share({space}, 0.1)",
     "_check_retention": "SELECT sona._check_retention('-1 day', 'steps')",
@@ -124,8 +125,8 @@ VIEWS = ["cycles", "deployments", "errors", "harmed", "ledger", "lift", "regions
 FOREIGN = {
     "_arm": [],
     "_freeze": "42501",
-    "_log_deployment": "42501",
-    "_publish": "42501",
+    "_log_deployment": [(None,)],
+    "_publish": "SN005",
     "_version": "SN005",
     "_version_checksum": [],
     "_version_rows": [],

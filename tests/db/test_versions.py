@@ -11,8 +11,11 @@ import psycopg
 import pytest
 
 from sona_pg import DamagedVersion, InvalidInput, PermissionDenied, SonaEngine, StoreConfig, UnknownVersion
+from sona_pg.config import WorkerConfig
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect, translated
+from sona_pg.store.database import Database
+from sona_pg.worker import InstantWorker
 
 from .test_strategist import DIM, QUESTIONS, World
 
@@ -305,6 +308,29 @@ def test_a_pruned_version_says_so(world: World, connection: Connection) -> None:
     )
     with pytest.raises(UnknownVersion, match="version 2 was deleted: it was pruned"):
         world.engine.deploy(2)
+
+
+def test_versions_are_pruned_that_nothing_refers_to(world: World, connection: Connection, url: str) -> None:
+    world.teach(330)
+    assert [v.version for v in world.engine.versions()] == [1, 2, 3, 4, 5, 6]
+    prune = "SELECT sona.prune_versions(%s, %s)"
+    # Every version has answered something that is still there.
+    assert connection.execute(prune, (world.name, 2)).fetchall() == [(0,)]
+    connection.execute("SELECT sona.set_retention(%s, '1 day', NULL)", (world.name,))
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = now() - interval '3 days' WHERE space_id = %s AND version < 4",
+        (world.engine.space.space_id,),
+    )
+    world.engine.deploy(3)
+    worker = InstantWorker(Database(url, StoreConfig()), WorkerConfig(keep_versions=2, retention_interval_seconds=0))
+    while worker.step():
+        pass
+    worker.step()
+    worker.close()
+    left = [v.version for v in world.engine.versions()]
+    assert left == [2, 3, 4, 5, 6, 7]  # the one in force, its parent, and those that answered what is left
+    with pytest.raises(InvalidInput, match="keep is 0"), translated():
+        connection.execute(prune, (world.name, 0))
 
 
 def test_who_may_only_read_deploys_nothing(world: World, connection: Connection, url: str) -> None:

@@ -181,6 +181,7 @@ GOOD: dict[str, Text] = {
     "item_type regtype": st.sampled_from(("varchar", "name[]", "json", "int4range", "public.vector")),
     "items regclass": st.just("public.fuzz_items"),
     "k integer": st.sampled_from(("1", "10", "10000")),
+    "keep integer": st.sampled_from(("1", "100")),
     "keep_exact integer": st.sampled_from(("0", "5", "10000")),
     "kept interval": st.just("90 days"),
     "latency_us bigint": st.just("12"),

@@ -227,6 +227,7 @@ EVERY = (
     "grant_space",
     "nearest_queries",
     "new_trajectory_id",
+    "prune_versions",
     "recall",
     "recall_batch",
     "record",
