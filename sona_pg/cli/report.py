@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from sona_pg.cli.output import print_json, print_table
 from sona_pg.cli.spaces import json_option, url_option
+from sona_pg.report import check_report, gather, save_report
 from sona_pg.store import improvement, spaces
 from sona_pg.store.database import open_database
 from sona_pg.store.improvement import MIN_ANSWERS, ImprovementMetrics, LiftDay
@@ -32,6 +34,26 @@ def lift(name: str, as_json: bool, url: str | None) -> None:
             ("day", "learned", "control", "lift", "so far", "lower", "upper", "harmed", "gain"), [_row(d) for d in days]
         )
         click.echo(f"\n{_summary(metrics, sum(day.control_answers for day in days))}")
+
+
+@click.command()
+@click.argument("name", metavar="SPACE")
+@click.option(
+    "--html",
+    "path",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Page to write; it needs no network, and shows ids and names, no texts.",
+)
+@url_option
+def report(name: str, path: Path, url: str | None) -> None:
+    """Write a page that shows what SPACE has learned, and whether it helped."""
+    check_report(path)
+    with open_database(url).connect() as connection:
+        facts = gather(connection, spaces.get_space(connection, name))
+    save_report(facts, path)
+    click.echo(f"wrote {path}", err=True)
 
 
 def _row(day: LiftDay) -> tuple[object, ...]:

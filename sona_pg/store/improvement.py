@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +14,7 @@ from sona_pg.store.spaces import Space
 MIN_ANSWERS = 30
 """A figure of fewer answers says nothing, and is None."""
 MIN_GAIN_TO_KEEP = 0.005
-"""nDCG@10; of less, no share that was kept can be told. `sona.improvement` has the same."""
+"""nDCG@10; of less, or less than two standard errors, no share can be told that was kept. As in `sona.improvement`."""
 CONTROL_ARM = "control arm"
 WEEK_BEFORE = "week before"
 
@@ -119,6 +120,7 @@ class _Day(NamedTuple):
     gain: float | None
     asked_again: int
     gain_before: float
+    gain_before_error: float
     gain_again: float
     overall: float
 
@@ -173,8 +175,9 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
 def _days(connection: Connection, space: Space) -> list[_Day]:
     rows = connection.execute(
         "SELECT (now() AT TIME ZONE 'UTC')::date - day, answers, control_answers, quality, lift_so_far, lower, upper,"
-        " judged, harmed_share, gain, coalesce(asked_again, 0), coalesce(gain_before, 0), coalesce(gain_again, 0),"
-        " overall FROM sona.improvement WHERE space = %s ORDER BY day",
+        " judged, harmed_share, gain, coalesce(asked_again, 0), coalesce(gain_before, 0),"
+        " coalesce(gain_before_error, 0), coalesce(gain_again, 0), overall"
+        " FROM sona.improvement WHERE space = %s ORDER BY day",
         (space.name,),
     ).fetchall()
     return [_Day(*row) for row in rows]
@@ -208,10 +211,15 @@ def _weekly_gain(arms: _Arms, quality: float | None, before: float | None) -> tu
 
 def _retention(days: Sequence[_Day]) -> float | None:
     asked = sum(day.asked_again for day in days)
-    before = sum(day.asked_again * day.gain_before for day in days)
-    if asked < MIN_ANSWERS or before < MIN_GAIN_TO_KEEP * asked:
+    if asked < MIN_ANSWERS:
         return None
-    return min(max(sum(day.asked_again * day.gain_again for day in days) / before, 0.0), 1.0)
+    before = sum(day.asked_again * day.gain_before for day in days) / asked
+    # Of the days' errors, the variance of all of these answers.
+    squares = sum(d.asked_again * (d.gain_before**2 + d.asked_again * d.gain_before_error**2) for d in days) / asked
+    error = math.sqrt(max(squares - before**2, 0.0) / asked)
+    if before < max(MIN_GAIN_TO_KEEP, 2 * error):
+        return None
+    return min(max(sum(day.asked_again * day.gain_again for day in days) / asked / before, 0.0), 1.0)
 
 
 def _aged(days: Sequence[_Day], since: int, until: int) -> list[_Day]:

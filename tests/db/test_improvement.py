@@ -74,7 +74,7 @@ def rows(connection: Connection, space: Space) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def mixed(rng: np.random.Generator, days: Iterable[int], per_day: int = 40) -> list[Answer]:
+def mixed(rng: np.random.Generator, days: Iterable[int], per_day: int = 80) -> list[Answer]:
     """Traffic of two arms on 12 questions, each with a gain of its own, that forgets a little."""
     answers = []
     for days_ago in days:
@@ -108,8 +108,8 @@ def mean(values: Iterable[float]) -> float:
     return sum(found) / len(found)
 
 
-def retention_of(answers: Sequence[Answer], days: Iterable[int]) -> tuple[int, float, float]:
-    """How many answers were asked again on these days; what their questions had gained before, and gain now."""
+def retention_of(answers: Sequence[Answer], days: Iterable[int]) -> tuple[int, float, float, float]:
+    """How many answers were asked again on these days; what their questions had gained, its error, and gain now."""
     by_question: dict[tuple[str, int], list[float]] = defaultdict(list)
     for a in answers:
         if a.item is not None and a.gain is not None:
@@ -122,7 +122,7 @@ def retention_of(answers: Sequence[Answer], days: Iterable[int]) -> tuple[int, f
         if earlier:
             again.append(a.gain)
             before.append(mean(earlier))
-    return len(again), mean(before), mean(again)
+    return len(again), mean(before), float(np.std(before) / np.sqrt(len(before))), mean(again)
 
 
 class TestByDay:
@@ -156,9 +156,11 @@ class TestByDay:
             if days_ago == 20:
                 assert row["asked_again"] is row["retention"] is None
             else:
-                asked, before, again = retention_of(answers, [days_ago])
-                assert row["asked_again"] == asked >= 10
+                asked, before, error, again = retention_of(answers, [days_ago])
+                assert row["asked_again"] == asked >= 30
                 assert (row["gain_before"], row["gain_again"]) == (pytest.approx(before), pytest.approx(again))
+                assert row["gain_before_error"] == pytest.approx(error)
+                assert before > 2 * error
                 assert row["retention"] == pytest.approx(min(max(again / before, 0), 1))
                 scores.append((1, row["retention"]))
             assert row["overall"] == pytest.approx(sum(w * s for w, s in scores) / sum(w for w, _ in scores))
@@ -174,7 +176,7 @@ class TestByDay:
         sequence = confidence_sequence(
             np.arange(1.0, len(contrasts) + 1), np.cumsum(contrasts), np.cumsum(contrasts**2)
         )
-        ends = [39, 79, 119]
+        ends = [79, 159, 239]
         for name, values in zip(("lift_so_far", "lower", "upper"), sequence, strict=True):
             assert [row[name] for row in rows(connection, space)] == pytest.approx(values[ends].tolist())
 
@@ -190,7 +192,7 @@ class TestByDay:
                 assert [row["day"] for row in rows(connection, space)] == [day]
 
     def test_without_a_control_arm_the_rest_is_told_all_the_same(self, connection: Connection, space: Space) -> None:
-        write(connection, space, [Answer(0, 0.8, 0.1, item="a")] * 12)
+        write(connection, space, [Answer(0, 0.8, 0.1, item="a")] * 40)
         (row,) = rows(connection, space)
         assert row["lift"] is row["lift_so_far"] is row["lower"] is row["upper"] is row["retention"] is None
         # Quality counts twice; gain and unharmed answers once each.
@@ -205,26 +207,36 @@ class TestByDay:
     @pytest.mark.parametrize(
         ("before", "again", "times", "retention"),
         [
-            (0.2, 0.1, 10, 0.5),
-            (0.2, 0.3, 10, 1.0),
-            (0.2, -0.1, 10, 0.0),
-            (0.2, 0.1, 9, None),
-            (0.004, 0.004, 10, None),
-            (-0.1, 0.1, 10, None),
+            (0.2, 0.1, 30, 0.5),
+            (0.2, 0.3, 30, 1.0),
+            (0.2, -0.1, 30, 0.0),
+            (0.2, 0.1, 29, None),
+            (0.004, 0.004, 30, None),
+            (-0.1, 0.1, 30, None),
         ],
     )
     def test_retention_is_the_share_that_is_kept_and_unknown_where_little_is_asked_again_or_was_gained(
         self, connection: Connection, space: Space, before: float, again: float, times: int, retention: float | None
     ) -> None:
         write(connection, space, [Answer(7, 0.5, before, item="a"), *[Answer(0, 0.5, again, item="a")] * times])
-        found = rows(connection, space)[-1]["retention"]
-        assert found == (None if retention is None else pytest.approx(retention))
+        expected = None if retention is None else pytest.approx(retention)
+        assert rows(connection, space)[-1]["retention"] == expected
+        assert improvement_metrics(connection, space).retention_rate_7d == expected
+
+    def test_of_what_may_have_been_chance_no_share_is_told(self, connection: Connection, space: Space) -> None:
+        chance = [Answer(1, 0.5, 0.9 if number % 2 else -0.8, item=f"{number}") for number in range(40)]
+        again = [Answer(0, 0.5, 0.1, item=f"{number}") for number in range(40)]
+        write(connection, space, [*chance, *again])
+        row = rows(connection, space)[-1]
+        assert (row["asked_again"], row["gain_before"]) == (40, pytest.approx(0.05))
+        assert row["gain_before_error"] > 0.1
+        assert row["retention"] is improvement_metrics(connection, space).retention_rate_7d is None
 
     def test_other_questions_and_older_weeks_say_nothing_of_what_is_kept(
         self, connection: Connection, space: Space
     ) -> None:
         old = [Answer(8, 0.5, 0.2, item="a"), Answer(1, 0.5, 0.2, item="b")]
-        write(connection, space, [*old, *[Answer(0, 0.5, 0.0, item="a")] * 20])
+        write(connection, space, [*old, *[Answer(0, 0.5, 0.0, item="a")] * 40])
         assert rows(connection, space)[-1]["asked_again"] is None
 
     def test_one_space_says_nothing_of_another(self, connection: Connection, space: Space, space_name: str) -> None:
@@ -262,8 +274,9 @@ class TestMetrics:
         control = mean(a.value for a in week if a.arm == "control")
         lift = mean(a.contrast for a in week if a.contrast is not None)
         assert found.weekly_gain == pytest.approx(lift / control)
-        asked, before, again = retention_of(answers, range(7))
+        asked, before, error, again = retention_of(answers, range(7))
         assert asked >= 30
+        assert before > 2 * error
         assert found.retention_rate_7d == pytest.approx(again / before)
         of_days = [row for row in rows(connection, space) if row["day"] > today() - timedelta(days=7)]
         assert found.overall == pytest.approx(mean(row["overall"] for row in of_days), abs=1e-12)
@@ -370,7 +383,7 @@ class TestCommand:
         ]
         for line, day in zip(lines[2:5], lift_days(connection, space), strict=True):
             cells = line.split()
-            assert cells[:3] == [str(day.day), "30", "10"]
+            assert cells[:3] == [str(day.day), "60", "20"]
             assert day.lift_so_far is not None
             assert day.harmed_share is not None
             assert (cells[4], cells[7]) == (f"{day.lift_so_far:+.3f}", f"{day.harmed_share:.1%}")
