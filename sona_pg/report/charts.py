@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sona_pg.config import STRATEGIES
 from sona_pg.learning.lift import confidence_sequence
 from sona_pg.report.facts import Facts
+from sona_pg.report.numbers import grouped, signed
 from sona_pg.report.svg import colour, drawing, to_svg
 from sona_pg.store.history import CONTROL_ARM, Deployment, RegionRow, Stretch
 from sona_pg.types import FloatVector
@@ -27,11 +28,16 @@ LEFT, RIGHT = 0.065, 0.85
 """Of a drawing's width; labels of lines stand to the right."""
 SHARE_OF_MEAN, LEAST_OF_MEAN = 0.1, 20
 """The moving mean takes in this share of the answers, and this many at least."""
+SHARE_OF_BANDS = 0.025
+"""What answered is told of this share of the answers, and of as many as the moving mean at least."""
 MANY_DAYS = 5
 """From so many days on the lift is drawn over time, below over answers."""
 STEADY = 0.15
 """Means of the first answers swing widely, and do not set a scale."""
 LABEL_ROWS = 3
+MAP_WIDTH = 5.4
+LABEL_APART = 24.0
+"""Labels of regions, pixels."""
 OTHER = "other"
 ANSWERED = (
     (CONTROL_ARM, "control"),
@@ -67,7 +73,8 @@ def draw_gain(facts: Facts) -> str:
         _draw_marks(above, _marks(facts, places))
         _draw_publications(above, facts, places)
         _draw_answered(below, facts.stretches, places)
-        says = f"Gain in nDCG@10 over {places[-1]:.0f} answers" + ("" if mean is None else f": {mean:+.1f} points")
+        says = f"Gain in nDCG@10 over {grouped(places[-1])} answers"
+        says += "" if mean is None else f": {signed(mean)} points"
         return to_svg(figure, "gain", says)
 
 
@@ -86,7 +93,7 @@ def draw_lift(facts: Facts) -> str:
         figure.subplots_adjust(LEFT, 0.15, RIGHT, 0.93)
         places = np.array([time.replace(tzinfo=None) for time in times]) if by_day else _places(stretches)
         if not by_day:
-            axes.set_xlabel("answers whose outcome is known")
+            _label_answers(axes)
         axes.axhline(0, color=colour("muted"), linewidth=1.0)
         axes.fill_between(places, lower, upper, color=colour("adapted"), alpha=0.16, linewidth=0)
         axes.plot(places, mean, color=colour("adapted"), linewidth=2.0)
@@ -97,12 +104,12 @@ def draw_lift(facts: Facts) -> str:
         _label_ends(
             axes,
             [
-                (upper[-1], f"{upper[-1]:+.1f} upper bound", "muted", False),
-                (mean[-1], f"{mean[-1]:+.1f} lift so far", "adapted", True),
-                (lower[-1], f"{lower[-1]:+.1f} lower bound", "muted", False),
+                (upper[-1], f"{signed(upper[-1])} upper bound", "muted", False),
+                (mean[-1], f"{signed(mean[-1])} lift so far", "adapted", True),
+                (lower[-1], f"{signed(lower[-1])} lower bound", "muted", False),
             ],
         )
-        says = f"Lift so far {mean[-1]:+.1f} points, between {lower[-1]:+.1f} and {upper[-1]:+.1f}"
+        says = f"Lift so far {signed(mean[-1])} points, between {signed(lower[-1])} and {signed(upper[-1])}"
         return to_svg(figure, "lift", says)
 
 
@@ -111,9 +118,10 @@ def draw_map(queries: Sequence[FloatVector], regions: Sequence[RegionRow]) -> st
     rows = _unit(np.asarray(queries, dtype=np.float64))
     points, explained = project(rows)
     belongs = _nearest(rows, regions)
-    with drawing(WIDTH, 5.2) as figure:
+    with drawing(MAP_WIDTH, MAP_WIDTH) as figure:
         axes = figure.subplots()
-        figure.subplots_adjust(0.03, 0.06, 0.97, 0.98)
+        figure.subplots_adjust(0.0, 0.05, 1.0, 1.0)
+        axes.set_aspect("equal", adjustable="datalim")
         for number in np.unique(belongs):
             mine = points[belongs == number]
             axes.scatter(
@@ -126,20 +134,38 @@ def draw_map(queries: Sequence[FloatVector], regions: Sequence[RegionRow]) -> st
                 alpha=0.75,
                 linewidths=0,
             )
-        for number in np.unique(belongs[belongs >= 0]):
-            x, y = np.median(points[belongs == number], axis=0)
-            axes.text(
-                x, y, f"{number}", ha="center", va="center", fontsize=8.5, fontweight="bold", color=colour("ink"),
-                bbox={"boxstyle": "round,pad=0.25", "facecolor": colour("paper"), "edgecolor": colour("grid")},
-            )  # fmt: skip
-        axes.set_aspect("equal", adjustable="datalim")
         axes.grid(visible=False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(f"the two directions in which the queries differ most: {explained:.0%} of their variance")
-        says = f"{len(rows)} remembered queries of {len(regions)} regions, in two dimensions"
+        axes.set_xlabel(f"the two directions in which queries differ most: {explained:.0%} of their variance")
+        axes.apply_aspect()
+        numbers = np.unique(belongs[belongs >= 0])
+        centres = np.array([np.median(points[belongs == number], axis=0) for number in numbers]).reshape(-1, 2)
+        to_screen = axes.transData
+        apart = to_screen.inverted().transform(spread(to_screen.transform(centres), LABEL_APART))
+        for number, (x, y) in zip(numbers, apart, strict=True):
+            axes.text(
+                x, y, f"{number}", ha="center", va="center", fontsize=8.5, fontweight="bold", color=colour("ink"),
+                bbox={"boxstyle": "round,pad=0.25", "facecolor": colour("paper"), "edgecolor": colour("grid")},
+            )  # fmt: skip
+        says = f"{grouped(len(rows))} remembered queries of {len(regions)} regions, in two dimensions"
         return to_svg(figure, "map", says)
+
+
+def spread(centres: Floats, apart: float) -> Floats:
+    """Push points (n, 2) away from each other until they are that far apart, or nearly."""
+    moved = centres.copy()
+    # Two on the same spot go apart sideways.
+    moved[:, 0] += 1e-3 * np.arange(len(moved))
+    for _ in range(100):
+        away = moved[:, None] - moved[None]
+        distance = np.linalg.norm(away, axis=2) + np.eye(len(moved)) * apart
+        push = np.clip(apart - distance, 0, None) / 2
+        if not push.any():
+            break
+        moved += (away / distance[..., None] * push[..., None]).sum(axis=1) / 2
+    return moved
 
 
 def project(rows: Floats) -> tuple[Floats, float]:
@@ -211,13 +237,13 @@ def _draw_means(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> flo
     so_far = np.full(len(places), np.nan)
     np.divide(np.cumsum(sums), np.cumsum(counts), out=so_far, where=np.cumsum(counts) > 0)
     axes.axhline(0, color=colour("muted"), linewidth=1.0)
-    axes.fill_between(places, 0, np.nan_to_num(moving), color=colour("fusion"), alpha=0.14, linewidth=0)
+    axes.fill_between(places, 0, moving, color=colour("fusion"), alpha=0.14, linewidth=0)
     axes.plot(places, so_far, color=colour("muted"), linewidth=1.3)
     axes.plot(places, moving, color=colour("fusion"), linewidth=2.0)
     axes.set_ylim(*_limits([moving, so_far[places >= width]]))
     axes.set_ylabel("gain, points of nDCG@10")
-    ends = [(so_far[-1], f"{so_far[-1]:+.1f} mean of all", "muted", False)]
-    ends.append((moving[-1], f"{moving[-1]:+.1f} last {width}", "fusion", True))
+    ends = [(so_far[-1], f"{signed(so_far[-1])} mean of all", "muted", False)]
+    ends.append((moving[-1], f"{signed(moving[-1])} last {grouped(width)}", "fusion", True))
     _label_ends(axes, ends)
     return None if np.isnan(so_far[-1]) else float(so_far[-1])
 
@@ -271,7 +297,8 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
                 taken.append((begin - 0.006 * span, end + 0.006 * span))
                 axes.annotate(
                     mark.label, (mark.place, 1), (0, 3 + 10 * row), xycoords=axes.get_xaxis_transform(),
-                    textcoords="offset points", ha="center", fontsize=8, color=colour(line), annotation_clip=False,
+                    textcoords="offset points", ha="center", fontsize=8, annotation_clip=False,
+                    color=colour("muted" if line == "frozen" else line),
                 )  # fmt: skip
                 break
 
@@ -297,8 +324,9 @@ def _draw_publications(axes: Axes, facts: Facts, places: Floats) -> None:
 
 def _draw_answered(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> None:
     """Shares of what answered, stacked; each named where it is widest, or beside its end."""
-    width = max(LEAST_OF_MEAN, SHARE_OF_MEAN * places[-1])
-    ends = np.linspace(0, places[-1], 121)[1:]
+    width = max(LEAST_OF_MEAN, SHARE_OF_BANDS * places[-1])
+    ends = np.linspace(0, places[-1], 121)
+    ends[0] = ends[1] / 100
     begins = np.maximum(ends - width, 0)
     starts = np.concatenate(([0.0], places))
     shares = {}
@@ -307,7 +335,7 @@ def _draw_answered(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> 
         if any(counts):
             total = np.concatenate(([0.0], np.cumsum(counts)))
             shares[name] = (np.interp(ends, starts, total) - np.interp(begins, starts, total)) / (ends - begins)
-    bottom = np.zeros(len(ends))
+    bottom, thin = np.zeros(len(ends)), []
     for name, share in shares.items():
         top = bottom + share
         axes.fill_between(ends, bottom, top, color=colour(dict(ANSWERED)[name]), linewidth=0.4)
@@ -317,16 +345,19 @@ def _draw_answered(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> 
             align = "left" if widest < 8 else "right" if widest > len(ends) - 9 else "center"
             axes.text(ends[widest], middle, name, ha=align, va="center", fontsize=8, color=colour("band-ink"))
         elif share[-1] > 0:
-            axes.annotate(
-                name, (1, (bottom[-1] + top[-1]) / 2), (8, 0), xycoords="axes fraction", textcoords="offset points",
-                va="center", fontsize=8, color=colour("muted"), annotation_clip=False,
-            )  # fmt: skip
+            thin.append(((bottom[-1] + top[-1]) / 2, name, "muted", False))
         bottom = top
     axes.set_ylim(0, 1)
+    _label_ends(axes, thin)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     axes.grid(visible=False)
     axes.set_ylabel("answered by")
+    _label_answers(axes)
+
+
+def _label_answers(axes: Axes) -> None:
     axes.set_xlabel("answers whose outcome is known")
+    axes.xaxis.set_major_formatter(lambda place, _: grouped(place))
 
 
 def _middle_of_widest(share: Floats) -> int:

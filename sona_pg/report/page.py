@@ -10,13 +10,13 @@ from pathlib import Path
 from sona_pg.errors import ConfigError, IoError
 from sona_pg.report.charts import draw_gain, draw_lift, draw_map
 from sona_pg.report.facts import HARMED, Facts
+from sona_pg.report.numbers import grouped, signed
 from sona_pg.report.style import STYLE
 from sona_pg.report.svg import check_matplotlib
 from sona_pg.store.improvement import CONTROL_ARM, MIN_ANSWERS, ImprovementMetrics
 
 SHOWN_VERSIONS = 20
 UNKNOWN = "–"
-MINUS = "\N{MINUS SIGN}"
 
 
 def check_report(path: Path) -> None:
@@ -116,14 +116,15 @@ def _answers(facts: Facts) -> str:
         draw_gain(facts),
         "Above: nDCG@10 of what answered minus that of the frozen embedding, on the items that were judged, before "
         "each answer was learned from. Lines mark when another strategy was proven, dashed ones what was done by hand "
-        "or by the lift. Below: what answered, of as many answers as the moving mean takes in.",
+        "or by the lift. Below: what answered.",
     )
     return _section("What it brought", _lead(facts) + _tiles(facts) + charts) + _lift(facts)
 
 
 def _lead(facts: Facts) -> str:
     standing, judged = facts.standing, sum(stretch.gains for stretch in facts.stretches)
-    setting = "" if standing.setting == standing.in_force else f" The space is set to {_foreign(standing.setting)}."
+    is_plain = standing.setting in ("learned", standing.in_force)
+    setting = "" if is_plain else f" The space is set to {_foreign(standing.setting)}."
     version = f"version {standing.version}, " if standing.version else ""
     lead = (
         f"<strong>{_foreign(standing.in_force)}</strong> answers, from {version}learned from "
@@ -146,7 +147,7 @@ def _tiles(facts: Facts) -> str:
     tiles = [
         ("Gain, 7 days", _points(m.gain_7d), "points of nDCG@10 above the frozen embedding"),
         ("Lift", _points(m.lift), _lift_says(m, controls, facts.standing.control_share)),
-        ("Weekly gain", _percent(m.weekly_gain, signed=True), _weekly_says(m)),
+        ("Weekly gain", UNKNOWN if m.weekly_gain is None else f"{signed(100 * m.weekly_gain)} %", _weekly_says(m)),
         ("Quality, 7 days", _decimal(m.quality_7d), _quality_says(m)),
         ("Harmed, 7 days", _percent(m.harmed_share_7d), "of judged answers would have been better frozen"),
         ("Kept, 7 days", _percent(m.retention_rate_7d), "of the gain on questions that were asked again"),
@@ -175,7 +176,7 @@ def _weekly_says(m: ImprovementMetrics) -> str:
 def _quality_says(m: ImprovementMetrics) -> str:
     if m.quality_delta_7d is None:
         return "mean value of answers, 0 to 1"
-    return f"mean value of answers, 0 to 1; {_signed(m.quality_delta_7d, 3)} to the 7 days before"
+    return f"mean value of answers, 0 to 1; {signed(m.quality_delta_7d, 3)} to the 7 days before"
 
 
 def _lift(facts: Facts) -> str:
@@ -205,7 +206,7 @@ def _strategies(facts: Facts) -> str:
     if not facts.strategies:
         return ""
     rows = [
-        (s.strategy + (" (answers)" if s.strategy == facts.standing.in_force else ""), _number(s.events))
+        (s.strategy + (" (answers)" if s.strategy == facts.standing.in_force else ""), grouped(s.events))
         + (_points(s.gain), _points(s.recent_gain))
         for s in facts.strategies
     ]
@@ -226,9 +227,10 @@ def _map(facts: Facts) -> str:
         f"{_count(len(facts.queries), 'remembered query', 'remembered queries')}, spread evenly over the ledger. Near "
         "points are similar questions, as far as two dimensions can say; numbers are regions.",
     )
-    rows = [(str(r.region), _number(r.events), _points(r.gain), r.verdict) for r in facts.regions]
-    head = (("Region", True), ("Events", True), ("Gain of the fusion", True), ("Verdict", False))
-    return _section("Where the questions lie", drawn + (_table(head, rows) if rows else ""))
+    rows = [(str(r.region), grouped(r.events), _points(r.gain), r.verdict) for r in facts.regions]
+    head = (("Region", True), ("Events", True), ("Fusion's gain", True), ("Verdict", False))
+    beside = f'<div class="beside">{drawn}{_table(head, rows)}</div>' if rows else drawn
+    return _section("Where the questions lie", beside)
 
 
 def _harmed(facts: Facts) -> str:
@@ -252,7 +254,7 @@ def _versions(facts: Facts) -> str:
     shown = facts.versions[-SHOWN_VERSIONS:][::-1]
     rows = [
         (f"{v.version}" + (" (in force)" if v.is_in_force else ""), "" if v.parent is None else str(v.parent))
-        + (_moment(v.created_at), v.cause, _number(v.events), v.strategy, _bytes(v.nbytes))
+        + (_moment(v.created_at), v.cause, grouped(v.events), v.strategy, _bytes(v.nbytes))
         for v in shown
     ]
     head = (
@@ -260,7 +262,7 @@ def _versions(facts: Facts) -> str:
         ("Proven", False), ("Size", True),
     )  # fmt: skip
     more = len(facts.versions) - len(shown)
-    note = f"<p class='note'>And {_number(more)} earlier ones: <code>sona versions</code>.</p>" if more else ""
+    note = f"<p class='note'>And {grouped(more)} earlier ones: <code>sona versions</code>.</p>" if more else ""
     return _section("Versions", _table(head, rows) + note if rows else "<p>None was published yet.</p>")
 
 
@@ -310,27 +312,16 @@ def _foreign(text: str) -> str:
 
 
 def _count(n: int, one: str, many: str) -> str:
-    return f"{_number(n)} {one if n == 1 else many}"
-
-
-def _number(n: int) -> str:
-    return f"{n:,}"
-
-
-def _signed(value: float, digits: int) -> str:
-    rounded = round(value, digits)
-    return f"{MINUS if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.{digits}f}"
+    return f"{grouped(n)} {one if n == 1 else many}"
 
 
 def _points(value: float | None) -> str:
     """A difference as points, hundredths."""
-    return UNKNOWN if value is None else _signed(100 * value, 1)
+    return UNKNOWN if value is None else signed(100 * value)
 
 
-def _percent(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{_signed(100 * value, 1) if signed else format(100 * value, '.1f')} %"
+def _percent(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.1f} %"
 
 
 def _decimal(value: float | None) -> str:

@@ -11,8 +11,8 @@ LIGHT = """
 
 DARK = """
 --paper: #16181a; --ink: #e8e6e3; --muted: #a09d98; --grid: #2c2f33; --raised: #1e2124; --band-ink: #111111;
---frozen: #8c8c8c; --adapted: #4aa8e0; --familiar: #7cc7f2; --boosted: #e9ae2b; --stake: #d890b8; --fusion: #2bb98f;
---control: #5f6368; --other: #b3a678;
+--frozen: #858585; --adapted: #4aa8e0; --familiar: #7cc7f2; --boosted: #e9ae2b; --stake: #d890b8; --fusion: #2bb98f;
+--control: #bdbfc2; --other: #b3a678;
 --region-0: #4aa8e0; --region-1: #e9ae2b; --region-2: #2bb98f; --region-3: #d890b8;
 --region-4: #9ad6f8; --region-5: #ec7c33; --region-6: #f0e442; --region-7: #c8c8c8;
 """
@@ -51,6 +51,9 @@ figcaption, .note, footer {{ color: var(--muted); font-size: .875rem; max-width:
 figcaption {{ margin-top: .5rem; }}
 .note {{ margin: .6rem 0 0; }}
 .table {{ overflow-x: auto; }}
+.beside {{ display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 2rem; align-items: start; }}
+@media (max-width: 50rem) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
+.beside th, .beside td {{ padding-top: .22rem; padding-bottom: .22rem; padding-right: 1rem; }}
 table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid var(--grid); }}
 th {{ color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); white-space: nowrap; }}
