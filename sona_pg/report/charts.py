@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from sona_pg.config import STRATEGIES
@@ -34,6 +35,8 @@ MANY_DAYS = 5
 """From so many days on the lift is drawn over time, below over answers."""
 STEADY = 0.15
 """Means of the first answers swing widely, and do not set a scale."""
+BAND_POINTS, BAND_LABEL, LEAST_BAND = 121, 13, 0.18
+"""Points of a band, how many a word needs, and how high, as a share."""
 LABEL_ROWS = 3
 MAP_WIDTH = 5.4
 LABEL_APART = 24.0
@@ -138,7 +141,7 @@ def draw_map(queries: Sequence[FloatVector], regions: Sequence[RegionRow]) -> st
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(f"the two directions in which queries differ most: {explained:.0%} of their variance")
+        axes.set_xlabel(f"the two directions in which queries differ most: {100 * explained:.0f} % of their variance")
         axes.apply_aspect()
         numbers = np.unique(belongs[belongs >= 0])
         centres = np.array([np.median(points[belongs == number], axis=0) for number in numbers]).reshape(-1, 2)
@@ -323,28 +326,26 @@ def _draw_publications(axes: Axes, facts: Facts, places: Floats) -> None:
 
 
 def _draw_answered(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> None:
-    """Shares of what answered, stacked; each named where it is widest, or beside its end."""
-    width = max(LEAST_OF_MEAN, SHARE_OF_BANDS * places[-1])
-    ends = np.linspace(0, places[-1], 121)
-    ends[0] = ends[1] / 100
-    begins = np.maximum(ends - width, 0)
+    """Shares of what answered, stacked; each named where it has most room, or beside its end."""
+    half = max(LEAST_OF_MEAN, SHARE_OF_BANDS * places[-1]) / 2
+    middles = np.linspace(0, places[-1], BAND_POINTS)
+    begins, ends = np.maximum(middles - half, 0), np.minimum(middles + half, places[-1])
     starts = np.concatenate(([0.0], places))
-    shares = {}
-    for name, _ in ANSWERED:
+    bottom, thin = np.zeros(BAND_POINTS), []
+    for name, band in ANSWERED:
         counts = [sum(n for s, n in stretch.strategies.items() if _answering(s) == name) for stretch in stretches]
-        if any(counts):
-            total = np.concatenate(([0.0], np.cumsum(counts)))
-            shares[name] = (np.interp(ends, starts, total) - np.interp(begins, starts, total)) / (ends - begins)
-    bottom, thin = np.zeros(len(ends)), []
-    for name, share in shares.items():
-        top = bottom + share
-        axes.fill_between(ends, bottom, top, color=colour(dict(ANSWERED)[name]), linewidth=0.4)
-        widest = _middle_of_widest(share)
-        if share[widest] > 0.2:
-            middle = (bottom[widest] + top[widest]) / 2
-            align = "left" if widest < 8 else "right" if widest > len(ends) - 9 else "center"
-            axes.text(ends[widest], middle, name, ha=align, va="center", fontsize=8, color=colour("band-ink"))
-        elif share[-1] > 0:
+        if not any(counts):
+            continue
+        total = np.concatenate(([0.0], np.cumsum(counts)))
+        top = bottom + (np.interp(ends, starts, total) - np.interp(begins, starts, total)) / (ends - begins)
+        axes.fill_between(middles, bottom, top, color=colour(band), linewidth=0.4)
+        low, high = (sliding_window_view(edge, BAND_LABEL) for edge in (bottom, top))
+        floors, ceilings = low.max(axis=1), high.min(axis=1)
+        best = int(np.argmax(ceilings - floors))
+        if ceilings[best] - floors[best] > LEAST_BAND:
+            at, height = middles[best + BAND_LABEL // 2], (floors[best] + ceilings[best]) / 2
+            axes.text(at, height, name, ha="center", va="center", fontsize=8, color=colour("band-ink"))
+        elif top[-1] > bottom[-1]:
             thin.append(((bottom[-1] + top[-1]) / 2, name, "muted", False))
         bottom = top
     axes.set_ylim(0, 1)
@@ -358,18 +359,6 @@ def _draw_answered(axes: Axes, stretches: Sequence[Stretch], places: Floats) -> 
 def _label_answers(axes: Axes) -> None:
     axes.set_xlabel("answers whose outcome is known")
     axes.xaxis.set_major_formatter(lambda place, _: grouped(place))
-
-
-def _middle_of_widest(share: Floats) -> int:
-    """The middle of the longest run in which a share is nearly its largest."""
-    wide = share >= 0.9 * share.max()
-    best, begin = (0, 0), None
-    for at, is_wide in enumerate([*wide, False]):
-        if is_wide and begin is None:
-            begin = at
-        elif not is_wide and begin is not None:
-            best, begin = max(best, (begin, at), key=lambda run: run[1] - run[0]), None
-    return (best[0] + best[1] - 1) // 2
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str, bool]]) -> None:

@@ -150,7 +150,7 @@ def _tiles(facts: Facts) -> str:
         ("Weekly gain", UNKNOWN if m.weekly_gain is None else f"{signed(100 * m.weekly_gain)} %", _weekly_says(m)),
         ("Quality, 7 days", _decimal(m.quality_7d), _quality_says(m)),
         ("Harmed, 7 days", _percent(m.harmed_share_7d), "of judged answers would have been better frozen"),
-        ("Kept, 7 days", _percent(m.retention_rate_7d), "of the gain on questions that were asked again"),
+        ("Kept, 7 days", _percent(m.retention_rate_7d), _kept_says(m)),
     ]
     cells = "\n".join(
         f"<div><dt>{name}</dt><dd><b>{value}</b><span>{says}</span></dd></div>" for name, value, says in tiles
@@ -171,6 +171,12 @@ def _weekly_says(m: ImprovementMetrics) -> str:
         return "too few answers to compare"
     over = "those of the control arm" if m.weekly_gain_over == CONTROL_ARM else "the week before"
     return f"what answers are worth above {over}, 7 days"
+
+
+def _kept_says(m: ImprovementMetrics) -> str:
+    if m.retention_rate_7d is None:
+        return "too little was gained before on questions that were asked again"
+    return "of the gain on questions that were asked again"
 
 
 def _quality_says(m: ImprovementMetrics) -> str:
@@ -291,7 +297,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _figure(svg: str, caption: str) -> str:
-    return f"<figure>\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>\n"
+    return f"<figure>\n<div class='chart'>{svg}</div>\n<figcaption>{caption}</figcaption>\n</figure>\n"
 
 
 def _table(head: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:

@@ -44,16 +44,20 @@ section {{ margin-top: 2.75rem; }}
 .tiles b {{ display: block; font-size: 1.75rem; line-height: 1.3; font-weight: 600; }}
 .tiles span {{ display: block; font-size: .8125rem; line-height: 1.4; color: var(--muted); }}
 figure {{ margin: 0 0 1rem; }}
-figure svg {{ display: block; width: 100%; height: auto; overflow: visible; font-family: inherit; }}
+.chart {{ overflow-x: auto; }}
+figure svg {{ display: block; width: 100%; height: auto; font-family: inherit; }}
 figure svg * {{ stroke-linejoin: round; stroke-linecap: butt; }}
 figure svg text {{ font-variant-numeric: tabular-nums; }}
 figcaption, .note, footer {{ color: var(--muted); font-size: .875rem; max-width: 46rem; }}
 figcaption {{ margin-top: .5rem; }}
 .note {{ margin: .6rem 0 0; }}
 .table {{ overflow-x: auto; }}
-.beside {{ display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 2rem; align-items: start; }}
-@media (max-width: 50rem) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
-.beside th, .beside td {{ padding-top: .22rem; padding-bottom: .22rem; padding-right: 1rem; }}
+.beside {{ display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 2rem; align-items: start; }}
+@media screen and (max-width: 50rem) {{
+  .beside {{ grid-template-columns: minmax(0, 1fr); }}
+  section > figure svg {{ min-width: 40rem; }}
+}}
+.beside th, .beside td {{ padding: .22rem 1rem .22rem 0; white-space: nowrap; }}
 table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; vertical-align: top; padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid var(--grid); }}
 th {{ color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); white-space: nowrap; }}
@@ -65,9 +69,13 @@ footer {{ margin-top: 3rem; border-top: 1px solid var(--grid); padding-top: .5re
 .nothing p {{ max-width: 46rem; }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 10.5pt; }}
+  .tiles {{ grid-template-columns: repeat(3, 1fr); }}
+  .lead, figcaption, .note, footer {{ max-width: none; }}
   figure, tr, .tiles > div {{ break-inside: avoid; }}
   h2 {{ break-after: avoid; }}
   section {{ margin-top: 1.75rem; }}
   .table {{ overflow: visible; }}
+  table {{ font-size: 8.5pt; }}
+  .beside th, .beside td {{ padding: .12rem .6rem .12rem 0; }}
 }}
 """
