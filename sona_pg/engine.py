@@ -502,8 +502,8 @@ class SonaEngine:
         Parameters
         ----------
         version
-            Its number; 'rollback' for the one before; 'latest'; or 'frozen' for the embedding as it is, while learning
-            goes on.
+            Its number; 'rollback' for the one before; 'latest' for what has learned from most events; or 'frozen' for
+            the embedding as it is, while learning goes on.
         reason
             For the audit trail, `sona.deployments`.
 

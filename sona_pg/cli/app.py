@@ -13,6 +13,7 @@ from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
 from sona_pg.cli.spaces import space, status
+from sona_pg.cli.versions import deploy, versions
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
@@ -99,5 +100,7 @@ app.add_command(status)
 app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(worker)
+app.add_command(versions)
+app.add_command(deploy)
 app.add_command(lift)
 app.add_command(report)

@@ -48,6 +48,13 @@ class Version:
     is_in_force: bool
     nbytes: int
 
+    @property
+    def answers_by(self) -> str:
+        """The strategy by which it answers, regions that are exceptions left aside."""
+        if self.setting == "learned":
+            return self.strategy
+        return "frozen" if self.setting == "shadow" else self.setting
+
 
 def versions(connection: Connection, space: Space) -> list[Version]:
     """The published versions of a space, oldest first."""

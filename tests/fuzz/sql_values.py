@@ -193,6 +193,32 @@ GOOD: dict[str, Text] = {
     "operand jsonb": st.sampled_from(("1", "[1, 2]", "null")),
     "operator text": st.sampled_from(("eq", "ne", "gte", "in")),
     "positions integer[]": st.sampled_from(("{1,2}", "{NULL,1}")),
+    "action text": st.just("deploy"),
+    "after text": st.just("2"),
+    "before text": st.just("1"),
+    "cause text": st.just("a cause"),
+    "control_share double precision": st.sampled_from(("0", "0.05", "0.5")),
+    "parts sona.version_row[]": st.just("{}"),
+    "reason text": st.just("a reason"),
+    "share double precision": st.sampled_from(("0", "0.05", "0.5")),
+    "state bytea": st.none(),
+    "suspected_share real": st.sampled_from(("0", "0.5")),
+    "v sona.adapter_version": st.builds(
+        lambda strategy, weights: json.dumps(
+            {
+                "space_id": 1,
+                "version": 1,
+                "state": "\\x00",
+                "in_force": strategy,
+                "weights": weights,
+                "known": 0,
+                "strange": 0,
+                "unseen": 0,
+            }
+        ),
+        st.sampled_from(STRATEGIES),
+        st.sampled_from((None, [1.0] * 18)),
+    ),
     "propensity double precision": st.just("0.5"),
     "quality double precision": st.sampled_from(("0", "0.5", "1")),
     "queries vector[]": st.lists(unit_vector, min_size=2, max_size=2).map(_array),
@@ -239,10 +265,14 @@ GOOD_OF: dict[str, dict[str, Text]] = {
     # A space that is dropped is one that create_space has made.
     "drop_space": {"space": st.integers(0, 60).map(lambda n: f"made {n}")},
     "create_space": {"name": st.integers(0, 60).map(lambda n: f"made {n}")},
+    "deploy": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
+    "_version": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
 }
 
 HOSTILE: dict[str, Text] = {
     "bigint": integer,
+    # A state is for a learner to write, who may write any.
+    "bytea": st.sampled_from(("\\xg", "\\x0", "\\")),
     "boolean": st.sampled_from(("true", "false", "", "maybe")),
     "double precision": number,
     "double precision[]": arrays(number),
@@ -256,8 +286,10 @@ HOSTILE: dict[str, Text] = {
     "regclass": st.sampled_from(RELATIONS),
     "regtype": st.sampled_from(TYPES),
     # A row of a table stands as JSON.
+    "sona.adapter_version": json_text,
     "sona.space": json_text,
     "sona.strategist": json_text,
+    "sona.version_row[]": st.sampled_from(("{}", "{NULL}", '{"(1,1,adapter,0,,)"}', "x")),
     "text": text,
     "text[]": arrays(text),
     "timestamp with time zone": st.sampled_from(("now", "9999-12-31", "0001-01-01", "tomorrow", "x")),
