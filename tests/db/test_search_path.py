@@ -120,7 +120,19 @@ RAISING = {
 }  # fmt: skip
 """Functions whose call is an error by intention."""
 
-VIEWS = ["cycles", "deployments", "errors", "harmed", "ledger", "lift", "regions", "status", "strategies", "turns"]
+VIEWS = [
+    "cycles",
+    "deployments",
+    "errors",
+    "harmed",
+    "improvement",
+    "ledger",
+    "lift",
+    "regions",
+    "status",
+    "strategies",
+    "turns",
+]
 
 FOREIGN = {
     "_arm": [],
