@@ -346,7 +346,7 @@ BEGIN
         -- What helped since does not count.
         later AS (
             SELECT h.item, count(*) AS helped FROM sona.remembered_query r, unnest(r.helped) h (item)
-            WHERE t.strategy = 'fusion' AND r.space_id = t.space_id AND r.ordinal >= entries AND r.helped && shown
+            WHERE t.strategy = 'fusion' AND r.space_id = t.space_id AND r.ordinal >= entries
             GROUP BY h.item),
         steps AS (
             SELECT x.item_id AS item, x.position AS at, x.attention[1]::float8 AS score,

@@ -12,6 +12,7 @@ from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.output import print_json
 from sona_pg.cli.spaces import space, status
+from sona_pg.cli.why import why
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
@@ -95,6 +96,7 @@ def migrate(given: str | None, dry_run: bool) -> None:
 
 app.add_command(space)
 app.add_command(status)
+app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(worker)
