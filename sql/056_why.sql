@@ -5,7 +5,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 -- RFC 9562, version 7: the first 48 bits are milliseconds. A clock that is ahead cannot have answered after it was recorded.
 RETURN CASE get_byte(uuid_send(_answered_at.trajectory_id), 6) >> 4
             WHEN 7 THEN least(_answered_at.recorded_at, to_timestamp(
-                ('x' || encode(substring(uuid_send(_answered_at.trajectory_id) FROM 1 FOR 6), 'hex'))::bit(48)::bigint / 1000.0))
+                ('x' || left(replace(_answered_at.trajectory_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
             ELSE _answered_at.recorded_at END;
 COMMENT ON FUNCTION sona._answered_at IS
     'When an answer was given: the time in its id, where the id has one, else when it was recorded.';
@@ -166,9 +166,10 @@ DECLARE
     change sona.deployment%ROWTYPE;
     turn sona.strategy_turn%ROWTYPE;
     latest bigint;
+    asked timestamptz := answered_at;
 BEGIN
     SELECT d.* INTO change FROM sona.deployment d
-    WHERE d.space_id = t.space_id AND d.action IN ('strategy', 'freeze', 'deploy') AND d.created_at <= _in_force_because.answered_at
+    WHERE d.space_id = t.space_id AND d.action IN ('strategy', 'freeze', 'deploy') AND d.created_at <= asked
     ORDER BY d.deployment_id DESC LIMIT 1;
     setting := coalesce(
         CASE change.action WHEN 'deploy' THEN (SELECT v.setting FROM sona.adapter_version v
@@ -176,7 +177,7 @@ BEGIN
                            ELSE change.after END,
         -- What a space was created with, the first change says.
         (SELECT d.before FROM sona.deployment d
-         WHERE d.space_id = t.space_id AND d.action IN ('strategy', 'freeze') AND d.created_at > _in_force_because.answered_at
+         WHERE d.space_id = t.space_id AND d.action IN ('strategy', 'freeze') AND d.created_at > asked
          ORDER BY d.deployment_id LIMIT 1),
         (SELECT s.strategy FROM sona.space s WHERE s.space_id = t.space_id));
     IF t.arm = 'control' THEN
@@ -192,11 +193,11 @@ BEGIN
                                      'action', change.action, 'given', change.reason);
     ELSE
         SELECT x.turn_id INTO latest FROM sona.strategy_turn x
-        WHERE x.space_id = t.space_id AND x.created_at <= _in_force_because.answered_at AND x.region IS NULL
+        WHERE x.space_id = t.space_id AND x.created_at <= asked AND x.region IS NULL
         ORDER BY x.turn_id DESC LIMIT 1;
         -- That of the space, if it turned to this strategy last; else its region is an exception.
         SELECT x.* INTO turn FROM sona.strategy_turn x
-        WHERE x.space_id = t.space_id AND x.created_at <= _in_force_because.answered_at AND x.after = t.strategy
+        WHERE x.space_id = t.space_id AND x.created_at <= asked AND x.after = t.strategy
           AND (x.region IS NULL OR x.region = (
               SELECT r.region FROM sona.strategy_region r WHERE r.space_id = t.space_id
               ORDER BY r.centroid OPERATOR(@vector@.<=>) t.query, r.region LIMIT 1))
@@ -256,7 +257,8 @@ BEGIN
     INTO g FROM sona.strategist x WHERE x.space_id = t.space_id;
 
     IF v.version IS NULL AND t.version > 0 THEN
-        notes := array_append(notes, format('version %s is gone, and with it its cause and what was proven by then', t.version));
+        notes := array_append(
+            notes, format('version %s is gone, and with it its cause and what was proven by then', t.version));
     END IF;
     IF v.version IS NOT NULL AND (t.strategy = 'adapted' OR tiers IS NULL OR EXISTS (
            SELECT FROM sona.version_row w
@@ -274,7 +276,8 @@ BEGIN
     SELECT 'answer', 1, NULL::text, t.trajectory_id, o.value, v.cause, jsonb_build_object(
         'space', s.name, 'strategy', t.strategy, 'version', t.version, 'arm', t.arm, 'propensity', t.propensity,
         'setting', because.setting, 'answered_at', answered, 'recorded_at', t.created_at, 'published_at', v.created_at,
-        'events', v.events, 'gain', o.gain, 'quality', t.quality, 'state', CASE WHEN state.version IS NULL THEN 'present' ELSE 'version' END)
+        'events', v.events, 'gain', o.gain, 'quality', t.quality,
+        'state', CASE WHEN state.version IS NULL THEN 'present' ELSE 'version' END)
     FROM sona.space s LEFT JOIN sona.answer_outcome o ON o.space_id = t.space_id AND o.trajectory_id = t.trajectory_id
     WHERE s.space_id = t.space_id;
 
@@ -297,7 +300,8 @@ BEGIN
     RETURN QUERY
     SELECT 'neighbour', e.n::integer, NULL::text, e.id, e.similarity, NULL::text, jsonb_build_object(
         'similarity', e.similarity, 'unhelpful', e.unhelpful, 'at', sona._answered_at(e.id, x.created_at),
-        'helped', coalesce((SELECT jsonb_object_agg(h.item, h.reward) FROM unnest(e.helped, e.rewards) h (item, reward)), '{}'))
+        'helped', coalesce((SELECT jsonb_object_agg(h.item, h.reward)
+                            FROM unnest(e.helped, e.rewards) h (item, reward)), '{}'))
     FROM unnest(remembered.ids, remembered.events) WITH ORDINALITY e (id, similarity, helped, rewards, unhelpful, n)
     LEFT JOIN sona.trajectory x ON x.space_id = t.space_id AND x.trajectory_id = e.id
     WHERE e.n <= 10 ORDER BY e.n;
@@ -335,7 +339,8 @@ BEGIN
             (1 - gate) ^ 2 + gate ^ 2 + 2 * gate * (1 - gate) * -(base OPERATOR(@vector@.<#>) other), 0));
         IF length < 1e-12 THEN length := 1; END IF;
         WITH events AS (
-            SELECT e.* FROM unnest(remembered.ids, remembered.events) WITH ORDINALITY e (id, similarity, helped, rewards, unhelpful, n)),
+            SELECT e.* FROM unnest(remembered.ids, remembered.events) WITH ORDINALITY
+                AS e (id, similarity, helped, rewards, unhelpful, n)),
         help AS (
             SELECT h.item, max(e.similarity) AS nearest, sum(exp((e.similarity - 1) / g.kernel) * h.reward) AS vote,
                    array_agg(e.id ORDER BY e.n) AS ids
@@ -356,13 +361,14 @@ BEGIN
               AND x.item_id IS NOT NULL),
         -- A table of chunks has an id several times: its nearest row stands for it, unless rows were shown.
         ranked AS (
-            SELECT r.item, r.nth, row_number() OVER (ORDER BY r.away, r.item COLLATE "C")::integer AS at
+            SELECT r.item, r.nth, row_number() OVER (ORDER BY r.away, r.item COLLATE "C", r.nth)::integer AS at
             FROM (SELECT i.item, i.away, row_number() OVER (PARTITION BY i.item ORDER BY i.away) AS nth
                   FROM unnest(near.items, near.distances) i (item, away)) r
             WHERE by_rows OR r.nth = 1),
         there AS (
             SELECT i.item, coalesce(1 - i.away, 0) AS frozen, coalesce(1 - i.other_away, 0) AS other,
-                   row_number() OVER (PARTITION BY i.item ORDER BY CASE WHEN by_rows THEN i.other_away ELSE i.away END) AS nth
+                   row_number() OVER (PARTITION BY i.item
+                                      ORDER BY CASE WHEN by_rows THEN i.other_away ELSE i.away END) AS nth
             FROM unnest(near.items || own.items, near.distances || own.distances,
                         near.other_distances || own.other_distances) i (item, away, other_away)),
         candidates AS (
@@ -406,11 +412,11 @@ BEGIN
         notes := notes || ARRAY(
             WITH known AS (
                 SELECT x.i ->> 'part' AS part, x.i ->> 'item' AS item, d.*
-                FROM unnest(items) x (i), jsonb_to_record(x.i -> 'detail')
-                    AS d (score float8, frozen float8, moved integer, cosine float8, adapter float8, memory float8, rest float8)),
+                FROM unnest(items) x (i), jsonb_to_record(x.i -> 'detail') AS d (
+                    score float8, frozen float8, cosine float8, adapter float8, memory float8, rest float8)),
             shown AS (
                 SELECT string_agg(k.item, ', ') FILTER (WHERE k.frozen IS NULL) AS gone, count(k.score) = 0 AS is_unscored,
-                       max(abs(k.rest)) AS rest, bool_or(k.moved <> 0) AS has_moved, min(k.score) AS lowest
+                       max(abs(k.rest)) AS rest, min(k.score) AS lowest
                 FROM known k WHERE k.part = 'item'),
             missing AS (
                 SELECT string_agg(k.item, ', ') AS items FROM known k, shown x
@@ -423,8 +429,8 @@ BEGIN
                     CASE WHEN state.version IS NULL THEN 'more was learned since'
                          ELSE 'what answered had learned more than version ' || state.version END)),
                 (m.items IS NOT NULL, format(
-                    'by what is worked out here these would have been shown: %s; the answer was filtered, or they came later',
-                    m.items))) n (holds, note)
+                    'by what is worked out here these would have been shown: %s; the answer was filtered, or they '
+                    'came later', m.items))) n (holds, note)
             WHERE n.holds);
     END IF;
     RETURN QUERY SELECT 'note', x.n::integer, NULL::text, NULL::uuid, NULL::float8, x.note, NULL::jsonb

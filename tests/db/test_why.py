@@ -28,8 +28,9 @@ LEARNED = ("adapted", "familiar", "boosted", "stake", "fusion")
 
 
 def _publish(world: World, cause: str = "a test") -> int:
-    """Publish what the space has learned, and let its engine know."""
+    """Publish what the space has learned, as a flush does when enough was, and let its engine know."""
     row = world.rows(f"SELECT sona._publish(%(space)s, '{cause}')")[0]
+    world.rows("UPDATE sona.learner SET revision = revision + 1 WHERE space_id = %(space)s RETURNING revision")
     world.engine.flush()
     return int(str(row[0]))
 
@@ -362,7 +363,7 @@ def test_a_version_that_is_gone_is_told_and_the_rest_is_given(small: World, conn
 
 def test_a_version_that_does_not_hold_the_strategy_is_told(small: World, connection: Connection) -> None:
     version = _publish(small)
-    spaces.set_strategy(connection, small.name, "familiar")
+    spaces.set_strategy(connection, small.name, "stake")
     small.engine.flush()
     _, id = _answered(small)
     answer = small.engine.why(id)
@@ -435,7 +436,7 @@ def test_a_strategy_of_somebody_else_has_no_parts(small: World, connection: Conn
     answer = why(connection, row[0])
     assert answer.strategy == "own"
     assert {(item.adapter, item.memory, item.cosine, item.rest) for item in answer.items} == {(None,) * 4}
-    assert all(item.frozen_place is not None for item in answer.items)
+    assert all(item.frozen is not None for item in answer.items)
 
 
 def test_a_table_of_chunks_is_ranked_as_it_was_answered(url: str, space_name: str, connection: Connection) -> None:
@@ -443,14 +444,22 @@ def test_a_table_of_chunks_is_ranked_as_it_was_answered(url: str, space_name: st
     connection.execute(f"ALTER TABLE {world.table} DROP CONSTRAINT {world.table.split('.')[1]}_pkey")
     connection.execute(f"INSERT INTO {world.table} SELECT id, embedding, lang FROM {world.table} WHERE id < 200")
     connection.execute(f"UPDATE {world.table} SET id = id / 2")
-    for control in (True, False):
-        _, id = _answered(world)
+    chunks = np.array([row // 2 for row in [*range(300), *range(200)]])
+    embeddings = np.concatenate([world.items, world.items[:200]])
+    # Nothing is remembered yet, and frozen answers by rows; then boosted does, by items.
+    for by_rows in (True, False):
+        found, id = _answered(world)
         answer = world.engine.why(id)
-        assert answer.strategy == ("frozen" if control else "boosted")
+        assert answer.strategy == ("frozen" if by_rows else "boosted")
         shown = [item.item_id for item in answer.items]
-        assert (len(set(shown)) < len(shown)) == control
-        assert {item.moved for item in answer.items} == {0}
-        assert (answer.dropped, answer.notes) == ((), ())
+        assert (len(set(shown)) < len(shown)) == by_rows
+        if by_rows:
+            assert {item.moved for item in answer.items} == {0}
+            assert answer.dropped == ()
+        else:
+            ranked = list(dict.fromkeys(chunks[np.argsort(-(embeddings @ found.query), kind="stable")].tolist()))
+            assert [item.frozen_place for item in answer.items] == [1 + ranked.index(int(item)) for item in shown]
+        assert answer.notes == ()
         assert all(item.rest == pytest.approx(0, abs=1e-6) for item in answer.items)
     _drop(world)
 
