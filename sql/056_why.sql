@@ -63,7 +63,7 @@ BEGIN
         WHERE e.space_id = t.space_id AND e.loop = 'instant' AND e.ordinal < coalesce(own, 9223372036854775807)
           AND (SELECT c.finished_at FROM sona.learning_cycle c
                WHERE c.space_id = e.space_id AND c.cycle_id = e.cycle_id AND c.loop = e.loop)
-              <= _known_entries.answered_at
+              < _known_entries.answered_at
         ORDER BY e.ordinal DESC LIMIT 1), 0);
 END $$;
 COMMENT ON FUNCTION sona._known_entries IS 'How many entries the ledger had when an answer was given.';
@@ -224,7 +224,7 @@ DECLARE
     entries bigint := sona._known_entries(t, answered);
     because record;
     g record;
-    -- What answered, as it was published, and as it is.
+    -- The version that answered, and what is known of what had been learned when it did.
     v record;
     state record;
     tiers text[] := CASE WHEN t.strategy = 'adapted' THEN '{adapter,micro}'
@@ -249,9 +249,6 @@ BEGIN
     SELECT * INTO because FROM sona._in_force_because(t, answered);
     SELECT x.version, x.created_at, x.cause, x.events, x.gains, x.known, x.strange, x.unseen, x.weights
     INTO v FROM sona.adapter_version x WHERE x.space_id = t.space_id AND x.version = t.version;
-    -- Not the state: it is large, and only the learner reads it.
-    SELECT NULL::bigint AS version, x.known, x.strange, x.unseen, x.weights INTO state
-    FROM sona.strategist x WHERE x.space_id = t.space_id;
     SELECT x.settings, (x.settings ->> 'neighbours')::integer AS neighbours,
            (x.settings ->> 'misses_near')::integer AS misses_near, (x.settings ->> 'vote_kernel')::double precision AS kernel
     INTO g FROM sona.strategist x WHERE x.space_id = t.space_id;
@@ -260,16 +257,28 @@ BEGIN
         notes := array_append(
             notes, format('version %s is gone, and with it its cause and what was proven by then', t.version));
     END IF;
-    IF v.version IS NOT NULL AND (t.strategy = 'adapted' OR tiers IS NULL OR EXISTS (
-           SELECT FROM sona.version_row w
-           WHERE w.space_id = t.space_id AND w.version = v.version AND w.tier = ANY (tiers)))
-       AND (t.strategy <> 'fusion' OR v.weights IS NOT NULL) THEN
-        SELECT v.version, v.known, v.strange, v.unseen, v.weights INTO state;
-    ELSIF tiers IS NOT NULL THEN
-        notes := array_append(notes, 'what moved the items is worked out by what is learned at present: ' || CASE
+    -- A version may be hundreds of events older than the answer: the next one, or what is learned at present where there
+    -- is none, may be nearer to what answered. What was deployed meanwhile is not.
+    SELECT c.* INTO state FROM (
+        SELECT x.version, x.known, x.strange, x.unseen, x.weights, abs(x.ordinal - entries) AS away
+        FROM sona.adapter_version x
+        WHERE x.space_id = t.space_id
+          AND (x.version = t.version
+               OR (x.parent IS NOT DISTINCT FROM nullif(t.version, 0) AND x.ordinal >= entries))
+          AND (tiers IS NULL OR t.strategy = 'adapted' OR EXISTS (
+              SELECT FROM sona.version_row w
+              WHERE w.space_id = x.space_id AND w.version = x.version AND w.tier = ANY (tiers)))
+          AND (t.strategy <> 'fusion' OR x.weights IS NOT NULL)
+        UNION ALL
+        SELECT NULL, x.known, x.strange, x.unseen, x.weights, CASE WHEN l.version = t.version THEN abs(l.ordinal - entries) END
+        FROM sona.strategist x JOIN sona.learner l USING (space_id) WHERE x.space_id = t.space_id) c
+    ORDER BY c.away NULLS LAST, c.version NULLS LAST LIMIT 1;
+    IF tiers IS NOT NULL AND state.version IS DISTINCT FROM t.version THEN
+        notes := array_append(notes, format('what moved the items is worked out by %s: %s', CASE
+            WHEN state.version IS NULL THEN 'what is learned at present' ELSE 'version ' || state.version END, CASE
             WHEN t.version = 0 THEN 'no version had been published'
-            WHEN v.version IS NULL THEN 'the version is gone'
-            ELSE format('version %s was published before the strategy answered, and does not hold it', t.version) END);
+            WHEN v.version IS NULL THEN format('version %s is gone', t.version)
+            ELSE format('version %s is further from the answer, or does not hold the strategy', t.version) END));
     END IF;
 
     RETURN QUERY
@@ -277,7 +286,7 @@ BEGIN
         'space', s.name, 'strategy', t.strategy, 'version', t.version, 'arm', t.arm, 'propensity', t.propensity,
         'setting', because.setting, 'answered_at', answered, 'recorded_at', t.created_at, 'published_at', v.created_at,
         'events', v.events, 'gain', o.gain, 'quality', t.quality,
-        'state', CASE WHEN state.version IS NULL THEN 'present' ELSE 'version' END)
+        'explained_by', CASE WHEN tiers IS NOT NULL THEN state.version END)
     FROM sona.space s LEFT JOIN sona.answer_outcome o ON o.space_id = t.space_id AND o.trajectory_id = t.trajectory_id
     WHERE s.space_id = t.space_id;
 
@@ -425,9 +434,9 @@ BEGIN
                 (near.items IS NOT NULL AND x.gone IS NOT NULL, format('not in the items table any more: %s', x.gone)),
                 (x.is_unscored, 'it was recorded without scores, as what sona.recall did not answer is'),
                 (x.rest > 0.005, format(
-                    'up to %s of a score is not explained: its item has changed, or %s', round(x.rest::numeric, 3),
-                    CASE WHEN state.version IS NULL THEN 'more was learned since'
-                         ELSE 'what answered had learned more than version ' || state.version END)),
+                    'up to %s of a score is not explained: its item has changed, or what answered had learned more or '
+                    'less than %s', round(x.rest::numeric, 3),
+                    CASE WHEN state.version IS NULL THEN 'is learned at present' ELSE 'version ' || state.version END)),
                 (m.items IS NOT NULL, format(
                     'by what is worked out here these would have been shown: %s; the answer was filtered, or they '
                     'came later', m.items))) n (holds, note)

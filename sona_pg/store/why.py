@@ -129,8 +129,9 @@ class Why:
         When and why the version was published, and the outcome events that it had learned.
     worth, gain
         What the answer was worth, 0 to 1, and its nDCG@10 above that of frozen, on the items that were judged.
-    is_by_version
-        Whether what moved the items is worked out by the version; else by what is learned at present.
+    explained_by
+        The version by which it is worked out what moved the items: the one that is nearest to what answered. None is
+        what is learned at present, or that the strategy needs none.
     reason
         Why that strategy answered.
     strategies
@@ -157,7 +158,7 @@ class Why:
     events: int | None
     worth: float | None
     gain: float | None
-    is_by_version: bool
+    explained_by: int | None
     reason: Reason
     strategies: tuple[StrategyEvidence, ...]
     neighbours: tuple[Neighbour, ...]
@@ -210,7 +211,7 @@ def why(connection: Connection, trajectory_id: uuid.UUID, space: str | None = No
         answer["events"],
         worth,
         answer["gain"],
-        answer["state"] == "version",
+        answer["explained_by"],
         _reason(reason),
         tuple(_gain(row) for row in gains),
         tuple(_neighbour(row) for row in parts.get("neighbour", ())),

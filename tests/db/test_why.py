@@ -81,7 +81,7 @@ def test_it_says_what_answered_and_what_it_was_worth(taught: World, told: tuple[
     found, answer = told
     assert (answer.trajectory_id, answer.space) == (found.trajectory_id, taught.name)
     assert (answer.strategy, answer.arm, answer.propensity, answer.setting) == ("fusion", "learned", 1.0, "learned")
-    assert (answer.version, answer.cause, answer.is_by_version) == (found.answer.version, "a test", True)
+    assert (answer.version, answer.cause, answer.explained_by) == (found.answer.version, "a test", answer.version)
     assert answer.version > 0
     assert answer.published_at is not None
     assert answer.published_at < answer.answered_at <= answer.recorded_at
@@ -231,14 +231,15 @@ def test_the_parts_of_every_strategy_add_up_to_what_was_shown(
 ) -> None:
     spaces.set_strategy(connection, taught.name, strategy)
     try:
-        _publish(taught)
+        version = _publish(taught)
         found, id = _answered(taught, 3)
         taught.teach(10)
     finally:
         spaces.set_strategy(connection, taught.name, "learned")
         taught.engine.flush()
     answer = taught.engine.why(id)
-    assert (answer.strategy, answer.setting, answer.is_by_version) == (strategy, strategy, True)
+    assert (answer.strategy, answer.setting, answer.version) == (strategy, strategy, version)
+    assert answer.explained_by == (None if strategy in ("frozen", "boosted") else version)
     assert (answer.reason.kind, answer.reason.text) == ("setting", f"the space was set to {strategy}")
     assert answer.reason.actor is not None
     assert answer.notes == ()
@@ -327,21 +328,57 @@ def test_before_any_version_the_present_explains_and_a_note_says_so(small: World
     small.engine.flush()
     _, id = _answered(small)
     answer = small.engine.why(id)
-    assert (answer.version, answer.is_by_version) == (0, False)
+    assert (answer.version, answer.explained_by) == (0, None)
     assert any("no version had been published" in note for note in answer.notes)
     assert any(item.adapter for item in answer.items)
     assert {s.strategy for s in answer.strategies} == {"frozen", *LEARNED}
 
 
-def test_what_was_learned_after_the_version_is_left_over_and_told(small: World, connection: Connection) -> None:
+def test_what_is_nearest_to_what_answered_explains_it(small: World, connection: Connection) -> None:
     spaces.set_strategy(connection, small.name, "familiar")
     version = _publish(small)
     small.teach(60)
     _, id = _answered(small)
-    answer = small.engine.why(id)
-    assert answer.version == version
-    assert max(abs(item.rest) for item in answer.items if item.rest is not None) > 0.005
-    assert [note for note in answer.notes if f"had learned more than version {version}" in note]
+    now = small.engine.why(id)
+    assert (now.version, now.explained_by) == (version, None)
+    assert any(f"by what is learned at present: version {version} is further" in note for note in now.notes)
+    assert max(abs(item.rest) for item in now.items if item.rest is not None) < 0.005
+    # Once as much was learned after the answer as before it, the version is as near; and what is left over is told.
+    small.teach(61)
+    then = small.engine.why(id)
+    assert (then.version, then.explained_by) == (version, version)
+    left = max(abs(item.rest) for item in then.items if item.rest is not None)
+    assert left > 0.005
+    assert then.notes == (
+        f"up to {left:.3f} of a score is not explained: its item has changed, or what answered had learned more or"
+        f" less than version {version}",
+    )
+    # What the next version holds is nearer, and stays so.
+    _, id = _answered(small)
+    following = _publish(small)
+    small.teach(60)
+    assert small.engine.why(id).explained_by == following
+    # A version that was deployed in between leads nowhere from there.
+    small.engine.deploy(version)
+    small.teach(30)
+    _publish(small)
+    assert small.engine.why(id).explained_by == following
+
+
+def test_what_was_learned_with_an_answer_was_not_known_to_it(small: World) -> None:
+    # Ids without a time: what is recorded in one transaction has the time of its entries in the ledger.
+    ids = [
+        small.engine.record(
+            small.ask(0), ["1"], [1.0], trajectory_id=uuid.uuid5(uuid.NAMESPACE_OID, f"{small.name} {n}")
+        )
+        for n in range(3)
+    ]
+    small.engine.flush()
+    for id in ids:
+        assert not set(ids) & {near.trajectory_id for near in small.engine.why(id).neighbours}
+    later = small.engine.record(small.ask(0), ["1"], [1.0])
+    small.engine.flush()
+    assert set(ids) <= {near.trajectory_id for near in small.engine.why(later).neighbours}
 
 
 def test_a_version_that_is_gone_is_told_and_the_rest_is_given(small: World, connection: Connection) -> None:
@@ -349,13 +386,13 @@ def test_a_version_that_is_gone_is_told_and_the_rest_is_given(small: World, conn
     version = _publish(small)
     _, id = _answered(small)
     before = small.engine.why(id)
-    assert (before.version, before.is_by_version) == (version, True)
+    assert (before.version, before.explained_by) == (version, version)
     for table in ("version_row", "adapter_version"):
         small.rows(f"DELETE FROM sona.{table} WHERE space_id = %(space)s AND version = {version} RETURNING version")
     answer = small.engine.why(id)
-    assert (answer.version, answer.cause, answer.published_at, answer.is_by_version) == (version, None, None, False)
+    assert (answer.version, answer.cause, answer.published_at, answer.explained_by) == (version, None, None, None)
     assert f"version {version} is gone" in answer.notes[0]
-    assert any("at present: the version is gone" in note for note in answer.notes)
+    assert any(f"at present: version {version} is gone" in note for note in answer.notes)
     assert (answer.neighbours, answer.reason) == (before.neighbours, before.reason)
     assert [item.moved for item in answer.items] == [item.moved for item in before.items]
     assert all(item.adapter is not None for item in answer.items)
@@ -367,8 +404,8 @@ def test_a_version_that_does_not_hold_the_strategy_is_told(small: World, connect
     small.engine.flush()
     _, id = _answered(small)
     answer = small.engine.why(id)
-    assert (answer.version, answer.is_by_version) == (version, False)
-    assert any(f"version {version} was published before the strategy answered" in note for note in answer.notes)
+    assert (answer.version, answer.explained_by) == (version, None)
+    assert any(f"version {version} is further from the answer, or does not hold" in note for note in answer.notes)
 
 
 def test_what_retention_has_deleted_is_told(small: World, connection: Connection) -> None:
