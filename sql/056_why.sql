@@ -2,7 +2,7 @@
 
 CREATE OR REPLACE FUNCTION sona._answered_at(trajectory_id uuid, recorded_at timestamptz) RETURNS timestamptz
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
--- RFC 9562, version 7: the first 48 bits are milliseconds. A clock that is ahead cannot have answered after it was recorded.
+-- RFC 9562, version 7: the first 48 bits are milliseconds. By a clock that is ahead, it would come after its record.
 RETURN CASE get_byte(uuid_send(_answered_at.trajectory_id), 6) >> 4
             WHEN 7 THEN least(_answered_at.recorded_at, to_timestamp(
                 ('x' || left(replace(_answered_at.trajectory_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
@@ -446,10 +446,10 @@ BEGIN
     FROM unnest(notes) WITH ORDINALITY x (note, n) ORDER BY x.n;
 END $$;
 COMMENT ON FUNCTION sona.why IS
-    'Why an answer that was recorded was what it was, as rows by part. answer: what answered; amount is what it was worth. '
-    'evidence: why that strategy was in force, then what every strategy had brought by the version; amount is nDCG@10 '
-    'above frozen. neighbour: the nearest events remembered by then; amount is the cosine. item: what was shown at a '
-    'place, and from where in the frozen ranking it was moved; amount is by how much what was learned moved its score, '
-    'that is adapter + memory + rest in detail. dropped: what the frozen ranking would have shown at a place, and was not '
-    'shown. note: what is not known any more. trajectory_id is the answer, the event by which it was found, the '
+    'Why an answer that was recorded was what it was, as rows by part. answer: what answered; amount is what it was '
+    'worth. evidence: why that strategy was in force, then what every strategy had brought by the version; amount is '
+    'nDCG@10 above frozen. neighbour: the nearest events remembered by then; amount is the cosine. item: what was shown '
+    'at a place, and from where in the frozen ranking it was moved; amount is by how much what was learned moved its '
+    'score, that is adapter + memory + rest in detail. dropped: what the frozen ranking would have shown at a place, and '
+    'was not shown. note: what is not known any more. trajectory_id is the answer, the event by which it was found, the '
     'neighbour, or the nearest that helped the item. Writes nothing. Raises SN007 if the trajectory is not there.';
