@@ -94,9 +94,10 @@ def _fused(
     connection.execute("ANALYZE sona.remembered_query")
     connection.execute("ANALYZE sona.item_outcome")
     engine.flush()
+    # Of every cluster alike: those of one would keep what they touch of the indexes in the caches.
     queries = [
-        embedding + np.float32(0.3) * random.standard_normal(DIM, dtype=np.float32)
-        for _, embedding in rows[:: max(1, len(rows) // 997)]
+        rows[place][1] + np.float32(0.3) * random.standard_normal(DIM, dtype=np.float32)
+        for place in random.choice(len(rows), min(997, len(rows)), replace=False)
     ]
     # Each call has a query of its own: one that was just asked is in the caches.
     asked = itertools.cycle(queries)

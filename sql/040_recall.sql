@@ -106,15 +106,37 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'relaxed_order' AS $$
 DECLARE
+    ef_search text;
+    -- The admitted ones: distances, ordinals and what is asked for.
+    aways double precision[];
+    ordinals bigint[];
     events sona.neighbour[];
-    ef_search text := sona._widen_search(k);
 BEGIN
+    -- Planned at every call is only what an index must serve, since it must name the space.
+    IF sona._queries_index(space_id) IS NULL THEN
+        SELECT array_agg(ROW(coalesce(1 - nullif(n.away, 'NaN'), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour
+                         ORDER BY n.away, n.ordinal)
+        INTO events FROM (
+            SELECT r.embedding OPERATOR(@vector@.<=>) query AS away, r.ordinal, r.helped, r.rewards, r.unhelpful
+            FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id ORDER BY 1, 2 LIMIT k) n;
+        RETURN coalesce(events, '{}');
+    END IF;
+    ef_search := sona._widen_search(k);
     EXECUTE format(
-        'SELECT array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour'
-        '                 ORDER BY n.away, n.ordinal) FROM (%s) n',
-        sona._near_queries(space_id, dim, 'r.helped, r.rewards, r.unhelpful, r.ordinal'))
-    INTO events USING query, k;
+        'SELECT array_agg(n.away), array_agg(n.ordinal),'
+        '       array_agg(ROW(coalesce(1 - nullif(n.away, ''NaN''), 0), n.helped, n.rewards, n.unhelpful)::sona.neighbour)'
+        ' FROM (%s) n', sona._near_admitted(space_id, dim, 'r.helped, r.rewards, r.unhelpful, r.ordinal'))
+    INTO aways, ordinals, events USING query, k;
     PERFORM set_config('hnsw.ef_search', ef_search, true);
+    SELECT array_agg(ROW(n.similarity, n.helped, n.rewards, n.unhelpful)::sona.neighbour ORDER BY n.away, n.ordinal)
+    INTO events FROM (
+        SELECT * FROM (
+            SELECT f.away, f.ordinal, coalesce(1 - nullif(f.away, 'NaN'), 0) AS similarity, f.helped, f.rewards, f.unhelpful
+            FROM (SELECT r.embedding OPERATOR(@vector@.<=>) query AS away, r.ordinal, r.helped, r.rewards, r.unhelpful
+                  FROM sona.remembered_query r WHERE r.space_id = _near_events.space_id AND NOT r.admitted
+                  ORDER BY 1, 2 LIMIT k) f
+            UNION ALL SELECT * FROM unnest(aways, ordinals, events)) e
+        ORDER BY 1, 2 LIMIT k) n;
     RETURN coalesce(events, '{}');
 END $$;
 COMMENT ON FUNCTION sona._near_events IS
@@ -131,7 +153,8 @@ DECLARE
     condition text := '';
 BEGIN
     IF cardinality(ids) = 0 THEN RETURN; END IF;
-    SELECT * INTO source FROM sona._items_of(space_id);
+    -- Whoever asks has just searched the table: that it and its columns are there need not be looked up again.
+    SELECT * INTO source FROM sona.item_source i WHERE i.space_id = _item_distances.space_id;
     IF filter IS NOT NULL AND filter <> '{}' THEN
         condition := ' AND ' || sona._condition(source.items, source.filter_columns, filter);
     END IF;
@@ -186,7 +209,7 @@ BEGIN
     END LOOP;
     SELECT * INTO helped FROM sona._item_distances(
         space_id,
-        ARRAY(SELECT DISTINCT h FROM unnest(events) e, unnest(e.helped) h WHERE h <> ALL (near.items)),
+        ARRAY(SELECT unnest(e.helped) FROM unnest(events) e EXCEPT SELECT unnest(near.items)),
         filter, base, other);
     familiarity := greatest((events[1]).similarity, 0);
     gate := sona._familiar(familiarity, g.settings);
@@ -196,26 +219,29 @@ BEGIN
     IF length < 1e-12 THEN length := 1; END IF;
     RETURN QUERY
     WITH help AS (
-        SELECT h.item, max(e.similarity) AS nearest, sum(exp((e.similarity - 1) / g.kernel) * h.reward) AS vote
-        FROM unnest(events) e, unnest(e.helped, e.rewards) h (item, reward) GROUP BY h.item),
-    miss AS (
-        SELECT m.item, max(e.similarity) AS nearest FROM unnest(events[:g.misses_near]) e, unnest(e.unhelpful) m (item)
-        GROUP BY m.item),
-    -- A table of chunks has an id several times: its nearest row stands for it.
-    items AS (
-        SELECT DISTINCT ON (i.item) i.item, coalesce(1 - i.away, 0) AS frozen,
-               coalesce(1 - i.other_away, 0) AS other
+        SELECT unnest(e.helped) AS item, e.similarity, exp((e.similarity - 1) / g.kernel) * unnest(e.rewards) AS vote
+        FROM unnest(events) e),
+    -- What is known of an item, from wherever: grouped once, which is cheaper than a join for each.
+    fact (item, away, help, vote, miss, times) AS (
+        SELECT i.item, ARRAY[i.away, i.other_away], NULL::double precision, NULL::double precision,
+               NULL::double precision, NULL::bigint
         FROM unnest(near.items || helped.items, near.distances || helped.distances,
                     near.other_distances || helped.other_distances) i (item, away, other_away)
-        ORDER BY i.item, i.away),
-    known AS (
-        SELECT i.item, i.frozen, i.other, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
-               i.frozen - (SELECT max(b.frozen) FROM items b) AS below, coalesce(h.nearest, 0) AS help, coalesce(h.vote, 0) AS vote,
-               coalesce(m.nearest, 0) AS miss,
-               -- A subquery: a join might read all outcomes of a space for those of a hundred items.
-               coalesce((SELECT o.helped FROM sona.item_outcome o
-                         WHERE o.space_id = _score_items.space_id AND o.item_id = i.item), 0) AS times
-        FROM items i LEFT JOIN help h USING (item) LEFT JOIN miss m USING (item)),
+        UNION ALL SELECT h.item, NULL, h.similarity, h.vote, NULL, NULL FROM help h
+        UNION ALL SELECT unnest(e.unhelpful), NULL, NULL, NULL, e.similarity, NULL FROM unnest(events[:g.misses_near]) e
+        UNION ALL SELECT o.item_id, NULL, NULL, NULL, NULL, o.helped FROM sona.item_outcome o
+        WHERE o.space_id = _score_items.space_id AND o.item_id = ANY (near.items || helped.items)),
+    -- A table of chunks has an id several times: its nearest row, the least pair of distances, stands for it.
+    item AS (
+        SELECT f.item, coalesce(1 - (min(f.away))[1], 0) AS frozen, coalesce(1 - (min(f.away))[2], 0) AS other,
+               coalesce(max(f.help), 0) AS help, coalesce(sum(f.vote), 0) AS vote, coalesce(max(f.miss), 0) AS miss,
+               coalesce(max(f.times), 0) AS times
+        FROM fact f GROUP BY f.item HAVING min(f.away) IS NOT NULL),
+    -- Worked out once: each of these is named several times below, and would else be computed as often.
+    known AS MATERIALIZED (
+        SELECT i.*, ((1 - gate) * i.frozen + gate * i.other) / length - i.frozen AS familiar,
+               i.frozen - max(i.frozen) OVER () AS below
+        FROM item i),
     scored AS (
         SELECT f.item, (1 - share) * f.frozen + share * CASE strategy
             WHEN 'familiar' THEN f.frozen + f.familiar
@@ -232,9 +258,10 @@ BEGIN
                   + CASE WHEN f.times > 0 THEN g.w[15] + g.w[16] * greatest(familiarity - 0.5, 0)
                         + g.w[17] * greatest(familiarity - 0.7, 0) + g.w[18] * greatest(familiarity - 0.85, 0)
                     ELSE 0 END) / 20 END AS score
-        FROM known f)
+        FROM known f
+        ORDER BY 2 DESC, f.item COLLATE "C" LIMIT k)
     SELECT s.item, row_number() OVER (ORDER BY s.score DESC, s.item COLLATE "C")::integer, s.score::real
-    FROM scored s ORDER BY 2 LIMIT k;
+    FROM scored s ORDER BY 2;
 END $$;
 COMMENT ON FUNCTION sona._score_items IS
     'The k best of the items near a query and of what helped near it, by a strategy that knows remembered outcomes.';

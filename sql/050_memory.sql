@@ -17,6 +17,16 @@ LANGUAGE sql STABLE PARALLEL SAFE
 RETURN to_regclass('sona.remembered_query_hnsw_' || space_id);
 COMMENT ON FUNCTION sona._queries_index IS 'The HNSW index of the remembered queries of a space; NULL where it has none.';
 
+CREATE OR REPLACE FUNCTION sona._near_admitted(space_id bigint, dim integer, columns text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+-- Literals: a partial index on an expression serves only the very same expression and predicate.
+RETURN format(
+    'SELECT %s OPERATOR(@vector@.<=>) $1::%s AS away, %s FROM sona.remembered_query r'
+    ' WHERE r.space_id = %s AND r.admitted ORDER BY 1 LIMIT $2',
+    sona._indexed_embedding(dim), sona._indexed_type(dim), columns, coalesce(space_id, 0));
+COMMENT ON FUNCTION sona._near_admitted IS
+    'A statement that finds, through the index of a space, the $2 admitted queries nearest to $1; as sona._near_queries.';
+
 CREATE OR REPLACE FUNCTION sona._near_queries(space_id bigint, dim integer, columns text) RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -24,11 +34,7 @@ DECLARE
     fresh text := format(
         'SELECT r.embedding OPERATOR(@vector@.<=>) $1 AS away, %s FROM sona.remembered_query r'
         ' WHERE r.space_id = %s AND NOT r.admitted ORDER BY 1, r.ordinal LIMIT $2', columns, coalesce(space_id, 0));
-    -- Literals: a partial index on an expression serves only the very same expression and predicate.
-    admitted text := format(
-        'SELECT %s OPERATOR(@vector@.<=>) $1::%s AS away, %s FROM sona.remembered_query r'
-        ' WHERE r.space_id = %s AND r.admitted ORDER BY 1 LIMIT $2',
-        sona._indexed_embedding(dim), sona._indexed_type(dim), columns, coalesce(space_id, 0));
+    admitted text := sona._near_admitted(space_id, dim, columns);
 BEGIN
     -- Most have only one of them, and what is not there need not be planned.
     RETURN CASE
@@ -63,8 +69,9 @@ BEGIN
         PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
                              'ask for fewer queries');
     END IF;
+    -- Adding zero, so that it is sorted: an index that goes on after its first rows returns almost in order.
     RETURN QUERY EXECUTE format('SELECT n.trajectory_id, coalesce(1 - nullif(n.away, ''NaN''), 0)::real FROM (%s) n'
-                                ' ORDER BY n.away', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))
+                                ' ORDER BY n.away + 0', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))
     USING query, k;
 END $$;
 COMMENT ON FUNCTION sona.nearest_queries IS 'The k remembered queries nearest to a query, by cosine.';

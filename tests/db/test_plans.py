@@ -275,6 +275,19 @@ def test_the_large_space_is_searched_through_hnsw(watch: Watch, query: NDArray[n
         assert scans() == before + 1
 
 
+def test_remembered_events_come_in_order_from_an_index_that_has_lost_rows(
+    filled: Filled, rng: np.random.Generator
+) -> None:
+    # It goes on for more than it found at first, and returns those in an order of their own.
+    with connect(filled.superuser) as connection, connection.transaction(force_rollback=True):
+        connection.execute("DELETE FROM sona.remembered_query WHERE space_id = 1 AND ordinal % 100 <> 0")
+        for query in rng.standard_normal((20, DIM)).astype(np.float32):
+            rows = connection.execute("SELECT similarity FROM unnest(sona._near_events(1, %s, %s, 40))", (DIM, query))
+            near = [row[0] for row in rows]
+            assert len(near) == 40
+            assert near == sorted(near, reverse=True)
+
+
 def test_retention(watch: Watch) -> None:
     with connect(watch.url) as connection, connection.transaction(force_rollback=True):
 

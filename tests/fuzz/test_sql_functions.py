@@ -190,6 +190,7 @@ EVERY = (
     "_lock_learner",
     "_mapped",
     "_may_grant",
+    "_near_admitted",
     "_near_events",
     "_near_queries",
     "_nearest_items",
