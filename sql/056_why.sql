@@ -84,7 +84,7 @@ BEGIN
         ef_search := sona._widen_search(wide);
         EXECUTE format(
             'SELECT array_agg(o.trajectory_id) FROM (SELECT n.trajectory_id FROM (%s) n WHERE n.ordinal < $3'
-            '                                        ORDER BY n.away, n.ordinal LIMIT $4) o',
+            '                                        ORDER BY n.away + 0, n.ordinal LIMIT $4) o',
             sona._near_queries(space_id, dim, 'r.trajectory_id, r.ordinal'))
         INTO ids USING query, wide, entries, k;
         PERFORM set_config('hnsw.ef_search', ef_search, true);
