@@ -46,6 +46,7 @@ from sona_pg.store.improvement import ImprovementMetrics
 from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import Version
+from sona_pg.store.why import Why, why
 from sona_pg.types import (
     EMPTY,
     UNKNOWN_ANSWER,
@@ -527,6 +528,27 @@ class SonaEngine:
         self._loop.flush_updates()
         self._evidence.refresh()
         return deployed
+
+    def why(self, trajectory_id: uuid.UUID) -> Why:
+        """Why an answer was what it was: what answered and why, what it remembered, and what moved its items.
+
+        Parameters
+        ----------
+        trajectory_id
+            What `record` gave, once it is flushed.
+
+        Raises
+        ------
+        UnknownTrajectory
+            If it is not there; says whether retention has deleted it.
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        if not isinstance(trajectory_id, uuid.UUID):
+            raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected a UUID")
+        with self._search.connection() as connection:
+            return why(connection, trajectory_id, self._space.name)
 
     # Learn -----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
 from sona_pg.cli.spaces import space, status
 from sona_pg.cli.versions import deploy, versions
+from sona_pg.cli.why import why
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
@@ -97,6 +98,7 @@ def migrate(given: str | None, dry_run: bool) -> None:
 
 app.add_command(space)
 app.add_command(status)
+app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(worker)

@@ -25,6 +25,18 @@ CALLS = {
     "_check_keys": "SELECT sona._check_keys('{{\"a\": 1}}', '{{a,b}}', '{{b}}')",
     "_check_strategy": "SELECT sona._check_strategy('none')",
     "_check_examination": "SELECT sona._check_examination('{{1,2}}')",
+    "_answered_at": "SELECT sona._answered_at('{trajectory}', '2100-01-01')",
+    "_find_trajectory": "SELECT (sona._find_trajectory('{trajectory}', {space})).strategy",
+    "_known_entries": "SELECT sona._known_entries(t, 'infinity') FROM sona.trajectory t"
+    " WHERE t.space_id OPERATOR(pg_catalog.=) {space_id} AND t.trajectory_id OPERATOR(pg_catalog.=) '{trajectory}'",
+    "_in_force_because": "SELECT b.setting, b.reason FROM sona.trajectory t, sona._in_force_because(t, 'infinity') b"
+    " WHERE t.space_id OPERATOR(pg_catalog.=) {space_id} AND t.trajectory_id OPERATOR(pg_catalog.=) '{trajectory}'",
+    "_events_before": "SELECT pg_catalog.cardinality(ids), pg_catalog.cardinality(events)"
+    f" FROM sona._events_before({{space_id}}, {DIM}, {{query}}, 1000, 3)",
+    "_mapped_by": "SELECT sona._mapped_by({space_id}, 1, '{{adapter,micro}}', {query})",
+    "_parts": "SELECT adapter, memory, cosine FROM sona._parts('fusion', 0.5, pg_catalog.array_fill("
+    "0.5::pg_catalog.float8, '{{18}}'), 0.5, 0.6, 0.1, 0, 0.9, 2, 3, 0.6, 4, 0.9)",
+    "why": "SELECT part, place, item_id, trajectory_id, amount, reason, detail FROM sona.why('{trajectory}', {space})",
     "_times": "SELECT sona._times({query}, 0.5)",
     "_mapped": "SELECT sona._mapped({space_id}, '{{adapter,micro}}', {query})",
     "_familiar": 'SELECT sona._familiar(0.6, \'{{"familiar_from": 0.5, "familiar_width": 0.3}}\')',
@@ -142,6 +154,10 @@ FOREIGN = {
     "_version": "SN005",
     "_version_checksum": [],
     "_version_rows": [],
+    "_events_before": [(0, 0)],
+    "_in_force_because": [],
+    "_known_entries": [],
+    "_mapped_by": [(QUERY[1:-1],)],
     "_delete_orphan_scores": [(0,)],
     "_delete_steps": [(0,)],
     "_delete_trajectories": [(0,)],

@@ -1,0 +1,583 @@
+"""Why an answer was what it was: what answered and on which evidence, and what moved its items by how much."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from sona_pg import InvalidInput, UnknownSpace, UnknownTrajectory
+from sona_pg.engine import Recall
+from sona_pg.kernels.reference import fusion_features
+from sona_pg.learning.remembered import Remembered, Surroundings
+from sona_pg.store import spaces
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.strategist import claim_settings
+from sona_pg.store.why import Why, why
+
+from .conftest import World as Tenants
+from .test_cli import sona
+from .test_strategist import World
+
+LEARNED = ("adapted", "familiar", "boosted", "stake", "fusion")
+
+
+def _publish(world: World, cause: str = "a test") -> int:
+    """Publish what the space has learned, as a flush does when enough was, and let its engine know."""
+    row = world.rows(f"SELECT sona._publish(%(space)s, '{cause}')")[0]
+    world.rows("UPDATE sona.learner SET revision = revision + 1 WHERE space_id = %(space)s RETURNING revision")
+    world.engine.flush()
+    return int(str(row[0]))
+
+
+def _answered(world: World, question: int = 0) -> tuple[Recall, uuid.UUID]:
+    """An answer with its outcome, learned."""
+    found = world.engine.recall(world.ask(question))
+    id = world.engine.record(found, rewards={str(world.answers[question]): 1.0})
+    world.engine.flush()
+    return found, id
+
+
+def _drop(world: World) -> None:
+    """What is broken here must not stay: a worker of another test weighs every space of the database."""
+    world.engine.close()
+    with connect(world.url) as connection:
+        connection.execute("SELECT sona.drop_space(%s)", (world.name,))
+
+
+@pytest.fixture(scope="module")
+def taught(url: str) -> Iterator[World]:
+    """A space in which the fusion is proven, and which has gone on learning since it was published and answered."""
+    world = World(url, f"why_{uuid.uuid4().hex[:8]}", control_share=0)
+    world.teach(240)
+    yield world
+    world.engine.close()
+
+
+@pytest.fixture(scope="module")
+def told(taught: World) -> tuple[Recall, Why]:
+    """An answer by a version that had learned all that there was, and why; asked when more was learned."""
+    _publish(taught)
+    found, id = _answered(taught)
+    taught.teach(40)
+    return found, taught.engine.why(id)
+
+
+@pytest.fixture
+def small(url: str, space_name: str) -> Iterator[World]:
+    """A space that the boosted frozen ranking answers."""
+    made = World(url, space_name, strategy="boosted", control_share=0)
+    made.teach(60)
+    yield made
+    _drop(made)
+
+
+def test_it_says_what_answered_and_what_it_was_worth(taught: World, told: tuple[Recall, Why]) -> None:
+    found, answer = told
+    assert (answer.trajectory_id, answer.space) == (found.trajectory_id, taught.name)
+    assert (answer.strategy, answer.arm, answer.propensity, answer.setting) == ("fusion", "learned", 1.0, "learned")
+    assert (answer.version, answer.cause, answer.explained_by) == (found.answer.version, "a test", answer.version)
+    assert answer.version > 0
+    assert answer.published_at is not None
+    assert answer.published_at < answer.answered_at <= answer.recorded_at
+    assert answer.worth == 1.0
+    assert answer.gain is not None
+    assert answer.events == 240
+    assert answer.notes == ()
+
+
+def test_it_says_on_which_evidence(taught: World, told: tuple[Recall, Why]) -> None:
+    _, answer = told
+    turns = taught.rows(
+        "SELECT reason, created_at, trajectory_id FROM sona.turns WHERE space = %(name)s AND after = 'fusion'"
+        " AND region IS NULL ORDER BY ordinal"
+    )
+    assert (answer.reason.text, answer.reason.since, answer.reason.trajectory_id) == turns[-1]
+    assert (answer.reason.kind, answer.reason.region) == ("turn", None)
+    gains = {s.strategy: s for s in answer.strategies}
+    assert set(gains) == {"frozen", *LEARNED}
+    assert [s.gain for s in answer.strategies] == sorted((s.gain for s in answer.strategies), reverse=True)
+    assert {s.events for s in answer.strategies} == {240}
+    assert gains["fusion"].gain > gains["frozen"].gain == 0.0
+
+
+def test_it_says_where_the_frozen_embedding_would_have_shown_the_items(taught: World, told: tuple[Recall, Why]) -> None:
+    found, answer = told
+    frozen = [str(row) for row in np.argsort(-(taught.items @ found.query), kind="stable")]
+    assert [item.item_id for item in answer.items] == [item.item_id for item in found.items]
+    for item, shown in zip(answer.items, found.items, strict=True):
+        assert (item.place, item.score) == (shown.rank, pytest.approx(shown.score, abs=1e-7))
+        place = 1 + frozen.index(item.item_id)
+        assert item.frozen_place == (place if place <= 100 else None)
+        assert item.moved == (place - shown.rank if place <= 100 else None)
+        assert item.frozen == pytest.approx(float(taught.items[int(item.item_id)] @ found.query), abs=1e-6)
+    assert [item.item_id for item in answer.dropped] == [
+        item for item in frozen[:10] if item not in {shown.item_id for shown in found.items}
+    ]
+    assert {item.place for item in answer.dropped} == {None}
+    assert [item.frozen_place for item in answer.dropped] == [1 + frozen.index(item.item_id) for item in answer.dropped]
+
+
+def test_the_neighbours_are_those_that_were_remembered_by_then(taught: World, told: tuple[Recall, Why]) -> None:
+    found, answer = told
+    rows = taught.rows("SELECT trajectory_id, embedding::text, helped FROM sona.remembered_query"
+                       " WHERE space_id = %(space)s AND ordinal < 240 ORDER BY ordinal")  # fmt: skip
+    assert len(rows) == 240
+    queries = np.array([json.loads(str(row[1])) for row in rows], dtype=np.float32)
+    nearest = np.argsort(-(queries @ found.query), kind="stable")[:10]
+    assert [near.trajectory_id for near in answer.neighbours] == [rows[n][0] for n in nearest]
+    np.testing.assert_allclose(
+        [near.similarity for near in answer.neighbours], (queries @ found.query)[nearest], atol=1e-6
+    )
+    assert [list(near.helped) for near in answer.neighbours] == [rows[n][2] for n in nearest]
+    assert all(near.answered_at is not None and near.answered_at < answer.answered_at for near in answer.neighbours)
+    assert taught.engine.why(answer.neighbours[0].trajectory_id).trajectory_id == answer.neighbours[0].trajectory_id
+
+
+def test_the_parts_of_a_fusion_are_those_of_an_independent_computation(
+    taught: World, told: tuple[Recall, Why], connection: Connection
+) -> None:
+    found, answer = told
+    space, query = taught.engine.space, found.query.astype(np.float64)
+    config = claim_settings(connection, space, None)
+    rows = connection.execute(
+        "SELECT down, up FROM sona.version_row WHERE space_id = %s AND version = %s AND tier = 'proven'",
+        (space.space_id, answer.version),
+        binary=True,
+    ).fetchall()
+    adapted = query + sum((query @ down) * up.astype(np.float64) for down, up in rows)
+    adapted /= np.linalg.norm(adapted)
+    version = connection.execute(
+        "SELECT weights, unseen FROM sona.adapter_version WHERE space_id = %s AND version = %s",
+        (space.space_id, answer.version),
+    ).fetchone()
+    assert version is not None
+    memory = connection.execute(
+        "SELECT embedding, helped, rewards, unhelpful FROM sona.remembered_query"
+        " WHERE space_id = %s AND ordinal < 240 ORDER BY ordinal",
+        (space.space_id,),
+        binary=True,
+    ).fetchall()
+    events = [Remembered(float(e @ query), dict(zip(h, r, strict=True)), u) for e, h, r, u in memory]
+    events.sort(key=lambda event: -event.similarity)
+    times: dict[str, int] = {}
+    for event in events:
+        for item in event.helped:
+            times[item] = times.get(item, 0) + 1
+    nearest = [str(row) for row in np.argsort(-(taught.items @ query))[: config.candidates]]
+    listed = {item for event in events[: config.neighbours] for item in event.helped}
+    around = Surroundings(
+        nearest, events[: config.neighbours], {i: taught.items[int(i)] for i in {*nearest, *listed}}, times
+    )
+    candidates = around.candidates(config.neighbours)
+    table, _, gate = fusion_features(
+        around.embeddings @ query,
+        around.embeddings @ adapted,
+        float(adapted @ query),
+        candidates,
+        around.near,
+        around.times_helped,
+        neighbours=config.neighbours,
+        misses_near=config.misses_near,
+        vote_kernel=config.vote_kernel,
+        familiar_from=config.familiar_from,
+        familiar_width=config.familiar_width,
+    )
+    weights, unseen = np.array(version[0]), version[1]
+    share = gate + (1 - gate) * unseen
+    by_adapter = dict(
+        zip((around.items[row] for row in candidates), share * table[:, 1:3] @ weights[1:3] / 20, strict=True)
+    )
+    by_memory = dict(
+        zip((around.items[row] for row in candidates), share * table[:, 3:] @ weights[3:] / 20, strict=True)
+    )
+    assert max(abs(part) for part in by_memory.values()) > 0.1
+    assert max(abs(part) for part in by_adapter.values()) > 0.01
+    assert {item.item_id for item in answer.items} <= set(by_memory)
+    for item in (*answer.items, *answer.dropped):
+        assert item.adapter == pytest.approx(by_adapter[item.item_id], abs=1e-6)
+        assert item.memory == pytest.approx(by_memory[item.item_id], abs=1e-6)
+        assert item.frozen is not None
+        assert item.cosine == pytest.approx((1 - share + share * weights[0]) * item.frozen, abs=1e-6)
+        if item.place is not None:
+            # What was shown, with the score that it had then: nothing is left over.
+            assert item.score == pytest.approx(
+                item.cosine + by_adapter[item.item_id] + by_memory[item.item_id], abs=1e-6
+            )
+            assert item.rest == pytest.approx(0, abs=1e-6)
+
+
+def test_it_says_which_neighbours_helped_an_item(taught: World, told: tuple[Recall, Why]) -> None:
+    _, answer = told
+    best = answer.items[0]
+    assert best.item_id == str(taught.answers[0])
+    helped = [near.trajectory_id for near in answer.neighbours if best.item_id in near.helped]
+    assert list(best.helped_in[: len(helped)]) == helped
+    assert len(helped) > 3
+    missed = {item.item_id: item.missed_in for item in answer.items}
+    for near in answer.neighbours:
+        for item in set(near.unhelpful) & set(missed):
+            assert near.trajectory_id in missed[item]
+
+
+@pytest.mark.parametrize("strategy", ["frozen", *LEARNED])
+def test_the_parts_of_every_strategy_add_up_to_what_was_shown(
+    taught: World, told: tuple[Recall, Why], connection: Connection, strategy: str
+) -> None:
+    spaces.set_strategy(connection, taught.name, strategy)
+    try:
+        version = _publish(taught)
+        found, id = _answered(taught, 3)
+        taught.teach(10)
+    finally:
+        spaces.set_strategy(connection, taught.name, "learned")
+        taught.engine.flush()
+    answer = taught.engine.why(id)
+    assert (answer.strategy, answer.setting, answer.version) == (strategy, strategy, version)
+    assert answer.explained_by == (None if strategy in ("frozen", "boosted") else version)
+    assert (answer.reason.kind, answer.reason.text) == ("setting", f"the space was set to {strategy}")
+    assert answer.reason.actor is not None
+    assert answer.notes == ()
+    adapter, memory = ([getattr(item, part) for item in answer.items] for part in ("adapter", "memory"))
+    assert any(adapter) == (strategy not in ("frozen", "boosted"))
+    assert any(memory) == (strategy in ("boosted", "fusion"))
+    for item, shown in zip(answer.items, found.items, strict=True):
+        assert item.score == pytest.approx(shown.score, abs=1e-7)
+        assert item.rest == pytest.approx(0, abs=1e-6)
+        if strategy != "fusion":
+            assert item.cosine == item.frozen
+    if strategy == "frozen":
+        assert {item.moved for item in answer.items} == {0}
+        assert answer.dropped == ()
+
+
+def test_what_changes_later_does_not_change_why(
+    taught: World, told: tuple[Recall, Why], connection: Connection
+) -> None:
+    found, answer = told
+    for strategy in ("stake", "learned"):
+        spaces.set_strategy(connection, taught.name, strategy)
+        assert why(connection, found.trajectory_id) == answer
+    taught.engine.flush()
+
+
+def test_an_index_of_the_memory_finds_the_same_neighbours(
+    taught: World, told: tuple[Recall, Why], connection: Connection
+) -> None:
+    found, answer = told
+    connection.execute("SELECT sona.admit_queries(%s, 0)", (taught.name,))
+    assert taught.rows("SELECT sona._queries_index(%(space)s) IS NOT NULL") == [(True,)]
+    assert why(connection, found.trajectory_id) == answer
+    # Most of what is near came later: what an index finds there is not enough.
+    first = taught.rows("SELECT trajectory_id FROM sona.remembered_query WHERE space_id = %(space)s AND ordinal = 25")
+    early = why(connection, uuid.UUID(str(first[0][0])))
+    assert len(early.neighbours) == 10
+    assert all(near.answered_at is not None and near.answered_at < early.answered_at for near in early.neighbours)
+
+
+def test_it_writes_nothing(told: tuple[Recall, Why], url: str) -> None:
+    with connect(url) as connection, connection.transaction():
+        connection.execute("SET TRANSACTION READ ONLY")
+        assert why(connection, told[0].trajectory_id) == told[1]
+
+
+def test_the_control_arm_and_the_shadow_moved_nothing(url: str, space_name: str, connection: Connection) -> None:
+    world = World(url, space_name, strategy="boosted", control_share=0.5)
+    world.teach(40)
+    arms = {}
+    while len(arms) < 2:
+        found = world.engine.recall(world.ask(1))
+        arms[found.answer.arm] = world.engine.record(found, rewards={str(world.answers[1]): 1.0})
+    spaces.set_strategy(connection, world.name, "shadow")
+    world.engine.flush()
+    _, arms["shadow"] = _answered(world)
+    told = {arm: world.engine.why(id) for arm, id in arms.items()}
+    assert {arm: answer.arm for arm, answer in told.items()} == {arm: arm for arm in ("learned", "control", "shadow")}
+    assert told["learned"].strategy == "boosted"
+    assert (told["control"].reason.kind, told["control"].propensity) == ("arm", 0.5)
+    assert "control arm" in told["control"].reason.text
+    assert (told["shadow"].reason.kind, told["shadow"].setting) == ("setting", "shadow")
+    for arm in ("control", "shadow"):
+        assert told[arm].strategy == "frozen"
+        assert len(told[arm].items) == 10
+        for item in told[arm].items:
+            assert (item.moved, item.adapter, item.memory, item.cosine) == (0, 0.0, 0.0, item.frozen)
+            assert item.rest == pytest.approx(0, abs=1e-6)
+        assert told[arm].notes == told[arm].dropped == ()
+    world.engine.close()
+
+
+def test_before_anything_is_proven_frozen_answers_because_of_that(url: str, space_name: str) -> None:
+    world = World(url, space_name, control_share=0)
+    _, id = _answered(world)
+    answer = world.engine.why(id)
+    assert (answer.strategy, answer.version, answer.cause, answer.published_at) == ("frozen", 0, None, None)
+    assert (answer.reason.kind, answer.reason.text) == ("turn", "nothing was proven to beat frozen")
+    assert (answer.reason.since, answer.neighbours, answer.notes) == (None, (), ())
+    assert {item.moved for item in answer.items} == {0}
+    world.engine.close()
+
+
+def test_before_any_version_the_present_explains_and_a_note_says_so(small: World, connection: Connection) -> None:
+    spaces.set_strategy(connection, small.name, "familiar")
+    small.engine.flush()
+    _, id = _answered(small)
+    answer = small.engine.why(id)
+    assert (answer.version, answer.explained_by) == (0, None)
+    assert any("no version had been published" in note for note in answer.notes)
+    assert any(item.adapter for item in answer.items)
+    assert {s.strategy for s in answer.strategies} == {"frozen", *LEARNED}
+
+
+def test_what_is_nearest_to_what_answered_explains_it(small: World, connection: Connection) -> None:
+    spaces.set_strategy(connection, small.name, "familiar")
+    version = _publish(small)
+    small.teach(60)
+    _, id = _answered(small)
+    now = small.engine.why(id)
+    assert (now.version, now.explained_by) == (version, None)
+    assert any(f"by what is learned at present: version {version} is further" in note for note in now.notes)
+    assert max(abs(item.rest) for item in now.items if item.rest is not None) < 0.005
+    # Once as much was learned after the answer as before it, the version is as near; and what is left over is told.
+    small.teach(61)
+    then = small.engine.why(id)
+    assert (then.version, then.explained_by) == (version, version)
+    left = max(abs(item.rest) for item in then.items if item.rest is not None)
+    assert left > 0.005
+    assert then.notes == (
+        f"up to {left:.3f} of a score is not explained: its item has changed, or what answered had learned more or"
+        f" less than version {version}",
+    )
+    # What the next version holds is nearer, and stays so.
+    _, id = _answered(small)
+    following = _publish(small)
+    small.teach(60)
+    assert small.engine.why(id).explained_by == following
+    # A version that was deployed in between leads nowhere from there.
+    small.engine.deploy(version)
+    small.teach(30)
+    _publish(small)
+    assert small.engine.why(id).explained_by == following
+
+
+def test_what_was_learned_with_an_answer_was_not_known_to_it(small: World) -> None:
+    # Ids without a time: what is recorded in one transaction has the time of its entries in the ledger.
+    ids = [
+        small.engine.record(
+            small.ask(0), ["1"], [1.0], trajectory_id=uuid.uuid5(uuid.NAMESPACE_OID, f"{small.name} {n}")
+        )
+        for n in range(3)
+    ]
+    small.engine.flush()
+    for id in ids:
+        assert not set(ids) & {near.trajectory_id for near in small.engine.why(id).neighbours}
+    later = small.engine.record(small.ask(0), ["1"], [1.0])
+    small.engine.flush()
+    assert set(ids) <= {near.trajectory_id for near in small.engine.why(later).neighbours}
+
+
+def test_a_version_that_is_gone_is_told_and_the_rest_is_given(small: World, connection: Connection) -> None:
+    spaces.set_strategy(connection, small.name, "familiar")
+    version = _publish(small)
+    _, id = _answered(small)
+    before = small.engine.why(id)
+    assert (before.version, before.explained_by) == (version, version)
+    for table in ("version_row", "adapter_version"):
+        small.rows(f"DELETE FROM sona.{table} WHERE space_id = %(space)s AND version = {version} RETURNING version")
+    answer = small.engine.why(id)
+    assert (answer.version, answer.cause, answer.published_at, answer.explained_by) == (version, None, None, None)
+    assert f"version {version} is gone" in answer.notes[0]
+    assert any(f"at present: version {version} is gone" in note for note in answer.notes)
+    assert (answer.neighbours, answer.reason) == (before.neighbours, before.reason)
+    assert [item.moved for item in answer.items] == [item.moved for item in before.items]
+    assert all(item.adapter is not None for item in answer.items)
+
+
+def test_a_version_that_does_not_hold_the_strategy_is_told(small: World, connection: Connection) -> None:
+    version = _publish(small)
+    spaces.set_strategy(connection, small.name, "stake")
+    small.engine.flush()
+    _, id = _answered(small)
+    answer = small.engine.why(id)
+    assert (answer.version, answer.explained_by) == (version, None)
+    assert any(f"version {version} is further from the answer, or does not hold" in note for note in answer.notes)
+
+
+def test_what_retention_has_deleted_is_told(small: World, connection: Connection) -> None:
+    _, id = _answered(small)
+    before = small.engine.why(id)
+    connection.execute("SELECT sona.set_retention(%s, steps => '1 microsecond')", (small.name,))
+    while connection.execute("SELECT sona.apply_retention(%s)", (small.name,)).fetchall() != [(0,)]:
+        pass
+    bare = small.engine.why(id)
+    assert (bare.items, bare.dropped) == ((), ())
+    assert bare.notes == ("what was shown is not known any more: retention has deleted the steps",)
+    assert (bare.reason, bare.neighbours, bare.worth) == (before.reason, before.neighbours, before.worth)
+    connection.execute("SELECT sona.set_retention(%s, trajectories => '1 microsecond')", (small.name,))
+    while connection.execute("SELECT sona.apply_retention(%s)", (small.name,)).fetchall() != [(0,)]:
+        pass
+    with pytest.raises(UnknownTrajectory, match="it was deleted by retention"):
+        small.engine.why(id)
+    with pytest.raises(UnknownTrajectory, match="it was deleted by retention"):
+        why(connection, id)
+    with pytest.raises(UnknownTrajectory, match="there is no trajectory"):
+        small.engine.why(uuid.uuid4())
+
+
+def test_an_items_table_that_is_gone_is_told_and_what_was_shown_is_given(small: World, connection: Connection) -> None:
+    found, id = _answered(small)
+    connection.execute(f"DELETE FROM {small.table} WHERE id = %s", (int(found.items[4].item_id),))
+    answer = small.engine.why(id)
+    assert answer.notes == (f"not in the items table any more: {found.items[4].item_id}",)
+    gone = answer.items[4]
+    assert (gone.item_id, gone.frozen, gone.frozen_place, gone.rest) == (found.items[4].item_id, None, None, None)
+    assert gone.score == pytest.approx(found.items[4].score, abs=1e-7)
+    assert all(item.frozen is not None for item in answer.items if item is not gone)
+    connection.execute(f"DROP TABLE {small.table}")
+    answer = small.engine.why(id)
+    assert [item.item_id for item in answer.items] == [item.item_id for item in found.items]
+    assert {(item.frozen, item.frozen_place, item.moved, item.cosine) for item in answer.items} == {(None,) * 4}
+    assert answer.items[0].score == pytest.approx(found.items[0].score, abs=1e-7)
+    assert answer.notes == ("the items cannot be compared: the items table of the space is gone",)
+    assert len(answer.neighbours) == 10
+
+
+def test_items_that_were_filtered_out_are_not_taken_for_moved_by_learning(small: World) -> None:
+    found = small.engine.recall(small.ask(2), filter={"lang": "en"})
+    id = small.engine.record(found, rewards={found.items[0].item_id: 1.0})
+    small.engine.flush()
+    answer = small.engine.why(id)
+    assert any("the answer was filtered" in note for note in answer.notes)
+
+
+def test_what_recall_did_not_answer_is_told(small: World) -> None:
+    id = small.engine.record(small.ask(0), ["1", "2"], [1.0, 0.0])
+    small.engine.flush()
+    answer = small.engine.why(id)
+    assert any("recorded without scores" in note for note in answer.notes)
+    assert [(item.item_id, item.score, item.rest) for item in answer.items] == [("1", None, None), ("2", None, None)]
+    assert {item.memory for item in answer.items} == {0.0}
+
+
+def test_a_strategy_of_somebody_else_has_no_parts(small: World, connection: Connection) -> None:
+    row = connection.execute(
+        "SELECT sona.record(%s, %s, '{1,2}', '{1,0}', scores => '{0.9,0.8}', strategy => 'own')",
+        (small.name, small.ask(0)),
+    ).fetchone()
+    assert row is not None
+    answer = why(connection, row[0])
+    assert answer.strategy == "own"
+    assert {(item.adapter, item.memory, item.cosine, item.rest) for item in answer.items} == {(None,) * 4}
+    assert all(item.frozen is not None for item in answer.items)
+
+
+def test_a_table_of_chunks_is_ranked_as_it_was_answered(url: str, space_name: str, connection: Connection) -> None:
+    world = World(url, space_name, strategy="boosted", control_share=0)
+    connection.execute(f"ALTER TABLE {world.table} DROP CONSTRAINT {world.table.split('.')[1]}_pkey")
+    connection.execute(f"INSERT INTO {world.table} SELECT id, embedding, lang FROM {world.table} WHERE id < 200")
+    connection.execute(f"UPDATE {world.table} SET id = id / 2")
+    chunks = np.array([row // 2 for row in [*range(300), *range(200)]])
+    embeddings = np.concatenate([world.items, world.items[:200]])
+    # Nothing is remembered yet, and frozen answers by rows; then boosted does, by items.
+    for by_rows in (True, False):
+        found, id = _answered(world)
+        answer = world.engine.why(id)
+        assert answer.strategy == ("frozen" if by_rows else "boosted")
+        shown = [item.item_id for item in answer.items]
+        assert (len(set(shown)) < len(shown)) == by_rows
+        if by_rows:
+            assert {item.moved for item in answer.items} == {0}
+            assert answer.dropped == ()
+        else:
+            ranked = list(dict.fromkeys(chunks[np.argsort(-(embeddings @ found.query), kind="stable")].tolist()))
+            assert [item.frozen_place for item in answer.items] == [1 + ranked.index(int(item)) for item in shown]
+        assert answer.notes == ()
+        assert all(item.rest == pytest.approx(0, abs=1e-6) for item in answer.items)
+    _drop(world)
+
+
+def test_an_id_of_several_spaces_asks_for_the_space(small: World, url: str, connection: Connection) -> None:
+    _, id = _answered(small)
+    other = World(url, f"{small.name}_other")
+    other.engine.record(other.ask(0), ["1"], [1.0], trajectory_id=id)
+    other.engine.flush()
+    with pytest.raises(InvalidInput, match=r"2 spaces have a trajectory .*: name the space, like space => "):
+        why(connection, id)
+    for world in (small, other):
+        assert why(connection, id, world.name).space == world.name
+        assert world.engine.why(id).space == world.name
+    with pytest.raises(UnknownSpace, match="there is no space 'nowhere'"):
+        why(connection, id, "nowhere")
+    _drop(other)
+
+
+def test_a_wrong_id_is_refused(small: World, connection: Connection) -> None:
+    with pytest.raises(InvalidInput, match="expected a UUID"):
+        small.engine.why("1")  # type: ignore[arg-type]
+    for call, state in (("NULL", "SN003"), (f"'{uuid.uuid4()}'", "SN007")):
+        with pytest.raises(psycopg.errors.Error) as refused:
+            connection.execute(f"SELECT * FROM sona.why({call})")
+        assert refused.value.sqlstate == state
+
+
+@pytest.mark.parametrize("kind", ["reader", "app", "worker"])
+def test_a_role_sees_its_own_space_alone(world: Tenants, kind: str) -> None:
+    with connect(world.login(f"alpha_{kind}")) as own:
+        answer = why(own, world.trajectories["alpha"])
+        assert (answer.space, len(answer.items)) == ("alpha", 3)
+        assert all(item.frozen is not None for item in answer.items)
+        with pytest.raises(UnknownTrajectory, match="there is no trajectory"):
+            why(own, world.trajectories["beta"])
+        with pytest.raises(UnknownSpace):
+            why(own, world.trajectories["beta"], "beta")
+
+
+def test_a_role_that_may_not_read_the_items_is_told(world: Tenants) -> None:
+    login = sql.Identifier(world.logins["alpha_reader"])
+    with connect(world.url) as owner, connect(world.login("alpha_reader")) as reader:
+        owner.execute(sql.SQL("REVOKE SELECT ON shop.items FROM {}").format(login))
+        try:
+            answer = why(reader, world.trajectories["alpha"])
+        finally:
+            owner.execute(sql.SQL("GRANT SELECT ON shop.items TO {}").format(login))
+    assert any("permission denied for table items" in note for note in answer.notes)
+    assert [(item.place, item.frozen) for item in answer.items] == [(1, None), (2, None), (3, None)]
+
+
+def test_the_command_prints_a_page_for_people_and_a_document_for_programs(
+    taught: World, told: tuple[Recall, Why]
+) -> None:
+    found, answer = told
+    page = sona("why", str(found.trajectory_id), url=taught.url)
+    assert page.returncode == 0, page.stderr
+    paragraph, *_ = page.stdout.split("\n\n")
+    for part in (
+        f"version {answer.version} (a test",
+        "the learned arm",
+        "worth 1.00",
+        "nDCG@10 above frozen on 240 events",
+    ):
+        assert part in " ".join(paragraph.split())
+    assert " ".join(answer.reason.text.split()) in " ".join(paragraph.split())
+    best = answer.items[0]
+    assert best.adapter is not None
+    line = next(line for line in page.stdout.splitlines() if line.split()[:2] == ["1", best.item_id])
+    assert line.split()[2:8] == [
+        str(best.frozen_place), f"{best.moved:+d}", f"{best.score:.3f}", f"{best.cosine:.3f}", f"{best.adapter:+.3f}",
+        f"{best.memory:+.3f}",
+    ]  # fmt: skip
+    assert str(answer.neighbours[0].trajectory_id) in page.stdout
+    document = sona("why", str(found.trajectory_id), "--space", taught.name, "--json", url=taught.url)
+    read = json.loads(document.stdout)
+    assert read["reason"]["text"] == answer.reason.text
+    assert [item["memory"] for item in read["items"]] == [item.memory for item in answer.items]
+    assert read["neighbours"][0]["trajectory_id"] == str(answer.neighbours[0].trajectory_id)
+    unknown = sona("why", str(uuid.uuid4()), url=taught.url)
+    assert unknown.returncode == 1
+    assert "there is no trajectory" in unknown.stderr
+    assert sona("why", "nonsense", url=taught.url).returncode == 2
