@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.instant import InstantLoop
     from sona_pg.loops.metrics import InstantLoopMetrics
+    from sona_pg.store.improvement import ImprovementMetrics
     from sona_pg.types import (
         Answer,
         LearningSignal,
@@ -101,6 +102,7 @@ _MODULES = {
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
     "sona_pg.loops.instant": ("InstantLoop",),
     "sona_pg.loops.metrics": ("InstantLoopMetrics",),
+    "sona_pg.store.improvement": ("ImprovementMetrics",),
     "sona_pg.types": (
         "Answer",
         "LearningSignal",
@@ -124,6 +126,7 @@ __all__ = [
     "EdgeWeights",
     "EmbedderMismatch",
     "EvidenceConfig",
+    "ImprovementMetrics",
     "InstantLoop",
     "InstantLoopConfig",
     "InstantLoopMetrics",

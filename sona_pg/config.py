@@ -449,6 +449,8 @@ class WorkerConfig:
         Time between two looks for what is past its retention; while there is more, a batch at every look for work.
     retention_batch
         Trajectories in one transaction that deletes.
+    keep_versions
+        Newest versions that stay; older ones stay as long as there is a trajectory that was answered by them.
     longest_setback_seconds
         A space that fails is tried again after 2, 4, 8 … seconds, up to this.
     """
@@ -458,6 +460,7 @@ class WorkerConfig:
     open_spaces: int = 64
     retention_interval_seconds: float = 60.0
     retention_batch: int = 1000
+    keep_versions: int = 100
     longest_setback_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -466,6 +469,7 @@ class WorkerConfig:
         _whole("open_spaces", self.open_spaces, 1, 10_000)
         _within("retention_interval_seconds", self.retention_interval_seconds, 0.0, 86_400.0)
         _whole("retention_batch", self.retention_batch, 1, 100_000)
+        _whole("keep_versions", self.keep_versions, 1, 1_000_000)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
 
 

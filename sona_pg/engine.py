@@ -39,9 +39,10 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import spaces, strategist, versions
+from sona_pg.store import improvement, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
+from sona_pg.store.improvement import ImprovementMetrics
 from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import Version
@@ -468,6 +469,20 @@ class SonaEngine:
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
         self._notify()
 
+    # Look ------------------------------------------------------------------------------------------------------
+
+    def improvement_metrics(self) -> ImprovementMetrics:
+        """Whether the space gets better: weekly gain, lift, harm and retention, by what its answers were worth.
+
+        Raises
+        ------
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        with self._search.connection() as connection:
+            return improvement.improvement_metrics(connection, self._space)
+
     # Versions --------------------------------------------------------------------------------------------------
 
     def versions(self) -> list[Version]:
@@ -488,8 +503,8 @@ class SonaEngine:
         Parameters
         ----------
         version
-            Its number; 'rollback' for the one before; 'latest'; or 'frozen' for the embedding as it is, while learning
-            goes on.
+            Its number; 'rollback' for the one before; 'latest' for what has learned from most events; or 'frozen' for
+            the embedding as it is, while learning goes on.
         reason
             For the audit trail, `sona.deployments`.
 

@@ -15,7 +15,7 @@ from sona_pg.errors import DatabaseUnavailable, SonaError
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import errors, spaces, strategist
+from sona_pg.store import errors, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 from sona_pg.store.spool import waiting_spaces
@@ -173,6 +173,9 @@ class InstantWorker:
         for name in spaces.spaces_with_retention(connection):
             work = partial(spaces.apply_retention, connection, name, self._config.retention_batch)
             treated += self._attempt(connection, "retention", name, work)
+        for name in versions.spaces_with_more(connection, self._config.keep_versions):
+            prune = partial(versions.prune, connection, name, self._config.keep_versions)
+            self._attempt(connection, "retention", name, prune)
         self._retain_at = time.monotonic() + (0.0 if treated else self._config.retention_interval_seconds)
 
     def _set_back(self, connection: Connection, task: str, name: str, error: SonaError) -> None:

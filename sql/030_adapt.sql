@@ -72,12 +72,17 @@ BEGIN
     END IF;
     IF s.strategy = 'adapted' THEN RETURN sona._mapped(s.space_id, '{adapter,micro}', query); END IF;
     -- Not the state: it is large, and only the learner reads it.
-    SELECT x.space_id, x.ordinal, x.events, x.in_force, x.is_sane, x.known, x.strange, x.unseen, x.weights, x.settings
-    INTO g FROM sona.strategist x WHERE x.space_id = s.space_id;
+    SELECT x.space_id, x.ordinal, x.events, x.in_force, x.is_sane, x.known, x.strange, x.unseen, x.weights, x.settings,
+           x.remembered_until
+    INTO g.space_id, g.ordinal, g.events, g.in_force, g.is_sane, g.known, g.strange, g.unseen, g.weights, g.settings,
+         g.remembered_until
+    FROM sona.strategist x WHERE x.space_id = s.space_id;
     strategy := sona._strategy_for(s, g, query);
     IF strategy IN ('frozen', 'boosted') THEN RETURN adapt.query; END IF;
+    -- What was deployed asks as it did, until learning goes on.
     SELECT sona._familiar(max(1 - (p.embedding OPERATOR(@vector@.<=>) query)), g.settings) INTO gate
-    FROM sona.remembered_query p WHERE p.space_id = s.space_id AND p.is_prototype;
+    FROM sona.remembered_query p WHERE p.space_id = s.space_id AND p.is_prototype
+      AND (g.remembered_until IS NULL OR p.ordinal < g.remembered_until);
     base := @vector@.l2_normalize(query);
     share := CASE strategy WHEN 'stake' THEN gate * g.known + (1 - gate) * g.strange ELSE gate END;
     -- A share that is too small to matter would underflow, which the product refuses.

@@ -6,8 +6,9 @@ CREATE OR REPLACE FUNCTION sona._log_deployment(
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     INSERT INTO sona.deployment (space_id, actor, action, before, after, reason)
-    VALUES (_log_deployment.space_id, session_user, _log_deployment.action, _log_deployment.before,
-            _log_deployment.after, _log_deployment.reason);
+    SELECT s.space_id, session_user, _log_deployment.action, _log_deployment.before, _log_deployment.after,
+           _log_deployment.reason
+    FROM sona.space s WHERE s.space_id = _log_deployment.space_id AND _log_deployment.action IS NOT NULL;
 END;
 COMMENT ON FUNCTION sona._log_deployment IS 'An entry of the audit trail, by whoever has logged in.';
 
@@ -16,7 +17,8 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, sona, pg_temp
 RETURN sha256(
     v.state || coalesce(v.evidence, '') || float8send(v.known) || float8send(v.strange) || float8send(v.unseen)
-    || convert_to(format('%s %s %s %s %s %s', v.setting, v.in_force, v.is_sane, v.verdicts, v.gains, v.ordinal), 'UTF8')
+    || convert_to(format('%s %s %s %s %s %s %s', v.setting, v.in_force, v.is_sane, v.verdicts, v.gains, v.ordinal,
+                         v.weighed), 'UTF8')
     || coalesce((SELECT string_agg(float8send(w), '' ORDER BY n) FROM unnest(v.weights) WITH ORDINALITY AS x (w, n)), '')
     || coalesce((SELECT string_agg(convert_to(p.tier || p.ordinal, 'UTF8') || @vector@.vector_send(p.down)
                                    || coalesce(@vector@.vector_send(p.up), ''), '' ORDER BY p.tier, p.ordinal)
@@ -59,13 +61,17 @@ BEGIN
            g.unseen, g.weights, (SELECT array_agg(r.verdict ORDER BY r.region) FROM regions r),
            coalesce((SELECT jsonb_object_agg(e.strategy, jsonb_build_array(e.events, e.gain, e.recent_gain))
                      FROM sona.strategy_evidence e WHERE e.space_id = l.space_id), '{}'),
-           g.evidence,
+           g.evidence, g.ordinal,
            ARRAY(SELECT ROW(l.space_id, made, a.tier, a.ordinal, a.down, a.up)::sona.version_row FROM answering a)
     INTO v.space_id, v.version, v.parent, v.epoch, v.revision, v.events, v.cause, v.state, v.checksum, v.created_at,
          v.ordinal, v.setting, v.in_force, v.is_sane, v.known, v.strange, v.unseen, v.weights, v.verdicts, v.gains,
-         v.evidence, parts
+         v.evidence, v.weighed, parts
     FROM sona.learner l JOIN sona.space s USING (space_id) JOIN sona.strategist g USING (space_id)
     WHERE l.space_id = _publish.space_id;
+    IF v.state IS NULL OR cause IS NULL THEN
+        PERFORM sona._refuse('SN005', 'the space is gone, or has learned nothing that could be published',
+                             'record outcomes');
+    END IF;
     v.checksum := sona._version_checksum(v, parts);
     INSERT INTO sona.adapter_version SELECT v.*;
     INSERT INTO sona.version_row SELECT p.* FROM unnest(parts) p;
@@ -82,14 +88,16 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     current bigint := (SELECT l.version FROM sona.learner l WHERE l.space_id = _version.space_id);
-    latest bigint := (SELECT max(v.version) FROM sona.adapter_version v WHERE v.space_id = _version.space_id);
+    newest bigint := (SELECT max(v.version) FROM sona.adapter_version v WHERE v.space_id = _version.space_id);
     wanted bigint;
 BEGIN
-    IF latest IS NULL THEN
+    IF newest IS NULL THEN
         PERFORM sona._refuse('SN005', 'the space has published no version yet',
                              'deploy ''frozen'' answers by the embedding as it is');
     ELSIF what = 'latest' THEN
-        RETURN latest;
+        -- Not the newest: that may be what was learned beside it, before a rollback was taken back.
+        RETURN (SELECT v.version FROM sona.adapter_version v WHERE v.space_id = _version.space_id
+                ORDER BY v.events DESC, v.version DESC LIMIT 1);
     ELSIF what = 'rollback' THEN
         SELECT v.parent INTO wanted FROM sona.adapter_version v
         WHERE v.space_id = _version.space_id AND v.version = current;
@@ -106,9 +114,9 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM sona.adapter_version v WHERE v.space_id = _version.space_id AND v.version = wanted) THEN
         PERFORM sona._refuse(
-            'SN005', CASE WHEN wanted BETWEEN 1 AND latest
+            'SN005', CASE WHEN wanted BETWEEN 1 AND newest
                           THEN format('version %s was deleted: it was pruned, or held what was to be forgotten', wanted)
-                          ELSE format('there is no version %s, the latest is %s', wanted, latest) END,
+                          ELSE format('there is no version %s, the newest is %s', wanted, newest) END,
             'use one of sona.versions(space)');
     END IF;
     RETURN wanted;
@@ -123,6 +131,7 @@ DECLARE
     s sona.space%ROWTYPE;
     l sona.learner%ROWTYPE;
     v sona.adapter_version%ROWTYPE;
+    is_published boolean;
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = deploy.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(deploy.space); END IF;
@@ -135,16 +144,23 @@ BEGIN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));
         RETURN l.version;
     END IF;
+    is_published := l.state IS NULL OR EXISTS (
+        SELECT FROM sona.adapter_version x
+        WHERE x.space_id = s.space_id AND x.version = l.version AND x.events = l.events AND x.ordinal = l.ordinal);
+    IF what = 'latest' AND NOT is_published AND l.events > coalesce(
+        (SELECT max(x.events) FROM sona.adapter_version x WHERE x.space_id = s.space_id), 0) THEN
+        PERFORM sona._publish(s.space_id, 'deployed as the latest');
+        is_published := true;
+        SELECT * INTO l FROM sona.learner x WHERE x.space_id = s.space_id;
+    END IF;
     SELECT * INTO v FROM sona.adapter_version x
-    WHERE x.space_id = s.space_id AND x.version = sona._version(s.space_id, what);
+    WHERE x.space_id = s.space_id AND x.version = (SELECT sona._version(s.space_id, what));
     IF sona._version_checksum(v, sona._version_rows(s.space_id, v.version)) <> v.checksum THEN
         PERFORM sona._refuse('SN006', format('version %s is damaged: its checksum differs', v.version),
                              'deploy another version');
     END IF;
     -- What was learned since the last publication must have a way back, too.
-    IF l.state IS NOT NULL AND NOT EXISTS (
-        SELECT FROM sona.adapter_version x
-        WHERE x.space_id = s.space_id AND x.version = l.version AND x.events = l.events AND x.ordinal = l.ordinal) THEN
+    IF NOT is_published THEN
         PERFORM sona._publish(s.space_id, format('before version %s was deployed', v.version));
         SELECT * INTO l FROM sona.learner x WHERE x.space_id = s.space_id;
     END IF;
@@ -157,7 +173,8 @@ BEGIN
     WHERE r.space_id = s.space_id AND r.version = v.version AND r.tier <> 'region';
     UPDATE sona.strategist g
     SET epoch = g.epoch + 1, restored = v.version, in_force = v.in_force, is_sane = v.is_sane, known = v.known,
-        strange = v.strange, unseen = v.unseen, weights = v.weights, evidence = v.evidence, suspected_share = 0
+        strange = v.strange, unseen = v.unseen, weights = v.weights, evidence = v.evidence, suspected_share = 0,
+        remembered_until = v.weighed
     WHERE g.space_id = s.space_id;
     -- The regions go on moving; where one was an exception, all of them are as they were.
     UPDATE sona.strategy_region r SET verdict = 0 WHERE r.space_id = s.space_id AND r.verdict <> 0;
@@ -170,9 +187,9 @@ BEGIN
     RETURN v.version;
 END $$;
 COMMENT ON FUNCTION sona.deploy(text, text, text) IS
-    'Answers, and goes on learning, from a version: its number, rollback for the one before, latest; or frozen for the '
-    'embedding as it is, while learning goes on. What was learned since the last version is published first. Returns '
-    'the version in force.';
+    'Answers, and goes on learning, from a version: its number; rollback for the one before; latest for what has learned '
+    'from most events; or frozen for the embedding as it is, while learning goes on. What was learned since the last '
+    'version is published first. What is remembered stays. Returns the version in force.';
 
 CREATE OR REPLACE FUNCTION sona.deploy(space text, version bigint, reason text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql VOLATILE
@@ -187,6 +204,10 @@ DECLARE
     was text;
 BEGIN
     SELECT s.strategy INTO was FROM sona.space s WHERE s.space_id = _freeze.space_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM sona._refuse('42501', 'the space is gone, or this role may only read it',
+                             'ask for a grant in sona.space_grant that may write');
+    END IF;
     UPDATE sona.space s SET frozen_from = CASE was WHEN 'frozen' THEN s.frozen_from ELSE was END, strategy = 'frozen'
     WHERE s.space_id = _freeze.space_id;
     UPDATE sona.strategist g SET epoch = g.epoch + 1, suspected_share = 0 WHERE g.space_id = _freeze.space_id;
@@ -216,6 +237,44 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.versions IS
     'The published versions of a space: what each was learned from and why, what answered, and which is in force.';
+
+CREATE OR REPLACE FUNCTION sona.prune_versions(space text, keep integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    key bigint := (SELECT s.space_id FROM sona.space s WHERE s.name = prune_versions.space);
+    oldest timestamptz;
+    gone bigint[];
+BEGIN
+    IF key IS NULL THEN PERFORM sona._unknown_space(prune_versions.space); END IF;
+    IF keep IS NULL OR keep < 1 THEN
+        PERFORM sona._refuse('SN003', format('keep is %s, expected at least 1', coalesce(keep::text, 'NULL')),
+                             'say how many of the newest versions are to stay');
+    END IF;
+    PERFORM sona._lock_learner(key);
+    oldest := (SELECT min(t.created_at) FROM sona.trajectory t WHERE t.space_id = key);
+    -- What is left of the trajectories may have been answered by it: sona.why needs it then. Those that were followed
+    -- by another one before the oldest of them are few, and only for these are the trajectories looked through.
+    gone := ARRAY(
+        SELECT v.version FROM (
+            SELECT x.version, lead(x.created_at) OVER (ORDER BY x.version) AS followed,
+                   row_number() OVER (ORDER BY x.version DESC) AS place
+            FROM sona.adapter_version x WHERE x.space_id = key) v
+        WHERE v.place > keep AND (oldest IS NULL OR v.followed < oldest)
+          AND v.version NOT IN (SELECT l.version FROM sona.learner l WHERE l.space_id = key UNION ALL
+                                SELECT p.parent FROM sona.learner l JOIN sona.adapter_version p USING (space_id, version)
+                                WHERE l.space_id = key AND p.parent IS NOT NULL));
+    gone := ARRAY(
+        SELECT g FROM unnest(gone) g
+        WHERE NOT EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = key AND t.version = g));
+    DELETE FROM sona.version_row r WHERE r.space_id = key AND r.version = ANY (gone);
+    DELETE FROM sona.adapter_version v WHERE v.space_id = key AND v.version = ANY (gone);
+    RETURN cardinality(gone);
+END $$;
+COMMENT ON FUNCTION sona.prune_versions IS
+    'Deletes old versions; of those to which a trajectory, and so sona.why, still refers none, nor the newest, nor the one '
+    'in force and its parent. Returns how many.';
 
 CREATE OR REPLACE VIEW sona.deployments WITH (security_invoker = true) AS
 SELECT s.name AS space, d.created_at, d.actor, d.action, d.before, d.after, d.reason

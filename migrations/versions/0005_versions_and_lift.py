@@ -57,6 +57,11 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
                 comment="share of the control arm while what answers may do harm; 0 while there is no sign of that",
             ),
             sa.Column(
+                "remembered_until",
+                sa.BigInteger(),
+                comment="ledger entry from which on prototypes do not count for what was deployed; NULL counts all",
+            ),
+            sa.Column(
                 "lift", sa.LargeBinary(), comment="what the arms have shown so far; NULL before the first answer"
             ),
         ),
@@ -106,6 +111,13 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
                 comment="the strategy table: events, gain and recent gain of every strategy",
             ),
             sa.Column("evidence", sa.LargeBinary(), comment="as in strategist"),
+            sa.Column(
+                "weighed",
+                sa.BigInteger(),
+                server_default=sa.text("0"),
+                nullable=False,
+                comment="ledger entries that the strategist had taken in by then",
+            ),
         ),
     }
 

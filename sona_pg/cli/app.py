@@ -11,7 +11,9 @@ from sona_pg import __version__
 from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.output import print_json
+from sona_pg.cli.report import lift, report
 from sona_pg.cli.spaces import space, status
+from sona_pg.cli.versions import deploy, versions
 from sona_pg.cli.why import why
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
@@ -100,3 +102,7 @@ app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(worker)
+app.add_command(versions)
+app.add_command(deploy)
+app.add_command(lift)
+app.add_command(report)

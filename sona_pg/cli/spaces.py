@@ -45,6 +45,13 @@ def space() -> None:
     metavar="P,P,…",
     help="How likely an item is looked at, by position, like 1,0.7,0.5; the last one holds beyond.",
 )
+@click.option(
+    "--control-share",
+    type=float,
+    default=SpaceConfig().control_share,
+    show_default=True,
+    help="Share of answers that the frozen embedding gives, to measure the lift by; 0 has no control arm.",
+)
 @click.option("--items", metavar="TABLE", help="The application's own table of items, which recall searches.")
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--embedding-column", default="embedding", show_default=True)
@@ -59,6 +66,7 @@ def create(
     implicit_feedback: bool,
     strategy: str,
     examination: str | None,
+    control_share: float,
     items: str | None,
     id_column: str,
     embedding_column: str,
@@ -66,7 +74,8 @@ def create(
     url: str | None,
 ) -> None:
     """Create the space NAME for vectors of DIM components."""
-    config = SpaceConfig(reward_min, reward_max, implicit_feedback, strategy, _probabilities(examination))
+    probabilities = _probabilities(examination)
+    config = SpaceConfig(reward_min, reward_max, implicit_feedback, strategy, probabilities, control_share)
     with open_database(url).connect() as connection, translated(), connection.transaction():
         made = spaces.create_space(connection, name, dim, embedder=embedder, config=config)
         if items is not None:
@@ -115,7 +124,8 @@ def show(name: str, as_json: bool, url: str | None) -> None:
 def strategy(name: str, chosen: str | None, as_json: bool, url: str | None) -> None:
     """Show what every strategy would have brought in the space NAME and what answers, or set what does.
 
-    learned answers by whatever is proven; frozen leaves the answers alone while learning goes on.
+    learned answers by whatever is proven; frozen leaves the answers alone while learning goes on, and shadow reports
+    besides what learned would have brought.
     """
     with open_database(url).connect() as connection:
         found = spaces.get_space(connection, name)
@@ -133,6 +143,17 @@ def strategy(name: str, chosen: str | None, as_json: bool, url: str | None) -> N
     for turn in evidence.turns:
         where = "" if turn.region is None else f" in region {turn.region}"
         click.echo(f"entry {turn.ordinal}: {turn.after} instead of {turn.before}{where}: {turn.reason}")
+
+
+@space.command()
+@click.argument("name")
+@click.argument("share", type=float)
+@url_option
+def control(name: str, share: float, url: str | None) -> None:
+    """Set the SHARE of answers in the space NAME, 0 to 0.5, that the frozen embedding gives, to measure the lift by."""
+    with open_database(url).connect() as connection:
+        spaces.set_control_share(connection, name, share)
+    click.echo(f"{share:g} of the answers in {name!r} are the control arm")
 
 
 @space.command()

@@ -11,7 +11,7 @@ import numpy as np
 from sona_pg.config import SpaceConfig
 from sona_pg.evaluation.metrics import Grades
 
-SPACE = SpaceConfig(implicit_feedback=True)
+SPACE = SpaceConfig(implicit_feedback=True, control_share=0.0)
 """What the traffic of an evaluation is: rewards from 0 to 1, and what was shown beside what helped did not help."""
 
 FURTHER = 3

@@ -25,7 +25,7 @@ from sona_pg.learning.evidence import Gate, SanityTest, Stake, Switch, Tally, lo
 from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
-from sona_pg.learning.packing import pack, unpack
+from sona_pg.learning.packing import expand, pack, squeeze, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.regions import Region, Regions, Verdict
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
@@ -271,7 +271,7 @@ class Strategist:
         """The small part of the state, which says what answers; see `restore`."""
         arrays = {f"{part}.{n}": a for part in _SMALL for n, a in self._parts[part].state().items()}
         arrays["is_open"] = np.array([self._sanity.is_open, self._choice.is_open], dtype=np.int64)
-        return pack({"format": STATE_FORMAT}, arrays)
+        return squeeze(pack({"format": STATE_FORMAT}, arrays), {})
 
     def restore(self, version: Restored) -> None:
         """Go back to a version: what answers is as it was then, and learning goes on from there.
@@ -287,7 +287,7 @@ class Strategist:
         data = version.evidence
         if data is None:
             data = Strategist(self._pool, self.config, self._adapter.config).evidence()
-        arrays = unpack(data, {"format": STATE_FORMAT}, "strategist")
+        arrays = unpack(expand(data, {}), {"format": STATE_FORMAT}, "strategist")
         for part in _SMALL:
             self._parts[part].load_state({n[len(part) + 1 :]: a for n, a in arrays.items() if n.startswith(f"{part}.")})
         self._sanity.is_open, self._choice.is_open = (bool(is_open) for is_open in arrays["is_open"])

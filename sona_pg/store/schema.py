@@ -313,6 +313,11 @@ strategist = Table(
         server_default=text("0"),
         comment="share of the control arm while what answers may do harm; 0 while there is no sign of that",
     ),
+    Column(
+        "remembered_until",
+        BigInteger,
+        comment="ledger entry from which on prototypes do not count for what was deployed; NULL counts all",
+    ),
     Column("lift", LargeBinary, comment="what the arms have shown so far; NULL before the first answer"),
     comment="The second reader of the ledger: which strategy is proven. Its row lock makes one at a time.",
 )
@@ -438,6 +443,13 @@ adapter_version = Table(
         comment="the strategy table: events, gain and recent gain of every strategy",
     ),
     Column("evidence", LargeBinary, comment="as in strategist"),
+    Column(
+        "weighed",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="ledger entries that the strategist had taken in by then",
+    ),
     comment="Immutable published states.",
 )
 

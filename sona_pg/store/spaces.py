@@ -253,6 +253,18 @@ def set_strategy(connection: Connection, name: str, strategy: str) -> None:
         connection.execute("SELECT sona.set_strategy(%s, %s)", (name, strategy))
 
 
+def set_control_share(connection: Connection, name: str, share: float) -> None:
+    """Set the share of answers, 0 to 0.5, that the frozen embedding gives, to measure the lift by.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not within.
+    """
+    with translated():
+        connection.execute("SELECT sona.set_control_share(%s, %s)", (name, share))
+
+
 def drop_space(connection: Connection, name: str) -> None:
     """Delete a space and everything recorded and learned in it."""
     with translated():

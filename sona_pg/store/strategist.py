@@ -154,7 +154,11 @@ def read_served(connection: Connection, space: Space, config: StrategyConfig) ->
             ):
                 tiers[tier].append((down, up))
             prototypes = connection.execute(
-                "SELECT embedding FROM sona.remembered_query WHERE space_id = %s AND is_prototype", key, binary=True
+                "SELECT r.embedding FROM sona.remembered_query r JOIN sona.strategist g USING (space_id)"
+                " WHERE r.space_id = %s AND r.is_prototype"
+                " AND (g.remembered_until IS NULL OR r.ordinal < g.remembered_until)",
+                key,
+                binary=True,
             ).fetchall()
     exceptions = {1: "fusion", -1: "frozen", 0: None}
     return ServedStrategy(
@@ -413,7 +417,8 @@ class StrategistTransaction:
         space_id = self._space.space_id
         self._connection.execute(
             "UPDATE sona.strategist SET ordinal = %s, events = %s, in_force = %s, is_sane = %s, known = %s,"
-            " strange = %s, unseen = %s, weights = %s, state = %s, evidence = %s, restored = NULL, updated_at = now()"
+            " strange = %s, unseen = %s, weights = %s, state = %s, evidence = %s, restored = NULL,"
+            " remembered_until = NULL, updated_at = now()"
             " WHERE space_id = %s",
             (ordinal, found.events, found.strategy, found.is_sane, found.known, found.strange, found.unseen)
             + (found.weights.tolist(), state, evidence, space_id),

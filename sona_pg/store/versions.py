@@ -48,6 +48,13 @@ class Version:
     is_in_force: bool
     nbytes: int
 
+    @property
+    def answers_by(self) -> str:
+        """The strategy by which it answers, regions that are exceptions left aside."""
+        if self.setting == "learned":
+            return self.strategy
+        return "frozen" if self.setting == "shadow" else self.setting
+
 
 def versions(connection: Connection, space: Space) -> list[Version]:
     """The published versions of a space, oldest first."""
@@ -68,6 +75,24 @@ def deploy(connection: Connection, space: Space, what: str, reason: str | None) 
         row = connection.execute("SELECT sona.deploy(%s, %s::text, %s)", (space.name, what, reason)).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def spaces_with_more(connection: Connection, keep: int) -> list[str]:
+    """Names of the spaces that have more versions than this."""
+    with translated():
+        rows = connection.execute(
+            "SELECT s.name FROM sona.space s JOIN sona.adapter_version v USING (space_id)"
+            " GROUP BY s.space_id HAVING count(*) > %s ORDER BY s.space_id",
+            (keep,),
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def prune(connection: Connection, name: str, keep: int) -> int:
+    """Delete versions of a space but the newest `keep` and those that something refers to; gives how many."""
+    with translated():
+        row = connection.execute("SELECT sona.prune_versions(%s, %s)", (name, keep)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def publish(connection: Connection, space: Space, cause: str, state: bytes, served: LowRank) -> int:

@@ -173,7 +173,11 @@ def items(connection: Connection, space_name: str, rng: np.random.Generator) -> 
 def engine(url: str, space_name: str, items: tuple[str, NDArray[np.float32]]) -> Iterator[SonaEngine]:
     """An engine on a fresh space with items, answered as the adapter does, which learns when it is told to."""
     made = SonaEngine.connect(
-        url, space=space_name, dim=DIM, background=False, space_config=SpaceConfig(strategy="adapted")
+        url,
+        space=space_name,
+        dim=DIM,
+        background=False,
+        space_config=SpaceConfig(strategy="adapted", control_share=0.0),
     )
     made.set_items(items[0], "id", "embedding")
     yield made
@@ -213,7 +217,7 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             space=tenant,
             dim=DIM,
             background=False,
-            space_config=SpaceConfig(strategy="adapted"),
+            space_config=SpaceConfig(strategy="adapted", control_share=0.0),
             store=StoreConfig(publish_every_events=1),
         ) as engine:
             engine.set_items("shop.items", "id", "embedding", filter_columns=["id"])
@@ -228,6 +232,9 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             worker.execute(
                 "INSERT INTO sona.error_log (space_id, source, worker, message) VALUES (%s, 'test', 'here', 'none')",
                 (world.ids[tenant],),
+            )
+            worker.execute(
+                "INSERT INTO sona.forgotten_user (space_id, digest) VALUES (%s, 'none')", (world.ids[tenant],)
             )
             # So few events prove nothing.
             worker.execute(

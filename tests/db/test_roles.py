@@ -46,7 +46,15 @@ APP_INSERTS = {
 """Everything that an application may write."""
 
 WORKER_UPDATES = {
-    "space": {"strategy", "embedder", "trajectory_retention", "step_retention", "steps_deleted_before"},
+    "space": {
+        "strategy",
+        "frozen_from",
+        "control_share",
+        "embedder",
+        "trajectory_retention",
+        "step_retention",
+        "steps_deleted_before",
+    },
     "space_grant": {"may_write"},
     "score": {"revision"},
     "remembered_query": {"admitted", "helped", "rewards", "unhelpful"},
@@ -56,7 +64,7 @@ WORKER_UPDATES = {
 
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
-    "item_outcome",
+    "item_outcome", "answer_outcome",
 }  # fmt: skip
 
 READING_VOLATILES = {
@@ -69,7 +77,8 @@ APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch"}
 WORKER_FUNCTIONS = {
     "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "_drop_queries_index", "grant_space",
     "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
-    "_delete_orphan_scores", "_delete_steps",
+    "_delete_orphan_scores", "_delete_steps", "_changeable_space", "_log_deployment", "_publish", "_freeze", "deploy",
+    "set_control_share", "prune_versions",
 }  # fmt: skip
 
 DEFINERS = {
@@ -218,6 +227,9 @@ def test_a_reader_cannot_record_score_nor_create(world: World, login: Callable[[
         "SELECT sona.set_items('alpha', 'shop.items', 'id', 'embedding')",
         "SELECT sona.admit_queries('alpha')",
         "SELECT sona.set_strategy('alpha', 'frozen')",
+        "SELECT sona.set_control_share('alpha', 0)",
+        "SELECT sona.deploy('alpha', 'frozen')",
+        "SELECT sona.deploy('alpha', 1)",
         "SELECT sona.grant_space('alpha', current_user)",
     ):
         _denied(reader, statement)
@@ -421,7 +433,11 @@ def test_no_row_is_forged_moved_or_deleted_in_another_space(
                   for table in _tables(connection) if table not in ("alembic_version", "space")}  # fmt: skip
     for table in before:
         columns = sorted(APP_INSERTS.get(table, ())) if kind == "app" else _columns(own, table)
-        columns = [c for c in columns if c not in ("space_id", "pending_id", "error_id", "sequence", "turn_id")]
+        columns = [
+            c
+            for c in columns
+            if c not in ("space_id", "pending_id", "error_id", "sequence", "turn_id", "deployment_id")
+        ]
         if not columns:
             continue
         listed = ", ".join(columns)

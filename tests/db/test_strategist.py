@@ -53,7 +53,7 @@ class World:
             space=name,
             dim=DIM,
             background=False,
-            space_config=SpaceConfig(implicit_feedback=True, **space),  # type: ignore[arg-type]
+            space_config=SpaceConfig(implicit_feedback=True, **{"control_share": 0.0, **space}),  # type: ignore[arg-type]
         )
         self.engine.set_items(self.table, "id", "embedding", filter_columns=["lang"])
 

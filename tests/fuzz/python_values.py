@@ -292,6 +292,7 @@ GOOD: dict[str, Any_] = {
     "x": vectors,
     "step": st.just(np.ones((2, DIM), dtype=np.float32)),
     "arm": st.just("learned"),
+    "reason": st.just("a reason"),
     "version": st.just(1),
     "strategy": st.just("adapted"),
     "propensity": st.just(1.0),

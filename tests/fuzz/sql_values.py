@@ -181,6 +181,7 @@ GOOD: dict[str, Text] = {
     "item_type regtype": st.sampled_from(("varchar", "name[]", "json", "int4range", "public.vector")),
     "items regclass": st.just("public.fuzz_items"),
     "k integer": st.sampled_from(("1", "10", "10000")),
+    "keep integer": st.sampled_from(("1", "100")),
     "keep_exact integer": st.sampled_from(("0", "5", "10000")),
     "kept interval": st.just("90 days"),
     "latency_us bigint": st.just("12"),
@@ -193,6 +194,32 @@ GOOD: dict[str, Text] = {
     "operand jsonb": st.sampled_from(("1", "[1, 2]", "null")),
     "operator text": st.sampled_from(("eq", "ne", "gte", "in")),
     "positions integer[]": st.sampled_from(("{1,2}", "{NULL,1}")),
+    "action text": st.just("deploy"),
+    "after text": st.just("2"),
+    "before text": st.just("1"),
+    "cause text": st.just("a cause"),
+    "control_share double precision": st.sampled_from(("0", "0.05", "0.5")),
+    "parts sona.version_row[]": st.just("{}"),
+    "reason text": st.just("a reason"),
+    "share double precision": st.sampled_from(("0", "0.05", "0.5")),
+    "state bytea": st.none(),
+    "suspected_share real": st.sampled_from(("0", "0.5")),
+    "v sona.adapter_version": st.builds(
+        lambda strategy, weights: json.dumps(
+            {
+                "space_id": 1,
+                "version": 1,
+                "state": "\\x00",
+                "in_force": strategy,
+                "weights": weights,
+                "known": 0,
+                "strange": 0,
+                "unseen": 0,
+            }
+        ),
+        st.sampled_from(STRATEGIES),
+        st.sampled_from((None, [1.0] * 18)),
+    ),
     "propensity double precision": st.just("0.5"),
     "quality double precision": st.sampled_from(("0", "0.5", "1")),
     "queries vector[]": st.lists(unit_vector, min_size=2, max_size=2).map(_array),
@@ -232,6 +259,28 @@ GOOD: dict[str, Text] = {
     "version bigint": st.just("3"),
     "what text": st.just("a value"),
     "with_steps boolean": st.sampled_from(("true", "false")),
+    "answered_at timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
+    "recorded_at timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
+    "entries bigint": st.sampled_from(("0", "5", "1000")),
+    "w double precision[]": st.just("{" + ",".join(["0.5"] * 18) + "}"),
+    "frozen double precision": st.sampled_from(("0", "0.5", "1")),
+    "other double precision": st.sampled_from(("0", "0.5", "1")),
+    "familiar double precision": st.sampled_from(("0", "0.5", "1")),
+    "below double precision": st.sampled_from(("0", "0.5", "1")),
+    "help double precision": st.sampled_from(("0", "0.5", "1")),
+    "vote double precision": st.sampled_from(("0", "0.5", "1")),
+    "votes double precision": st.sampled_from(("0", "0.5", "1")),
+    "miss double precision": st.sampled_from(("0", "0.5", "1")),
+    "times double precision": st.sampled_from(("0", "0.5", "1")),
+    "familiarity double precision": st.sampled_from(("0", "0.5", "1")),
+    "t sona.trajectory": st.builds(
+        lambda space, id, strategy: json.dumps(
+            {"space_id": space, "trajectory_id": id, "query": "[1,0,0,0]", "strategy": strategy, "arm": "learned"}
+        ),
+        st.integers(1, 3),
+        _ids,
+        st.sampled_from(STRATEGIES),
+    ),
 }
 """By name and type of the parameter. A function with another one fails the test until it stands here."""
 
@@ -239,10 +288,14 @@ GOOD_OF: dict[str, dict[str, Text]] = {
     # A space that is dropped is one that create_space has made.
     "drop_space": {"space": st.integers(0, 60).map(lambda n: f"made {n}")},
     "create_space": {"name": st.integers(0, 60).map(lambda n: f"made {n}")},
+    "deploy": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
+    "_version": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
 }
 
 HOSTILE: dict[str, Text] = {
     "bigint": integer,
+    # A state is for a learner to write, who may write any.
+    "bytea": st.sampled_from(("\\xg", "\\x0", "\\")),
     "boolean": st.sampled_from(("true", "false", "", "maybe")),
     "double precision": number,
     "double precision[]": arrays(number),
@@ -256,8 +309,11 @@ HOSTILE: dict[str, Text] = {
     "regclass": st.sampled_from(RELATIONS),
     "regtype": st.sampled_from(TYPES),
     # A row of a table stands as JSON.
+    "sona.adapter_version": json_text,
     "sona.space": json_text,
     "sona.strategist": json_text,
+    "sona.trajectory": json_text,
+    "sona.version_row[]": st.sampled_from(("{}", "{NULL}", '{"(1,1,adapter,0,,)"}', "x")),
     "text": text,
     "text[]": arrays(text),
     "timestamp with time zone": st.sampled_from(("now", "9999-12-31", "0001-01-01", "tomorrow", "x")),

@@ -10,6 +10,8 @@ from psycopg import sql
 from sona_pg.config import StoreConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
+from sona_pg.store.spaces import get_space
+from sona_pg.store.versions import read_version
 from sona_pg.worker import InstantWorker
 
 _NUMBERS = (
@@ -30,12 +32,19 @@ def not_finite(connection: Connection) -> list[str]:
         )
         if connection.execute(statement).fetchall() != [(0,)]:
             found.append(f"{table}.{column}")
-    for table in ("learner", "adapter_version", "strategist"):
-        for space_id, state in connection.execute(f"SELECT space_id, state FROM sona.{table} WHERE state IS NOT NULL"):
-            with np.load(io.BytesIO(bytes(state)[32:])) as arrays:
-                found += [
-                    f"{name} of {table} {space_id}" for name in arrays.files if not np.isfinite(arrays[name]).all()
-                ]
+    states = [
+        (f"{table} {space_id}", bytes(state))
+        for table in ("learner", "strategist")
+        for space_id, state in connection.execute(f"SELECT space_id, state FROM sona.{table} WHERE state IS NOT NULL")
+    ]
+    for space, version in connection.execute(
+        "SELECT s.name, v.version FROM sona.adapter_version v JOIN sona.space s USING (space_id)"
+    ):
+        state = read_version(connection, get_space(connection, space), version)
+        states.append((f"version {version} of {space}", state))
+    for owner, state in states:
+        with np.load(io.BytesIO(state[32:])) as arrays:
+            found += [f"{name} of {owner}" for name in arrays.files if not np.isfinite(arrays[name]).all()]
     return found
 
 

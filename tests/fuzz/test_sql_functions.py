@@ -19,7 +19,7 @@ from .budget import tries
 from .sql_values import DIM, SPACES
 from .sweep import learn_all, not_finite
 
-OWN = re.compile("SN00[1-4]")
+OWN = re.compile("SN00[1-7]")
 DATA = re.compile("22...|54...")
 """Values that are no values of their type, out of range, or too large: Postgres says which."""
 OBJECT = re.compile("42...|55000|0A000")
@@ -32,6 +32,7 @@ NAMES_OBJECTS = {
     "_compared_as",
     "_comparison",
     "_condition",
+    "_freeze",
     "_drop_queries_index",
     "_filtered_as",
     "_grantable_spaces",
@@ -122,8 +123,10 @@ def functions(connection: Connection) -> dict[str, Function]:
     ).fetchall()
     found = {}
     for name, parameters in rows:
-        assert name not in found, f"sona.{name} is overloaded: the strategies go by its name"
-        found[name] = Function(name, tuple(Parameter(n, t, d == "true") for n, t, d in parameters or ()))
+        taken = tuple(Parameter(n, t, d == "true") for n, t, d in parameters or ())
+        key = f"{name} by {taken[1].name}" if name == "deploy" else name
+        assert key not in found, f"sona.{name} is overloaded: the strategies go by its name"
+        found[key] = Function(name, taken)
     return found
 
 
@@ -156,12 +159,16 @@ def test_every_function_has_strategies(functions: dict[str, Function]) -> None:
     ]
     assert not missing, f"say in tests/fuzz/sql_values.py what is good of {missing}"
     assert len(functions) >= 20
-    assert {f.name for f in functions.values()} == set(EVERY), "add the new function to EVERY, which fuzzes it"
+    assert set(functions) == set(EVERY), "add the new function to EVERY, which fuzzes it"
 
 
 EVERY = (
     "_answer",
+    "_answered_at",
+    "_arm",
     "_btree_operator",
+    "_changeable_space",
+    "_check_control_share",
     "_check_examination",
     "_check_id",
     "_check_keys",
@@ -177,24 +184,33 @@ EVERY = (
     "_delete_steps",
     "_delete_trajectories",
     "_drop_queries_index",
+    "_events_before",
     "_familiar",
     "_filtered_as",
+    "_find_trajectory",
+    "_freeze",
     "_grantable_spaces",
+    "_in_force_because",
     "_index_queries",
     "_indexed_embedding",
     "_indexed_type",
     "_is_member",
     "_item_distances",
     "_items_of",
+    "_known_entries",
     "_learned_trajectories",
     "_lock_learner",
+    "_log_deployment",
     "_mapped",
+    "_mapped_by",
     "_may_grant",
     "_near_admitted",
     "_near_events",
     "_near_queries",
     "_nearest_items",
     "_numbers",
+    "_parts",
+    "_publish",
     "_queries_index",
     "_refuse",
     "_score_items",
@@ -203,16 +219,22 @@ EVERY = (
     "_texts",
     "_times",
     "_unknown_space",
+    "_version",
+    "_version_checksum",
+    "_version_rows",
     "_widen_search",
     "_wrong_dimension",
     "adapt",
     "admit_queries",
     "apply_retention",
     "create_space",
+    "deploy by version",
+    "deploy by what",
     "drop_space",
     "grant_space",
     "nearest_queries",
     "new_trajectory_id",
+    "prune_versions",
     "recall",
     "recall_batch",
     "record",
@@ -220,9 +242,12 @@ EVERY = (
     "revoke_space",
     "score",
     "score_batch",
+    "set_control_share",
     "set_items",
     "set_retention",
     "set_strategy",
+    "versions",
+    "why",
 )
 
 
@@ -241,7 +266,10 @@ def test_hostile_arguments_are_refused_with_an_error_of_their_own(
     every_input()
 
 
-_VALUE = dict.fromkeys(("sona.space", "sona.strategist"), "jsonb_populate_record(NULL::{}, %s::jsonb)")
+_VALUE = dict.fromkeys(
+    ("sona.adapter_version", "sona.space", "sona.strategist", "sona.trajectory"),
+    "jsonb_populate_record(NULL::{}, %s::jsonb)",
+)
 """How an argument is written that is no text of its type."""
 
 
@@ -267,7 +295,7 @@ def call(connection: Connection, function: Function, arguments: dict[str, str | 
         state = refusal.sqlstate or "none"
         budget.refused[f"sona.{function.name}", state] += 1
         assert function.name == "_refuse" or is_for_the_caller(function, state), f"{state}: {refusal}"
-    assert not re.search(r"\b(nan|inf)\b", repr(answer)) or function.name == "_numbers"
+    assert not re.search(r"\b(nan|inf)\b", repr(answer)) or function.name in ("_numbers", "_parts")
 
 
 def is_for_the_caller(function: Function, state: str) -> bool:

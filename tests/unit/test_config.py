@@ -130,6 +130,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "open_spaces": (0, 10_001),
         "retention_interval_seconds": (-1, 86_401),
         "retention_batch": (0, 100_001),
+        "keep_versions": (0, 1_000_001),
         "longest_setback_seconds": (0.9, 86_401),
     },
 }

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": BASE | {"learning", "store", "loops"},
     "evaluation": BASE | {"learning", "store", "loops", "engine"},
     "data": BASE | {"evaluation"},
-    "cli": BASE | {"learning", "store", "loops", "engine", "worker", "evaluation", "data", "package"},
+    "report": BASE | {"learning", "store"},
+    "cli": BASE | {"learning", "store", "loops", "engine", "worker", "evaluation", "data", "report", "package"},
     "package": BASE | {"learning", "store", "loops", "engine"},
     "__main__": {"cli"},
 }
