@@ -260,7 +260,8 @@ BEGIN
     -- A version may be hundreds of events older than the answer: the next one, or what is learned at present where there
     -- is none, may be nearer to what answered. What was deployed meanwhile is not.
     SELECT c.* INTO state FROM (
-        SELECT x.version, x.known, x.strange, x.unseen, x.weights, abs(x.ordinal - entries) AS away
+        SELECT x.version, x.known, x.strange, x.unseen, x.weights,
+               abs(CASE t.strategy WHEN 'adapted' THEN x.ordinal ELSE x.weighed END - entries) AS away
         FROM sona.adapter_version x
         WHERE x.space_id = t.space_id
           AND (x.version = t.version
@@ -270,7 +271,9 @@ BEGIN
               WHERE w.space_id = x.space_id AND w.version = x.version AND w.tier = ANY (tiers)))
           AND (t.strategy <> 'fusion' OR x.weights IS NOT NULL)
         UNION ALL
-        SELECT NULL, x.known, x.strange, x.unseen, x.weights, CASE WHEN l.version = t.version THEN abs(l.ordinal - entries) END
+        SELECT NULL, x.known, x.strange, x.unseen, x.weights,
+               CASE WHEN l.version = t.version
+                    THEN abs(CASE t.strategy WHEN 'adapted' THEN l.ordinal ELSE x.ordinal END - entries) END
         FROM sona.strategist x JOIN sona.learner l USING (space_id) WHERE x.space_id = t.space_id) c
     ORDER BY c.away NULLS LAST, c.version NULLS LAST LIMIT 1;
     IF tiers IS NOT NULL AND state.version IS DISTINCT FROM t.version THEN

@@ -259,6 +259,28 @@ GOOD: dict[str, Text] = {
     "version bigint": st.just("3"),
     "what text": st.just("a value"),
     "with_steps boolean": st.sampled_from(("true", "false")),
+    "answered_at timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
+    "recorded_at timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
+    "entries bigint": st.sampled_from(("0", "5", "1000")),
+    "w double precision[]": st.just("{" + ",".join(["0.5"] * 18) + "}"),
+    "frozen double precision": st.sampled_from(("0", "0.5", "1")),
+    "other double precision": st.sampled_from(("0", "0.5", "1")),
+    "familiar double precision": st.sampled_from(("0", "0.5", "1")),
+    "below double precision": st.sampled_from(("0", "0.5", "1")),
+    "help double precision": st.sampled_from(("0", "0.5", "1")),
+    "vote double precision": st.sampled_from(("0", "0.5", "1")),
+    "votes double precision": st.sampled_from(("0", "0.5", "1")),
+    "miss double precision": st.sampled_from(("0", "0.5", "1")),
+    "times double precision": st.sampled_from(("0", "0.5", "1")),
+    "familiarity double precision": st.sampled_from(("0", "0.5", "1")),
+    "t sona.trajectory": st.builds(
+        lambda space, id, strategy: json.dumps(
+            {"space_id": space, "trajectory_id": id, "query": "[1,0,0,0]", "strategy": strategy, "arm": "learned"}
+        ),
+        st.integers(1, 3),
+        _ids,
+        st.sampled_from(STRATEGIES),
+    ),
 }
 """By name and type of the parameter. A function with another one fails the test until it stands here."""
 
@@ -290,6 +312,7 @@ HOSTILE: dict[str, Text] = {
     "sona.adapter_version": json_text,
     "sona.space": json_text,
     "sona.strategist": json_text,
+    "sona.trajectory": json_text,
     "sona.version_row[]": st.sampled_from(("{}", "{NULL}", '{"(1,1,adapter,0,,)"}', "x")),
     "text": text,
     "text[]": arrays(text),
