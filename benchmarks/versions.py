@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -72,12 +74,48 @@ def run(*, quick: bool) -> list[Row]:
         probe = random.standard_normal(DIM, dtype=np.float32)
         connection.execute("SELECT sona.set_strategy(%s, 'adapted')", (SPACE,))
         seconds = [_until_elsewhere(engine, probe, number) for number in range(40, 40 + (5 if quick else 20))]
+        during = _deploys_during_learning(engine, items, count)
         connection.execute("DROP TABLE benchmark_items")
         elsewhere = replace(
             deployed, name="until another process answers by it", p99_us=max(seconds) * 1e6,
             median_us=statistics.median(seconds) * 1e6, rival="", rival_median_us=0.0, ratio=0.0,
         )  # fmt: skip
-    return [listed, deployed, elsewhere]
+    return [listed, deployed, elsewhere, replace(elsewhere, name="deploys during learning", params=during)]
+
+
+def _deploys_during_learning(engine: SonaEngine, items: np.ndarray, count: int) -> dict[str, int | float | str]:
+    """Deploy so many versions at random while events are learned; which were lost, and which doubled."""
+    stop, made, seconds = threading.Event(), [0], [0.0]
+
+    def deploy_all_the_time() -> None:
+        random = np.random.default_rng(1)
+        with connect(engine.url) as own:
+            began = time.perf_counter()
+            while made[0] < count:
+                own.execute("SELECT sona.deploy(%s, %s)", (SPACE, str(random.integers(1, count // 2))))
+                made[0] += 1
+            seconds[0] = time.perf_counter() - began
+            stop.set()
+
+    thread = threading.Thread(target=deploy_all_the_time)
+    thread.start()
+    ids: list[uuid.UUID] = []
+    while not stop.is_set():
+        ids.append(engine.record(items[len(ids) % 500], [str(len(ids) % 20), "100"], [1.0, 0.0]))
+        engine.instant.flush_updates()
+    thread.join()
+    engine.flush()
+    with connect(engine.url) as connection:
+        rows = connection.execute(
+            "SELECT trajectory_id, count(*) FROM sona.learning_event WHERE space_id = %s AND trajectory_id = ANY(%s)"
+            " GROUP BY 1",
+            (engine.space.space_id, ids),
+        ).fetchall()
+    doubled = sum(found - 1 for _, found in rows)
+    return {
+        "deploys": made[0], "events": len(ids), "lost": len(ids) - len(rows), "doubled": doubled,
+        "seconds": round(seconds[0], 1), "rebased": engine.metrics.replays,
+    }  # fmt: skip
 
 
 def _until_elsewhere(engine: SonaEngine, probe: object, version: int) -> float:
