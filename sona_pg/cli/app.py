@@ -10,6 +10,7 @@ import click
 from sona_pg import __version__
 from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
+from sona_pg.cli.forget import forget
 from sona_pg.cli.output import print_json
 from sona_pg.cli.spaces import space, status
 from sona_pg.cli.worker import worker
@@ -97,4 +98,5 @@ app.add_command(space)
 app.add_command(status)
 app.add_command(demo)
 app.add_command(evaluate)
+app.add_command(forget)
 app.add_command(worker)
