@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,7 +23,7 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import spaces
-from sona_pg.store.forget import ForgetTransaction, Lost, drop_memory_index, forget_transaction
+from sona_pg.store.forget import ForgetTransaction, Lost, drop_memory_index, find_lost, forget_transaction
 from sona_pg.store.learning import read_head
 from sona_pg.store.ledger import read_ledger
 
@@ -134,39 +136,57 @@ class _Forgetting:
         """What the replay began with: the epoch, and the sample of the items."""
         self._next = 0
         """Ordinal of the next entry that the replay reads."""
+        self._lost: Lost | None = None
+        """What there was nothing to read of when it began."""
 
     def run(self) -> ForgetReport:
+        """Forget: all of it is done, or nothing."""
         store = self._store
         # First a look: what is refused, or needs no replay, is said at once.
         with forget_transaction(store.connection(), store.space, store.config) as transaction:
+            began = time.monotonic()
             ids = transaction.trajectories_of(self._user_id)
-            taught = transaction.first_entry(ids) is not None
-            if not taught:
-                began = time.monotonic()
-                transaction.shut_out(self._digest)
-                report = _report(transaction.delete(ids, self._user_id))
+            if not transaction.entries(ids):
+                report = self._delete(transaction, ids)
                 return replace(report, locked_seconds=time.monotonic() - began)
-            self._check_lost(transaction.lost(self._user_id))
+        self._lost = self._check_lost()
         self._catch_up()
         reached("forget.after_replay")
         with forget_transaction(store.connection(), store.space, store.config) as transaction:
             began = time.monotonic()
             reached("forget.after_lock")
-            report = self._forget(transaction)
+            report = self._rebuild(transaction)
             reached("forget.before_commit")
-        locked = time.monotonic() - began
         reached("forget.after_commit")
+        report = replace(report, locked_seconds=time.monotonic() - began)
         try:
             drop_memory_index(store.connection(), store.space, store.config)
         except SonaError as error:
             log.warning("the index of the remembered queries could not be dropped, a VACUUM cleans it: %s", error)
-        return replace(report, locked_seconds=locked)
+        return report
+
+    def _delete(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
+        """Delete the rows of the user, and let none come back."""
+        transaction.shut_out(self._digest)
+        gone = transaction.delete(ids, self._user_id)
+        return ForgetReport(
+            trajectories=gone["trajectory"],
+            steps=gone["trajectory_step"],
+            scores=gone["score"],
+            pending=gone["pending_trajectory"],
+            entries=gone["learning_event"],
+            remembered=gone["remembered_query"],
+            outcomes=gone["answer_outcome"],
+            turns=gone["strategy_turn"],
+            errors=gone["error_log"],
+        )
 
     @property
     def _digest(self) -> bytes:
         return digest_of(self._store.space.key, self._user_id)
 
-    def _check_lost(self, lost: Lost) -> None:
+    def _check_lost(self) -> Lost:
+        lost = find_lost(self._store.connection(), self._store.space, self._user_id)
         if lost and not self._accept_lost:
             raise IncompleteLedger(
                 f"to forget a user, what was learned is learned again without them; but retention has deleted "
@@ -174,6 +194,7 @@ class _Forgetting:
                 f"nobody knows any more, and the steps of {lost.steps} others: expected all of them, or your consent "
                 "that what these taught is lost (accept_lost=True, sona forget --accept-lost)"
             )
+        return lost
 
     def _catch_up(self) -> Replay:
         """Learn what the ledger holds now and the replay has not read; from the beginning, where that has changed."""
@@ -184,43 +205,46 @@ class _Forgetting:
             pool = ItemPool(*spaces.item_sample(connection, store.space))
             replay = Replay(self._instant.new_learner(pool), self._instant.config.edge_update_scale)
             self._replay, self._base, self._next = replay, (head.epoch, head.items_sampled_at), 0
-        while self._next < head.ordinal:
-            self._learn_batch(replay)
+        while self._next < head.ordinal and self._learn_batch(replay):
+            pass
         return replay
 
-    def _learn_batch(self, replay: Replay) -> None:
+    def _learn_batch(self, replay: Replay) -> int:
+        """Learn the next entries once more; gives how many there were."""
         connection, store = self._store.connection(), self._store
         batch = read_ledger(connection, store.space, self._next, store.config.replay_batch)
         pool = replay.learner.pool
         missing = sorted(item for item in batch.items() if pool.row(item) is None)
         embeddings = spaces.item_embeddings(connection, store.space, missing)
         for entry in batch.events(replay.became):
-            # What is lost was accepted to be, or is found when the lock is held.
+            # What is lost was accepted to be, or is found once the lock is held.
             if entry.event is not None and entry.event.trajectory.user_id != self._user_id:
                 replay.learn(entry.event, entry.learned, embeddings)
             self._next = entry.ordinal + 1
+        return len(batch)
 
-    def _forget(self, transaction: ForgetTransaction) -> ForgetReport:
+    def _rebuild(self, transaction: ForgetTransaction) -> ForgetReport:
         before = transaction.head()
         ids = transaction.trajectories_of(self._user_id)
-        lost = transaction.lost(self._user_id)
-        self._check_lost(lost)
+        if not transaction.entries(ids):
+            return self._delete(transaction, ids)  # somebody else has forgotten them meanwhile
+        lost = self._check_lost()
+        if lost != self._lost:
+            self._replay = None  # it may hold what retention has deleted since
         replay = self._catch_up()
         learner = replay.learner
-        first = transaction.first_entry([*ids, *lost.trajectories])
-        assert first is not None, "it was looked for at first, and nothing but a forgetting takes entries away"
-        transaction.shut_out(self._digest)
-        report = _report(transaction.delete(ids, self._user_id))
+        entries = transaction.entries([*ids, *lost.trajectories])
+        report = self._delete(transaction, ids)
         reached("forget.after_rows")
         transaction.delete_entries(lost.trajectories)
-        transaction.close_ranks(first, replay.became)
+        transaction.close_ranks(entries, replay.became)
         reached("forget.after_ledger")
         edges = transaction.write_edges(replay.edges)
         state, adapter = learner.to_bytes(), learner.adapter.served
         served = {"adapter": adapter, "micro": learner.micro} if learner.events else {}
         transaction.write_learner(state if replay.entries else None, served, learner.events)
         transaction.reset_strategist()
-        version, deleted = transaction.publish(first, CAUSE, state, adapter)
+        version, deleted = transaction.publish(entries[0].ordinal, CAUSE, state, adapter)
         reached("forget.after_learner")
         transaction.log(before.version, version, f"{CAUSE}: {report.trajectories} trajectories")
         return replace(
@@ -232,17 +256,3 @@ class _Forgetting:
             lost=len(lost.trajectories) + lost.steps,
             version=version,
         )
-
-
-def _report(gone: dict[str, int]) -> ForgetReport:
-    return ForgetReport(
-        trajectories=gone["trajectory"],
-        steps=gone["trajectory_step"],
-        scores=gone["score"],
-        pending=gone["pending_trajectory"],
-        entries=gone["learning_event"],
-        remembered=gone["remembered_query"],
-        outcomes=gone["answer_outcome"],
-        turns=gone["strategy_turn"],
-        errors=gone["error_log"],
-    )

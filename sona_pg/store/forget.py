@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sona_pg.config import StoreConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
-from sona_pg.store.ledger import LOOP
+from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
 
@@ -38,6 +40,38 @@ class Lost:
         return bool(self.trajectories) or self.steps > 0
 
 
+def find_lost(connection: Connection, space: Space, user_id: str) -> Lost:
+    """What a replay of the ledger without this user would lack."""
+    key = {"space": space.space_id, "loop": LOOP, "user": user_id}
+    with translated():
+        gone = connection.execute(
+            "SELECT DISTINCT e.trajectory_id FROM sona.learning_event e WHERE e.space_id = %(space)s"
+            " AND e.loop = %(loop)s AND NOT EXISTS (SELECT FROM sona.trajectory t"
+            " WHERE t.space_id = e.space_id AND t.trajectory_id = e.trajectory_id) ORDER BY 1",
+            key,
+        ).fetchall()
+        # Some are recorded without steps. These had some: they taught, or had helpful items without embeddings, or are
+        # of a time whose steps retention has deleted.
+        row = connection.execute(
+            "SELECT count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) JOIN sona.learning_event e"
+            " USING (space_id, trajectory_id) WHERE t.space_id = %(space)s AND e.loop = %(loop)s AND e.revision = 0"
+            " AND t.user_id IS DISTINCT FROM %(user)s"
+            " AND (e.learned IN ('adapter', 'micro', 'no embedding') OR t.created_at < s.steps_deleted_before)"
+            " AND NOT EXISTS (SELECT FROM sona.trajectory_step p"
+            " WHERE p.space_id = t.space_id AND p.trajectory_id = t.trajectory_id)",
+            key,
+        ).fetchone()
+    return Lost([id for (id,) in gone], 0 if row is None else row[0])
+
+
+class Entry(NamedTuple):
+    """An entry of the ledger: its place, the cycle that made it, and what became of the event."""
+
+    ordinal: int
+    cycle: int
+    learned: str
+
+
 class ForgetTransaction:
     """A transaction under the locks of a space's learner and strategist: nobody learns or weighs until it ends."""
 
@@ -58,35 +92,14 @@ class ForgetTransaction:
         ).fetchall()
         return [row[0] for row in rows]
 
-    def lost(self, user_id: str) -> Lost:
-        """What a replay without this user would lack."""
-        gone = self._connection.execute(
-            "SELECT DISTINCT e.trajectory_id FROM sona.learning_event e WHERE e.space_id = %(space)s"
-            " AND e.loop = %(loop)s AND NOT EXISTS (SELECT FROM sona.trajectory t"
-            " WHERE t.space_id = e.space_id AND t.trajectory_id = e.trajectory_id)",
-            self._key,
-        ).fetchall()
-        # Some are recorded without steps. These had some: they taught, or had helpful items without embeddings, or are
-        # of a time whose steps retention has deleted.
-        row = self._connection.execute(
-            "SELECT count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) JOIN sona.learning_event e"
-            " USING (space_id, trajectory_id) WHERE t.space_id = %(space)s AND e.loop = %(loop)s AND e.revision = 0"
-            " AND t.user_id IS DISTINCT FROM %(user)s"
-            " AND (e.learned IN ('adapter', 'micro', 'no embedding') OR t.created_at < s.steps_deleted_before)"
-            " AND NOT EXISTS (SELECT FROM sona.trajectory_step p"
-            " WHERE p.space_id = t.space_id AND p.trajectory_id = t.trajectory_id)",
-            self._key | {"user": user_id},
-        ).fetchone()
-        return Lost([id for (id,) in gone], 0 if row is None else row[0])
-
-    def first_entry(self, ids: Sequence[uuid.UUID]) -> int | None:
-        """Ordinal of the first ledger entry of these trajectories; None where they have taught nothing yet."""
-        row = self._connection.execute(
-            "SELECT min(ordinal) FROM sona.learning_event"
-            " WHERE space_id = %(space)s AND loop = %(loop)s AND trajectory_id = ANY(%(ids)s)",
+    def entries(self, ids: Sequence[uuid.UUID]) -> list[Entry]:
+        """The ledger entries of these trajectories, in order."""
+        rows = self._connection.execute(
+            "SELECT ordinal, cycle_id, learned FROM sona.learning_event"
+            " WHERE space_id = %(space)s AND loop = %(loop)s AND trajectory_id = ANY(%(ids)s) ORDER BY ordinal",
             self._key | {"ids": list(ids)},
-        ).fetchone()
-        return None if row is None else row[0]
+        ).fetchall()
+        return [Entry(*row) for row in rows]
 
     def delete(self, ids: Sequence[uuid.UUID], user_id: str) -> dict[str, int]:
         """Delete everything that these trajectories of a user have left; how many rows, by table."""
@@ -110,45 +123,54 @@ class ForgetTransaction:
         """Delete the ledger entries of trajectories that are gone."""
         self._delete("learning_event", " AND trajectory_id = ANY(%(ids)s)", {"ids": list(ids)})
 
-    def close_ranks(self, first: int, became: Mapping[tuple[uuid.UUID, int], str]) -> None:
-        """Make the ledger dense again from an ordinal on, and note down what has become of events.
+    def close_ranks(self, gone: Sequence[Entry], became: Mapping[tuple[uuid.UUID, int], str]) -> None:
+        """Make the ledger dense again where entries are gone, and note down what has become of others.
 
         Parameters
         ----------
-        first
-            First ordinal that is free.
+        gone
+            Entries that were deleted, in order.
         became
             By trajectory and revision, where it is something else than before.
         """
+        # How many of those that are gone came before an entry; a join would be planned by statistics that may be stale.
         self._connection.execute(
-            "UPDATE sona.learning_event e SET ordinal = k.ordinal"
-            " FROM (SELECT trajectory_id, revision, %(first)s - 1 + row_number() OVER (ORDER BY ordinal) AS ordinal"
-            "  FROM sona.learning_event WHERE space_id = %(space)s AND loop = %(loop)s AND ordinal > %(first)s) k"
-            " WHERE e.space_id = %(space)s AND e.loop = %(loop)s AND e.trajectory_id = k.trajectory_id"
-            " AND e.revision = k.revision",
-            self._key | {"first": first},
+            "UPDATE sona.learning_event SET ordinal = ordinal - width_bucket(ordinal, %(gone)s::bigint[])"
+            " WHERE space_id = %(space)s AND loop = %(loop)s AND ordinal > %(first)s",
+            self._key | {"gone": [entry.ordinal for entry in gone], "first": gone[0].ordinal},
         )
+        changed = {
+            **self._key,
+            "ids": [id for id, _ in became],
+            "revisions": [revision for _, revision in became],
+            "learned": list(became.values()),
+        }
+        source = (
+            "unnest(%(ids)s::uuid[], %(revisions)s::int[], %(learned)s::text[]) k (id, revision, learned)"
+            "{} WHERE e.space_id = %(space)s AND e.loop = %(loop)s AND e.trajectory_id = k.id"
+            " AND e.revision = k.revision"
+        )
+        before = self._connection.execute(
+            "SELECT e.cycle_id, e.learned, k.learned FROM " + source.format(", sona.learning_event e"), changed
+        ).fetchall()
         self._connection.execute(
-            "UPDATE sona.learning_event e SET learned = k.learned"
-            " FROM unnest(%(ids)s::uuid[], %(revisions)s::int[], %(learned)s::text[]) k (id, revision, learned)"
-            " WHERE e.space_id = %(space)s AND e.loop = %(loop)s"
-            " AND e.trajectory_id = k.id AND e.revision = k.revision",
+            "UPDATE sona.learning_event e SET learned = k.learned FROM " + source.format(""), changed
+        )
+        events = Counter(entry.cycle for entry in gone)
+        learned = Counter(entry.cycle for entry in gone if entry.learned in TAUGHT)
+        for cycle, was, now in before:
+            learned[cycle] += (was in TAUGHT) - (now in TAUGHT)
+        cycles = list({**events, **learned})
+        self._connection.execute(
+            "UPDATE sona.learning_cycle c SET events = c.events - k.events, learned = c.learned - k.learned"
+            " FROM unnest(%(cycles)s::bigint[], %(events)s::int[], %(taught)s::int[]) k (cycle, events, learned)"
+            " WHERE c.space_id = %(space)s AND c.loop = %(loop)s AND c.cycle_id = k.cycle",
             self._key
             | {
-                "ids": [id for id, _ in became],
-                "revisions": [revision for _, revision in became],
-                "learned": list(became.values()),
+                "cycles": cycles,
+                "events": [events[cycle] for cycle in cycles],
+                "taught": [learned[cycle] for cycle in cycles],
             },
-        )
-        self._connection.execute(
-            "UPDATE sona.learning_cycle c SET events = k.events, learned = k.learned"
-            " FROM (SELECT c.cycle_id, count(e.ordinal) AS events,"
-            "  count(*) FILTER (WHERE e.learned IN ('adapter', 'micro')) AS learned FROM sona.learning_cycle c"
-            "  LEFT JOIN sona.learning_event e USING (space_id, loop, cycle_id)"
-            "  WHERE c.space_id = %(space)s AND c.loop = %(loop)s GROUP BY c.cycle_id) k"
-            " WHERE c.space_id = %(space)s AND c.loop = %(loop)s AND c.cycle_id = k.cycle_id"
-            " AND (c.events, c.learned) <> (k.events, k.learned)",
-            self._key,
         )
 
     def write_edges(self, edges: Mapping[Edge, float]) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, translated
 from sona_pg.store.spaces import Space
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
 
@@ -18,7 +18,7 @@ LOOP = "instant"
 
 _NOTHING_ELSE: Mapping[tuple[uuid.UUID, int], str] = MappingProxyType({})
 
-_TAUGHT = ("adapter", "micro")
+TAUGHT = ("adapter", "micro")
 """What became of events that changed a weight."""
 
 
@@ -103,8 +103,8 @@ class LedgerBatch:
                     revision,
                     [score for at, score in scores if at < revision],
                     [score for at, score in scores if at == revision],
-                    has_taught=is_beside or any(then in _TAUGHT for _, then in before.values()),
-                    steps_have_taught=before.get(0, (0, ""))[1] in _TAUGHT,
+                    has_taught=is_beside or any(then in TAUGHT for _, then in before.values()),
+                    steps_have_taught=before.get(0, (0, ""))[1] in TAUGHT,
                 )
             yield LedgerEvent(ordinal, id, event, learned)
 
@@ -123,22 +123,23 @@ def read_ledger(
     connection: Connection, space: Space, first: int, limit: int, *, with_activations: bool = True
 ) -> LedgerBatch:
     """`ledger_events` for whoever learns them once more."""
-    rows = connection.execute(
-        "SELECT ordinal, trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
-        " WHERE space_id = %s AND loop = %s AND ordinal >= %s ORDER BY ordinal LIMIT %s",
-        (space.space_id, LOOP, first, limit),
-    ).fetchall()
-    ids = list(dict.fromkeys(row[1] for row in rows))
-    recorded = trajectories(connection, space, ids, with_activations=with_activations)
-    late = list(dict.fromkeys(row[1] for row in rows if row[2] > 0))
-    scores = _scores_taken_in(connection, space, late)
-    history: dict[uuid.UUID, dict[int, tuple[int, str]]] = {}
-    for id, revision, cycle, learned in connection.execute(
-        "SELECT trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
-        " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s)",
-        (space.space_id, LOOP, late),
-    ):
-        history.setdefault(id, {})[revision] = (cycle, learned)
+    with translated():
+        rows = connection.execute(
+            "SELECT ordinal, trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND ordinal >= %s ORDER BY ordinal LIMIT %s",
+            (space.space_id, LOOP, first, limit),
+        ).fetchall()
+        ids = list(dict.fromkeys(row[1] for row in rows))
+        recorded = trajectories(connection, space, ids, with_activations=with_activations)
+        late = list(dict.fromkeys(row[1] for row in rows if row[2] > 0))
+        scores = _scores_taken_in(connection, space, late)
+        history: dict[uuid.UUID, dict[int, tuple[int, str]]] = {}
+        for id, revision, cycle, learned in connection.execute(
+            "SELECT trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s)",
+            (space.space_id, LOOP, late),
+        ):
+            history.setdefault(id, {})[revision] = (cycle, learned)
     return LedgerBatch(rows, recorded, scores, history)
 
 

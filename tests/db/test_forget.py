@@ -210,6 +210,14 @@ def _learned(connection: Connection, engine: SonaEngine) -> dict[str, Any]:
     return found | weighed(connection, engine.space)
 
 
+def _answer(engine: SonaEngine, query: Matrix) -> list[str]:
+    """What is answered where the control arm is not drawn."""
+    found = engine.recall(query)
+    while found.answer.arm == CONTROL:
+        found = engine.recall(query)
+    return [item.item_id for item in found.items]
+
+
 def test_what_is_left_is_bit_for_bit_a_space_that_has_never_seen_the_user(
     open_space: Callable[[str], SonaEngine],
     worker: InstantWorker,
@@ -242,7 +250,7 @@ def test_what_is_left_is_bit_for_bit_a_space_that_has_never_seen_the_user(
     learner, _ = replayed(connection, seen)
     assert learner.to_bytes() == seen.instant.learner.to_bytes() == never.instant.learner.to_bytes()
     query = np.random.default_rng(9).standard_normal(DIM).astype(np.float32)
-    assert [i.item_id for i in seen.recall(query).items] == [i.item_id for i in never.recall(query).items]
+    assert _answer(seen, query) == _answer(never, query)
     assert seen.adapt(query).tobytes() == never.adapt(query).tobytes()
 
 
@@ -502,7 +510,7 @@ from sona_pg import SonaEngine, SonaError, StoreConfig
 url, space = sys.argv[1:]
 engine = SonaEngine.connect(url, space=space, background=False, store=StoreConfig(lock_timeout_seconds=1))
 rng = np.random.default_rng(1)
-for _ in range(100):
+for _ in range(40):
     ids = []
     for user in ("bob", "ann", "cid"):
         query = rng.standard_normal(16).astype(np.float32)
@@ -549,7 +557,7 @@ def test_a_process_that_records_meanwhile_loses_nothing(
         pass
     forgotten.append(engine.forget("ann").trajectories)
     recorded = [line.split() for line in lines]
-    assert len(recorded) == 300
+    assert len(recorded) == 120
     there = connection.execute("SELECT trajectory_id, user_id FROM sona.trajectory WHERE space_id = %s", key).fetchall()
     assert "ann" not in {user for _, user in there}
     assert {id for id, _ in there} >= {uuid.UUID(id) for id, user in recorded if user != "ann"} | {id for (id,) in sent}
