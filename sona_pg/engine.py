@@ -539,6 +539,9 @@ class SonaEngine:
         """
         self._check_open()
         checked_text(user_id, "user id")
+        for name, value in (("accept_lost", accept_lost), ("wait", wait)):
+            if not isinstance(value, bool):
+                raise InvalidInput(f"{name} is {value!r}, expected True or False")
         store = SpaceStore(self._space, self._database.connect, self._database.config, None)
         try:
             return forget(store, self._loop, self._evidence, user_id, accept_lost=accept_lost, wait=wait)

@@ -112,16 +112,16 @@ def forget(
     instant.flush_updates()
     report = _Forgetting(store, instant, user_id, accept_lost).run()
     if report.version is not None:
-        instant.flush_updates()
         try:
+            instant.flush_updates()
             if wait:
                 weighing = time.monotonic()
                 evidence.settle()
                 report = replace(report, weighing_seconds=time.monotonic() - weighing)
             evidence.refresh()
         except SonaError as error:
-            # It is forgotten all the same.
-            log.warning("the strategies could not be weighed again, will be tried again: %s", error)
+            # It is forgotten all the same, and the next look takes it over.
+            log.warning("forgotten; the strategies could not be weighed again, will be tried again: %s", error)
     return replace(report, seconds=time.monotonic() - began)
 
 
@@ -203,7 +203,7 @@ class _Forgetting:
         replay = self._replay
         if replay is None or self._base != (head.epoch, head.items_sampled_at):
             pool = ItemPool(*spaces.item_sample(connection, store.space))
-            replay = Replay(self._instant.new_learner(pool), self._instant.config.edge_update_scale)
+            replay = Replay(self._instant.learner.anew(pool), self._instant.config.edge_update_scale)
             self._replay, self._base, self._next = replay, (head.epoch, head.items_sampled_at), 0
         while self._next < head.ordinal and self._learn_batch(replay):
             pass

@@ -135,13 +135,12 @@ class InstantLoop:
         self._base: tuple[int, int, datetime | None] | None = None
         self._version = 0
         if store is None:
-            self._learner = self.new_learner(pool)
+            self._learner = self._new_learner(pool)
         else:
             self._adopt_published(store.connection())
         self._serving = self._learner.serving()
 
-    def new_learner(self, pool: ItemPool | None) -> Learner:
-        """A learner that has learned nothing yet, with the settings of the space."""
+    def _new_learner(self, pool: ItemPool | None) -> Learner:
         return Learner(
             self._dim,
             pool,
@@ -719,7 +718,7 @@ class InstantLoop:
         have_pool = self._base is not None and self._base[2] == head.items_sampled_at
         try:
             pool = self._learner.pool if have_pool else ItemPool(*spaces.item_sample(connection, self._store.space))
-            learner = self.new_learner(pool)
+            learner = self._new_learner(pool)
             if state is not None:
                 learner.load_bytes(state)
         except InvalidInput as cause:
