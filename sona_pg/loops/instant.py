@@ -629,7 +629,9 @@ class InstantLoop:
             reached("flush.after_lock")
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
-            dropped = transaction.forgotten([entry.event.trajectory for entry in entries], spooled_since)
+            # What is there already has passed this door.
+            unknown = [entry.event.trajectory for entry in entries if entry.event.trajectory.id not in known]
+            dropped = transaction.forgotten(unknown, spooled_since)
             refused = len(dropped)
             if known or dropped or transaction.head.base != self._base:
                 learner, replayed = self._published(connection, transaction.head, transaction.state()), True

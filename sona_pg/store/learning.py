@@ -167,14 +167,15 @@ class LearningTransaction:
         return {id for id, digest in digests.items() if digest in since and is_before(id, since[digest], received_at)}
 
     def forgotten_claims(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        """The same of trajectories that SQL clients recorded, and that are in the database therefore."""
+        """The same of trajectories that SQL clients recorded: they are in the database, and not learned yet."""
         if not ids or not self._has_forgotten:
             return set()
         rows = self._connection.execute(
             "SELECT t.trajectory_id, t.created_at, f.forgotten_at FROM sona.trajectory t JOIN sona.forgotten_user f"
             " ON f.space_id = t.space_id AND f.digest = sha256(%s || convert_to(t.user_id, 'UTF8'))"
-            " WHERE t.space_id = %s AND t.trajectory_id = ANY(%s)",
-            (self._space.key.bytes, self._space.space_id, list(ids)),
+            " WHERE t.space_id = %s AND t.trajectory_id = ANY(%s) AND NOT EXISTS (SELECT FROM sona.learning_event e"
+            " WHERE e.space_id = t.space_id AND e.loop = %s AND e.trajectory_id = t.trajectory_id)",
+            (self._space.key.bytes, self._space.space_id, list(ids), LOOP),
         ).fetchall()
         # What was recorded before was answered before, whatever the client's clock says.
         return {id for id, at, forgotten_at in rows if at < forgotten_at or is_before(id, forgotten_at, at)}

@@ -632,20 +632,23 @@ def test_what_a_spool_held_of_the_user_is_dropped_and_counted_and_what_they_ask_
     away.append([Score(old, 0.5, "1", "reward", "late")])
     # As long as its process lives, nobody else replays it.
     assert engine.forget("ann").trajectories == 1
-    away.append([trajectory(anew := new_trajectory_id(), "ann")])
+    back, anew = uuid.uuid4(), new_trajectory_id()
+    engine.record(trajectory(back, "ann"))
+    engine.flush()
+    away.append([trajectory(back, "ann"), trajectory(anew, "ann")])
     away.close()
     engine.flush()
     left = connection.execute(
         "SELECT trajectory_id FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
-        (key, [old, timeless, others, anew]),
+        (key, [old, timeless, others, back, anew]),
     ).fetchall()
-    assert {id for (id,) in left} == {others, anew}
-    assert (engine.metrics.refused, engine.metrics.repeated) == (2, 0)
+    assert {id for (id,) in left} == {others, back, anew}
+    assert (engine.metrics.refused, engine.metrics.repeated) == (2, 1)
     assert _says(connection, engine) == [
         "2 trajectories were dropped: whoever asked was forgotten after they had been answered"
     ]
     assert inconsistencies(connection, key) == []
-    assert engine.forget("ann").trajectories == 1
+    assert engine.forget("ann").steps == 2
     assert replayed(connection, engine)[0].to_bytes() == engine.instant.learner.to_bytes()
 
 
