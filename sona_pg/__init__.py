@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         DatabaseUnavailable,
         DimensionMismatch,
         EmbedderMismatch,
+        IncompleteLedger,
         InvalidInput,
         IoError,
         LearningError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sona_pg.learning.lora import MicroLoRA
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.loops.buffer import TrajectoryBuffer
+    from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
     from sona_pg.loops.metrics import InstantLoopMetrics
     from sona_pg.store.improvement import ImprovementMetrics
@@ -82,6 +84,7 @@ _MODULES = {
         "DatabaseUnavailable",
         "DimensionMismatch",
         "EmbedderMismatch",
+        "IncompleteLedger",
         "InvalidInput",
         "IoError",
         "LearningError",
@@ -100,6 +103,7 @@ _MODULES = {
     "sona_pg.learning.lora": ("MicroLoRA",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
+    "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
     "sona_pg.loops.metrics": ("InstantLoopMetrics",),
     "sona_pg.store.improvement": ("ImprovementMetrics",),
@@ -126,7 +130,9 @@ __all__ = [
     "EdgeWeights",
     "EmbedderMismatch",
     "EvidenceConfig",
+    "ForgetReport",
     "ImprovementMetrics",
+    "IncompleteLedger",
     "InstantLoop",
     "InstantLoopConfig",
     "InstantLoopMetrics",

@@ -407,6 +407,8 @@ class StoreConfig:
         Size at which the spool begins another file; a file is deleted once all of it is in the database.
     spool_batch
         Spooled trajectories and scores that are replayed in one transaction.
+    replay_batch
+        Ledger entries that are read at once to be learned once more.
     """
 
     connect_timeout_seconds: int = 10
@@ -419,6 +421,7 @@ class StoreConfig:
     spool_max_bytes: int = 1 << 30
     spool_segment_bytes: int = 16 << 20
     spool_batch: int = 500
+    replay_batch: int = 1_000
 
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
@@ -431,6 +434,7 @@ class StoreConfig:
         _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)
         _whole("spool_segment_bytes", self.spool_segment_bytes, 1, 1 << 32)
         _whole("spool_batch", self.spool_batch, 1, 100_000)
+        _whole("replay_batch", self.replay_batch, 1, 100_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from sona_pg.learning.arrays import as_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
+from sona_pg.loops.forget import ForgetReport, forget
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
@@ -549,6 +550,40 @@ class SonaEngine:
             raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected a UUID")
         with self._search.connection() as connection:
             return why(connection, trajectory_id, self._space.name)
+
+    def forget(self, user_id: str, *, accept_lost: bool = False, wait: bool = True) -> ForgetReport:
+        """Forget a user: all that was recorded of them, and all that was learned from it.
+
+        What was learned is then, bit for bit, what it were in a space that has never seen them: the ledger is learned
+        again without them. Versions that had learned from them are deleted, and a new one is published. See
+        docs/forgetting.md.
+
+        Parameters
+        ----------
+        user_id
+            As it was given to `record`. One whom the space does not know changes nothing.
+        accept_lost
+            Where retention has deleted trajectories or steps, what they taught cannot be learned again: whether it may
+            be lost. Otherwise that is refused.
+        wait
+            Whether to wait until the strategies are weighed again; the space answers as frozen until then.
+
+        Raises
+        ------
+        IncompleteLedger, PermissionDenied, InvalidInput, DatabaseError
+            If something would be lost, the role may not learn in the space, the id is none, or the database does not
+            take it; nothing was changed.
+        """
+        self._check_open()
+        checked_text(user_id, "user id")
+        for name, value in (("accept_lost", accept_lost), ("wait", wait)):
+            if not isinstance(value, bool):
+                raise InvalidInput(f"{name} is {value!r}, expected True or False")
+        store = SpaceStore(self._space, self._database.connect, self._database.config, None)
+        try:
+            return forget(store, self._loop, self._evidence, user_id, accept_lost=accept_lost, wait=wait)
+        finally:
+            store.close()
 
     # Learn -----------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,10 @@ class UnknownTrajectory(DatabaseError):
     """There is no such trajectory: it was never recorded, or retention has deleted it."""
 
 
+class IncompleteLedger(DatabaseError):
+    """The ledger holds events that cannot be learned again: what was recorded of them is deleted."""
+
+
 class PatternExtractionError(SonaError):
     """Patterns could not be extracted."""
 

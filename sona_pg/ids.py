@@ -6,6 +6,7 @@ import os
 import random
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 
 # Not the system's generator: its call gives up the interpreter's lock, and a busy thread would hold up the recorder.
 _random = random.Random()
@@ -18,6 +19,16 @@ def new_trajectory_id() -> uuid.UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return uuid.UUID(int=value)
+
+
+def time_of(trajectory_id: uuid.UUID) -> datetime | None:
+    """When an id was made, to the millisecond; None where it does not say, as only those of version 7 do."""
+    if trajectory_id.version != 7:
+        return None
+    try:
+        return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=trajectory_id.int >> 80)
+    except OverflowError:
+        return None
 
 
 def learning_seed(trajectory_id: uuid.UUID, revision: int = 0) -> int:

@@ -39,8 +39,19 @@ EVIDENCE = (
 )
 """Of the strategist's transaction, in order."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE}
-"""The steps of every loop; whoever adds some is killed at each of them by the chaos test."""
+FORGET = (
+    "forget.after_replay",
+    "forget.after_lock",
+    "forget.after_rows",
+    "forget.after_ledger",
+    "forget.after_learner",
+    "forget.before_commit",
+    "forget.after_commit",
+)
+"""Of the transaction that forgets a user, in order."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET}
+"""The steps of every loop, and of what people start: the chaos test kills at each of the loops'."""
 
 
 def _killer(aim: str | None) -> Callable[[str], None] | None:

@@ -121,13 +121,16 @@ BEGIN
         LOOP
             EXECUTE format('GRANT INSERT, DELETE ON %s TO sona_worker', part.name);
         END LOOP;
-        -- No row of what is recorded, published or entered in the ledger is changed. Rows may be deleted, for retention
-        -- and to drop a space: in its own spaces, a worker is trusted with the ledger.
+        -- No row of what is recorded or published is changed. Rows may be deleted, for retention, to forget a user and to
+        -- drop a space; the ledger is made dense again then: in its own spaces, a worker is trusted with it.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
             sona.strategy_evidence, sona.strategy_region, sona.item_outcome, sona.answer_outcome TO sona_worker;
         GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
+        GRANT UPDATE (ordinal, learned) ON sona.learning_event TO sona_worker;
+        GRANT UPDATE (events, learned) ON sona.learning_cycle TO sona_worker;
+        GRANT UPDATE (forgotten_at) ON sona.forgotten_user TO sona_worker;
         GRANT UPDATE (admitted, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;
         -- FOR UPDATE asks for the right to change at least one column.
         GRANT UPDATE (created_at) ON sona.pending_trajectory TO sona_worker;

@@ -10,6 +10,7 @@ import click
 from sona_pg import __version__
 from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
+from sona_pg.cli.forget import forget
 from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
 from sona_pg.cli.spaces import space, status
@@ -101,6 +102,7 @@ app.add_command(status)
 app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)
+app.add_command(forget)
 app.add_command(worker)
 app.add_command(versions)
 app.add_command(deploy)

@@ -86,6 +86,17 @@ class Learner:
         self.last: tuple[uuid.UUID, int] | None = None
         """Key of the event that was learned last, for whoever was interrupted and does not know."""
 
+    def anew(self, pool: ItemPool) -> Learner:
+        """One of the same settings that has learned nothing yet."""
+        return Learner(
+            self.dim,
+            pool,
+            adapter=self.adapter.config,
+            instant=self.instant_config,
+            signal=self.signal_config,
+            space=self.space_config,
+        )
+
     def learn(self, event: OutcomeEvent, resolve: Resolve | None = None) -> Learned:
         """Learn one event. Steps that name items teach the query adapter, other steps the micro-LoRA.
 

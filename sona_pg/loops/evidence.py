@@ -39,7 +39,7 @@ from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
 from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
-from sona_pg.store.strategist import AnswerOutcome, Memory, MemoryExtent, StrategistTransaction
+from sona_pg.store.strategist import AnswerOutcome, Memory, MemoryExtent, Standing, StrategistTransaction
 from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
@@ -72,8 +72,8 @@ class EvidenceLoop:
         self._copy: _Copy | None = None
         self._admit_at = 0.0
         self._failure = ""
-        self._refused: set[int] = set()
-        """Ordinals of entries that could not be learned from: they are remembered, and teach nothing."""
+        self._refused: set[tuple[uuid.UUID, int]] = set()
+        """Events that could not be learned from, by their keys: they are remembered, and teach nothing."""
         # In this order: what changes in between is seen by the next refresh.
         self._refreshed_at = strategist_store.standing(store.connection(), store.space)
         self.served = strategist_store.read_served(store.connection(), store.space, strategy)
@@ -128,14 +128,26 @@ class EvidenceLoop:
 
     def catch_up(self) -> int:
         """Take in everything that the ledger holds now; gives how many entries."""
-        with self._turn:
-            connection, space = self._store.connection(), self._store.space
-            waiting = learning_store.read_head(connection, space).ordinal
-            waiting -= strategist_store.standing(connection, space).ordinal
-        total = 0
+        written, stands = self._standing()
+        waiting, total = written - stands.ordinal, 0
         while total < waiting and (taken := self.advance()):
             total += taken
         return total
+
+    def settle(self) -> None:
+        """Wait until everything that the ledger holds now is taken in, by this process or by another that is at it."""
+        goal, stands = self._standing()
+        while stands.may_weigh and stands.ordinal < goal:
+            if not self.catch_up():
+                time.sleep(self.config.interval_seconds)
+            written, stands = self._standing()
+            goal = min(goal, written)  # fewer than there were, if somebody was forgotten meanwhile
+
+    def _standing(self) -> tuple[int, Standing]:
+        """How many entries the ledger holds, and where the strategist stands."""
+        with self._turn:
+            connection, space = self._store.connection(), self._store.space
+            return learning_store.read_head(connection, space).ordinal, strategist_store.standing(connection, space)
 
     def _advance_past_refusals(self) -> int:
         """One entry that cannot be learned from must not hold up those behind it."""
@@ -145,7 +157,7 @@ class EvidenceLoop:
             except _Refused as refused:
                 # What it changed before it failed is not to be trusted: everything anew, without its lesson.
                 self._copy = None
-                self._refused.add(refused.ordinal)
+                self._refused.add(refused.key)
                 message = f"ledger entry {refused.ordinal} teaches the strategist nothing: {refused.__cause__}"
                 log.error("space %r: %s", self._store.space.name, message)
                 self._store.log_errors("evidence", [message])
@@ -244,7 +256,7 @@ class EvidenceLoop:
         new = {item: worth for item, worth in outcome.helped.items() if not event.taught.get(item, 0.0) > 0}
         lesson: Lesson | None = None
         # Without direction there is nothing that could be near.
-        if new and copy.has_items and query.any() and entry.ordinal not in self._refused:
+        if new and copy.has_items and query.any() and event.key not in self._refused:
             seed = learning_seed(trajectory.id, event.revision)
             judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed)
             items = _Items(self._store, transaction, copy.pool)
@@ -252,7 +264,7 @@ class EvidenceLoop:
             try:
                 lesson = copy.strategist.learn(judged, around, copy.latest)
             except (LearningError, InvalidInput, DimensionMismatch) as cause:
-                raise _Refused(entry.ordinal) from cause
+                raise _Refused(entry.ordinal, event.key) from cause
             for turn in lesson.turns:
                 log.info("space %r: %s answers instead of %s: %s", self._store.space.name, turn.after, turn.before,
                          turn.reason)  # fmt: skip
@@ -332,9 +344,9 @@ class _Items:
 class _Refused(SonaError):
     """An entry of the ledger that cannot be learned from."""
 
-    def __init__(self, ordinal: int) -> None:
+    def __init__(self, ordinal: int, key: tuple[uuid.UUID, int]) -> None:
         super().__init__(f"entry {ordinal} cannot be learned from")
-        self.ordinal = ordinal
+        self.ordinal, self.key = ordinal, key
 
 
 class _Copy:

@@ -464,12 +464,13 @@ class InstantLoop:
         scores: Sequence[Score],
         *,
         is_learned: bool = True,
+        spooled_since: datetime | None = None,
     ) -> None:
         singles: list[tuple[list[LedgerEntry], list[Score]]] = [([entry], []) for entry in entries]
         for one, of_it in [*singles, *(([], [score]) for score in scores)]:
             self._base = None
             try:
-                self._flush(connection, store, one, of_it, claim=0, is_learned=is_learned)
+                self._flush(connection, store, one, of_it, claim=0, is_learned=is_learned, spooled_since=spooled_since)
             except _REFUSALS as error:
                 self._complain(f"{one or of_it} was refused: {error}")
                 self._count(refused=1)
@@ -565,9 +566,9 @@ class InstantLoop:
             scores = [event for event in events if isinstance(event, Score)]
             entries = [LedgerEntry(OutcomeEvent(event), "") for event in events if isinstance(event, QueryTrajectory)]
             try:
-                self._flush(connection, store, entries, scores, claim=0, is_learned=False)
+                self._flush(connection, store, entries, scores, claim=0, is_learned=False, spooled_since=batch.since)
             except _REFUSALS:
-                self._flush_singly(connection, store, entries, scores, is_learned=False)
+                self._flush_singly(connection, store, entries, scores, is_learned=False, spooled_since=batch.since)
             except DatabaseBusy:
                 # A smaller transaction may pass where this one took too long.
                 self._spool_batch = max(1, self._spool_batch // 4)
@@ -612,10 +613,12 @@ class InstantLoop:
         claim: int,
         *,
         is_learned: bool = True,
+        spooled_since: datetime | None = None,
     ) -> int:
         """One learning transaction, with up to `claim` trajectories of SQL clients; gives how many those were.
 
-        What is not learned yet (`is_learned`) is learned here, as is what must be learned anew on another's state.
+        What is not learned yet (`is_learned`) is learned here, as is what must be learned anew on another's state. Of
+        what comes from the spool it is known when its file was begun (`spooled_since`).
         """
         started_at = datetime.now(UTC)
         # An interrupt may have entered one twice; the first counts.
@@ -626,10 +629,15 @@ class InstantLoop:
             reached("flush.after_lock")
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])
-            if known or transaction.head.base != self._base:
+            # What is there already has passed this door.
+            unknown = [entry.event.trajectory for entry in entries if entry.event.trajectory.id not in known]
+            dropped = transaction.forgotten(unknown, spooled_since)
+            refused = len(dropped)
+            if known or dropped or transaction.head.base != self._base:
                 learner, replayed = self._published(connection, transaction.head, transaction.state()), True
             if replayed or not is_learned:
-                events = [entry.event for entry in entries if entry.event.trajectory.id not in known]
+                gone = known | dropped
+                events = [entry.event for entry in entries if entry.event.trajectory.id not in gone]
                 entries = self._learn(learner, events, self._embeddings_of(events, learner.pool))
             reached("flush.after_state")
             transaction.write_trajectories([entry.event.trajectory for entry in entries])
@@ -639,6 +647,8 @@ class InstantLoop:
             recorded = {entry.event.trajectory.id: entry.event.trajectory for entry in entries}
             claimed = transaction.claim_pending(claim) if claim else []
             reached("flush.after_pending")
+            dropped |= transaction.forgotten_claims(claimed)
+            transaction.delete(dropped)
             touched = [*recorded, *(score.trajectory_id for score in scores), *claimed]
             late = transaction.unlearned_events(list(dict.fromkeys(touched)), recorded)
             late_entries = self._learn(learner, late, self._embeddings_of(late, learner.pool))
@@ -666,11 +676,17 @@ class InstantLoop:
             self._count_learned(waiting, sign=-1)  # counted when they were learned; what was committed counts
         self._count_learned(ledger)
         self._count(
-            repeated=len(waiting) - len(entries) + len(scores) - fresh_scores,
+            repeated=len(waiting) - len(recorded) - refused + len(scores) - fresh_scores,
+            refused=len(dropped),
             flushed=len(ledger),
             flushes=1,
             replays=int(replayed),
         )
+        if dropped:
+            # Without a name: that is what is to be forgotten.
+            self._complain(
+                f"{len(dropped)} trajectories were dropped: whoever asked was forgotten after they had been answered"
+            )
         return len(claimed)
 
     def _write_edges(self, transaction: LearningTransaction, events: Sequence[OutcomeEvent]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
+from sona_pg.learning.forgetting import digest_of, is_before
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
 from sona_pg.store.connection import Connection, transaction, translated
@@ -123,6 +124,7 @@ class LearningTransaction:
         if row is None:
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
         self.head = Head(*row)
+        self._has_forgotten = False
 
     def state(self) -> bytes | None:
         """The learner's state; None before anything was learned."""
@@ -130,14 +132,58 @@ class LearningTransaction:
 
     def recorded(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Which of these trajectories are in the database already, or were and are in the ledger."""
-        # One that retention has deleted must not come back: a spool may be replayed after it.
+        # One that retention has deleted must not come back: a spool may be replayed after it. By the way it is asked
+        # whether anybody was forgotten here, which is known under the lock alone; then, there is no id.
         rows = self._connection.execute(
             "SELECT trajectory_id FROM sona.trajectory WHERE space_id = %(space)s AND trajectory_id = ANY(%(ids)s)"
             " UNION SELECT trajectory_id FROM sona.learning_event"
-            " WHERE space_id = %(space)s AND loop = %(loop)s AND trajectory_id = ANY(%(ids)s)",
+            " WHERE space_id = %(space)s AND loop = %(loop)s AND trajectory_id = ANY(%(ids)s)"
+            " UNION SELECT NULL WHERE EXISTS (SELECT FROM sona.forgotten_user WHERE space_id = %(space)s)",
             {"space": self._space.space_id, "loop": LOOP, "ids": list(ids)},
         ).fetchall()
-        return {row[0] for row in rows}
+        self._has_forgotten = (None,) in rows
+        return {row[0] for row in rows if row[0] is not None}
+
+    def forgotten(self, trajectories: Sequence[QueryTrajectory], received_at: datetime | None) -> set[uuid.UUID]:
+        """Which of these trajectories must not be kept: who asked was forgotten after they had been answered.
+
+        Asks the database only where `recorded` has seen that anybody was ever forgotten in the space.
+
+        Parameters
+        ----------
+        received_at
+            When the first of them was received at the earliest, for those whose ids do not say; None is now.
+        """
+        if not self._has_forgotten:
+            return set()
+        key = self._space.key
+        digests = {t.id: digest_of(key, t.user_id) for t in trajectories if t.user_id is not None}
+        since: dict[bytes, datetime] = dict(
+            self._connection.execute(
+                "SELECT digest, forgotten_at FROM sona.forgotten_user WHERE space_id = %s AND digest = ANY(%s)",
+                (self._space.space_id, list(set(digests.values()))),
+            ).fetchall()
+        )
+        return {id for id, digest in digests.items() if digest in since and is_before(id, since[digest], received_at)}
+
+    def forgotten_claims(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """The same of trajectories that SQL clients recorded: they are in the database, and not learned yet."""
+        if not ids or not self._has_forgotten:
+            return set()
+        rows = self._connection.execute(
+            "SELECT t.trajectory_id, t.created_at, f.forgotten_at FROM sona.trajectory t JOIN sona.forgotten_user f"
+            " ON f.space_id = t.space_id AND f.digest = sha256(%s || convert_to(t.user_id, 'UTF8'))"
+            " WHERE t.space_id = %s AND t.trajectory_id = ANY(%s) AND NOT EXISTS (SELECT FROM sona.learning_event e"
+            " WHERE e.space_id = t.space_id AND e.loop = %s AND e.trajectory_id = t.trajectory_id)",
+            (self._space.key.bytes, self._space.space_id, list(ids), LOOP),
+        ).fetchall()
+        # What was recorded before was answered before, whatever the client's clock says.
+        return {id for id, at, forgotten_at in rows if at < forgotten_at or is_before(id, forgotten_at, at)}
+
+    def delete(self, ids: Collection[uuid.UUID]) -> None:
+        """Delete trajectories that were not learned, and scores that wait for them."""
+        if ids:
+            delete_trajectories(self._connection, self._space, ids)
 
     def write_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
         """Append trajectories and their steps."""
@@ -289,18 +335,9 @@ class LearningTransaction:
         ).fetchall()
         return {(a, b): weight for a, b, weight in rows}
 
-    def write_edges(self, weights: dict[Edge, float]) -> None:
+    def write_edges(self, weights: Mapping[Edge, float]) -> None:
         """Set weights of co-access edges."""
-        if not weights:
-            return
-        self._connection.execute(
-            "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight)"
-            " SELECT %s, 'co_access', k.source, k.target, k.weight"
-            " FROM unnest(%s::text[], %s::text[], %s::float8[]) AS k (source, target, weight)"
-            " ON CONFLICT (space_id, kind, source, target)"
-            " DO UPDATE SET weight = excluded.weight, updated_at = now()",
-            (self._space.space_id, [a for a, _ in weights], [b for _, b in weights], list(weights.values())),
-        )
+        write_edge_weights(self._connection, self._space.space_id, weights)
 
     def write_learner(
         self,
@@ -348,11 +385,35 @@ class LearningTransaction:
         return after
 
 
+def delete_trajectories(connection: Connection, space: Space, ids: Collection[uuid.UUID]) -> dict[str, int]:
+    """Delete trajectories and what was recorded with them, in the caller's transaction; how many rows, by table."""
+    gone = {}
+    for table in ("trajectory", "trajectory_step", "score", "pending_trajectory"):
+        statement = sql.SQL("DELETE FROM {} WHERE space_id = %s AND trajectory_id = ANY(%s)")
+        cursor = connection.execute(statement.format(sql.Identifier("sona", table)), (space.space_id, list(ids)))
+        gone[table] = cursor.rowcount
+    return gone
+
+
 @contextlib.contextmanager
 def learning_transaction(connection: Connection, space: Space, config: StoreConfig) -> Iterator[LearningTransaction]:
     """Begin a learning transaction; commits at the end, rolls back on any error."""
     with transaction(connection):
         yield LearningTransaction(connection, space, config.lock_timeout_seconds)
+
+
+def write_edge_weights(connection: Connection, space_id: int, weights: Mapping[Edge, float]) -> None:
+    """Set weights of co-access edges."""
+    if not weights:
+        return
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight)"
+        " SELECT %s, 'co_access', k.source, k.target, k.weight"
+        " FROM unnest(%s::text[], %s::text[], %s::float8[]) AS k (source, target, weight)"
+        " ON CONFLICT (space_id, kind, source, target)"
+        " DO UPDATE SET weight = excluded.weight, updated_at = now()",
+        (space_id, [a for a, _ in weights], [b for _, b in weights], list(weights.values())),
+    )
 
 
 def write_served(connection: Connection, space_id: int, served: Mapping[str, LowRank]) -> None:

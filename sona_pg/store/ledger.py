@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, translated
 from sona_pg.store.spaces import Space
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
 
 LOOP = "instant"
 
-_TAUGHT = ("adapter", "micro")
+_NOTHING_ELSE: Mapping[tuple[uuid.UUID, int], str] = MappingProxyType({})
+
+TAUGHT = ("adapter", "micro")
 """What became of events that changed a weight."""
 
 
@@ -38,6 +41,74 @@ class LedgerEvent(NamedTuple):
     learned: str
 
 
+class LedgerBatch:
+    """Entries of the ledger that follow each other, with what they were learned from.
+
+    Parameters
+    ----------
+    rows
+        Ordinal, trajectory, revision, cycle and what became of it, in order.
+    recorded
+        The trajectories, of those that are there.
+    scores
+        Late outcomes with the revision that took them in, in its order.
+    history
+        Cycle and what became of it, by trajectory and revision, of trajectories with late outcomes.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[int, uuid.UUID, int, int, str]],
+        recorded: Mapping[uuid.UUID, QueryTrajectory],
+        scores: Mapping[uuid.UUID, list[tuple[int, Score]]],
+        history: Mapping[uuid.UUID, dict[int, tuple[int, str]]],
+    ) -> None:
+        self._rows, self._recorded, self._scores, self._history = rows, recorded, scores, history
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def items(self) -> set[str]:
+        """Items that are known by their ids alone, in any of the events."""
+        shown = (step for trajectory in self._recorded.values() for step in trajectory.steps)
+        found = {step.item_id for step in shown if step.item_id is not None and not step.activations.size}
+        judged = (score.item_id for scores in self._scores.values() for _, score in scores)
+        return found.union(item for item in judged if item is not None)
+
+    def events(self, became: Mapping[tuple[uuid.UUID, int], str] = _NOTHING_ELSE) -> Iterator[LedgerEvent]:
+        """The entries in order, each as it was learned then.
+
+        Parameters
+        ----------
+        became
+            For a replay: what became of entries, by trajectory and revision, where it is not what the ledger says.
+            Later entries follow from it; it is looked up when they are asked for.
+        """
+        for ordinal, id, revision, cycle, learned in self._rows:
+            trajectory = self._recorded.get(id)
+            event = None
+            if trajectory is not None and revision == 0:
+                event = OutcomeEvent(trajectory)
+            elif trajectory is not None:
+                before = {
+                    at: (within, became.get((id, at), then))
+                    for at, (within, then) in self._history[id].items()
+                    if at < revision
+                }
+                # A score beside its trajectory comes after it, whatever became of that.
+                is_beside = before.get(0, (None, ""))[0] == cycle
+                scores = self._scores.get(id, ())
+                event = next_revision(
+                    trajectory,
+                    revision,
+                    [score for at, score in scores if at < revision],
+                    [score for at, score in scores if at == revision],
+                    has_taught=is_beside or any(then in TAUGHT for _, then in before.values()),
+                    steps_have_taught=before.get(0, (0, ""))[1] in TAUGHT,
+                )
+            yield LedgerEvent(ordinal, id, event, learned)
+
+
 def ledger_events(
     connection: Connection, space: Space, first: int, limit: int, *, with_activations: bool = True
 ) -> list[LedgerEvent]:
@@ -45,42 +116,31 @@ def ledger_events(
 
     Without activations steps are known by their items alone: whoever needs no more reads a tenth.
     """
-    rows = connection.execute(
-        "SELECT ordinal, trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
-        " WHERE space_id = %s AND loop = %s AND ordinal >= %s ORDER BY ordinal LIMIT %s",
-        (space.space_id, LOOP, first, limit),
-    ).fetchall()
-    ids = list(dict.fromkeys(row[1] for row in rows))
-    recorded = trajectories(connection, space, ids, with_activations=with_activations)
-    late = list(dict.fromkeys(row[1] for row in rows if row[2] > 0))
-    scores = _scores_taken_in(connection, space, late)
-    history: dict[uuid.UUID, dict[int, tuple[int, str]]] = {}
-    for id, revision, cycle, learned in connection.execute(
-        "SELECT trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
-        " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s)",
-        (space.space_id, LOOP, late),
-    ):
-        history.setdefault(id, {})[revision] = (cycle, learned)
-    events = []
-    for ordinal, id, revision, cycle, learned in rows:
-        trajectory = recorded.get(id)
-        event = None
-        if trajectory is not None and revision == 0:
-            event = OutcomeEvent(trajectory)
-        elif trajectory is not None:
-            before = {at: entry for at, entry in history[id].items() if at < revision}
-            # A score beside its trajectory comes after it, whatever became of that.
-            is_beside = before.get(0, (None, ""))[0] == cycle
-            event = next_revision(
-                trajectory,
-                revision,
-                [score for at, score in scores.get(id, ()) if at < revision],
-                [score for at, score in scores.get(id, ()) if at == revision],
-                has_taught=is_beside or any(became in _TAUGHT for _, became in before.values()),
-                steps_have_taught=before.get(0, (0, ""))[1] in _TAUGHT,
-            )
-        events.append(LedgerEvent(ordinal, id, event, learned))
-    return events
+    return list(read_ledger(connection, space, first, limit, with_activations=with_activations).events())
+
+
+def read_ledger(
+    connection: Connection, space: Space, first: int, limit: int, *, with_activations: bool = True
+) -> LedgerBatch:
+    """`ledger_events` for whoever learns them once more."""
+    with translated():
+        rows = connection.execute(
+            "SELECT ordinal, trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND ordinal >= %s ORDER BY ordinal LIMIT %s",
+            (space.space_id, LOOP, first, limit),
+        ).fetchall()
+        ids = list(dict.fromkeys(row[1] for row in rows))
+        recorded = trajectories(connection, space, ids, with_activations=with_activations)
+        late = list(dict.fromkeys(row[1] for row in rows if row[2] > 0))
+        scores = _scores_taken_in(connection, space, late)
+        history: dict[uuid.UUID, dict[int, tuple[int, str]]] = {}
+        for id, revision, cycle, learned in connection.execute(
+            "SELECT trajectory_id, revision, cycle_id, learned FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s)",
+            (space.space_id, LOOP, late),
+        ):
+            history.setdefault(id, {})[revision] = (cycle, learned)
+    return LedgerBatch(rows, recorded, scores, history)
 
 
 def _scores_taken_in(

@@ -68,10 +68,13 @@ class SpoolBatch:
         Trajectories and scores.
     problems
         What could not be read, for people.
+    since
+        When the file that they are in was begun.
     """
 
     events: list[Event]
     problems: list[str]
+    since: datetime
     _end: int
     _is_damaged: bool
 
@@ -297,7 +300,7 @@ class Spool:
                 found = self._check_header(reading.path, data)
                 if found is not None:
                     self._unreadable.add(reading.path)
-                    return SpoolBatch([], [found], 0, False)
+                    return SpoolBatch([], [found], _begun(data), 0, False)
             events: list[Event] = []
             problems: list[str] = []
             begin = end = max(reading.confirmed, _HEADER.size)
@@ -312,7 +315,7 @@ class Spool:
                     events.append(record.event)
                 if len(events) >= limit or end - begin >= _BATCH_BYTES:
                     break
-            return SpoolBatch(events, problems, end, is_damaged)
+            return SpoolBatch(events, problems, _begun(data), end, is_damaged)
 
     def _check_header(self, path: Path, data: memoryview) -> str | None:
         if len(data) < _HEADER.size:
@@ -454,6 +457,12 @@ def _is_left_behind(folder: Path) -> bool:
     if writer is not None:
         writer.release()
     return writer is not None
+
+
+def _begun(data: memoryview) -> datetime:
+    """When a file was begun, by its header; long ago where that does not say."""
+    found = _moment(_HEADER.unpack_from(data)[2]) if len(data) >= _HEADER.size else None
+    return datetime.fromtimestamp(0, UTC) if found is None else found
 
 
 def _moment(seconds: float) -> datetime | None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from sona_pg import DatabaseUnavailable, SonaEngine, StoreConfig
 from sona_pg.config import SCHEMA_REVISION
-from sona_pg.steps import ENV_KILL_AT, STEPS
+from sona_pg.steps import ENV_KILL_AT, EVIDENCE, FLUSH
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
@@ -364,7 +364,7 @@ def run(
     report, violations, kills
     """
     with chaos_in(home, seed) as chaos:
-        for step in (step for steps in STEPS.values() for step in steps):
+        for step in (*FLUSH, *EVIDENCE):
             chaos.kill_at(step, at_step, at_step)
         for _ in range(0, at_random, together):
             chaos.kill_at_random(together, together)
@@ -381,7 +381,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     seed = parser.parse_args().seed
     print(f"chaos with --seed {seed}, schema {SCHEMA_REVISION}", flush=True)
-    every = [step for steps in STEPS.values() for step in steps]
+    every = [*FLUSH, *EVIDENCE]
     with tempfile.TemporaryDirectory() as folder:
         report, wrong, kills = run(Path(folder), seed=seed, at_step=3, at_random=24, together=8, stops=every)
     print(report, f"\n{kills} processes killed, {len(every)} times the server", flush=True)

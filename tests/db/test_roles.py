@@ -59,6 +59,9 @@ WORKER_UPDATES = {
     "score": {"revision"},
     "remembered_query": {"admitted", "helped", "rewards", "unhelpful"},
     "pending_trajectory": {"created_at"},
+    "learning_event": {"ordinal", "learned"},
+    "learning_cycle": {"events", "learned"},
+    "forgotten_user": {"forgotten_at"},
 }
 """Columns that a worker may rewrite, of the tables that it may not rewrite as a whole."""
 

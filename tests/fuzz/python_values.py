@@ -300,6 +300,8 @@ GOOD: dict[str, Any_] = {
     "step_count": st.just(1),
     "has_advantage": st.booleans(),
     "timestamp": st.just(0.0),
+    "accept_lost": st.booleans(),
+    "wait": st.booleans(),
     **settings_of,
 }
 """By parameter; settings of configs are good at their defaults."""
@@ -328,6 +330,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "background": st.just(False),
         "strategy": st.sampled_from((None, StrategyConfig())),
     },
+    "SonaEngine.forget": {"user_id": texts},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
     "TrajectoryBuffer.record": {"trajectory": good_trajectories},

@@ -123,6 +123,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "spool_max_bytes": (-1, (1 << 50) + 1),
         "spool_segment_bytes": (0, (1 << 32) + 1),
         "spool_batch": (0, 100_001),
+        "replay_batch": (0, 100_001),
     },
     WorkerConfig: {
         "poll_interval_seconds": (0.009, 3601),
