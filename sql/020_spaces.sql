@@ -135,6 +135,8 @@ DECLARE
     s sona.space%ROWTYPE;
 BEGIN
     IF NOT EXISTS (SELECT FROM sona.space x WHERE x.name = space) THEN PERFORM sona._unknown_space(space); END IF;
+    -- First the strategist, as a deploy does, and whoever freezes a space: in the other order each might wait for the other.
+    PERFORM FROM sona.strategist g JOIN sona.space x USING (space_id) WHERE x.name = space FOR UPDATE OF g;
     SELECT * INTO s FROM sona.space x WHERE x.name = space FOR UPDATE;
     IF NOT FOUND THEN
         PERFORM sona._refuse('42501', format('permission denied for space %L', space),
