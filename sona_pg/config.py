@@ -151,6 +151,10 @@ STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "f
 """What may answer in a space; shadow learns and reports as learned does, and answers as frozen does."""
 
 
+LEAST_SHARE = 0.001
+"""Smallest share of answers that a control arm may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceConfig:
     """What a space declares about its traffic.
@@ -179,6 +183,10 @@ class SpaceConfig:
 
     def __post_init__(self) -> None:
         _within("control_share", self.control_share, 0.0, 0.5)
+        if 0 < self.control_share < LEAST_SHARE:
+            raise ConfigError(
+                f"control_share is {self.control_share}, expected 0, or {LEAST_SHARE} to 0.5: so few say nothing"
+            )
         if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}")
         if self.examination is not None:

@@ -50,6 +50,10 @@ class TrajectoryStep(NamedTuple):
     position: int | None = None
 
 
+UNKNOWN = "unknown"
+"""Strategy of an answer that `recall` did not give."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """How an answer came about: carried from `recall` to `record`.
@@ -68,7 +72,7 @@ class Answer:
 
     arm: str = "learned"
     version: int = 0
-    strategy: str = "adapted"
+    strategy: str = UNKNOWN
     propensity: float = 1.0
 
 

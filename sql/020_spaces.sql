@@ -35,8 +35,8 @@ CREATE OR REPLACE FUNCTION sona._check_control_share(share double precision) RET
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
-    IF NOT coalesce(share >= 0 AND share <= 0.5, false) THEN
-        PERFORM sona._refuse('SN003', format('control_share is %s, expected 0 to 0.5', coalesce(share::text, 'NULL')),
+    IF NOT coalesce(share = 0 OR share >= 0.001 AND share <= 0.5, false) THEN
+        PERFORM sona._refuse('SN003', format('control_share is %s, expected 0, or 0.001 to 0.5', coalesce(share::text, 'NULL')),
                              '0.05 is usual; 0 has no control arm, and nothing to measure the lift by');
     END IF;
 END $$;
@@ -105,7 +105,8 @@ BEGIN
     s := sona._changeable_space(set_strategy.space);
     UPDATE sona.space x SET strategy = set_strategy.strategy, frozen_from = NULL WHERE x.space_id = s.space_id;
     -- What is measured of the lift begins anew.
-    UPDATE sona.strategist g SET epoch = g.epoch + 1, suspected_share = 0 WHERE g.space_id = s.space_id;
+    UPDATE sona.strategist g SET epoch = g.epoch + 1, changed_at = clock_timestamp(), suspected_share = 0
+    WHERE g.space_id = s.space_id;
     PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, set_strategy.strategy, NULL);
 END $$;
 COMMENT ON FUNCTION sona.set_strategy IS
@@ -137,7 +138,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM sona.space x WHERE x.name = space) THEN PERFORM sona._unknown_space(space); END IF;
     -- First the strategist, as a deploy does, and whoever freezes a space: in the other order each might wait for the other.
     PERFORM FROM sona.strategist g JOIN sona.space x USING (space_id) WHERE x.name = space FOR UPDATE OF g;
-    SELECT * INTO s FROM sona.space x WHERE x.name = space FOR UPDATE;
+    SELECT * INTO s FROM sona.space x WHERE x.name = space FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         PERFORM sona._refuse('42501', format('permission denied for space %L', space),
                              'ask for a grant in sona.space_grant that may write');

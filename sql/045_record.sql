@@ -30,7 +30,7 @@ CREATE OR REPLACE FUNCTION sona.record(
     session_id text DEFAULT NULL, metadata jsonb DEFAULT '{}', latency_us bigint DEFAULT 0,
     positions integer[] DEFAULT NULL, scores double precision[] DEFAULT NULL,
     activations @vector@.vector[] DEFAULT NULL, arm text DEFAULT 'learned', version bigint DEFAULT 0,
-    strategy text DEFAULT 'adapted', propensity double precision DEFAULT 1
+    strategy text DEFAULT 'unknown', propensity double precision DEFAULT 1
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -111,7 +111,7 @@ BEGIN
                                  arm, version, strategy, propensity)
     SELECT s.space_id, id, record.query, record.quality, record.latency_us, record.user_id, record.session_id,
            coalesce(record.metadata, '{}'), coalesce(record.arm, 'learned'), record.version,
-           coalesce(record.strategy, 'adapted'), record.propensity
+           coalesce(record.strategy, 'unknown'), record.propensity
     -- One that retention has deleted is still in the ledger, and stays deleted.
     WHERE NOT EXISTS (SELECT FROM sona.learning_event e
                       WHERE e.space_id = s.space_id AND e.loop = 'instant' AND e.trajectory_id = id)
@@ -220,7 +220,7 @@ BEGIN
             r ->> 'user_id', r ->> 'session_id', coalesce(r -> 'metadata', '{}'),
             coalesce((r ->> 'latency_us')::bigint, 0), sona._numbers(r -> 'positions')::integer[],
             sona._numbers(r -> 'scores'), NULL, coalesce(r ->> 'arm', 'learned'), coalesce((r ->> 'version')::bigint, 0),
-            coalesce(r ->> 'strategy', 'adapted'), coalesce((r ->> 'propensity')::double precision, 1));
+            coalesce(r ->> 'strategy', 'unknown'), coalesce((r ->> 'propensity')::double precision, 1));
     END LOOP;
 END $$;
 COMMENT ON FUNCTION sona.record_batch IS

@@ -38,8 +38,10 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     v sona.adapter_version%ROWTYPE;
     parts sona.version_row[];
-    made bigint := 1 + coalesce((SELECT max(x.version) FROM sona.adapter_version x
-                                 WHERE x.space_id = _publish.space_id), 0);
+    -- The number of one that was deleted is not given again.
+    made bigint := 1 + greatest((SELECT max(x.version) FROM sona.adapter_version x
+                                 WHERE x.space_id = _publish.space_id),
+                                (SELECT l.version FROM sona.learner l WHERE l.space_id = _publish.space_id), 0);
 BEGIN
     -- One statement, and so one snapshot: the strategist may be writing at this moment.
     WITH regions AS MATERIALIZED (
@@ -91,7 +93,10 @@ DECLARE
     newest bigint := (SELECT max(v.version) FROM sona.adapter_version v WHERE v.space_id = _version.space_id);
     wanted bigint;
 BEGIN
-    IF newest IS NULL THEN
+    IF NOT coalesce(what IN ('latest', 'rollback') OR what ~ '^[0-9]{1,18}$', false) THEN
+        PERFORM sona._refuse('SN003', format('there is no version %L', left(what, 100)),
+                             'use a number of sona.versions(space), rollback, latest or frozen');
+    ELSIF newest IS NULL THEN
         PERFORM sona._refuse('SN005', 'the space has published no version yet',
                              'deploy ''frozen'' answers by the embedding as it is');
     ELSIF what = 'latest' THEN
@@ -106,11 +111,8 @@ BEGIN
                                  format('deploy ''%s'' drops what was learned since, ''frozen'' answers by the '
                                         'embedding as it is', current));
         END IF;
-    ELSIF what ~ '^[0-9]{1,18}$' THEN
-        wanted := what::bigint;
     ELSE
-        PERFORM sona._refuse('SN003', format('there is no version %L', left(what, 100)),
-                             'use a number of sona.versions(space), rollback, latest or frozen');
+        wanted := what::bigint;
     END IF;
     IF NOT EXISTS (SELECT FROM sona.adapter_version v WHERE v.space_id = _version.space_id AND v.version = wanted) THEN
         PERFORM sona._refuse(
@@ -132,6 +134,7 @@ DECLARE
     l sona.learner%ROWTYPE;
     v sona.adapter_version%ROWTYPE;
     is_published boolean;
+    setting text;
 BEGIN
     SELECT * INTO s FROM sona.space x WHERE x.name = deploy.space;
     IF NOT FOUND THEN PERFORM sona._unknown_space(deploy.space); END IF;
@@ -140,6 +143,17 @@ BEGIN
     PERFORM FROM sona.strategist g WHERE g.space_id = s.space_id FOR UPDATE;
     SELECT * INTO s FROM sona.space x WHERE x.space_id = s.space_id;
     SELECT * INTO l FROM sona.learner x WHERE x.space_id = s.space_id;
+    IF length(reason) > 1000 THEN
+        PERFORM sona._refuse('SN003', format('the reason has %s characters, expected at most 1000', length(reason)),
+                             'shorten it');
+    END IF;
+    setting := s.frozen_from;
+    IF what = 'latest' AND setting IS NOT NULL
+        AND NOT EXISTS (SELECT FROM sona.adapter_version x WHERE x.space_id = s.space_id) THEN
+        UPDATE sona.space x SET strategy = setting, frozen_from = NULL WHERE x.space_id = s.space_id;
+        PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, setting, reason);
+        RETURN l.version;
+    END IF;
     IF what = 'frozen' THEN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));
         RETURN l.version;
@@ -174,6 +188,7 @@ BEGIN
     UPDATE sona.strategist g
     SET epoch = g.epoch + 1, restored = v.version, in_force = v.in_force, is_sane = v.is_sane, known = v.known,
         strange = v.strange, unseen = v.unseen, weights = v.weights, evidence = v.evidence, suspected_share = 0,
+        changed_at = clock_timestamp(),
         remembered_until = v.weighed
     WHERE g.space_id = s.space_id;
     -- The regions go on moving; where one was an exception, all of them are as they were.
@@ -182,7 +197,14 @@ BEGIN
     FROM sona.version_row w
     WHERE r.space_id = s.space_id AND w.space_id = s.space_id AND w.version = v.version AND w.tier = 'region'
       AND w.ordinal = r.region;
-    UPDATE sona.space x SET strategy = v.setting, frozen_from = NULL WHERE x.space_id = s.space_id;
+    -- A shadow stays one: whoever set it wants no answer to change. And what was frozen thaws to what it was.
+    setting := CASE WHEN s.strategy = 'shadow' THEN 'shadow' WHEN what = 'latest' AND setting IS NOT NULL THEN setting
+                    ELSE v.setting END;
+    UPDATE sona.space x SET strategy = setting, frozen_from = NULL WHERE x.space_id = s.space_id;
+    IF setting <> s.strategy THEN
+        PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, setting,
+                                     format('version %s was deployed', v.version));
+    END IF;
     PERFORM sona._log_deployment(s.space_id, 'deploy', nullif(l.version, 0)::text, v.version::text, reason);
     RETURN v.version;
 END $$;
@@ -203,14 +225,15 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     was text;
 BEGIN
-    SELECT s.strategy INTO was FROM sona.space s WHERE s.space_id = _freeze.space_id FOR UPDATE;
+    SELECT s.strategy INTO was FROM sona.space s WHERE s.space_id = _freeze.space_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         PERFORM sona._refuse('42501', 'the space is gone, or this role may only read it',
                              'ask for a grant in sona.space_grant that may write');
     END IF;
     UPDATE sona.space s SET frozen_from = CASE was WHEN 'frozen' THEN s.frozen_from ELSE was END, strategy = 'frozen'
     WHERE s.space_id = _freeze.space_id;
-    UPDATE sona.strategist g SET epoch = g.epoch + 1, suspected_share = 0 WHERE g.space_id = _freeze.space_id;
+    UPDATE sona.strategist g SET epoch = g.epoch + 1, changed_at = clock_timestamp(), suspected_share = 0
+    WHERE g.space_id = _freeze.space_id;
     PERFORM sona._log_deployment(space_id, 'freeze', was, 'frozen', reason);
 END $$;
 COMMENT ON FUNCTION sona._freeze IS 'Answers by the embedding as it is, until a version is deployed or a strategy set.';
@@ -263,6 +286,8 @@ BEGIN
             FROM sona.adapter_version x WHERE x.space_id = key) v
         WHERE v.place > keep AND (oldest IS NULL OR v.followed < oldest)
           AND v.version NOT IN (SELECT l.version FROM sona.learner l WHERE l.space_id = key UNION ALL
+                                SELECT g.restored FROM sona.strategist g
+                                WHERE g.space_id = key AND g.restored IS NOT NULL UNION ALL
                                 SELECT p.parent FROM sona.learner l JOIN sona.adapter_version p USING (space_id, version)
                                 WHERE l.space_id = key AND p.parent IS NOT NULL));
     gone := ARRAY(

@@ -62,23 +62,26 @@ COMMENT ON VIEW sona.turns IS 'When another strategy came into force, where, and
 CREATE OR REPLACE VIEW sona.lift WITH (security_invoker = true) AS
 WITH days AS (
     SELECT o.space_id, date_trunc('day', o.answered_at AT TIME ZONE 'UTC')::date AS day,
-           count(*) FILTER (WHERE o.arm = 'learned') AS learned_answers,
+           count(*) FILTER (WHERE o.arm = 'learned' AND o.strategy <> 'unknown') AS learned_answers,
            count(*) FILTER (WHERE o.arm = 'control') AS control_answers,
-           avg(o.value) FILTER (WHERE o.arm = 'learned') AS learned_value,
+           avg(o.value) FILTER (WHERE o.arm = 'learned' AND o.strategy <> 'unknown') AS learned_value,
            avg(o.value) FILTER (WHERE o.arm = 'control') AS control_value,
            avg(o.contrast) AS lift, count(o.contrast) AS n, sum(o.contrast) AS total,
-           sum(o.contrast ^ 2) AS squares, avg(o.gain) AS gain,
+           sum(o.contrast ^ 2) AS squares,
+           max(1 / o.propensity::double precision) FILTER (WHERE o.contrast IS NOT NULL) AS weight, avg(o.gain) AS gain,
            avg((o.gain < -1e-9)::integer) AS harmed_share, count(*) FILTER (WHERE o.gain < -1e-9) AS harmed
     FROM sona.answer_outcome o GROUP BY 1, 2),
 running AS (
     SELECT d.*, sum(d.n) OVER w AS all_n, sum(d.total) OVER w / nullif(sum(d.n) OVER w, 0) AS all_lift,
-           sum(d.squares) OVER w AS all_squares
+           sum(d.squares) OVER w AS all_squares, max(d.weight) OVER w AS all_weight
     FROM days d WINDOW w AS (PARTITION BY d.space_id ORDER BY d.day)),
 spread AS (
     SELECT r.*, sqrt(greatest(r.all_squares / nullif(r.all_n, 0) - r.all_lift ^ 2, 0)
                      -- Tightest near 1,000 answers.
                      * 2 * (r.all_n * 0.01 + 1) / nullif(r.all_n ^ 2 * 0.01, 0)
-                     * ln(sqrt(r.all_n * 0.01 + 1) / 0.05)) AS margin
+                     * ln(sqrt(r.all_n * 0.01 + 1) / 0.05))
+                -- And what the estimated variance does not know of yet: a rare value of the rare arm.
+                + r.all_weight * ln(1 / 0.05) / nullif(r.all_n, 0) AS margin
     FROM running r)
 SELECT s.name AS space, x.day, x.learned_answers, x.control_answers, x.learned_value, x.control_value, x.lift,
        x.all_lift AS lift_so_far, x.all_lift - x.margin AS lower, x.all_lift + x.margin AS upper,

@@ -57,6 +57,11 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
                 comment="share of the control arm while what answers may do harm; 0 while there is no sign of that",
             ),
             sa.Column(
+                "changed_at",
+                sa.DateTime(timezone=True),
+                comment="when somebody last changed what answers; NULL if nobody did",
+            ),
+            sa.Column(
                 "remembered_until",
                 sa.BigInteger(),
                 comment="ledger entry from which on prototypes do not count for what was deployed; NULL counts all",
@@ -252,15 +257,31 @@ def upgrade() -> None:
         schema="sona",
         comment="Whose trajectories must not come back from a spool.",
     )
+    op.alter_column(
+        "trajectory",
+        "strategy",
+        server_default=sa.text("'unknown'"),
+        comment="strategy that answered; unknown if recall did not",
+        schema="sona",
+    )
     # The strategist's state has another form. The policies are forced again when the functions are installed.
     _force(False)
     for statement in _RESET:
         op.execute(statement)
+    # What was published so far holds less than a deploy brings back. Its numbers are not given again.
+    op.execute("DELETE FROM sona.adapter_version")
 
 
 def downgrade() -> None:
     for table in ("forgotten_user", "deployment", "answer_outcome", "version_row"):
         op.drop_table(table, schema="sona")
+    op.alter_column(
+        "trajectory",
+        "strategy",
+        server_default=sa.text("'adapted'"),
+        comment="strategy that answered",
+        schema="sona",
+    )
     op.alter_column("adapter_version", "state", comment="the learner's state, as in learner.state", schema="sona")
     op.alter_column("adapter_version", "checksum", comment="SHA-256 of state", schema="sona")
     _force(False)

@@ -28,17 +28,23 @@ def is_control(trajectory_id: uuid.UUID, share: float) -> bool:
 
 
 def confidence_sequence(
-    counts: NDArray[np.float64], sums: NDArray[np.float64], squares: NDArray[np.float64]
+    counts: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    weights: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Running means and their 95 % bounds, which hold at all times of looking together; NaN where nothing was counted.
 
-    ``mean ± σ √(2 (nρ² + 1)/(n²ρ²) ln(√(nρ² + 1)/α))`` with ρ² = .01, tightest near n = 1,000 (Waudby-Smith et al.
-    2021, asymptotic). `sona.lift` has the same.
+    ``mean ± (σ √(2 (nρ² + 1)/(n²ρ²) ln(√(nρ² + 1)/α)) + w ln(1/α)/n)`` with ρ² = .01, tightest near n = 1,000
+    (Waudby-Smith et al. 2021, asymptotic). The last term is for what σ, estimated, does not know of yet: a rare value
+    of an arm that is rare itself. `sona.lift` has the same.
 
     Parameters
     ----------
     counts, sums, squares
         So far: how many there are, their sum, and that of their squares.
+    weights
+        w so far: the largest inverse of an arm's probability.
 
     Returns
     -------
@@ -50,7 +56,7 @@ def confidence_sequence(
     mean = sums / n
     variance = np.maximum(squares / n - mean**2, 0.0)
     spread = 2 * (n * rho2 + 1) / (n**2 * rho2) * np.log(np.sqrt(n * rho2 + 1) / 0.05)
-    margin = np.sqrt(variance * spread)
+    margin = np.sqrt(variance * spread) + weights * np.log(1 / 0.05) / n
     return mean, mean - margin, mean + margin
 
 
@@ -75,11 +81,12 @@ class LiftTest:
         self._mean = np.array([0.5, 1.0])
         """What answers were worth so far, and how many count for it."""
         self._key = np.zeros(1, dtype=np.int64)
-        self.begin(0)
+        self.begin(0, 0.0)
 
-    def begin(self, key: int) -> None:
-        """Begin anew: something else answers from now on."""
+    def begin(self, key: int, at: float) -> None:
+        """Begin anew: something else answers from a time on, in seconds since the epoch."""
         self._key[0] = key
+        self._since = np.array([at])
         self._gate = Gate(self._config.harm_threshold, self._config.harm_later)
         self._sums = np.zeros(3)
         """Of the bets, of their squares, and how many controls there were."""
@@ -95,7 +102,7 @@ class LiftTest:
         centred = value - self._mean[0] / self._mean[1]
         return float(-centred / share if control else centred / (1.0 - share))
 
-    def add(self, value: float, *, control: bool, share: float, answers: bool) -> float:
+    def add(self, value: float, *, control: bool, share: float, answers: bool, at: float | None = None) -> float:
         """Take in an answer of a value, 0 to 1; gives its contrast.
 
         Parameters
@@ -104,10 +111,13 @@ class LiftTest:
             Its arm, and the probability of the control arm, above 0 and below 1.
         answers
             Whether anything but the frozen embedding answers at present: both arms are the same without.
+        at
+            When the answer was given, in seconds since the epoch: one from before it began anew says nothing of what
+            answers now. None where that is unknown.
         """
         found, c = self.contrast(value, control=control, share=share), self._config
         self._mean = c.stake_keep * self._mean + (value, 1.0)
-        if not answers:
+        if not answers or (at is not None and at < self._since[0]):
             return found
         bet = -found * min(share, 1.0 - share)
         self._sums = c.harm_keep * self._sums + (bet, bet * bet, control)
@@ -144,12 +154,14 @@ class LiftTest:
         check_parts("lift test", arrays, self._state())
         self._mean, self._sums = np.array(arrays["mean"]), np.array(arrays["sums"])
         self._key, self._suspected = np.array(arrays["key"]), np.array(arrays["suspected"])
+        self._since = np.array(arrays["since"])
         self._gate.load_state({n[5:]: a for n, a in arrays.items() if n.startswith("gate.")})
 
     def _state(self) -> Mapping[str, NDArray[np.generic]]:
         return {
             "mean": self._mean,
             "key": self._key,
+            "since": self._since,
             "sums": self._sums,
             "suspected": self._suspected,
             **{f"gate.{name}": part for name, part in self._gate.state().items()},

@@ -16,7 +16,7 @@ from datetime import datetime
 
 import numpy as np
 
-from sona_pg.config import EvidenceConfig, QueryAdapterConfig, StrategyConfig
+from sona_pg.config import LEAST_SHARE, EvidenceConfig, QueryAdapterConfig, StrategyConfig
 from sona_pg.errors import (
     DatabaseBusy,
     DatabaseUnavailable,
@@ -26,7 +26,7 @@ from sona_pg.errors import (
     SonaError,
     UnknownSpace,
 )
-from sona_pg.ids import learning_seed
+from sona_pg.ids import learning_seed, time_of
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
@@ -43,6 +43,9 @@ from sona_pg.store.strategist import AnswerOutcome, Memory, MemoryExtent, Standi
 from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
+
+_LEAST, _MOST = 0.99 * LEAST_SHARE, 0.501
+"""Of shares that a control arm may have, in single precision."""
 
 
 class EvidenceLoop:
@@ -220,9 +223,15 @@ class EvidenceLoop:
             return
         contrast = None
         share = answer.propensity if answer.arm == CONTROL else 1.0 - answer.propensity
-        if trajectory.id not in known and answer.arm in (CONTROL, LEARNED) and 0 < share < 1:
+        # An application may say anything: a share beyond these would outweigh all that is true.
+        if trajectory.id not in known and answer.arm in (CONTROL, LEARNED) and _MOST > share > _LEAST:
+            made = time_of(trajectory.id)
             contrast = copy.lift.add(
-                value, control=answer.arm == CONTROL, share=share, answers=copy.answers(transaction.held.strategy)
+                value,
+                control=answer.arm == CONTROL,
+                share=share,
+                answers=copy.answers(transaction.held.strategy),
+                at=None if made is None else made.timestamp(),
             )
         known.add(trajectory.id)
         asked = lesson.in_force if lesson is not None and answer.arm == SHADOW else answer.strategy
@@ -270,7 +279,9 @@ class EvidenceLoop:
                          turn.reason)  # fmt: skip
                 transaction.log_turn(entry.ordinal, trajectory.id, turn)
                 if turn.region is None:
-                    copy.lift.begin(copy.lift.key)  # something else answers
+                    # Something else answers. By the time of the answer that brought it about, which a replay knows too.
+                    turned_at = time_of(trajectory.id)
+                    copy.lift.begin(copy.lift.key, 0.0 if turned_at is None else turned_at.timestamp())
         is_prototype = copy.is_prototype(query)
         is_new = transaction.remember(
             entry.ordinal, trajectory.id, trajectory.query_embedding, outcome, is_prototype=is_prototype
@@ -303,7 +314,7 @@ class EvidenceLoop:
         if held.lift is not None:
             lift.load_bytes(held.lift)
         if lift.key != held.epoch:
-            lift.begin(held.epoch)
+            lift.begin(held.epoch, 0.0 if held.changed_at is None else held.changed_at.timestamp())
         self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy

@@ -88,7 +88,8 @@ def draw_lift(facts: Facts) -> str:
         np.cumsum([getattr(stretch, name) for stretch in stretches], dtype=np.float64)
         for name in ("contrasts", "contrast", "squares")
     )
-    mean, lower, upper = (100 * values for values in confidence_sequence(counts, sums, squares))
+    weights = np.maximum.accumulate([stretch.weight for stretch in stretches])
+    mean, lower, upper = (100 * values for values in confidence_sequence(counts, sums, squares, weights))
     times = _times(stretches)
     by_day = len({time.date() for time in times}) >= MANY_DAYS
     with drawing(WIDTH, 2.9) as figure:

@@ -31,6 +31,8 @@ class Stretch:
         Of how many it is known what answered instead of the frozen embedding brought, and the sum of that, nDCG@10.
     contrasts, contrast, squares
         How many compare the arms; sum and sum of squares of what they say of the lift.
+    weight
+        Most that one of them counts: the inverse of its arm's probability; 0 where none compares.
     """
 
     strategies: dict[str, int]
@@ -43,6 +45,7 @@ class Stretch:
     contrasts: int
     contrast: float
     squares: float
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,8 @@ def stretches(connection: Connection, space: Space, most: int) -> list[Stretch]:
             " SELECT place * least(total, %s) / total AS stretch,"
             " CASE arm WHEN 'control' THEN %s ELSE strategy END AS answered, count(*),"
             " count(*) FILTER (WHERE arm = 'control'), max(ordinal), max(answered_at), count(gain),"
-            " coalesce(sum(gain), 0), count(contrast), coalesce(sum(contrast), 0), coalesce(sum(contrast ^ 2), 0)"
+            " coalesce(sum(gain), 0), count(contrast), coalesce(sum(contrast), 0), coalesce(sum(contrast ^ 2), 0),"
+            " coalesce(max(1 / propensity::float8) FILTER (WHERE contrast IS NOT NULL), 0)"
             " FROM answers GROUP BY 1, 2 ORDER BY 1",
             (space.space_id, most, CONTROL_ARM),
         ).fetchall()
@@ -162,6 +166,7 @@ def _joined(one: Stretch, other: Stretch) -> Stretch:
         one.contrasts + other.contrasts,
         one.contrast + other.contrast,
         one.squares + other.squares,
+        max(one.weight, other.weight),
     )
 
 

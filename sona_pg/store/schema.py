@@ -183,7 +183,13 @@ trajectory = Table(
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb"), comment="of the application"),
     Column("arm", Text, nullable=False, server_default=text("'learned'"), comment="learned or control"),
     Column("version", BigInteger, nullable=False, server_default=text("0"), comment="version that answered"),
-    Column("strategy", Text, nullable=False, server_default=text("'adapted'"), comment="strategy that answered"),
+    Column(
+        "strategy",
+        Text,
+        nullable=False,
+        server_default=text("'unknown'"),
+        comment="strategy that answered; unknown if recall did not",
+    ),
     Column("propensity", REAL, nullable=False, server_default=text("1"), comment="probability of the arm"),
     Index("trajectory_space_id_created_at_idx", "space_id", "created_at"),
     comment="What was asked, how it was answered and what it was worth; append-only.",
@@ -312,6 +318,9 @@ strategist = Table(
         nullable=False,
         server_default=text("0"),
         comment="share of the control arm while what answers may do harm; 0 while there is no sign of that",
+    ),
+    Column(
+        "changed_at", DateTime(timezone=True), comment="when somebody last changed what answers; NULL if nobody did"
     ),
     Column(
         "remembered_until",

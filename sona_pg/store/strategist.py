@@ -6,6 +6,7 @@ import contextlib
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -210,6 +211,8 @@ class _Held(NamedTuple):
         What the space is set to.
     lift
         State of the lift test; None before the first answer.
+    changed_at
+        When somebody last changed what answers; None if nobody did.
     """
 
     ordinal: int
@@ -217,6 +220,7 @@ class _Held(NamedTuple):
     restored: int | None
     strategy: str
     lift: bytes | None
+    changed_at: datetime | None
 
 
 class StrategistTransaction:
@@ -393,7 +397,7 @@ class StrategistTransaction:
             " SELECT %s, t.trajectory_id, %s, t.created_at, %s, %s, %s, %s, %s, %s, %s FROM sona.trajectory t"
             " WHERE t.space_id = %s AND t.trajectory_id = %s"
             " ON CONFLICT (space_id, trajectory_id) DO UPDATE SET value = excluded.value,"
-            " gain = coalesce(excluded.gain, o.gain)",
+            " gain = coalesce(o.gain, excluded.gain)",
             [
                 (space_id, o.ordinal, o.answer.arm, o.answer.strategy, o.answer.version, o.answer.propensity, o.value)
                 + (o.contrast, o.gain, space_id, o.trajectory_id)
@@ -408,7 +412,7 @@ class StrategistTransaction:
     def skip(self, ordinal: int) -> None:
         """Note down that entries before `ordinal` were taken in, and that nothing came of them."""
         self._connection.execute(
-            "UPDATE sona.strategist SET ordinal = %s, updated_at = now() WHERE space_id = %s",
+            "UPDATE sona.strategist SET ordinal = %s, remembered_until = NULL, updated_at = now() WHERE space_id = %s",
             (ordinal, self._space.space_id),
         )
 
@@ -588,12 +592,13 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
             return
         # Read behind the lock: a deploy has changed both, or neither.
         setting = connection.execute(
-            "SELECT s.strategy, g.lift FROM sona.space s JOIN sona.strategist g USING (space_id) WHERE space_id = %s",
+            "SELECT s.strategy, g.lift, g.changed_at FROM sona.space s JOIN sona.strategist g USING (space_id)"
+            " WHERE space_id = %s",
             (space.space_id,),
         ).fetchone()
-        strategy, lift = (FROZEN, None) if setting is None else setting
+        strategy, lift, changed_at = (FROZEN, None, None) if setting is None else setting
         ordinal, epoch, restored = row
-        held = _Held(ordinal, epoch, restored, strategy, None if lift is None else bytes(lift))
+        held = _Held(ordinal, epoch, restored, strategy, None if lift is None else bytes(lift), changed_at)
         yield StrategistTransaction(connection, space, held)
 
 

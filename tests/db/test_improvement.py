@@ -135,11 +135,13 @@ class TestByDay:
         found = rows(connection, space)
         assert [row["day"] for row in found] == [today() - timedelta(days=d) for d in days]
         so_far: list[float] = []
+        weight = 0.0
         for row, days_ago in zip(found, days, strict=True):
             of_day = [a for a in answers if a.days_ago == days_ago]
             gains = [a.gain for a in of_day if a.gain is not None]
             contrasts = [a.contrast for a in of_day if a.contrast is not None]
             so_far += contrasts
+            weight = max([weight, *(1 / a.propensity for a in of_day if a.contrast is not None)])
             assert row["answers"] == len(of_day)
             assert row["control_answers"] == sum(a.arm == "control" for a in of_day)
             assert row["quality"] == pytest.approx(mean(a.value for a in of_day))
@@ -148,6 +150,7 @@ class TestByDay:
             assert row["lift"] == pytest.approx(mean(contrasts))
             n, deviation = len(so_far), float(np.std(so_far))
             margin = deviation * np.sqrt(2 * (0.01 * n + 1) / (0.01 * n * n) * np.log(np.sqrt(0.01 * n + 1) / 0.05))
+            margin += weight * np.log(20) / n
             assert row["lift_so_far"] == pytest.approx(mean(so_far))
             assert row["upper"] - row["lower"] == pytest.approx(2 * margin)
             assert row["novel_connections"] is None
@@ -174,7 +177,10 @@ class TestByDay:
         write(connection, space, answers)
         contrasts = np.array([a.contrast for a in answers], dtype=np.float64)
         sequence = confidence_sequence(
-            np.arange(1.0, len(contrasts) + 1), np.cumsum(contrasts), np.cumsum(contrasts**2)
+            np.arange(1.0, len(contrasts) + 1),
+            np.cumsum(contrasts),
+            np.cumsum(contrasts**2),
+            np.maximum.accumulate([0.0 if a.contrast is None else 1 / a.propensity for a in answers]),
         )
         ends = [79, 159, 239]
         for name, values in zip(("lift_so_far", "lower", "upper"), sequence, strict=True):

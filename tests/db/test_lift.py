@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig
-from sona_pg.config import StrategyConfig
+from sona_pg.config import StoreConfig, StrategyConfig
 from sona_pg.learning.lift import is_control
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, connect, translated
+from sona_pg.store.database import Database
+from sona_pg.worker import InstantWorker
 
 from .test_strategist import QUESTIONS, World
 
@@ -117,6 +120,7 @@ def test_the_view_is_what_the_answers_say(world: World, connection: Connection) 
     for row, n in zip(rows, (40, 100), strict=True):
         so_far = contrasts[:n]
         margin = so_far.std() * math.sqrt(2 * (n * 0.01 + 1) / (n**2 * 0.01) * math.log(math.sqrt(n * 0.01 + 1) / 0.05))
+        margin += max(1 / float(str(o[4])) for o in outcomes[:n]) * math.log(20) / n
         assert row[6] == pytest.approx(so_far.mean())
         assert row[7:] == pytest.approx((so_far.mean() - margin, so_far.mean() + margin))
     assert rows[1][7] < 0.2 < rows[1][8]
@@ -196,8 +200,51 @@ def test_a_late_outcome_counts_once_and_a_correction_changes_the_value(world: Wo
 def test_an_answer_of_no_arm_says_nothing_of_the_lift(world: World) -> None:
     world.engine.record(world.ask(0), ["1", "2"], [0.0, 1.0])
     world.engine.flush()
-    assert world.rows("SELECT arm, value, contrast FROM sona.answer_outcome WHERE space_id = %(space)s") == [
-        ("learned", pytest.approx(1 / math.log2(3)), None)
+    outcome = "SELECT strategy, value, contrast, gain FROM sona.answer_outcome WHERE space_id = %(space)s"
+    assert world.rows(outcome) == [("unknown", pytest.approx(1 / math.log2(3)), None, None)]
+    assert world.rows("SELECT learned_answers, control_answers, gain FROM sona.lift WHERE space = %(name)s") == [
+        (0, 0, None)
+    ]
+
+
+@pytest.mark.parametrize(("arm", "propensity"), [("control", 1e-37), ("learned", 1e-6), ("control", 0.9), ("it", 0.5)])
+def test_an_arm_that_cannot_be_says_nothing_of_the_lift(world: World, arm: str, propensity: float) -> None:
+    with connect(world.url) as connection:
+        connection.execute(
+            "SELECT sona.record(%s, %s, '{1}', quality => 0, arm => %s, propensity => %s, strategy => 'adapted')",
+            (world.name, world.ask(0), arm, propensity),
+        )
+    worker = InstantWorker(Database(world.url, StoreConfig()))
+    while worker.step() + worker.weigh():
+        pass
+    worker.close()
+    assert world.rows("SELECT value, contrast FROM sona.answer_outcome WHERE space_id = %(space)s") == [(0.0, None)]
+
+
+def test_a_correction_leaves_the_gain_of_the_first_outcome(world: World) -> None:
+    spaces_of = "SELECT trajectory_id, gain FROM sona.answer_outcome WHERE space_id = %(space)s ORDER BY 1"
+    world.teach(120)
+    before = world.rows(spaces_of)
+    assert any(gain is not None for _, gain in before)
+    for id, _ in before:
+        world.engine.score(uuid.UUID(str(id)), 1.0, "7")
+    world.engine.flush()
+    after = dict(world.rows(spaces_of))
+    assert all(after[id] == gain for id, gain in before if gain is not None)
+
+
+def test_late_outcomes_of_what_was_given_up_do_not_harm_what_replaced_it(world: World, connection: Connection) -> None:
+    _fix(world, connection)
+    answered = [world.engine.recall(world.ask(turn % QUESTIONS)) for turn in range(200)]
+    ids = [world.engine.record(found) for found in answered]
+    world.engine.flush()
+    _fix(world, connection, "familiar")
+    for id, found in zip(ids, answered, strict=True):
+        world.engine.score(id, 0.9 if found.answer.arm == "control" else 0.1)
+    world.engine.flush()
+    assert world.rows("SELECT count(contrast) FROM sona.answer_outcome WHERE space_id = %(space)s") == [(200,)]
+    assert world.rows("SELECT strategy, control_share FROM sona.status WHERE space = %(name)s") == [
+        ("familiar", pytest.approx(SHARE))
     ]
 
 
@@ -232,6 +279,8 @@ def test_shadow_learns_and_reports_while_answers_are_frozen(url: str, space_name
 
 def test_harmed_answers_are_listed_with_why_what_answered_was_in_force(world: World, connection: Connection) -> None:
     world.teach(330)
+    # What the frozen embedding shows first is right from now on.
+    world.teach(30, helped=lambda question: str(int(np.argmax(world.items @ world.topics[question]))))
     rows = connection.execute(
         "SELECT h.trajectory_id, h.gain, h.strategy, h.in_force_because, o.arm FROM sona.harmed h"
         " JOIN sona.answer_outcome o USING (trajectory_id) WHERE h.space = %s",
@@ -240,13 +289,14 @@ def test_harmed_answers_are_listed_with_why_what_answered_was_in_force(world: Wo
     counted = connection.execute("SELECT sum(harmed)::int FROM sona.lift WHERE space = %s", (world.name,)).fetchall()
     assert counted == [(len(rows),)]
     assert all(gain < 0 and arm == "learned" and strategy != "frozen" for _, gain, strategy, _, arm in rows)
+    assert rows
     expected = world.rows("SELECT count(*) FROM sona.answer_outcome WHERE space_id = %(space)s AND gain < -1e-9")
     assert expected == [(len(rows),)]
 
 
-@pytest.mark.parametrize("share", [-0.1, 0.6, math.nan, None])
+@pytest.mark.parametrize("share", [-0.1, 0.6, math.nan, 1e-9, None])
 def test_a_share_that_is_none_is_refused(world: World, connection: Connection, share: float | None) -> None:
-    with pytest.raises(InvalidInput, match=r"expected 0 to 0\.5"), translated():
+    with pytest.raises(InvalidInput, match=r"expected 0, or 0\.001 to 0\.5"), translated():
         connection.execute("SELECT sona.set_control_share(%s, %s)", (world.name, share))
     if share is not None:
         with pytest.raises(ConfigError):

@@ -179,7 +179,7 @@ class TestPage:
         assert len(facts.harmed) <= HARMED
         page = Page(render(facts))
         assert all(str(answer.trajectory_id) in page.all_text for answer in facts.harmed)
-        assert {change.action for change in facts.changes} == {"deploy", "freeze"}
+        assert {change.action for change in facts.changes} == {"deploy", "freeze", "strategy"}
 
     def test_an_empty_space_says_that_there_is_nothing_yet(self, connection: Connection, space: Space) -> None:
         page = report_of(connection, space)
@@ -245,7 +245,8 @@ class TestFacts:
         write(connection, space, mixed(rng, [2, 1, 0]))
         found = history.stretches(connection, space, 13)
         sums = [np.cumsum([getattr(s, n) for s in found]) for n in ("contrasts", "contrast", "squares")]
-        mean, lower, upper = confidence_sequence(*(np.asarray(s, dtype=np.float64) for s in sums))
+        weights = np.maximum.accumulate([s.weight for s in found])
+        mean, lower, upper = confidence_sequence(*(np.asarray(s, dtype=np.float64) for s in sums), weights)
         row = connection.execute(
             "SELECT lift_so_far, lower, upper FROM sona.lift WHERE space = %s ORDER BY day DESC LIMIT 1", (space.name,)
         ).fetchone()

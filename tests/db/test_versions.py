@@ -271,9 +271,80 @@ def test_an_unknown_version_is_refused(world: World, what: str, error: type[Exce
         world.engine.deploy(True)
 
 
+def test_a_frozen_space_without_versions_thaws(world: World, connection: Connection) -> None:
+    world.engine.deploy("frozen")
+    assert world.engine.deploy("latest") == 0
+    assert connection.execute("SELECT strategy FROM sona.status WHERE space = %s", (world.name,)).fetchall() == [
+        ("learned",)
+    ]
+
+
+def test_a_shadow_stays_one_and_what_was_set_comes_back(world: World, connection: Connection) -> None:
+    world.teach(120)
+    setting = "SELECT strategy FROM sona.status WHERE space = %s"
+    spaces.set_strategy(connection, world.name, "shadow")
+    world.engine.deploy(1)
+    assert connection.execute(setting, (world.name,)).fetchall() == [("shadow",)]
+    spaces.set_strategy(connection, world.name, "boosted")
+    world.engine.deploy("frozen")
+    world.engine.deploy("latest")
+    assert connection.execute(setting, (world.name,)).fetchall() == [("boosted",)]
+    world.engine.deploy(1)
+    assert connection.execute(setting, (world.name,)).fetchall() == [("learned",)]
+    trail = connection.execute(
+        "SELECT before, after FROM sona.deployments WHERE space = %s AND action = 'strategy' ORDER BY created_at",
+        (world.name,),
+    ).fetchall()
+    assert trail[-1] == ("boosted", "learned")
+
+
+def test_deploys_and_settings_do_not_wait_for_each_other_in_a_circle(world: World, url: str) -> None:
+    world.teach(120)
+    failures: list[psycopg.Error] = []
+
+    def again_and_again(statements: list[str]) -> None:
+        with connect(url) as own:
+            for turn in range(60):
+                try:
+                    own.execute(statements[turn % len(statements)], (world.name,))  # type: ignore[arg-type]
+                except psycopg.Error as error:
+                    failures.append(error)
+
+    threads = [
+        threading.Thread(target=again_and_again, args=(statements,))
+        for statements in (
+            ["SELECT sona.deploy(%s, '1')", "SELECT sona.deploy(%s, 'frozen')"],
+            ["SELECT sona.set_strategy(%s, 'fusion')", "SELECT sona.set_control_share(%s, 0.1)"],
+        )
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        world.teach(5, flush_every=1)
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_version_that_is_yet_to_be_taken_over_is_not_pruned(world: World, connection: Connection) -> None:
+    for turn in range(120):
+        world.engine.record(world.ask(turn % QUESTIONS), ["a", "b"], [1.0, 0.0])
+        world.engine.flush()
+    world.engine.set_items(world.table, "id", "embedding")
+    world.teach(120)
+    world.engine.deploy(1)
+    connection.execute("UPDATE sona.learner SET version = 3 WHERE space_id = %s", (world.engine.space.space_id,))
+    connection.execute("DELETE FROM sona.trajectory WHERE space_id = %s", (world.engine.space.space_id,))
+    connection.execute("SELECT sona.prune_versions(%s, 1)", (world.name,))
+    assert 1 in [v.version for v in world.engine.versions()]
+
+
 def test_before_the_first_version_there_is_nothing_to_deploy_but_frozen(world: World) -> None:
     for what in ("latest", "rollback", 1):
         with pytest.raises(UnknownVersion, match="has published no version yet"):
+            world.engine.deploy(what)
+    for what in ("", " 1", "best"):
+        with pytest.raises(InvalidInput, match="use a number"):
             world.engine.deploy(what)
     assert world.engine.deploy("frozen") == 0
 

@@ -461,7 +461,8 @@ def test_what_recall_did_not_answer_is_told(small: World) -> None:
     answer = small.engine.why(id)
     assert any("recorded without scores" in note for note in answer.notes)
     assert [(item.item_id, item.score, item.rest) for item in answer.items] == [("1", None, None), ("2", None, None)]
-    assert {item.memory for item in answer.items} == {0.0}
+    assert answer.strategy == "unknown"
+    assert {item.memory for item in answer.items} == {None}
 
 
 def test_a_strategy_of_somebody_else_has_no_parts(small: World, connection: Connection) -> None:

@@ -89,8 +89,19 @@ def test_it_goes_on_from_its_bytes_bit_for_bit_and_begins_anew_when_told() -> No
     for copy in (test, again):
         copy.add(0.3, control=True, share=0.05, answers=True)
     assert again.to_bytes() == test.to_bytes()
-    again.begin(7)
+    again.begin(7, 0.0)
     assert again.key == 7
     assert again.suspected_share == 0
     with pytest.raises(LearningError, match="damaged"):
         again.load_bytes(b"\0" + test.to_bytes()[1:])
+
+
+def test_what_was_answered_before_it_began_says_nothing() -> None:
+    test = LiftTest(CONFIG)
+    test.begin(1, 100.0)
+    for answer in range(400):
+        test.add(float(answer % 2), control=answer % 2 == 1, share=0.5, answers=True, at=99.9)
+    assert not test.is_harmful
+    for answer in range(400):
+        test.add(float(answer % 2), control=answer % 2 == 1, share=0.5, answers=True, at=100.1)
+    assert test.is_harmful
