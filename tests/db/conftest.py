@@ -236,6 +236,10 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             worker.execute(
                 "INSERT INTO sona.forgotten_user (space_id, digest) VALUES (%s, 'none')", (world.ids[tenant],)
             )
+            worker.execute(
+                "UPDATE sona.answer_outcome SET gain = -1 WHERE space_id = %s AND trajectory_id = %s",
+                (world.ids[tenant], world.trajectories[tenant]),
+            )
             # So few events prove nothing.
             worker.execute(
                 "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
