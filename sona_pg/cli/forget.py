@@ -38,3 +38,8 @@ def forget(space: str, user: str, yes: bool, accept_lost: bool, as_json: bool, u
         print_table(("forgotten", "value"), report.items())
     else:
         click.echo(f"space {space!r} knows no user {user!r}: nothing was changed")
+        if report["lost"]:
+            click.echo(
+                f"retention had deleted {report['lost']} trajectories; whose they were nobody knows, and what was "
+                "learned from them stays: --accept-lost does not reach it, creating the space anew does"
+            )

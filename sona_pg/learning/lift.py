@@ -92,6 +92,10 @@ class LiftTest:
         """Of the bets, of their squares, and how many controls there were."""
         self._suspected = np.zeros(1, dtype=np.int64)
 
+    def turn(self, at: float) -> None:
+        """Begin anew at a time, but not before it began last: a late outcome may bring about a turn."""
+        self.begin(self.key, max(at, float(self._since[0])))
+
     @property
     def key(self) -> int:
         """What `begin` was given."""

@@ -281,7 +281,7 @@ class EvidenceLoop:
                 if turn.region is None:
                     # Something else answers. By the time of the answer that brought it about, which a replay knows too.
                     turned_at = time_of(trajectory.id)
-                    copy.lift.begin(copy.lift.key, 0.0 if turned_at is None else turned_at.timestamp())
+                    copy.lift.turn(0.0 if turned_at is None else turned_at.timestamp())
         is_prototype = copy.is_prototype(query)
         is_new = transaction.remember(
             entry.ordinal, trajectory.id, trajectory.query_embedding, outcome, is_prototype=is_prototype

@@ -53,7 +53,9 @@ class ForgetReport:
     replayed, changed
         Ledger entries of others that were learned again, and of how many of these something else became.
     lost
-        Trajectories of others that retention has deleted, or their steps: what they had taught is lost.
+        Trajectories of others that retention has deleted, or their steps: what they had taught is lost. Of a user whom
+        nothing was learned from: how many trajectories retention has deleted, whose they were nobody knows; what these
+        have taught stays.
     version
         The version that was published; None if nothing had been learned.
     locked_seconds, weighing_seconds, seconds
@@ -148,7 +150,9 @@ class _Forgetting:
             ids = transaction.trajectories_of(self._user_id)
             if not transaction.entries(ids):
                 report = self._delete(transaction, ids)
-                return replace(report, locked_seconds=time.monotonic() - began)
+                # Whose those were nobody knows: they may have been this user's, and what they taught stays.
+                unknown = len(find_lost(store.connection(), store.space, self._user_id).trajectories)
+                return replace(report, lost=unknown, locked_seconds=time.monotonic() - began)
         self._lost = self._check_lost()
         self._catch_up()
         reached("forget.after_replay")

@@ -472,7 +472,7 @@ class InstantLoop:
             try:
                 self._flush(connection, store, one, of_it, claim=0, is_learned=is_learned, spooled_since=spooled_since)
             except _REFUSALS as error:
-                self._complain(f"{one or of_it} was refused: {error}")
+                self._complain(f"{', '.join(_named(one, of_it))} was refused: {error}")
                 self._count(refused=1)
                 self._forget(one, of_it)
 
@@ -739,3 +739,12 @@ class InstantLoop:
             drained = list(self._drained.values())
             self._drained.clear()
             return drained
+
+
+def _named(entries: Sequence[LedgerEntry], scores: Sequence[Score]) -> Iterator[str]:
+    """How a complaint names what was refused: not by what it holds, so that a user who is forgotten is found in it."""
+    for entry in entries:
+        trajectory = entry.event.trajectory
+        yield f"trajectory {trajectory.id} of user_id={trajectory.user_id!r}"
+    for score in scores:
+        yield f"score {score.score_id!r} of trajectory {score.trajectory_id}"

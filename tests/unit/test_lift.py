@@ -96,6 +96,16 @@ def test_it_goes_on_from_its_bytes_bit_for_bit_and_begins_anew_when_told() -> No
         again.load_bytes(b"\0" + test.to_bytes()[1:])
 
 
+def test_a_turn_does_not_go_back_before_what_was_changed_by_hand() -> None:
+    test = LiftTest(CONFIG)
+    test.begin(1, 100.0)
+    test.turn(50.0)
+    for answer in range(400):
+        test.add(float(answer % 2), control=answer % 2 == 1, share=0.5, answers=True, at=99.9)
+    assert not test.is_harmful
+    assert test.key == 1
+
+
 def test_what_was_answered_before_it_began_says_nothing() -> None:
     test = LiftTest(CONFIG)
     test.begin(1, 100.0)
