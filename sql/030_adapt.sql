@@ -18,7 +18,8 @@ BEGIN
     FROM (
         SELECT w.up, (- (query OPERATOR(@vector@.<#>) w.down))::real AS factor
         FROM sona.served_row w WHERE w.space_id = _mapped.space_id AND w.tier = ANY (tiers)
-        OFFSET 0
+        -- In one order, whatever was written last: a sum in another has other bits.
+        ORDER BY w.tier, w.ordinal OFFSET 0
     ) r
     WHERE abs(r.factor) > 1e-15;
     -- The query itself where nothing was learned: adding zero would change the sign of a negative zero.
