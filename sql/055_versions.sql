@@ -188,8 +188,7 @@ BEGIN
     UPDATE sona.strategist g
     SET epoch = g.epoch + 1, restored = v.version, in_force = v.in_force, is_sane = v.is_sane, known = v.known,
         strange = v.strange, unseen = v.unseen, weights = v.weights, evidence = v.evidence, suspected_share = 0,
-        changed_at = clock_timestamp(),
-        remembered_until = v.weighed
+        changed_at = clock_timestamp(), remembered_until = v.weighed
     WHERE g.space_id = s.space_id;
     -- The regions go on moving; where one was an exception, all of them are as they were.
     UPDATE sona.strategy_region r SET verdict = 0 WHERE r.space_id = s.space_id AND r.verdict <> 0;

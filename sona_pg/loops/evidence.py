@@ -293,11 +293,7 @@ class EvidenceLoop:
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
         """The local copy, if it is what the database has; else one from there."""
         copy, held = self._copy, transaction.held
-        if (
-            copy is not None
-            and (copy.ordinal, copy.lift.key) == (held.ordinal, held.epoch)
-            and copy.sampled_at == sampled_at
-        ):
+        if copy is not None and copy.base == (held.ordinal, held.epoch, sampled_at):
             if copy.extent != transaction.memory_extent():
                 # Retention has deleted some of what the copy remembers.
                 copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
