@@ -148,12 +148,6 @@ BEGIN
                              'shorten it');
     END IF;
     setting := s.frozen_from;
-    IF what = 'latest' AND setting IS NOT NULL
-        AND NOT EXISTS (SELECT FROM sona.adapter_version x WHERE x.space_id = s.space_id) THEN
-        UPDATE sona.space x SET strategy = setting, frozen_from = NULL WHERE x.space_id = s.space_id;
-        PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, setting, reason);
-        RETURN l.version;
-    END IF;
     IF what = 'frozen' THEN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));
         RETURN l.version;
@@ -161,6 +155,14 @@ BEGIN
     is_published := l.state IS NULL OR EXISTS (
         SELECT FROM sona.adapter_version x
         WHERE x.space_id = s.space_id AND x.version = l.version AND x.events = l.events AND x.ordinal = l.ordinal);
+    -- What is learned at present is the latest already: a version of it may know less of the evidence weighed since.
+    IF what = 'latest' AND setting IS NOT NULL AND is_published AND l.version = coalesce(
+        (SELECT x.version FROM sona.adapter_version x WHERE x.space_id = s.space_id
+         ORDER BY x.events DESC, x.version DESC LIMIT 1), l.version) THEN
+        PERFORM sona.set_strategy(s.name, setting);
+        PERFORM sona._log_deployment(s.space_id, 'deploy', nullif(l.version, 0)::text, nullif(l.version, 0)::text, reason);
+        RETURN l.version;
+    END IF;
     IF what = 'latest' AND NOT is_published AND l.events > coalesce(
         (SELECT max(x.events) FROM sona.adapter_version x WHERE x.space_id = s.space_id), 0) THEN
         PERFORM sona._publish(s.space_id, 'deployed as the latest');

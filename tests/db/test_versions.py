@@ -279,6 +279,18 @@ def test_a_frozen_space_without_versions_thaws(world: World, connection: Connect
     ]
 
 
+def test_what_was_frozen_thaws_with_the_evidence_that_it_has(world: World) -> None:
+    world.teach(300)
+    evidence = "SELECT events, in_force, restored FROM sona.strategist WHERE space_id = %(space)s"
+    before, state = world.rows(evidence), world.engine.instant.learner.to_bytes()
+    world.engine.deploy("frozen")
+    # Published with the events learned last, before these were weighed: it is not what is restored.
+    assert world.engine.deploy("latest") == 6
+    assert world.rows("SELECT strategy, frozen_from FROM sona.space WHERE space_id = %(space)s") == [("learned", None)]
+    assert world.engine.instant.learner.to_bytes() == state
+    assert world.rows(evidence) == before
+
+
 def test_a_shadow_stays_one_and_what_was_set_comes_back(world: World, connection: Connection) -> None:
     world.teach(120)
     setting = "SELECT strategy FROM sona.status WHERE space = %s"
