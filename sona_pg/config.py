@@ -465,6 +465,16 @@ class WorkerConfig:
         Newest versions that stay; older ones stay as long as there is a trajectory that was answered by them.
     longest_setback_seconds
         A space that fails is tried again after 2, 4, 8 … seconds, up to this.
+    set_aside_after
+        A loop whose cycles failed so often in a space, one after the other, is set aside there until somebody sets its
+        schedule or asks for a cycle.
+    attempts
+        A cycle whose workers died so often without finishing a phase has failed.
+    drain_seconds
+        A worker that is to end finishes the phase in hand; after this time it abandons it, and the next worker begins
+        it again.
+    keep_runs
+        Newest runs of a loop in a space that stay.
     """
 
     poll_interval_seconds: float = 0.5
@@ -474,6 +484,10 @@ class WorkerConfig:
     retention_batch: int = 1000
     keep_versions: int = 100
     longest_setback_seconds: float = 300.0
+    set_aside_after: int = 5
+    attempts: int = 5
+    drain_seconds: float = 30.0
+    keep_runs: int = 1000
 
     def __post_init__(self) -> None:
         _within("poll_interval_seconds", self.poll_interval_seconds, 0.01, 3600.0)
@@ -483,9 +497,47 @@ class WorkerConfig:
         _whole("retention_batch", self.retention_batch, 1, 100_000)
         _whole("keep_versions", self.keep_versions, 1, 1_000_000)
         _within("longest_setback_seconds", self.longest_setback_seconds, 1.0, 86_400.0)
+        _whole("set_aside_after", self.set_aside_after, 1, 1_000_000)
+        _whole("attempts", self.attempts, 1, 1_000_000)
+        _within("drain_seconds", self.drain_seconds, 0.0, 86_400.0)
+        _whole("keep_runs", self.keep_runs, 1, 1_000_000)
 
 
-SCHEMA_REVISION = "0005"
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """When a loop learns in a space whose schedule nobody has set.
+
+    Parameters
+    ----------
+    every_seconds
+        Time between two cycles; None if none is due by that.
+    cron
+        When a cycle is due, in five fields, UTC; None if none is due by that.
+    amount
+        New ledger entries that make a cycle due; None if none do.
+    """
+
+    every_seconds: float | None = None
+    cron: str | None = None
+    amount: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_seconds is not None:
+            if self.cron is not None:
+                raise ConfigError("a schedule has an interval and a cron expression, expected one of the two")
+            _within("every_seconds", self.every_seconds, 1.0, 366 * 86_400.0)
+        if self.amount is not None:
+            _whole("amount", self.amount, 1, 1 << 62)
+
+
+BACKGROUND_SCHEDULE = ScheduleConfig(every_seconds=3600.0)
+"""Loop B: hourly."""
+
+DEEP_SCHEDULE = ScheduleConfig(cron="0 3 * * 0")
+"""Loop C: on Sundays at three."""
+
+
+SCHEMA_REVISION = "0006"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

@@ -69,6 +69,14 @@ class UnknownTrajectory(DatabaseError):
     """There is no such trajectory: it was never recorded, or retention has deleted it."""
 
 
+class UnknownLoop(DatabaseError):
+    """There is no such loop."""
+
+
+class LockLost(DatabaseError):
+    """Another worker has claimed the loop meanwhile: what was computed is not written."""
+
+
 class IncompleteLedger(DatabaseError):
     """The ledger holds events that cannot be learned again: what was recorded of them is deleted."""
 

@@ -50,7 +50,19 @@ FORGET = (
 )
 """Of the transaction that forgets a user, in order."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET}
+CYCLE = (
+    "cycle.after_claim",
+    "cycle.after_read",
+    "cycle.after_compute",
+    "cycle.after_fence",
+    "cycle.after_write",
+    "cycle.after_commit",
+    "cycle.before_finish",
+    "cycle.after_finish",
+)
+"""Of a cycle, in order; those from after_read to after_commit are reached once for each of its phases."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET, "cycle": CYCLE}
 """The steps of every loop, and of what people start: the chaos test kills at each of the loops'."""
 
 

@@ -31,6 +31,43 @@ FROM sona.learning_event e
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.ledger IS 'The ledger: one row for every outcome event, exactly once for each loop and revision.';
 
+CREATE OR REPLACE VIEW sona.runs WITH (security_invoker = true) AS
+SELECT s.name AS space, r.run_id, r.loop, r.cause,
+       -- Whoever claims a run holds the lock of its loop: without it, its worker is dead, and the next one goes on.
+       CASE WHEN r.state = 'running' AND NOT EXISTS (
+           SELECT FROM pg_locks k
+           WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1
+             AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+             AND (k.classid::bigint << 32) | k.objid::bigint = sona._loop_key(r.space_id, r.loop))
+       THEN 'interrupted' ELSE r.state END AS state,
+       r.requested_at, r.requested_by, r.started_at, r.finished_at, r.worker, r.attempts, r.phases, r.facts, r.reason
+FROM sona.loop_run r
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.runs IS
+    'Cycles of the loops: what is asked for, what is at work, and what became of the others.';
+
+CREATE OR REPLACE VIEW sona.schedules WITH (security_invoker = true) AS
+SELECT s.name AS space, x.loop, x.is_enabled, x.every_seconds, x.cron, x.time_zone, x.amount, x.windows, x.next_at,
+       l.ordinal - x.consumed AS waiting, x.failures, x.retry_at, x.set_aside_at,
+       (SELECT r.reason FROM sona.loop_run r
+        WHERE r.space_id = x.space_id AND r.loop = x.loop AND r.state = 'failed' AND x.failures > 0
+        ORDER BY r.run_id DESC LIMIT 1) AS reason
+FROM sona.loop_schedule x
+JOIN sona.space s USING (space_id)
+JOIN sona.learner l USING (space_id);
+COMMENT ON VIEW sona.schedules IS 'When the loops learn in a space, what waits for them, and why one does not.';
+
+CREATE OR REPLACE VIEW sona.workers WITH (security_invoker = true) AS
+SELECT w.name[1] AS loop, w.name[2] AS worker, a.pid AS backend, a.backend_start AS connected_at,
+       s.name AS space, r.run_id, r.started_at, r.phases
+FROM pg_stat_activity a
+CROSS JOIN LATERAL regexp_match(a.application_name, '^sona worker (\S+) (\S+)$') AS w (name)
+LEFT JOIN sona.loop_run r ON r.state = 'running' AND r.loop = w.name[1] AND r.worker = w.name[2]
+LEFT JOIN sona.space s USING (space_id)
+WHERE a.datname = current_database() AND w.name IS NOT NULL;
+COMMENT ON VIEW sona.workers IS
+    'The workers that are connected, and what they are at. A process that is gone is not connected.';
+
 CREATE OR REPLACE VIEW sona.errors WITH (security_invoker = true) AS
 SELECT s.name AS space, e.created_at, e.source, e.worker, e.message
 FROM sona.error_log e

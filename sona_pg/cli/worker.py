@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 
 import click
 
 from sona_pg.config import StoreConfig, WorkerConfig
-from sona_pg.errors import LearningError
+from sona_pg.errors import ConfigError, LearningError
+from sona_pg.loops.catalog import LOOPS
+from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.database import open_database
+from sona_pg.supervisor import Supervisor
 from sona_pg.worker import InstantWorker
+
+log = logging.getLogger("sona_pg")
+
+once_option = click.option("--once", is_flag=True, help="Learn what is there, then end.")
+poll_option = click.option(
+    "--poll-interval",
+    type=click.FloatRange(min=0.01),
+    default=WorkerConfig().poll_interval_seconds,
+    show_default=True,
+    help="Seconds between two looks while there is nothing to do.",
+)
+drain_option = click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0.0),
+    default=WorkerConfig().drain_seconds,
+    show_default=True,
+    help="What is in hand at SIGTERM is finished, or abandoned after so long; the next worker begins it again.",
+)
+url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 
 
 @click.group()
@@ -19,14 +43,9 @@ def worker() -> None:
 
 
 @worker.command()
-@click.option("--once", is_flag=True, help="Learn what is there, then end.")
-@click.option(
-    "--poll-interval",
-    type=click.FloatRange(min=0.01),
-    default=WorkerConfig().poll_interval_seconds,
-    show_default=True,
-    help="Seconds between two looks while there is nothing to do.",
-)
+@once_option
+@poll_option
+@drain_option
 @click.option("--pooled", is_flag=True, help="The database is behind a pooler in transaction mode.")
 @click.option(
     "--exact-search-rows",
@@ -35,12 +54,12 @@ def worker() -> None:
     show_default=True,
     help="Give spaces with more remembered queries than this an HNSW index, which is fast and approximate.",
 )
-@click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
-def instant(once: bool, poll_interval: float, pooled: bool, exact_search_rows: int, url: str | None) -> None:
+@url_option
+def instant(
+    once: bool, poll_interval: float, drain_seconds: float, pooled: bool, exact_search_rows: int, url: str | None
+) -> None:
     """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stop_at_signals(drain_seconds)
     store = StoreConfig(prepare_statements=not pooled, exact_search_rows=exact_search_rows)
     database = open_database(url, config=store)
     runner = InstantWorker(database, WorkerConfig(poll_interval_seconds=poll_interval))
@@ -59,3 +78,74 @@ def instant(once: bool, poll_interval: float, pooled: bool, exact_search_rows: i
             raise LearningError(f"could not learn in {', '.join(runner.failing)}: see sona.errors")
     finally:
         runner.close()
+
+
+@worker.command()
+@once_option
+@poll_option
+@drain_option
+@url_option
+def background(once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+    """Loop B, hourly: patterns and verdicts of what happened."""
+    _run_cycles("background", once, poll_interval, drain_seconds, url)
+
+
+@worker.command()
+@once_option
+@poll_option
+@drain_option
+@url_option
+def deep(once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+    """Loop C, weekly: what was learned is restructured."""
+    _run_cycles("deep", once, poll_interval, drain_seconds, url)
+
+
+@worker.command("all")
+@poll_option
+@drain_option
+@url_option
+def run_all(poll_interval: float, drain_seconds: float, url: str | None) -> None:
+    """All loops, a process for each; one that dies is started again. SIGTERM ends them all."""
+    stop = _stop_at_signals(None)
+    database = open_database(url)  # what is wrong with it is said once
+    options = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
+    Supervisor(["instant", *LOOPS], options, drain_seconds).run(stop)
+
+
+def _run_cycles(name: str, once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+    loop = LOOPS.get(name)
+    if loop is None:
+        raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {' or '.join(['instant', *LOOPS])}")
+    stop = _stop_at_signals(drain_seconds)
+    runner = LoopCoordinator(open_database(url), loop, WorkerConfig(poll_interval_seconds=poll_interval))
+    try:
+        if not once:
+            runner.run(stop)
+            return
+        ended = runner.step(stop)
+        click.echo(f"{ended} cycles", err=True)
+        if runner.failing:
+            raise LearningError(f"cycles failed in {', '.join(runner.failing)}: see sona.errors")
+    finally:
+        runner.close()
+
+
+def _stop_at_signals(drain_seconds: float | None) -> threading.Event:
+    """An event that SIGTERM and SIGINT set; whoever has not ended `drain_seconds` later is ended."""
+    stop = threading.Event()
+
+    def abandon() -> None:
+        # Nothing is half done: a transaction is committed or not, and the next worker goes on from there.
+        log.warning("what is in hand is abandoned after %g s; the next worker begins it again", drain_seconds)
+        os._exit(0)
+
+    def drain(*_: object) -> None:
+        if not stop.is_set() and drain_seconds is not None:
+            timer = threading.Timer(drain_seconds, abandon)
+            timer.daemon = True
+            timer.start()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, drain)
+    return stop

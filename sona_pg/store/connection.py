@@ -29,6 +29,7 @@ from sona_pg.errors import (
     PermissionDenied,
     SchemaMismatch,
     SonaError,
+    UnknownLoop,
     UnknownSpace,
     UnknownTrajectory,
     UnknownVersion,
@@ -48,6 +49,7 @@ REFUSED_SETTING = "SN004"
 UNKNOWN_VERSION = "SN005"
 DAMAGED_VERSION = "SN006"
 UNKNOWN_TRAJECTORY = "SN007"
+UNKNOWN_LOOP = "SN008"
 """SQLSTATEs that the functions of sql/ raise."""
 
 
@@ -230,6 +232,8 @@ def _translation(error: psycopg.Error) -> SonaError:
         return DamagedVersion(message)
     if state == UNKNOWN_TRAJECTORY:
         return UnknownTrajectory(message)
+    if state == UNKNOWN_LOOP:
+        return UnknownLoop(message)
     if state == WRONG_DIMENSION:
         numbers = re.findall(r"\d+", message)
         if len(numbers) >= 2:

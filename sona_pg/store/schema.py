@@ -66,6 +66,14 @@ def _now(name: str, comment: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now(), comment=comment)
 
 
+def _time(name: str, comment: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), comment=comment)
+
+
+def _whole(name: str, comment: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"), comment=comment)
+
+
 space = Table(
     "space",
     metadata,
@@ -552,6 +560,81 @@ learning_event = Table(
     Column("learned", Text, nullable=False, comment="what became of it"),
     Index("learning_event_ordinal_idx", "space_id", "loop", "ordinal"),
     comment="The ledger: what was learned, exactly once for each loop and revision.",
+)
+
+loop_schedule = Table(
+    "loop_schedule",
+    metadata,
+    _space_id(),
+    Column("loop", Text, primary_key=True, comment="background, deep or another that a worker runs"),
+    Column("every_seconds", Double, comment="time between two cycles; NULL if none is due by that"),
+    Column("cron", Text, comment="when a cycle is due, in five fields; NULL if none is due by that"),
+    Column("time_zone", Text, nullable=False, server_default=text("'UTC'"), comment="of cron and windows"),
+    Column("amount", BigInteger, comment="new ledger entries that make a cycle due; NULL if none do"),
+    Column(
+        "windows",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'::text[]"),
+        comment="times of the day at which a cycle may begin, like 22:00-06:00; empty is any",
+    ),
+    Column(
+        "is_enabled", Boolean, nullable=False, server_default=text("true"), comment="whether a cycle is due by itself"
+    ),
+    _time("next_at", "when a cycle is due by time; NULL until a worker has planned it"),
+    _time("planned_at", "when next_at was planned: later than now, and the clock went back"),
+    _whole("consumed", "ledger entries that the last cycle that was done had seen"),
+    _whole("fence", "grows with every claim: who claimed earlier writes nothing any more"),
+    Column(
+        "failures", Integer, nullable=False, server_default=text("0"), comment="cycles that failed since one was done"
+    ),
+    _time("retry_at", "no cycle is due by itself before; NULL if none failed"),
+    _time("set_aside_at", "when too many had failed: none is due by itself; NULL if it was not set aside"),
+    comment="When the loops learn in a space.",
+)
+
+loop_run = Table(
+    "loop_run",
+    metadata,
+    _space_id(),
+    Column("run_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the runs"),
+    Column("loop", Text, nullable=False, comment="as in loop_schedule"),
+    Column("cause", Text, nullable=False, comment="time, amount or manual"),
+    Column("state", Text, nullable=False, comment="requested, running, done, skipped or failed"),
+    _now("requested_at", "when it was asked for, or began"),
+    Column("requested_by", Text, comment="login that asked for it; NULL if none did"),
+    Column("worker", Text, comment="host and process; NULL while nobody is at it"),
+    _whole("fence", "token of the claim"),
+    Column(
+        "attempts",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="claims since its last phase was committed",
+    ),
+    _whole("ordinal", "ledger entries when it began"),
+    _time("started_at", "when it was claimed first"),
+    _time("finished_at", "when it ended"),
+    Column(
+        "phases",
+        JSONB,
+        nullable=False,
+        server_default=text("'[]'::jsonb"),
+        comment="phases that are committed, in order: name, seconds to read, to compute and to write",
+    ),
+    Column(
+        "facts",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'::jsonb"),
+        comment="what the phases say of what they did: the result",
+    ),
+    Column("reason", Text, comment="why it was skipped or failed"),
+    CheckConstraint("state IN ('requested', 'running', 'done', 'skipped', 'failed')", name="state"),
+    Index("loop_run_loop_idx", "space_id", "loop", "run_id"),
+    Index("loop_run_requested_idx", "space_id", "loop", unique=True, postgresql_where=text("state = 'requested'")),
+    Index("loop_run_running_idx", "space_id", "loop", unique=True, postgresql_where=text("state = 'running'")),
+    comment="Cycles of the loops: what is asked for, what is at work, what became of the others.",
 )
 
 memory_edge = Table(

@@ -1,0 +1,9 @@
+"""The slow loops that there are, by name: whoever adds one adds it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sona_pg.loops.cycle import Loop
+
+LOOPS: Mapping[str, Loop] = {}

@@ -1,0 +1,376 @@
+"""Schedules and runs of loops: what is due, who may run it, and what was committed of it.
+
+The session lock of (space, loop) on the worker's own connection decides who runs a cycle; whoever has it knows that a
+row which is still marked as running belongs to a dead worker. The fence decides who may write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from sona_pg.config import ScheduleConfig
+from sona_pg.errors import LockLost, PermissionDenied, UnknownSpace
+from sona_pg.store import spaces
+from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.spaces import Space
+
+CHANNEL = "sona_loop"
+"""What is notified when somebody asks for a cycle or sets a schedule: a hint, the poll finds it as well."""
+
+Facts = Mapping[str, Any]
+"""What a phase says of what it did: names to values that JSON knows."""
+
+
+class Unplanned(NamedTuple):
+    """A schedule whose next time is to be found.
+
+    Parameters
+    ----------
+    space_id
+        The space.
+    every_seconds, cron, time_zone
+        The schedule.
+    """
+
+    space_id: int
+    every_seconds: float | None
+    cron: str | None
+    time_zone: str
+
+
+class Due(NamedTuple):
+    """A space in which a cycle is due.
+
+    Parameters
+    ----------
+    space_id, name
+        The space.
+    cause
+        time, amount, manual; or resume, where a worker died or ended in the middle of one.
+    """
+
+    space_id: int
+    name: str
+    cause: str
+
+
+@dataclass(slots=True)
+class Run:
+    """A cycle that this worker has claimed.
+
+    Parameters
+    ----------
+    space
+        The space.
+    loop
+        Name of the loop.
+    run_id, fence
+        The row, and the token of the claim.
+    attempts
+        Claims since its last phase was committed, this one included.
+    ordinal
+        Ledger entries when it began.
+    done
+        Names of the phases that are committed.
+    facts
+        What these said of what they did.
+    """
+
+    space: Space
+    loop: str
+    run_id: int
+    fence: int
+    attempts: int
+    ordinal: int
+    done: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(connection: Connection, loop: str, worker: str) -> None:
+    """Make a connection that of a worker: it is seen as one, may idle while Python computes, and hears of requests.
+
+    Raises
+    ------
+    PermissionDenied
+        If the role may not run cycles.
+    """
+    with translated():
+        row = connection.execute(
+            "SELECT has_table_privilege('sona.loop_run', 'INSERT') AND has_table_privilege('sona.loop_run', 'UPDATE')"
+        ).fetchone()
+        if row is None or not row[0]:
+            raise PermissionDenied(
+                f"the role {connection.info.user!r} may not run cycles: make it a member of sona_worker"
+            )
+        connection.execute("SELECT set_config('application_name', %s, false)", (f"sona worker {loop} {worker}",))
+        # The lock must outlast a long computation, and go soon after a host has vanished.
+        connection.execute("SET idle_session_timeout = 0")
+        for name, value in {"idle": 5, "interval": 2, "count": 3}.items():
+            connection.execute(f"SET tcp_keepalives_{name} = {value}")
+        connection.execute(f"LISTEN {CHANNEL}")
+
+
+def ensure_schedules(connection: Connection, loop: str, default: ScheduleConfig) -> int:
+    """Give the loop a schedule in the spaces that this role may write and where it has none; how many."""
+    with translated():
+        return connection.execute(
+            "INSERT INTO sona.loop_schedule (space_id, loop, every_seconds, cron, amount)"
+            " SELECT s.space_id, %(loop)s, %(every)s, %(cron)s, %(amount)s FROM sona.space s"
+            " WHERE NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
+            " AND EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = s.space_id AND g.may_write"
+            "  AND sona._is_member(g.role_name))"
+            " ON CONFLICT DO NOTHING",
+            {"loop": loop, "every": default.every_seconds, "cron": default.cron, "amount": default.amount},
+        ).rowcount
+
+
+def unplanned(connection: Connection, loop: str) -> tuple[datetime, list[Unplanned]]:
+    """What time it is, by the database's clock, and the schedules whose next time is to be found.
+
+    These are new ones, and those that were planned at a time that is yet to come: the clock went back since.
+    """
+    with translated():
+        rows = connection.execute(
+            "SELECT clock_timestamp(), x.space_id, x.every_seconds, x.cron, x.time_zone"
+            " FROM (SELECT) one LEFT JOIN sona.loop_schedule x ON x.loop = %s AND x.is_enabled"
+            " AND x.set_aside_at IS NULL AND (x.every_seconds IS NOT NULL OR x.cron IS NOT NULL)"
+            " AND (x.next_at IS NULL OR x.planned_at > clock_timestamp())",
+            (loop,),
+        ).fetchall()
+    return rows[0][0], [Unplanned(*row[1:]) for row in rows if row[1] is not None]
+
+
+def plan(connection: Connection, loop: str, now: datetime, times: Mapping[int, datetime]) -> None:
+    """Note down when cycles are due next, by space."""
+    with translated():
+        connection.execute(
+            "UPDATE sona.loop_schedule x SET next_at = t.next_at, planned_at = %(now)s"
+            " FROM unnest(%(ids)s::bigint[], %(times)s::timestamptz[]) t (space_id, next_at)"
+            " WHERE x.space_id = t.space_id AND x.loop = %(loop)s"
+            " AND (x.next_at IS NULL OR x.planned_at > clock_timestamp())",
+            {"now": now, "loop": loop, "ids": list(times), "times": list(times.values())},
+        )
+
+
+def due(connection: Connection, loop: str) -> list[Due]:
+    """Where a cycle is due, the one that waits longest first; what somebody asked for comes before all."""
+    with translated():
+        rows = connection.execute(
+            "SELECT d.space_id, s.name, d.cause FROM ("
+            " SELECT r.space_id, 'manual' AS cause, r.requested_at AS since, 0 AS class FROM sona.loop_run r"
+            "  WHERE r.loop = %(loop)s AND r.state = 'requested'"
+            " UNION ALL"
+            " SELECT r.space_id, 'resume', r.started_at, 1 FROM sona.loop_run r"
+            "  WHERE r.loop = %(loop)s AND r.state = 'running'"
+            " UNION ALL"
+            " SELECT x.space_id, CASE WHEN x.next_at <= now() THEN 'time' ELSE 'amount' END,"
+            "  least(x.next_at, now()), 2 FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
+            "  WHERE x.loop = %(loop)s AND x.is_enabled AND x.set_aside_at IS NULL"
+            "  AND (x.retry_at IS NULL OR x.retry_at <= now() OR x.retry_at > now() + interval '1 day')"
+            "  AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)"
+            "  AND sona._in_windows(x.windows, x.time_zone, now())) d"
+            " JOIN sona.space s USING (space_id) ORDER BY d.class, d.since, d.space_id",
+            {"loop": loop},
+        ).fetchall()
+    # One that is in the list twice is due for the first reason.
+    return list({row[0]: Due(*row) for row in reversed(rows)}.values())[::-1]
+
+
+def try_lock(connection: Connection, space_id: int, loop: str) -> bool:
+    """Take the lock of a loop in a space, for as long as the connection lives; false if another worker has it."""
+    with translated():
+        row = connection.execute("SELECT pg_try_advisory_lock(sona._loop_key(%s, %s))", (space_id, loop)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def unlock(connection: Connection, space_id: int, loop: str) -> None:
+    """Give the lock back."""
+    with translated():
+        connection.execute("SELECT pg_advisory_unlock(sona._loop_key(%s, %s))", (space_id, loop))
+
+
+def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | None:
+    """Begin the cycle that is due, or go on with the one that was interrupted; None if it is due no more.
+
+    Whoever calls it has the lock.
+
+    Raises
+    ------
+    UnknownSpace
+        If the space is gone.
+    """
+    key: dict[str, object] = {"space": found.space_id, "loop": loop, "worker": worker}
+    with transaction(connection):
+        space = spaces.find_space(connection, found.name)
+        if space is None or space.space_id != found.space_id:
+            raise UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
+        # A loop that somebody asks for in a space that no worker has looked at yet has no schedule there.
+        connection.execute(
+            "INSERT INTO sona.loop_schedule (space_id, loop) VALUES (%(space)s, %(loop)s) ON CONFLICT DO NOTHING", key
+        )
+        row = connection.execute(
+            "UPDATE sona.loop_schedule SET fence = fence + 1 WHERE space_id = %(space)s AND loop = %(loop)s"
+            " RETURNING fence",
+            key,
+        ).fetchone()
+        assert row is not None
+        key["fence"] = row[0]
+        claimed = (
+            "state = 'running', worker = %(worker)s, fence = %(fence)s, attempts = attempts + 1,"
+            " started_at = coalesce(started_at, clock_timestamp()),"
+            " ordinal = CASE WHEN started_at IS NULL THEN (SELECT l.ordinal FROM sona.learner l"
+            "  WHERE l.space_id = %(space)s) ELSE ordinal END"
+        )
+        returning = " RETURNING run_id, fence, attempts, ordinal, phases, facts"
+        run = connection.execute(
+            f"UPDATE sona.loop_run SET {claimed} WHERE space_id = %(space)s AND loop = %(loop)s AND state = 'running'"
+            + returning,
+            key,
+        ).fetchone()
+        if run is None and found.cause == "manual":
+            run = connection.execute(
+                f"UPDATE sona.loop_run SET {claimed} WHERE space_id = %(space)s AND loop = %(loop)s"
+                " AND state = 'requested'" + returning,
+                key,
+            ).fetchone()
+        elif run is None and found.cause in ("time", "amount"):
+            # Another worker may have done it between the look and the lock.
+            run = connection.execute(
+                "INSERT INTO sona.loop_run AS r (space_id, loop, cause, state, worker, fence, attempts, ordinal,"
+                " started_at) SELECT x.space_id, x.loop, %(cause)s, 'running', %(worker)s, %(fence)s, 1, l.ordinal,"
+                " clock_timestamp() FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
+                " WHERE x.space_id = %(space)s AND x.loop = %(loop)s AND x.is_enabled AND x.set_aside_at IS NULL"
+                " AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)" + returning,
+                key | {"cause": found.cause},
+            ).fetchone()
+    if run is None:
+        return None
+    run_id, fence, attempts, ordinal, phases, facts = run
+    return Run(space, loop, run_id, fence, attempts, ordinal, [phase["name"] for phase in phases], dict(facts))
+
+
+@contextlib.contextmanager
+def fenced(connection: Connection, run: Run) -> Iterator[Connection]:
+    """A transaction in which the claim holds; commits at the end, rolls back on any error.
+
+    Raises
+    ------
+    LockLost
+        If another worker has claimed the loop since, or the space is gone.
+    """
+    with transaction(connection):
+        row = connection.execute(
+            "SELECT fence FROM sona.loop_schedule WHERE space_id = %s AND loop = %s FOR NO KEY UPDATE",
+            (run.space.space_id, run.loop),
+        ).fetchone()
+        if row is None or row[0] != run.fence:
+            found = "the space is gone" if row is None else f"another worker has claimed it, with token {row[0]}"
+            raise LockLost(
+                f"the {run.loop} cycle {run.run_id} of space {run.space.name!r} is not this worker's any more: {found},"
+                f" expected {run.fence}; what it computed is not written"
+            )
+        yield connection
+
+
+def write_phase(connection: Connection, run: Run, phase: Mapping[str, object], facts: Facts) -> None:
+    """Note down, in the transaction that writes what it found, that a phase is done."""
+    connection.execute(
+        "UPDATE sona.loop_run SET phases = phases || %s, facts = facts || %s, attempts = 1"
+        " WHERE space_id = %s AND run_id = %s",
+        (Jsonb([phase]), Jsonb(dict(facts)), run.space.space_id, run.run_id),
+    )
+
+
+def finish(connection: Connection, run: Run, keep_runs: int) -> None:
+    """End a cycle that is done: the next one is to be planned."""
+    key = {"space": run.space.space_id, "loop": run.loop}
+    _end(connection, run, "done", None)
+    connection.execute(
+        "UPDATE sona.loop_schedule SET next_at = NULL, failures = 0, retry_at = NULL, set_aside_at = NULL,"
+        " consumed = greatest(consumed, %(ordinal)s) WHERE space_id = %(space)s AND loop = %(loop)s",
+        key | {"ordinal": run.ordinal},
+    )
+    _prune(connection, run, keep_runs)
+
+
+def skip(connection: Connection, run: Run, reason: str, again_seconds: float, keep_runs: int) -> None:
+    """End a cycle that found nothing to do, and has consumed nothing: what is due by amount is due again later."""
+    _end(connection, run, "skipped", reason)
+    connection.execute(
+        "UPDATE sona.loop_schedule SET next_at = NULL, failures = 0, set_aside_at = NULL,"
+        " retry_at = clock_timestamp() + make_interval(secs => %s) WHERE space_id = %s AND loop = %s",
+        (again_seconds, run.space.space_id, run.loop),
+    )
+    _prune(connection, run, keep_runs)
+
+
+def _prune(connection: Connection, run: Run, keep_runs: int) -> None:
+    key = {"space": run.space.space_id, "loop": run.loop}
+    connection.execute(
+        "DELETE FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s AND finished_at IS NOT NULL"
+        " AND run_id <= (SELECT run_id FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s"
+        "  ORDER BY run_id DESC OFFSET %(keep)s LIMIT 1)",
+        key | {"keep": keep_runs},
+    )
+
+
+def fail(connection: Connection, run: Run, reason: str, set_aside_after: int, longest_seconds: float) -> bool:
+    """End a cycle that failed: it is tried again later, and later still; whether the loop is set aside in the space."""
+    _end(connection, run, "failed", reason)
+    row = connection.execute(
+        "UPDATE sona.loop_schedule SET failures = failures + 1,"
+        " retry_at = clock_timestamp() + make_interval(secs => least(2.0 ^ least(failures + 1, 20), %(longest)s)),"
+        " set_aside_at = CASE WHEN failures + 1 >= %(most)s THEN clock_timestamp() END"
+        " WHERE space_id = %(space)s AND loop = %(loop)s RETURNING set_aside_at IS NOT NULL",
+        {
+            "space": run.space.space_id,
+            "loop": run.loop,
+            "most": set_aside_after,
+            "longest": longest_seconds,
+        },
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _end(connection: Connection, run: Run, state: str, reason: str | None) -> None:
+    connection.execute(
+        "UPDATE sona.loop_run SET state = %s, reason = %s, finished_at = clock_timestamp()"
+        " WHERE space_id = %s AND run_id = %s",
+        (state, None if reason is None else reason.replace("\0", "␀")[:10_000], run.space.space_id, run.run_id),
+    )
+
+
+def leave(connection: Connection, run: Run) -> None:
+    """Leave a cycle to the next worker, who goes on after the last phase that is committed."""
+    connection.execute(
+        "UPDATE sona.loop_run SET worker = NULL, attempts = attempts - 1 WHERE space_id = %s AND run_id = %s",
+        (run.space.space_id, run.run_id),
+    )
+
+
+def set_schedule_aside(connection: Connection, space_id: int, loop: str) -> None:
+    """Let no cycle be due by itself, since the schedule says nothing."""
+    with translated():
+        connection.execute(
+            "UPDATE sona.loop_schedule SET set_aside_at = clock_timestamp() WHERE space_id = %s AND loop = %s",
+            (space_id, loop),
+        )
+
+
+def request(connection: Connection, name: str, loop: str) -> int:
+    """Ask for a cycle now; gives its run.
+
+    Raises
+    ------
+    UnknownSpace, UnknownLoop, PermissionDenied
+    """
+    with translated():
+        row = connection.execute("SELECT sona.run_cycle(%s, %s)", (name, loop)).fetchone()
+    assert row is not None
+    return int(row[0])

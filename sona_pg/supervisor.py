@@ -1,0 +1,88 @@
+"""``sona worker all``: a process for each loop, started again when it dies."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sona_pg.errors import LearningError
+
+log = logging.getLogger("sona_pg")
+
+_LOOK_SECONDS = 0.5
+"""Time between two looks whether all live."""
+
+_SOON_SECONDS = 5.0
+"""Whoever ends by itself so soon after its start ends so again: it is refused something, and has said what."""
+
+
+@dataclass(slots=True)
+class _Child:
+    loop: str
+    process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
+
+
+class Supervisor:
+    """Keeps a worker process for each loop.
+
+    Parameters
+    ----------
+    loops
+        Names, as in `sona worker NAME`.
+    options
+        What each worker is started with.
+    drain_seconds
+        How long a worker may take to end, by itself.
+    """
+
+    def __init__(self, loops: Sequence[str], options: Sequence[str], drain_seconds: float) -> None:
+        self._loops, self._options, self._drain_seconds = loops, options, drain_seconds
+        self._children: list[_Child] = []
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep them alive until `stop` is set, then let them end.
+
+        Raises
+        ------
+        LearningError
+            If one ends by itself soon after it was started.
+        """
+        try:
+            self._children = [self._start(loop) for loop in self._loops]
+            while not stop.wait(_LOOK_SECONDS):
+                self._children = [self._replaced(child) for child in self._children]
+        finally:
+            self._end()
+
+    def _start(self, loop: str) -> _Child:
+        # A group of its own: an interrupt from the keyboard comes to the children by this process alone, and once.
+        command = [sys.executable, "-m", "sona_pg", "worker", loop, *self._options]
+        return _Child(loop, subprocess.Popen(command, start_new_session=True))
+
+    def _replaced(self, child: _Child) -> _Child:
+        status = child.process.poll()
+        if status is None:
+            return child
+        if status > 0 and time.monotonic() - child.started < _SOON_SECONDS:
+            raise LearningError(
+                f"the {child.loop} worker ended with status {status} as soon as it was started: see what it said above"
+            )
+        log.error("the %s worker has died with status %d and is started again", child.loop, status)
+        return self._start(child.loop)
+
+    def _end(self) -> None:
+        for child in self._children:
+            child.process.terminate()
+        deadline = time.monotonic() + self._drain_seconds + _SOON_SECONDS
+        for child in self._children:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()

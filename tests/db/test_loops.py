@@ -1,0 +1,568 @@
+"""Cycles of slow loops: due once, committed phase by phase under the fence, resumed, and no space stops another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from sona_pg import DatabaseUnavailable, PermissionDenied, SonaEngine, StoreConfig
+from sona_pg.config import ScheduleConfig, WorkerConfig
+from sona_pg.errors import ConfigError, LockLost, UnknownLoop, UnknownSpace
+from sona_pg.loops.coordinator import LoopCoordinator
+from sona_pg.loops.cycle import Cycle, Loop, Phase
+from sona_pg.steps import ENV_KILL_AT
+from sona_pg.store import runs
+from sona_pg.store.connection import Connection, connect, translated
+from sona_pg.store.database import Database
+from tests.acceptance.demonstration import DEMONSTRATION, NAME, TABLES
+
+CONFIG = WorkerConfig(poll_interval_seconds=0.05, set_aside_after=2, attempts=2, longest_setback_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def loops_url(make_database: Callable[[], str]) -> str:
+    from sona_pg.store.migrate import migrate
+
+    made = make_database()
+    migrate(made)
+    with connect(made) as connection:
+        for statement in TABLES:
+            connection.execute(statement)
+    return made
+
+
+@pytest.fixture
+def connection(loops_url: str) -> Iterator[Connection]:
+    with connect(loops_url) as opened:
+        yield opened
+        # A loop runs in every space: what a test leaves is not the next one's.
+        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
+            opened.execute("SELECT sona.drop_space(%s)", (name,))
+        opened.execute("TRUNCATE public.demonstration_entry, public.demonstration_sum, public.demonstration_order")
+
+
+@pytest.fixture
+def coordinate(loops_url: str) -> Iterator[Callable[..., LoopCoordinator]]:
+    made: list[LoopCoordinator] = []
+
+    def make(loop: Loop = DEMONSTRATION, config: WorkerConfig = CONFIG) -> LoopCoordinator:
+        made.append(LoopCoordinator(Database(loops_url, StoreConfig()), loop, config))
+        return made[-1]
+
+    yield make
+    for coordinator in made:
+        coordinator.close()
+
+
+def _space(connection: Connection, entries: int = 3) -> str:
+    name = f"loops-{uuid.uuid4().hex[:8]}"
+    connection.execute("SELECT sona.create_space(%s, 2)", (name,))
+    _add(connection, name, entries)
+    return name
+
+
+def _add(connection: Connection, space: str, entries: int) -> None:
+    """Ledger entries, as if learned."""
+    connection.execute(
+        "WITH l AS (UPDATE sona.learner l SET ordinal = ordinal + %(n)s FROM sona.space s"
+        " WHERE s.name = %(space)s AND s.space_id = l.space_id RETURNING l.space_id, l.ordinal)"
+        " INSERT INTO sona.learning_event (space_id, loop, trajectory_id, revision, cycle_id, ordinal, learned)"
+        " SELECT l.space_id, 'instant', gen_random_uuid(), 0, 1, l.ordinal - i, 'adapter'"
+        " FROM l, generate_series(1, %(n)s) i",
+        {"space": space, "n": entries},
+    )
+
+
+def _tell(connection: Connection, space: str, *, seconds: float = 0.0, fault: str | None = None) -> None:
+    connection.execute("DELETE FROM public.demonstration_order o USING sona.space s WHERE s.name = %s"
+                       " AND s.space_id = o.space_id", (space,))  # fmt: skip
+    connection.execute(
+        "INSERT INTO public.demonstration_order SELECT space_id, %s, %s FROM sona.space WHERE name = %s",
+        (seconds, fault, space),
+    )
+
+
+def _runs(connection: Connection, space: str, columns: str = "state") -> list[tuple[Any, ...]]:
+    return connection.execute(f"SELECT {columns} FROM sona.runs WHERE space = %s ORDER BY run_id", (space,)).fetchall()
+
+
+def _copied(connection: Connection, space: str) -> list[int]:
+    rows = connection.execute(
+        "SELECT e.ordinal FROM public.demonstration_entry e JOIN sona.space s USING (space_id) WHERE s.name = %s"
+        " ORDER BY e.ordinal",
+        (space,),
+    ).fetchall()
+    return [ordinal for (ordinal,) in rows]
+
+
+def _sums(connection: Connection, space: str) -> list[tuple[int, int]]:
+    return connection.execute(
+        "SELECT m.entries, m.total FROM public.demonstration_sum m JOIN sona.space s USING (space_id) WHERE s.name = %s"
+        " ORDER BY m.run_id",
+        (space,),
+    ).fetchall()
+
+
+def _until(so: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline, f"after {seconds} s, still waiting for {what}"
+        time.sleep(0.02)
+
+
+def _worker(url: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.acceptance.demonstration", url],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# What is due ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cycle_runs_when_the_amount_is_there_and_not_again(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection), coordinate()
+    assert coordinator.step() == 1
+    assert coordinator.step() == 0
+    assert _runs(connection, space, "state, cause, facts") == [("done", "amount", {"entries": 3, "total": 3})]
+    assert _copied(connection, space) == [0, 1, 2]
+    _add(connection, space, 2)
+    assert coordinator.step() == 1
+    assert _sums(connection, space) == [(3, 3), (2, 7)]
+
+
+def test_phases_are_noted_down_with_their_times(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection)
+    _tell(connection, space, seconds=0.2)
+    coordinate().step()
+    ((phases, worker),) = _runs(connection, space, "phases, worker")
+    assert [phase["name"] for phase in phases] == ["copy", "sum"]
+    assert phases[0]["compute_seconds"] >= 0.2 > phases[1]["compute_seconds"]
+    assert worker.endswith(f":{os.getpid()}")
+
+
+def test_an_interval_is_due_after_it(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    space, coordinator = _space(connection), coordinate(replace(DEMONSTRATION, schedule=ScheduleConfig(3600.0)))
+    assert coordinator.step() == 0
+    ((next_at,),) = connection.execute("SELECT next_at FROM sona.schedules WHERE space = %s", (space,)).fetchall()
+    assert timedelta(minutes=59) < next_at - datetime.now(UTC) < timedelta(minutes=61)
+    connection.execute("UPDATE sona.loop_schedule SET next_at = now() - interval '1 week'")
+    assert coordinator.step() == 1
+    assert coordinator.step() == 0  # once, however many were missed
+    assert _runs(connection, space, "cause") == [("time",)]
+
+
+def test_a_cron_expression_is_planned(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    space, coordinator = _space(connection), coordinate()
+    coordinator.step()
+    connection.execute(
+        "SELECT sona.set_schedule(%s, %s, cron => '0 3 * * 0', time_zone => 'Asia/Tokyo')", (space, NAME)
+    )
+    assert coordinator.step() == 0
+    ((local,),) = connection.execute(
+        "SELECT next_at AT TIME ZONE 'Asia/Tokyo' FROM sona.schedules WHERE space = %s", (space,)
+    ).fetchall()
+    assert (local.isoweekday(), local.hour, local.minute) == (7, 3, 0)
+
+
+def test_a_first_time_that_is_given_is_kept(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    space, coordinator = _space(connection), coordinate()
+    coordinator.step()
+    at = datetime.now(UTC) + timedelta(days=3)
+    connection.execute("SELECT sona.set_schedule(%s, %s, every => '1 hour', first_at => %s)", (space, NAME, at))
+    assert coordinator.step() == 0
+    assert connection.execute("SELECT next_at FROM sona.schedules WHERE space = %s", (space,)).fetchall() == [(at,)]
+
+
+def test_a_clock_that_went_back_does_not_put_a_cycle_off(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection), coordinate(replace(DEMONSTRATION, schedule=ScheduleConfig(3600.0)))
+    coordinator.step()
+    # As it was planned while the clock was in the year after.
+    connection.execute(
+        "UPDATE sona.loop_schedule SET planned_at = now() + interval '1 year', next_at = now() + interval '8761 hours',"
+        " retry_at = now() + interval '1 year'"
+    )
+    coordinator.step()
+    ((next_at,),) = connection.execute("SELECT next_at FROM sona.schedules WHERE space = %s", (space,)).fetchall()
+    assert next_at - datetime.now(UTC) < timedelta(minutes=61)
+    connection.execute("UPDATE sona.loop_schedule SET next_at = now()")
+    assert coordinator.step() == 1
+
+
+def test_outside_of_its_windows_nothing_is_due(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection), coordinate()
+    coordinator.step()
+    _add(connection, space, 1)
+    now = datetime.now(UTC)
+    shut = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
+    around = f"{now - timedelta(hours=1):%H:%M}-{now + timedelta(hours=1):%H:%M}"
+    connection.execute("SELECT sona.set_schedule(%s, %s, amount => 1, windows => %s)", (space, NAME, [shut]))
+    assert coordinator.step() == 0
+    connection.execute("SELECT sona.set_schedule(%s, %s, amount => 1, windows => %s)", (space, NAME, [shut, around]))
+    assert coordinator.step() == 1
+
+
+def test_windows_go_over_midnight(connection: Connection) -> None:
+    def is_in(moment: str, *windows: str) -> bool:
+        row = connection.execute(
+            "SELECT sona._in_windows(%s, 'Europe/Berlin', %s::timestamptz)", (list(windows), moment)
+        ).fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    assert is_in("2026-06-01 12:00+00")
+    for moment, inside in {
+        "21:59": False,
+        "22:00": True,
+        "23:59": True,
+        "00:00": True,
+        "05:59": True,
+        "06:00": False,
+    }.items():
+        assert is_in(f"2026-06-01 {moment}+02", "22:00-06:00") is inside
+        assert is_in(f"2026-06-01 {moment}+02", "06:00-22:00") is not inside
+
+
+def test_what_is_disabled_is_due_when_it_is_asked_for(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection), coordinate()
+    coordinator.step()
+    connection.execute("SELECT sona.set_schedule(%s, %s, amount => 1, enabled => false)", (space, NAME))
+    _add(connection, space, 1)
+    assert coordinator.step() == 0
+    ((asked,),) = connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME)).fetchall()
+    ((again,),) = connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME)).fetchall()
+    assert asked == again
+    found = connection.execute("SELECT state, requested_by FROM sona.runs WHERE run_id = %s", (asked,)).fetchall()
+    assert found == [("requested", connection.info.user)]
+    assert coordinator.step() == 1
+    found = connection.execute("SELECT state, cause, facts FROM sona.runs WHERE run_id = %s", (asked,)).fetchall()
+    assert found == [("done", "manual", {"entries": 1, "total": 3})]
+
+
+def test_a_cycle_that_finds_nothing_consumes_nothing_and_says_so(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection, entries=0), coordinate()
+    connection.execute("SELECT sona.run_cycle(%s, 'background')", (space,))  # another loop's
+    coordinator.step()
+    connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME))
+    assert coordinator.step() == 1
+    assert _runs(connection, space, "loop, state, reason") == [
+        ("background", "requested", None),
+        (NAME, "skipped", "no new entries"),
+    ]
+    assert coordinator.failing == []
+
+
+def test_a_request_wakes_a_worker(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    space = _space(connection)
+    coordinator = coordinate(config=replace(CONFIG, poll_interval_seconds=3600.0))
+    coordinator.step()
+    stop = threading.Event()
+    thread = threading.Thread(target=coordinator.run, args=(stop,))
+    thread.start()
+    try:
+        _until(lambda: connection.execute("SELECT FROM sona.workers WHERE run_id IS NULL").fetchall(), "the worker")
+        time.sleep(0.2)
+        connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME))
+        _until(lambda: _runs(connection, space)[-1:] == [("skipped",)], "the cycle that was asked for")
+    finally:
+        stop.set()
+        thread.join()
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("cron => '0 3 * *'", "cron expression"),
+        ("cron => 'DROP TABLE x'", "cron expression"),
+        ("every => '0 seconds'", "every 0"),
+        ("every => '-1 hour'", "every -3600"),
+        ("every => '1 hour', cron => '0 3 * * 0'", "one of the two"),
+        ("amount => 0", "after 0"),
+        ("windows => '{22:00}'", "the window"),
+        ("windows => '{25:00-26:00}'", "the window"),
+        ("windows => '{10:00-10:00}'", "the window"),
+        ("windows => ARRAY[NULL::text]", "the window"),
+        ("windows => NULL", "NULL"),
+        ("time_zone => 'Mars/Olympus'", "time zone"),
+        ("first_at => now() - interval '1 hour'", "past"),
+        ("first_at => 'infinity'", "never"),
+        ("enabled => NULL", "NULL"),
+    ],
+)
+def test_a_schedule_that_says_nothing_is_refused(connection: Connection, arguments: str, says: str) -> None:
+    space = _space(connection)
+    with pytest.raises(ConfigError, match=says), translated():
+        connection.execute(f"SELECT sona.set_schedule('{space}', 'background', {arguments})")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loop", ["instant", "backgroud", "", None])
+def test_an_unknown_loop_is_refused(connection: Connection, loop: str | None) -> None:
+    space = _space(connection)
+    for statement in ("SELECT sona.run_cycle(%s, %s)", "SELECT sona.set_schedule(%s, %s, every => '1 hour')"):
+        with pytest.raises(UnknownLoop, match=r"expected background or deep|have cycles"), translated():
+            connection.execute(statement, (space, loop))
+
+
+def test_an_unknown_space_is_refused(connection: Connection) -> None:
+    with pytest.raises(UnknownSpace):
+        runs.request(connection, "nowhere", "background")
+
+
+def test_an_expression_that_only_a_worker_can_refuse_sets_the_loop_aside(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, other, coordinator = _space(connection), _space(connection), coordinate()
+    coordinator.step()
+    connection.execute("SELECT sona.set_schedule(%s, %s, cron => '0 3 31 2 *')", (space, NAME))
+    _add(connection, other, 1)
+    assert coordinator.step() == 1
+    assert coordinator.step() == 0
+    ((aside,),) = connection.execute("SELECT set_aside_at FROM sona.schedules WHERE space = %s", (space,)).fetchall()
+    assert aside is not None
+    ((message,),) = connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space,)).fetchall()
+    assert "means no time" in message
+    assert "sona.set_schedule" in message
+
+
+def test_a_role_without_rights_is_refused(loops_url: str, connection: Connection, role: Callable[..., str]) -> None:
+    _space(connection)
+    for group in ("sona_reader", "sona_app"):
+        url = psycopg.conninfo.make_conninfo(loops_url, user=role("idler", group))
+        coordinator = LoopCoordinator(Database(url, StoreConfig()), DEMONSTRATION, CONFIG)
+        with pytest.raises(PermissionDenied, match="sona_worker"):
+            coordinator.step()
+        coordinator.close()
+
+
+def test_a_worker_runs_only_what_it_was_granted(
+    loops_url: str, connection: Connection, role: Callable[..., str]
+) -> None:
+    granted, other = _space(connection), _space(connection)
+    login = role("labourer", "sona_worker")
+    connection.execute("SELECT sona.grant_space(%s, %s)", (granted, login))
+    for table in ("entry", "sum", "order"):
+        connection.execute(f'GRANT ALL ON public.demonstration_{table} TO "{login}"')  # type: ignore[arg-type]
+    url = psycopg.conninfo.make_conninfo(loops_url, user=login)
+    coordinator = LoopCoordinator(Database(url, StoreConfig()), DEMONSTRATION, CONFIG)
+    assert coordinator.step() == 1
+    coordinator.close()
+    assert _runs(connection, granted) == [("done",)]
+    assert _runs(connection, other) == []
+
+
+# What fails ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_poisonous_space_is_set_aside_and_stops_no_other(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    poisonous, healthy, coordinator = _space(connection), _space(connection), coordinate()
+    _tell(connection, poisonous, fault="poison")
+    assert coordinator.step() == 2
+    assert _runs(connection, healthy) == [("done",)]
+    assert coordinator.failing == [poisonous]
+    _until(coordinator.step, "the second try")
+    assert _runs(connection, poisonous, "state, reason") == [("failed", "ValueError: poison")] * 2
+    ((failures, aside, reason),) = connection.execute(
+        "SELECT failures, set_aside_at IS NOT NULL, reason FROM sona.schedules WHERE space = %s", (poisonous,)
+    ).fetchall()
+    assert (failures, aside, reason) == (2, True, "ValueError: poison")
+    messages = [m for (m,) in connection.execute("SELECT message FROM sona.errors WHERE space = %s", (poisonous,))]
+    assert ["set aside" in message for message in messages] == [False, True]
+    connection.execute("UPDATE sona.loop_schedule SET retry_at = now()")
+    assert coordinator.step() == 0
+    # Mended, and asked for.
+    _tell(connection, poisonous)
+    connection.execute("SELECT sona.run_cycle(%s, %s)", (poisonous, NAME))
+    assert coordinator.step() == 1
+    assert _copied(connection, poisonous) == [0, 1, 2]
+    assert coordinator.failing == []
+    _add(connection, poisonous, 1)
+    assert coordinator.step() == 1
+
+
+def test_a_cycle_that_kills_worker_after_worker_is_set_aside(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection)
+    for _ in range(CONFIG.attempts):
+        killed = _worker(loops_url, **{ENV_KILL_AT: "cycle.after_read"})
+        assert killed.wait(60) == -signal.SIGKILL
+    coordinator = coordinate()
+    assert coordinator.step() == 1
+    ((state, reason, phases),) = _runs(connection, space, "state, reason, phases")
+    assert (state, phases) == ("failed", [])
+    assert "2 workers have died" in reason
+    assert "'copy'" in reason
+
+
+def test_a_space_that_is_deleted_in_the_middle_is_left(
+    connection: Connection, loops_url: str, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, other = _space(connection), _space(connection)
+
+    def drop(read: object, cycle: Cycle) -> object:
+        if cycle.space.name == space:
+            with connect(loops_url) as another:
+                another.execute("SELECT sona.drop_space(%s)", (space,))
+        return read
+
+    loop = replace(DEMONSTRATION, phases=(Phase("drop", lambda *_: None, drop, lambda *_: {}), *DEMONSTRATION.phases))
+    assert coordinate(loop).step() == 1
+    assert _runs(connection, other) == [("done",)]
+
+
+# What dies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_that_was_committed_is_not_done_again(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection)
+    killed = _worker(loops_url, **{ENV_KILL_AT: "cycle.after_read:2"})
+    assert killed.wait(60) == -signal.SIGKILL
+    _until(lambda: _runs(connection, space) == [("interrupted",)], "the lock to go")
+    assert _sums(connection, space) == []
+    # What came meanwhile is the next cycle's.
+    _add(connection, space, 1)
+    coordinator = coordinate()
+    assert coordinator.step() == 1
+    assert (_copied(connection, space), _sums(connection, space)) == ([0, 1, 2], [(3, 3)])
+    assert coordinator.step() == 1
+    assert _sums(connection, space) == [(3, 3), (1, 3)]
+
+
+def test_a_standby_takes_over(loops_url: str, connection: Connection) -> None:
+    space = _space(connection)
+    _tell(connection, space, seconds=600.0)
+    first = _worker(loops_url)
+    _until(lambda: _runs(connection, space) == [("running",)], "the first worker")
+    standby = _worker(loops_url)
+    try:
+        _until(lambda: len(connection.execute("SELECT FROM sona.workers").fetchall()) == 2, "the standby")
+        ((loop, worker, name),) = connection.execute(
+            "SELECT loop, worker, space FROM sona.workers WHERE run_id IS NOT NULL"
+        ).fetchall()
+        assert (loop, worker.rpartition(":")[2], name) == (NAME, str(first.pid), space)
+        _tell(connection, space)
+        first.kill()
+        _until(lambda: _runs(connection, space) == [("done",)], "the standby to do it")
+        ((worker,),) = _runs(connection, space, "worker")
+        assert worker.endswith(f":{standby.pid}")
+        assert _copied(connection, space) == [0, 1, 2]
+    finally:
+        for process in (first, standby):
+            process.kill()
+            process.communicate()
+
+
+def test_what_a_worker_computed_while_its_connection_was_cut_is_not_written(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, cut = _space(connection), threading.Event()
+
+    def compute(entries: list[int], _: Cycle) -> list[int]:
+        if not cut.is_set():
+            cut.set()
+            connection.execute("SELECT pg_terminate_backend(backend, 10000) FROM sona.workers")
+            # Another worker does it meanwhile.
+            assert coordinate().step() == 1
+        return entries
+
+    copy, add_up = DEMONSTRATION.phases
+    loop = replace(DEMONSTRATION, phases=(replace(copy, compute=lambda f, c: compute(f[0], c)), add_up))
+    coordinator = coordinate(loop)
+    with pytest.raises(DatabaseUnavailable):
+        coordinator.step()
+    assert (_copied(connection, space), _sums(connection, space)) == ([0, 1, 2], [(3, 3)])
+    assert coordinator.step() == 0  # connects anew, and finds it done
+    assert _runs(connection, space, "state, attempts") == [("done", 1)]
+
+
+def test_who_was_overtaken_cannot_write(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection)
+    coordinator = coordinate()
+
+    def overtake(found: object, cycle: Cycle) -> object:
+        connection.execute("UPDATE sona.loop_schedule SET fence = fence + 1")
+        with pytest.raises(LockLost, match="not this worker's any more"), runs.fenced(connection, cycle.run):
+            raise AssertionError("the fence did not hold")
+        return found
+
+    copy, add_up = DEMONSTRATION.phases
+    overtaken = replace(DEMONSTRATION, phases=(replace(copy, compute=overtake), add_up))
+    assert coordinate(overtaken).step() == 0
+    assert _copied(connection, space) == []
+    assert coordinator.step() == 1
+    assert _copied(connection, space) == [0, 1, 2]
+
+
+def test_two_workers_of_one_name_do_it_once(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    spaces = [_space(connection) for _ in range(8)]
+    pair = [coordinate() for _ in range(2)]  # of one process, hence of one name
+    threads = [threading.Thread(target=coordinator.step) for coordinator in pair for _ in range(1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for space in spaces:
+        assert _copied(connection, space) == [0, 1, 2]
+        assert _sums(connection, space) == [(3, 3)]
+
+
+def test_a_worker_that_is_to_end_leaves_the_cycle_to_the_next(loops_url: str, connection: Connection) -> None:
+    space = _space(connection)
+    _tell(connection, space, seconds=600.0)
+    worker = _worker(loops_url)
+    _until(lambda: _runs(connection, space) == [("running",)], "the worker")
+    worker.terminate()
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 0, said
+    assert _runs(connection, space, "state, worker, attempts") == [("interrupted", None, 0)]
+    _tell(connection, space)
+    with SonaEngine.connect(loops_url, space=space, background=False) as engine:
+        assert engine.space.name == space
+    successor = _worker(loops_url)
+    _until(lambda: _runs(connection, space) == [("done",)], "the next worker")
+    successor.terminate()
+    successor.communicate(timeout=60)
+    assert _copied(connection, space) == [0, 1, 2]
+
+
+def test_old_runs_go(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
+    space, coordinator = _space(connection), coordinate(config=replace(CONFIG, keep_runs=2))
+    for _ in range(4):
+        _add(connection, space, 1)
+        assert coordinator.step() == 1
+    assert _runs(connection, space) == [("done",)] * 2
