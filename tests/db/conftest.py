@@ -240,6 +240,8 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 "UPDATE sona.answer_outcome SET gain = -1 WHERE space_id = %s AND trajectory_id = %s",
                 (world.ids[tenant], world.trajectories[tenant]),
             )
+            worker.execute("SELECT sona.run_cycle(%s, 'background')", (tenant,))
+            worker.execute("SELECT sona.set_schedule(%s, 'background', every => '1 hour')", (tenant,))
             # So few events prove nothing.
             worker.execute(
                 "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"

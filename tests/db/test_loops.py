@@ -379,6 +379,26 @@ def test_a_worker_runs_only_what_it_was_granted(
     assert _runs(connection, other) == []
 
 
+def test_a_worker_is_seen_and_what_it_is_at_by_those_who_may(
+    loops_url: str, connection: Connection, role: Callable[..., str]
+) -> None:
+    space, reader = _space(connection), role("onlooker", "sona_reader")
+    seen = "SELECT loop, worker, space FROM sona.workers"
+    with connect(loops_url) as worker, connect(psycopg.conninfo.make_conninfo(loops_url, user=reader)) as onlooker:
+        runs.prepare(worker, NAME, "here:1")
+        assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", None)]
+        ((space_id,),) = worker.execute("SELECT space_id FROM sona.space WHERE name = %s", (space,)).fetchall()
+        runs.request(connection, space, "deep")
+        assert runs.try_lock(worker, space_id, NAME)
+        runs.ensure_schedules(worker, NAME, ScheduleConfig(amount=1))
+        assert runs.claim(worker, runs.Due(space_id, space, "amount"), NAME, "here:1") is not None
+        assert connection.execute(seen).fetchall() == [(NAME, "here:1", space)]
+        assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", None)]
+        connection.execute("SELECT sona.grant_space(%s, %s, false)", (space, reader))
+        assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", space)]
+    assert connection.execute(seen).fetchall() == []
+
+
 # What fails ---------------------------------------------------------------------------------------------------------
 
 

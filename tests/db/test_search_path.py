@@ -60,6 +60,12 @@ CALLS = {
     "_arm": "SELECT a.arm, a.propensity FROM sona.space s, sona._arm(s, 0.5, '{trajectory}') a"
     " WHERE s.space_id OPERATOR(pg_catalog.=) {space_id}",
     "_changeable_space": "SELECT s.dim FROM sona._changeable_space({space}) s",
+    "_check_loop": "SELECT sona._check_loop('instant')",
+    "_in_windows": "SELECT sona._in_windows('{{22:00-06:00}}', 'UTC', '2026-01-01 23:00+00')",
+    "_loop_key": "SELECT sona._loop_key({space_id}, 'deep') IS NULL",
+    "run_cycle": "SELECT pg_catalog.int8gt(sona.run_cycle({space}, 'deep'), 0)",
+    "set_schedule": "SELECT sona.set_schedule({space}, 'deep', cron => '0 3 * * 0', time_zone => 'Europe/Berlin',"
+    " windows => '{{22:00-06:00}}', first_at => 'tomorrow')",
     "_check_control_share": "SELECT sona._check_control_share(0.6)",
     "_freeze": "SELECT sona._freeze({space_id}, 'a reason')",
     "_log_deployment": "SELECT sona._log_deployment({space_id}, 'deploy', '1', '2', 'a reason')",
@@ -126,8 +132,8 @@ CALLS = {
 """A call of every function, itself written so that no search path touches it."""
 
 RAISING = {
-    "_check_control_share", "_check_examination", "_check_id", "_check_retention", "_check_reward", "_check_strategy",
-    "_refuse",
+    "_check_control_share", "_check_examination", "_check_loop", "_check_id", "_check_retention", "_check_reward",
+    "_check_strategy", "_refuse",
     "_unknown_space", "_wrong_dimension",
 }  # fmt: skip
 """Functions whose call is an error by intention."""
@@ -141,12 +147,16 @@ VIEWS = [
     "ledger",
     "lift",
     "regions",
+    "runs",
+    "schedules",
     "status",
     "strategies",
     "turns",
+    "workers",
 ]
 
 FOREIGN = {
+    "_loop_key": [(False,)],
     "_arm": [],
     "_freeze": "42501",
     "_log_deployment": [(None,)],

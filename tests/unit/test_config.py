@@ -14,6 +14,7 @@ from sona_pg.config import (
     EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
+    ScheduleConfig,
     SignalConfig,
     SpaceConfig,
     StoreConfig,
@@ -26,6 +27,7 @@ ALL: list[type[Any]] = [
     EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
+    ScheduleConfig,
     SignalConfig,
     SpaceConfig,
     StrategyConfig,
@@ -133,7 +135,12 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "retention_batch": (0, 100_001),
         "keep_versions": (0, 1_000_001),
         "longest_setback_seconds": (0.9, 86_401),
+        "set_aside_after": (0, 1_000_001),
+        "attempts": (0, 1_000_001),
+        "drain_seconds": (-1, 86_401),
+        "keep_runs": (0, 1_000_001),
     },
+    ScheduleConfig: {"every_seconds": (0.9, 366 * 86_400 + 1), "amount": (0, (1 << 62) + 1)},
 }
 CASES = [(each, name, value) for each, ends in OUT_OF_RANGE.items() for name, two in ends.items() for value in two]
 
