@@ -40,7 +40,7 @@ SELECT s.name AS space, r.run_id, r.loop, r.cause,
              AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
              AND (k.classid::bigint << 32) | k.objid::bigint = sona._loop_key(r.space_id, r.loop))
        THEN 'interrupted' ELSE r.state END AS state,
-       r.requested_at, r.requested_by, r.started_at, r.finished_at, r.worker, r.attempts, r.phases, r.facts, r.reason
+       r.requested_at, r.requested_by, r.started_at, r.claimed_at, r.finished_at, r.worker, r.attempts, r.phases, r.facts, r.reason
 FROM sona.loop_run r
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.runs IS
@@ -59,7 +59,7 @@ COMMENT ON VIEW sona.schedules IS 'When the loops learn in a space, what waits f
 
 CREATE OR REPLACE VIEW sona.workers WITH (security_invoker = true) AS
 SELECT w.name[1] AS loop, w.name[2] AS worker, a.pid AS backend, a.backend_start AS connected_at,
-       s.name AS space, r.run_id, r.started_at, r.phases
+       s.name AS space, r.run_id, r.claimed_at, r.phases
 FROM pg_stat_activity a
 CROSS JOIN LATERAL regexp_match(a.application_name, '^sona worker (\S+) (\S+)$') AS w (name)
 LEFT JOIN sona.loop_run r ON r.state = 'running' AND r.loop = w.name[1] AND r.worker = w.name[2]

@@ -94,6 +94,7 @@ def upgrade() -> None:
         ),
         _whole("ordinal", "ledger entries when it began"),
         _time("started_at", "when it was claimed first"),
+        _time("claimed_at", "when it was claimed last"),
         _time("finished_at", "when it ended"),
         sa.Column(
             "phases",

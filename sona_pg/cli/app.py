@@ -8,6 +8,7 @@ import os
 import click
 
 from sona_pg import __version__
+from sona_pg.cli.cycles import cycle
 from sona_pg.cli.demo import demo
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.forget import forget
@@ -104,6 +105,7 @@ app.add_command(demo)
 app.add_command(evaluate)
 app.add_command(forget)
 app.add_command(worker)
+app.add_command(cycle)
 app.add_command(versions)
 app.add_command(deploy)
 app.add_command(lift)

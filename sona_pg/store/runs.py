@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import ScheduleConfig
@@ -223,7 +224,7 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
         key["fence"] = row[0]
         claimed = (
             "state = 'running', worker = %(worker)s, fence = %(fence)s, attempts = attempts + 1,"
-            " started_at = coalesce(started_at, clock_timestamp()),"
+            " started_at = coalesce(started_at, clock_timestamp()), claimed_at = clock_timestamp(),"
             " ordinal = CASE WHEN started_at IS NULL THEN (SELECT l.ordinal FROM sona.learner l"
             "  WHERE l.space_id = %(space)s) ELSE ordinal END"
         )
@@ -243,8 +244,9 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
             # Another worker may have done it between the look and the lock.
             run = connection.execute(
                 "INSERT INTO sona.loop_run AS r (space_id, loop, cause, state, worker, fence, attempts, ordinal,"
-                " started_at) SELECT x.space_id, x.loop, %(cause)s, 'running', %(worker)s, %(fence)s, 1, l.ordinal,"
-                " clock_timestamp() FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
+                " started_at, claimed_at)"
+                " SELECT x.space_id, x.loop, %(cause)s, 'running', %(worker)s, %(fence)s, 1, l.ordinal,"
+                " clock_timestamp(), clock_timestamp() FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
                 " WHERE x.space_id = %(space)s AND x.loop = %(loop)s AND x.is_enabled AND x.set_aside_at IS NULL"
                 " AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)" + returning,
                 key | {"cause": found.cause},
@@ -320,13 +322,16 @@ def _prune(connection: Connection, run: Run, keep_runs: int) -> None:
     )
 
 
-def fail(connection: Connection, run: Run, reason: str, set_aside_after: int, longest_seconds: float) -> bool:
-    """End a cycle that failed: it is tried again later, and later still; whether the loop is set aside in the space."""
+def fail(connection: Connection, run: Run, reason: str, set_aside_after: int | None, longest_seconds: float) -> bool:
+    """End a cycle that failed: it is tried again later, and later still; whether the loop is set aside in the space.
+
+    It never is if `set_aside_after` is None.
+    """
     _end(connection, run, "failed", reason)
     row = connection.execute(
         "UPDATE sona.loop_schedule SET failures = failures + 1,"
         " retry_at = clock_timestamp() + make_interval(secs => least(2.0 ^ least(failures + 1, 20), %(longest)s)),"
-        " set_aside_at = CASE WHEN failures + 1 >= %(most)s THEN clock_timestamp() END"
+        " set_aside_at = CASE WHEN failures + 1 >= %(most)s::int THEN clock_timestamp() END"
         " WHERE space_id = %(space)s AND loop = %(loop)s RETURNING set_aside_at IS NOT NULL",
         {
             "space": run.space.space_id,
@@ -374,3 +379,48 @@ def request(connection: Connection, name: str, loop: str) -> int:
         row = connection.execute("SELECT sona.run_cycle(%s, %s)", (name, loop)).fetchone()
     assert row is not None
     return int(row[0])
+
+
+class Schedule(NamedTuple):
+    """When a loop learns in a space, as somebody sets it: see `sona.set_schedule`."""
+
+    every: str | None
+    cron: str | None
+    amount: int | None
+    windows: tuple[str, ...]
+    time_zone: str
+    first_at: datetime | None
+    is_enabled: bool
+
+
+def set_schedule(connection: Connection, space: Space, loop: str, schedule: Schedule) -> None:
+    """Set when a loop learns in a space.
+
+    Raises
+    ------
+    UnknownLoop, ConfigError, InvalidInput, PermissionDenied
+    """
+    with translated():
+        connection.execute(
+            "SELECT sona.set_schedule(%s, %s, %s::interval, %s, %s, %s, %s, %s::timestamp AT TIME ZONE 'UTC', %s)",
+            (space.name, loop, schedule.every, schedule.cron, schedule.amount, list(schedule.windows))
+            + (schedule.time_zone, schedule.first_at, schedule.is_enabled),
+        )
+
+
+def schedules(connection: Connection, space: Space) -> list[dict[str, Any]]:
+    """When the loops learn in a space, what waits for them, and why one does not; as `sona.schedules`."""
+    with translated(), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute("SELECT * FROM sona.schedules WHERE space = %s ORDER BY loop", (space.name,)).fetchall()
+
+
+def latest_runs(
+    connection: Connection, space: Space, *, last: int = 1, run_id: int | None = None
+) -> list[dict[str, Any]]:
+    """The last runs in a space, newest first, or one of them; as `sona.runs`."""
+    with translated(), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "SELECT * FROM sona.runs WHERE space = %(space)s AND (%(run)s::bigint IS NULL OR run_id = %(run)s)"
+            " ORDER BY run_id DESC LIMIT %(last)s",
+            {"space": space.name, "run": run_id, "last": last},
+        ).fetchall()

@@ -614,6 +614,7 @@ loop_run = Table(
     ),
     _whole("ordinal", "ledger entries when it began"),
     _time("started_at", "when it was claimed first"),
+    _time("claimed_at", "when it was claimed last"),
     _time("finished_at", "when it ended"),
     Column(
         "phases",

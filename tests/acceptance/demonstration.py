@@ -1,7 +1,7 @@
 """A loop that exercises the frame: it copies the ledger entries it has not seen, then sums them up.
 
-Its tables have no keys, so that whatever is written twice is there twice. ``python -m tests.acceptance.demonstration
-URL`` runs it as a worker; SIGTERM ends it.
+Its tables have no keys, so that whatever is written twice is there twice. This file is run
+with a URL as a worker; SIGTERM ends it.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -26,6 +28,7 @@ from sona_pg.steps import ENV_KILL_AT
 from sona_pg.store import runs
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
+from tests.acceptance import demonstration
 from tests.acceptance.demonstration import DEMONSTRATION, NAME, TABLES
 
 CONFIG = WorkerConfig(poll_interval_seconds=0.05, set_aside_after=2, attempts=2, longest_setback_seconds=1.0)
@@ -124,7 +127,7 @@ def _until(so: Callable[[], object], what: str, seconds: float = 60.0) -> None:
 
 def _worker(url: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.acceptance.demonstration", url],
+        [sys.executable, demonstration.__file__, url],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -443,6 +446,42 @@ def test_a_cycle_that_kills_worker_after_worker_is_set_aside(
     assert (state, phases) == ("failed", [])
     assert "2 workers have died" in reason
     assert "'copy'" in reason
+
+
+def test_a_full_disk_is_no_fault_of_the_space(
+    server_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator], tmp_path: Path
+) -> None:
+    disk = Path(tempfile.mkdtemp(prefix="sona-disk-"))  # where the server's account may go
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("no small disk can be mounted")
+    try:
+        disk.chmod(0o777)
+        ((data,),) = connection.execute("SHOW data_directory").fetchall()
+        owner = os.stat(data)
+        os.chown(disk, owner.st_uid, owner.st_gid)
+        disk.chmod(0o700)
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")  # type: ignore[arg-type]
+        connection.execute("ALTER TABLE public.demonstration_entry SET TABLESPACE small")
+        space, other = _space(connection, entries=40_000), _space(connection)
+        ballast = disk / "ballast"
+        ballast.write_bytes(b"0" * (7 << 20))
+        coordinator = coordinate()
+        coordinator.step()
+        ((state, reason),) = _runs(connection, space, "state, reason")
+        assert (state, "No space left on device" in reason) == ("failed", True)
+        for _ in range(CONFIG.set_aside_after):
+            connection.execute("UPDATE sona.loop_schedule SET retry_at = NULL")
+            coordinator.step()
+        assert connection.execute("SELECT FROM sona.schedules WHERE set_aside_at IS NOT NULL").fetchall() == []
+        ballast.unlink()
+        connection.execute("UPDATE sona.loop_schedule SET retry_at = NULL")
+        coordinator.step()
+        assert len(_copied(connection, space)) == 40_000
+        assert _copied(connection, other) == [0, 1, 2]
+    finally:
+        connection.execute("ALTER TABLE public.demonstration_entry SET TABLESPACE pg_default")
+        connection.execute("DROP TABLESPACE IF EXISTS small")
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_space_that_is_deleted_in_the_middle_is_left(
