@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from benchmarks.harness import Row, aligned
 from sona_pg import kernels
 
-NAMES = ("lora", "record", "ingest", "search", "strategist", "versions", "forget", "sql", "memory", "outage")
+NAMES = ("lora", "record", "ingest", "search", "strategist", "versions", "forget", "sql", "memory", "outage", "loops")
 
 
 def table(rows: Sequence[Row]) -> str:

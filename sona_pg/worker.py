@@ -15,7 +15,7 @@ from sona_pg.errors import DatabaseUnavailable, SonaError
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import errors, spaces, strategist, versions
+from sona_pg.store import errors, runs, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 from sona_pg.store.spool import waiting_spaces
@@ -104,6 +104,7 @@ class InstantWorker:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
+            runs.show_worker(self._connection, "instant", SpaceStore.worker_name())
         return self._connection
 
     def _attempt(self, connection: Connection, task: str, name: str, work: Callable[[], int]) -> int:

@@ -109,12 +109,18 @@ def prepare(connection: Connection, loop: str, worker: str) -> None:
             raise PermissionDenied(
                 f"the role {connection.info.user!r} may not run cycles: make it a member of sona_worker"
             )
-        connection.execute("SELECT set_config('application_name', %s, false)", (f"sona worker {loop} {worker}",))
+        show_worker(connection, loop, worker)
         # The lock must outlast a long computation, and go soon after a host has vanished.
         connection.execute("SET idle_session_timeout = 0")
         for name, value in {"idle": 5, "interval": 2, "count": 3}.items():
             connection.execute(f"SET tcp_keepalives_{name} = {value}")
         connection.execute(f"LISTEN {CHANNEL}")
+
+
+def show_worker(connection: Connection, loop: str, worker: str) -> None:
+    """Let `sona.workers` show a connection as that of a worker."""
+    with translated():
+        connection.execute("SELECT set_config('application_name', %s, false)", (f"sona worker {loop} {worker}",))
 
 
 def ensure_schedules(connection: Connection, loop: str, default: ScheduleConfig) -> int:
