@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
-
 import click
 
 from sona_pg.config import StoreConfig, WorkerConfig
 from sona_pg.errors import ConfigError, LearningError
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.coordinator import LoopCoordinator
+from sona_pg.signals import stop_at_signals
 from sona_pg.store.database import open_database
 from sona_pg.supervisor import Supervisor
 from sona_pg.worker import InstantWorker
-
-log = logging.getLogger("sona_pg")
 
 once_option = click.option("--once", is_flag=True, help="Learn what is there, then end.")
 poll_option = click.option(
@@ -59,7 +53,7 @@ def instant(
     once: bool, poll_interval: float, drain_seconds: float, pooled: bool, exact_search_rows: int, url: str | None
 ) -> None:
     """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
-    stop = _stop_at_signals(drain_seconds)
+    stop = stop_at_signals(drain_seconds)
     store = StoreConfig(prepare_statements=not pooled, exact_search_rows=exact_search_rows)
     database = open_database(url, config=store)
     runner = InstantWorker(database, WorkerConfig(poll_interval_seconds=poll_interval))
@@ -106,7 +100,7 @@ def deep(once: bool, poll_interval: float, drain_seconds: float, url: str | None
 @url_option
 def run_all(poll_interval: float, drain_seconds: float, url: str | None) -> None:
     """All loops, a process for each; one that dies is started again. SIGTERM ends them all."""
-    stop = _stop_at_signals(None)
+    stop = stop_at_signals(None)
     database = open_database(url)  # what is wrong with it is said once
     options = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
     Supervisor(["instant", *LOOPS], options, drain_seconds).run(stop)
@@ -116,7 +110,7 @@ def _run_cycles(name: str, once: bool, poll_interval: float, drain_seconds: floa
     loop = LOOPS.get(name)
     if loop is None:
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {' or '.join(['instant', *LOOPS])}")
-    stop = _stop_at_signals(drain_seconds)
+    stop = stop_at_signals(drain_seconds)
     runner = LoopCoordinator(open_database(url), loop, WorkerConfig(poll_interval_seconds=poll_interval))
     try:
         if not once:
@@ -128,24 +122,3 @@ def _run_cycles(name: str, once: bool, poll_interval: float, drain_seconds: floa
             raise LearningError(f"cycles failed in {', '.join(runner.failing)}: see sona.errors")
     finally:
         runner.close()
-
-
-def _stop_at_signals(drain_seconds: float | None) -> threading.Event:
-    """An event that SIGTERM and SIGINT set; whoever has not ended `drain_seconds` later is ended."""
-    stop = threading.Event()
-
-    def abandon() -> None:
-        # Nothing is half done: a transaction is committed or not, and the next worker goes on from there.
-        log.warning("what is in hand is abandoned after %g s; the next worker begins it again", drain_seconds)
-        os._exit(0)
-
-    def drain(*_: object) -> None:
-        if not stop.is_set() and drain_seconds is not None:
-            timer = threading.Timer(drain_seconds, abandon)
-            timer.daemon = True
-            timer.start()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, drain)
-    return stop

@@ -619,6 +619,19 @@ def test_a_worker_that_is_to_end_leaves_the_cycle_to_the_next(loops_url: str, co
     assert _copied(connection, space) == [0, 1, 2]
 
 
+def test_a_worker_that_does_not_end_abandons_what_it_is_at(loops_url: str, connection: Connection) -> None:
+    space = _space(connection)
+    _tell(connection, space, seconds=2 * demonstration.DEAF_SECONDS)
+    worker = _worker(loops_url, DRAIN_SECONDS="0.5")
+    _until(lambda: _runs(connection, space) == [("running",)], "the worker")
+    worker.terminate()
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 0
+    assert "abandoned after 0.5 s" in said
+    _until(lambda: _runs(connection, space) == [("interrupted",)], "the lock to go")
+    assert _copied(connection, space) == []
+
+
 def test_old_runs_go(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:
     space, coordinator = _space(connection), coordinate(config=replace(CONFIG, keep_runs=2))
     for _ in range(4):

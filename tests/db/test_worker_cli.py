@@ -1,0 +1,168 @@
+"""Workers and cycles on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from sona_pg.loops.catalog import LOOPS
+from sona_pg.store.connection import Connection, connect
+
+from .test_cli import sona
+
+
+@pytest.fixture
+def space(url: str) -> Iterator[str]:
+    name = f"cycles-{uuid.uuid4().hex[:8]}"
+    with connect(url) as connection:
+        connection.execute("SELECT sona.create_space(%s, 2)", (name,))
+        yield name
+        connection.execute("SELECT sona.drop_space(%s)", (name,))
+
+
+@contextlib.contextmanager
+def _all_workers(url: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sona_pg", "worker", "all", "--url", url, "--poll-interval", "0.1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def _children(process: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def _connected(connection: Connection) -> set[str]:
+    return {loop for (loop,) in connection.execute("SELECT loop FROM sona.workers").fetchall()}
+
+
+def _until(so: object, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not so():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"still waiting for {what}"
+        time.sleep(0.05)
+
+
+def test_all_loops_have_a_process_which_is_replaced_when_it_dies(url: str) -> None:
+    everything = {"instant", *LOOPS}
+    with connect(url) as connection, _all_workers(url) as process:
+        _until(lambda: _connected(connection) == everything, "the workers")
+        children = _children(process)
+        assert len(children) == len(everything)
+        os.kill(children[0], signal.SIGKILL)
+        _until(
+            lambda: children[0] not in _children(process) and len(_children(process)) == len(children), "another one"
+        )
+        _until(lambda: _connected(connection) == everything, "the workers")
+        children = _children(process)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        assert "died with status -9 and is started again" in said
+        _until(lambda: not _connected(connection), "the connections to go")
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+def test_workers_that_are_refused_end_with_their_reason(url: str) -> None:
+    nowhere = make_conninfo(url, dbname="nowhere")
+    done = sona("worker", "all", "--url", nowhere)
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("loop", ["instant", "all", *LOOPS])
+@pytest.mark.parametrize("revision", ["0001", "9999"])
+def test_a_worker_refuses_another_schema(empty_url: str, loop: str, revision: str) -> None:
+    with connect(empty_url, vectors=False) as connection:
+        connection.execute("CREATE SCHEMA sona")
+        connection.execute("CREATE TABLE sona.alembic_version (version_num text)")
+        connection.execute("INSERT INTO sona.alembic_version VALUES (%s)", (revision,))
+    done = sona("worker", loop, url=empty_url)
+    assert done.returncode == 1
+    assert f"revision {revision}" in done.stderr
+    assert "sona migrate" in done.stderr
+
+
+def test_an_unknown_loop_is_wrong_usage() -> None:
+    done = sona("worker", "sideways")
+    assert done.returncode == 2
+    assert "sideways" in done.stderr
+
+
+def test_a_schedule_is_set_and_shown(url: str, space: str) -> None:
+    done = sona(
+        "cycle", "schedule", space, "deep", "--cron", "0 3 * * 0", "--time-zone", "Europe/Berlin", "--amount", "7",
+        "--window", "22:00-06:00", "--json", url=url,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert (found["loop"], found["cron"], found["amount"], found["is_enabled"]) == ("deep", "0 3 * * 0", 7, True)
+    assert found["windows"] == ["22:00-06:00"]
+    off = sona("cycle", "schedule", space, "deep", "--off", "--json", url=url)
+    (found,) = json.loads(off.stdout)
+    assert (found["cron"], found["amount"], found["is_enabled"]) == (None, None, False)
+    assert "deep" in sona("cycle", "schedule", space, url=url).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("deep", "--cron", "0 3 31 2 *"), 2, "means no time"),
+        (("deep", "--cron", "0 3 * *"), 2, "fields"),
+        (("deep", "--every", "soon"), 1, "soon"),
+        (("deep", "--every", "1 hour", "--first", "2020-01-01"), 2, "past"),
+        (("deep", "--every", "1 hour", "--window", "noon"), 2, "noon"),
+        (("deep", "--amount", "0"), 2, "--amount"),
+        (("--every", "1 hour"), 2, "which loop"),
+        (("instant", "--every", "1 hour"), 1, "no loop 'instant'"),
+    ],
+)
+def test_a_schedule_that_says_nothing_is_refused(
+    url: str, space: str, arguments: tuple[str, ...], status: int, says: str
+) -> None:
+    done = sona("cycle", "schedule", space, *arguments, url=url)
+    assert done.returncode == status
+    assert says in done.stderr
+
+
+def test_a_cycle_is_asked_for_and_listed(url: str, space: str) -> None:
+    assert "no cycles yet" in sona("cycle", "list", space, url=url).stdout
+    asked = sona("cycle", "run", space, "deep", "--json", url=url)
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)
+    assert (found["loop"], found["state"], found["cause"]) == ("deep", "requested", "manual")
+    waited = sona("cycle", "run", space, "deep", "--wait", "0.1", url=url)
+    assert waited.returncode == 1
+    assert f"run {found['run_id']} is requested" in waited.stderr
+    listed = json.loads(sona("cycle", "list", space, "--json", url=url).stdout)
+    assert [run["run_id"] for run in listed] == [found["run_id"]]
+
+
+def test_a_cycle_of_what_there_is_not_is_refused(url: str, space: str) -> None:
+    unknown = sona("cycle", "run", space, "sideways", url=url)
+    assert unknown.returncode == 1
+    assert "no loop 'sideways'" in unknown.stderr
+    nowhere = sona("cycle", "run", "nowhere", "deep", url=url)
+    assert nowhere.returncode == 1
+    assert "nowhere" in nowhere.stderr
