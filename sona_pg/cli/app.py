@@ -7,11 +7,13 @@ import click
 from sona_pg import __version__
 from sona_pg.cli import logs
 from sona_pg.cli.demo import demo
+from sona_pg.cli.doctor import doctor
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.forget import forget
 from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
-from sona_pg.cli.spaces import space, status
+from sona_pg.cli.spaces import space
+from sona_pg.cli.status import status
 from sona_pg.cli.versions import deploy, versions
 from sona_pg.cli.why import why
 from sona_pg.cli.worker import worker
@@ -91,6 +93,7 @@ def migrate(given: str | None, dry_run: bool) -> None:
 
 app.add_command(space)
 app.add_command(status)
+app.add_command(doctor)
 app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)
