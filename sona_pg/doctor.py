@@ -166,7 +166,7 @@ def _pgvector(connection: Connection) -> Finding:
             "pgvector", Verdict.WRONG, f"it is not in this database; expected {needed} or newer", "sona migrate"
         )
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_PGVECTOR:
-        update = _psql("ALTER EXTENSION vector UPDATE")
+        update = _psql(health.UPDATE_PGVECTOR)
         return Finding("pgvector", Verdict.WRONG, f"it is {version}, expected {needed} or newer", update)
     return Finding("pgvector", Verdict.OK, version)
 
@@ -195,11 +195,10 @@ def _schema(found: str | None) -> Finding:
 
 
 def _rights(found: health.Rights) -> Iterator[Finding]:
-    grant = _psql(f'GRANT sona_worker TO "{found.login}"')
+    grant = _psql(found.grant)
     if found.missing_roles:
         says = f"there is no role {', '.join(found.missing_roles)}: only the owner can use schema sona"
-        make = "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in found.missing_roles)
-        yield Finding("roles", Verdict.WARNING, says, f"{_psql(make)} && sona migrate")
+        yield Finding("roles", Verdict.WARNING, says, f"{_psql(found.make_roles)} && sona migrate")
     if not found.may_read:
         says = f"{found.login} may not read schema sona"
         yield Finding("rights", Verdict.WRONG, says, grant)
@@ -218,11 +217,10 @@ def _indexes(connection: Connection) -> Iterator[Finding]:
     for index in health.invalid_indexes(connection):
         is_fine = False
         yield Finding("indexes", Verdict.WRONG, f"{index.name} is invalid, and not used", _psql(index.statement))
-    for name in health.spaces_without_index(connection):
+    for index in health.spaces_without_index(connection):
         is_fine = False
-        says = f"the HNSW index of space {name!r} is gone: every answer reads all that it remembers"
-        admit = _psql(f"SELECT sona.admit_queries({_literal(name)}, 0)")
-        yield Finding("indexes", Verdict.WRONG, says, admit)
+        says = f"the HNSW index of space {index.name!r} is gone: every answer reads all that it remembers"
+        yield Finding("indexes", Verdict.WRONG, says, _psql(index.statement))
     for index in health.items_without_index(connection, _ITEMS):
         is_fine = False
         says = f"{index.name} has no vector index: every answer reads all of its rows"
@@ -233,7 +231,7 @@ def _indexes(connection: Connection) -> Iterator[Finding]:
 
 def _worker(seen: list[SpaceFigures], workers: int) -> Iterator[Finding]:
     waiting = [each for each in seen if each.pending]
-    there = f"{workers} connected" if workers else "none is connected"
+    there = f"instant workers hold {workers} connections" if workers else "none is connected"
     if workers or not waiting:
         yield Finding("worker", Verdict.OK, there)
     for each in waiting:
@@ -303,10 +301,6 @@ def _errors(connection: Connection, seen: list[SpaceFigures]) -> Iterator[Findin
 
 def _age_seconds(since: datetime | None) -> float:
     return 0.0 if since is None else max(0.0, (datetime.now(UTC) - since).total_seconds())
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _psql(statement: str) -> str:

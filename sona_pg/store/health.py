@@ -10,6 +10,8 @@ from sona_pg.store.connection import Connection, translated
 
 ROLES = ("sona_reader", "sona_app", "sona_worker")
 
+UPDATE_PGVECTOR = "ALTER EXTENSION vector UPDATE"
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
@@ -30,10 +32,21 @@ class Rights:
     may_read: bool
     may_learn: bool
 
+    @property
+    def grant(self) -> str:
+        """The statement by which the login may learn."""
+        login = self.login.replace('"', '""')
+        return f'GRANT sona_worker TO "{login}"'
+
+    @property
+    def make_roles(self) -> str:
+        """The statements that make what is missing; `sona migrate` does the rest."""
+        return "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in self.missing_roles)
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index that is missing or invalid, and the statement that mends it."""
+    """An index that is missing or invalid, or the space or table that lacks it, and the statement that mends it."""
 
     name: str
     statement: str
@@ -120,15 +133,16 @@ def missing_indexes(connection: Connection) -> list[Index]:
     return found
 
 
-def spaces_without_index(connection: Connection) -> list[str]:
+def spaces_without_index(connection: Connection) -> list[Index]:
     """Spaces whose HNSW index is gone, though their queries are marked as in it: every answer reads them all."""
     with translated():
         rows = connection.execute(
-            "SELECT s.name FROM sona.space s WHERE sona._queries_index(s.space_id) IS NULL"
+            "SELECT s.name, format('SELECT sona.admit_queries(%L, 0)', s.name) FROM sona.space s"
+            " WHERE sona._queries_index(s.space_id) IS NULL"
             " AND EXISTS (SELECT FROM sona.remembered_query r WHERE r.space_id = s.space_id AND r.admitted)"
             " ORDER BY s.space_id"
         ).fetchall()
-    return [row[0] for row in rows]
+    return [Index(*row) for row in rows]
 
 
 def items_without_index(connection: Connection, rows_from: int) -> list[Index]:
