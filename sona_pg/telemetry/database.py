@@ -89,6 +89,8 @@ class DatabaseWatch:
         except Exception:
             log.exception("the metrics of the database could not be read")
         finally:
+            if found.problem != (None if self._found is None else self._found.problem) and found.problem is not None:
+                log.warning("metrics of the database are missing: %s", found.problem)
             with self._changed:
                 self._found, self._found_at, self._began = found, time.monotonic(), None
                 self._changed.notify_all()

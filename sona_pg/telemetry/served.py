@@ -166,7 +166,8 @@ class Telemetry(NoTelemetry):
             still, is_inside = time.monotonic() - self._progressed, self._inside > 0
             failing = [Failing(space, loop, reason) for (space, loop), reason in self._failing.items()]
         reason = None
-        if not look.is_up or (look.problem and not look.spaces and look.total is None):
+        # A database that is slow to give figures is reached all the same: a restart would not help it.
+        if not look.is_up:
             reason = look.problem
         elif still > self.config.stall_seconds and not is_inside:
             reason = f"the loop has not turned for {still:.0f} s, expected {self.config.stall_seconds:g} s at most"

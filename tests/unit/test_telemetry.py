@@ -103,6 +103,17 @@ def test_a_loop_that_stands_still_is_wrong_unless_it_is_inside_a_cycle(
     assert telemetry.health().status == "ok"
 
 
+def test_a_database_that_is_slow_to_give_figures_makes_no_worker_unhealthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sona_pg.telemetry.database import DatabaseWatch, Look
+
+    monkeypatch.setattr(DatabaseWatch, "look", lambda self: Look(True, "it took too long"))
+    telemetry = made(tmp_path)
+    assert telemetry.health().status == "ok"
+    assert value(telemetry, "sona_database_up") == 1
+
+
 def test_a_space_that_is_gone_fails_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sona_pg.telemetry.database import DatabaseWatch, Look
 
