@@ -537,6 +537,47 @@ DEEP_SCHEDULE = ScheduleConfig(cron="0 3 * * 0")
 """Loop C: on Sundays at three."""
 
 
+@dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """What a worker process shows of itself: metrics and health.
+
+    Parameters
+    ----------
+    host
+        Address that is listened on. Anybody who reaches it may read names of spaces and messages of errors.
+    max_spaces
+        Spaces that have series of their own, the first that were created; what this process counts of others goes to
+        a series without a space.
+    cache_seconds, lift_cache_seconds
+        Age up to which what was read from the database is given again, however often it is asked for. The lift is
+        computed over all answers, and costs more.
+    statement_timeout_seconds
+        Longest that the database computes what is asked of it for the metrics.
+    patience_seconds
+        Longest that a request waits for the database; after that it is answered as if it were away.
+    stall_seconds
+        Without a turn of its loop for so long, and outside of a cycle, a process is not healthy.
+    """
+
+    host: str = "127.0.0.1"
+    max_spaces: int = 1000
+    cache_seconds: float = 5.0
+    lift_cache_seconds: float = 60.0
+    statement_timeout_seconds: float = 2.0
+    patience_seconds: float = 3.0
+    stall_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host:
+            raise ConfigError(f"host is {self.host!r}, expected an address like 127.0.0.1, or 0.0.0.0 for all")
+        _whole("max_spaces", self.max_spaces, 1, 100_000)
+        _within("cache_seconds", self.cache_seconds, 0.0, 3600.0)
+        _within("lift_cache_seconds", self.lift_cache_seconds, 0.0, 86_400.0)
+        _within("statement_timeout_seconds", self.statement_timeout_seconds, 0.001, 3600.0)
+        _within("patience_seconds", self.patience_seconds, 0.01, 3600.0)
+        _within("stall_seconds", self.stall_seconds, 0.1, 86_400.0)
+
+
 SCHEMA_REVISION = "0006"
 """Revision of the database that this version works with."""
 

@@ -19,6 +19,7 @@ from sona_pg.store import errors, runs, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 from sona_pg.store.spool import waiting_spaces
+from sona_pg.telemetry import NoTelemetry
 
 log = logging.getLogger("sona_pg")
 
@@ -42,14 +43,21 @@ class InstantWorker:
         Where the spaces are.
     config, evidence
         Settings.
+    telemetry
+        Told what is done.
     """
 
     def __init__(
-        self, database: Database, config: WorkerConfig | None = None, evidence: EvidenceConfig | None = None
+        self,
+        database: Database,
+        config: WorkerConfig | None = None,
+        evidence: EvidenceConfig | None = None,
+        telemetry: NoTelemetry | None = None,
     ) -> None:
         self._database = database
         self._config = WorkerConfig() if config is None else config
         self._evidence_config = EvidenceConfig() if evidence is None else evidence
+        self._telemetry = NoTelemetry() if telemetry is None else telemetry
         self._connection: Connection | None = None
         self._loops: dict[str, InstantLoop] = {}
         self._evidence: dict[str, EvidenceLoop] = {}
@@ -70,6 +78,7 @@ class InstantWorker:
                 log.warning("the database is away, will be tried again: %s", error)
                 self.close()
                 worked = 0
+            self._telemetry.turned()
             if not worked:
                 stop.wait(self._config.poll_interval_seconds)
 
@@ -113,7 +122,8 @@ class InstantWorker:
         if setback is not None and time.monotonic() < setback.until:
             return 0
         try:
-            done = work()
+            with self._telemetry.cycle(task, name):
+                done = work()
         except DatabaseUnavailable:
             raise
         except SonaError as error:
@@ -123,7 +133,13 @@ class InstantWorker:
         return done
 
     def _learn(self, name: str) -> int:
-        return self._loop(name).learn_recorded(self._config.batch)
+        loop = self._loop(name)
+        before = loop.metrics
+        try:
+            return loop.learn_recorded(self._config.batch)
+        finally:
+            self._telemetry.learned(name, loop.metrics.flushed - before.flushed)
+            self._telemetry.refused(name, loop.metrics.refused - before.refused)
 
     def _weigh(self, name: str) -> int:
         loop = self._evidence.pop(name, None)
@@ -184,7 +200,9 @@ class InstantWorker:
         failures = 1 if before is None else before.failures + 1
         delay = min(self._config.longest_setback_seconds, 2.0 ** min(failures, 20))
         self._setbacks[task, name] = _Setback(failures, time.monotonic() + delay)
-        log.error("%s of space %r failed, will be tried again in %.0f s: %s", task, name, delay, error)
+        self._telemetry.failed(name, str(error))
+        of_it = {"loop": task, "space": name}
+        log.error("%s of space %r failed, will be tried again in %.0f s: %s", task, name, delay, error, extra=of_it)
         if (loop := self._loops.pop(name, None)) is not None:
             loop.close()
         if (evidence := self._evidence.pop(name, None)) is not None:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import os
-
 import click
 
 from sona_pg import __version__
+from sona_pg.cli import logs
 from sona_pg.cli.cycles import cycle
 from sona_pg.cli.demo import demo
+from sona_pg.cli.doctor import doctor
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.forget import forget
 from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
-from sona_pg.cli.spaces import space, status
+from sona_pg.cli.spaces import space
+from sona_pg.cli.status import status
 from sona_pg.cli.versions import deploy, versions
 from sona_pg.cli.why import why
 from sona_pg.cli.worker import worker
-from sona_pg.errors import ConfigError
 from sona_pg.store.connection import current_revision
 from sona_pg.store.database import open_database, resolve_url
 from sona_pg.store.server import EmbeddedServer, default_home
-
-ENV_LOG = "SONA_LOG"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,10 +30,7 @@ def app() -> None:
 
     The database is --url, or SONA_DATABASE_URL, or the embedded server under SONA_HOME.
     """
-    level = os.environ.get(ENV_LOG, "WARNING").upper()
-    if level not in logging.getLevelNamesMapping():
-        raise ConfigError(f"{ENV_LOG} is {level!r}, expected DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
 
 
 @app.group()
@@ -100,6 +94,7 @@ def migrate(given: str | None, dry_run: bool) -> None:
 
 app.add_command(space)
 app.add_command(status)
+app.add_command(doctor)
 app.add_command(why)
 app.add_command(demo)
 app.add_command(evaluate)

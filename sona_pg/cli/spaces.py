@@ -1,4 +1,4 @@
-"""``sona space`` and ``sona status``."""
+"""``sona space``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sona_pg.config import MAX_DIM, STRATEGIES, SpaceConfig, WorkerConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.store import spaces, strategist
 from sona_pg.store.connection import translated
-from sona_pg.store.database import open_database
+from sona_pg.store.database import Database, open_database
 from sona_pg.store.spool import SpoolUsage, usage
 
 url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
@@ -98,7 +98,13 @@ def _probabilities(option: str | None) -> tuple[float, ...] | None:
 @url_option
 def list_spaces(as_json: bool, url: str | None) -> None:
     """List the spaces."""
-    _print_status(as_json, url)
+    rows = space_rows(open_database(url))
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(list(rows[0]), [list(row.values()) for row in rows])
+    else:
+        click.echo("no spaces yet: create one with 'sona space create NAME DIM', or see it work with 'sona demo'")
 
 
 @space.command()
@@ -107,7 +113,7 @@ def list_spaces(as_json: bool, url: str | None) -> None:
 @url_option
 def show(name: str, as_json: bool, url: str | None) -> None:
     """Show what the space NAME has recorded and learned."""
-    rows = _status(url, name)
+    rows = space_rows(open_database(url), name)
     if not rows:
         raise UnknownSpace(f"there is no space {name!r}: see 'sona space list'")
     if as_json:
@@ -189,17 +195,8 @@ def _interval(option: str | None, now: str | None) -> str | None:
     return None if option == "never" else option
 
 
-@click.command()
-@json_option
-@url_option
-def status(as_json: bool, url: str | None) -> None:
-    """Say what is recorded and learned, one row a space."""
-    _print_status(as_json, url)
-
-
-def _status(url: str | None, name: str | None = None) -> list[dict[str, object]]:
-    """What the database says of the spaces, and what waits for it in the spool of this machine."""
-    database = open_database(url)
+def space_rows(database: Database, name: str | None = None) -> list[dict[str, object]]:
+    """What the database says of the spaces, or of one, and what waits for it in the spool of this machine."""
     with database.connect() as connection:
         rows = spaces.status(connection, name)
     for row in rows:
@@ -210,13 +207,3 @@ def _status(url: str | None, name: str | None = None) -> list[dict[str, object]]
             None if held.oldest is None else max(0, round((datetime.now(UTC) - held.oldest).total_seconds()))
         )
     return rows
-
-
-def _print_status(as_json: bool, url: str | None) -> None:
-    rows = _status(url)
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
-    else:
-        click.echo("no spaces yet: create one with 'sona space create NAME DIM', or see it work with 'sona demo'")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import click
 
-from sona_pg.config import StoreConfig, WorkerConfig
+from sona_pg.cli import logs
+from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import ConfigError, LearningError
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.coordinator import LoopCoordinator
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.signals import stop_at_signals
-from sona_pg.store.database import open_database
+from sona_pg.store.database import Database, open_database
 from sona_pg.supervisor import Supervisor
+from sona_pg.telemetry import NoTelemetry
 from sona_pg.worker import InstantWorker
 
 once_option = click.option("--once", is_flag=True, help="Learn what is there, then end.")
@@ -27,6 +33,19 @@ drain_option = click.option(
     default=WorkerConfig().drain_seconds,
     show_default=True,
     help="What is in hand at SIGTERM is finished, or abandoned after so long; the next worker begins it again.",
+)
+metrics_port_option = click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Answer /metrics and /healthz on this port, 0 for any that is free; not at all without.",
+)
+metrics_host_option = click.option(
+    "--metrics-host",
+    default=TelemetryConfig().host,
+    show_default=True,
+    metavar="HOST",
+    help="Address on which they are answered; they name spaces, and say what failed.",
 )
 url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 
@@ -48,15 +67,29 @@ def worker() -> None:
     show_default=True,
     help="Give spaces with more remembered queries than this an HNSW index, which is fast and approximate.",
 )
+@metrics_port_option
+@metrics_host_option
 @url_option
 def instant(
-    once: bool, poll_interval: float, drain_seconds: float, pooled: bool, exact_search_rows: int, url: str | None
+    once: bool,
+    poll_interval: float,
+    drain_seconds: float,
+    pooled: bool,
+    exact_search_rows: int,
+    metrics_port: int | None,
+    metrics_host: str,
+    url: str | None,
 ) -> None:
     """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
     stop = stop_at_signals(drain_seconds)
     store = StoreConfig(prepare_statements=not pooled, exact_search_rows=exact_search_rows)
-    database = open_database(url, config=store)
-    runner = InstantWorker(database, WorkerConfig(poll_interval_seconds=poll_interval))
+    database = _open("instant", url, store)
+    with contextlib.closing(_telemetry(database, "instant", metrics_port, metrics_host, poll_interval)) as telemetry:
+        config = WorkerConfig(poll_interval_seconds=poll_interval)
+        _run_instant(InstantWorker(database, config, telemetry=telemetry), once, stop)
+
+
+def _run_instant(runner: InstantWorker, once: bool, stop: threading.Event) -> None:
     try:
         if not once:
             runner.run(stop)
@@ -78,20 +111,38 @@ def instant(
 @once_option
 @poll_option
 @drain_option
+@metrics_port_option
+@metrics_host_option
 @url_option
-def background(once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+def background(
+    once: bool,
+    poll_interval: float,
+    drain_seconds: float,
+    metrics_port: int | None,
+    metrics_host: str,
+    url: str | None,
+) -> None:
     """Loop B, hourly: patterns and verdicts of what happened."""
-    _run_cycles("background", once, poll_interval, drain_seconds, url)
+    _run_cycles("background", once, poll_interval, drain_seconds, metrics_port, metrics_host, url)
 
 
 @worker.command()
 @once_option
 @poll_option
 @drain_option
+@metrics_port_option
+@metrics_host_option
 @url_option
-def deep(once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+def deep(
+    once: bool,
+    poll_interval: float,
+    drain_seconds: float,
+    metrics_port: int | None,
+    metrics_host: str,
+    url: str | None,
+) -> None:
     """Loop C, weekly: what was learned is restructured."""
-    _run_cycles("deep", once, poll_interval, drain_seconds, url)
+    _run_cycles("deep", once, poll_interval, drain_seconds, metrics_port, metrics_host, url)
 
 
 @worker.command("all")
@@ -106,13 +157,26 @@ def run_all(poll_interval: float, drain_seconds: float, url: str | None) -> None
     Supervisor(["instant", *LOOPS], options, drain_seconds).run(stop)
 
 
-def _run_cycles(name: str, once: bool, poll_interval: float, drain_seconds: float, url: str | None) -> None:
+def _run_cycles(
+    name: str,
+    once: bool,
+    poll_interval: float,
+    drain_seconds: float,
+    metrics_port: int | None,
+    metrics_host: str,
+    url: str | None,
+) -> None:
     loop = LOOPS.get(name)
     if loop is None:
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {' or '.join(['instant', *LOOPS])}")
     stop = stop_at_signals(drain_seconds)
-    runner = LoopCoordinator(open_database(url), loop, WorkerConfig(poll_interval_seconds=poll_interval))
-    try:
+    database = _open(name, url, StoreConfig())
+    with contextlib.ExitStack() as stack:
+        telemetry = stack.enter_context(
+            contextlib.closing(_telemetry(database, name, metrics_port, metrics_host, poll_interval))
+        )
+        runner = LoopCoordinator(database, loop, WorkerConfig(poll_interval_seconds=poll_interval), telemetry)
+        stack.callback(runner.close)
         if not once:
             runner.run(stop)
             return
@@ -120,5 +184,28 @@ def _run_cycles(name: str, once: bool, poll_interval: float, drain_seconds: floa
         click.echo(f"{ended} cycles", err=True)
         if runner.failing:
             raise LearningError(f"cycles failed in {', '.join(runner.failing)}: see sona.errors")
-    finally:
-        runner.close()
+
+
+def _open(loop: str, url: str | None, store: StoreConfig) -> Database:
+    logs.identify(SpaceStore.worker_name(), loop)
+    return open_database(url, config=store, application=f"sona worker {loop}")
+
+
+def _telemetry(database: Database, loop: str, port: int | None, host: str, poll_interval_seconds: float) -> NoTelemetry:
+    """What a worker tells its progress: pages on a port, or nothing without one.
+
+    Raises
+    ------
+    IoError
+        If the port cannot be listened on.
+    """
+    if port is None:
+        return NoTelemetry()
+    # Prometheus' library stays out of the memory of workers that nobody asks.
+    from sona_pg.telemetry.served import Telemetry
+
+    stall = max(TelemetryConfig().stall_seconds, 3 * poll_interval_seconds)
+    telemetry = Telemetry(database, SpaceStore.worker_name(), loop, TelemetryConfig(host=host, stall_seconds=stall))
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"metrics on http://{shown}:{telemetry.serve(port)}/metrics, health on /healthz", err=True)
+    return telemetry

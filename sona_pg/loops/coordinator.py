@@ -25,6 +25,7 @@ from sona_pg.store import errors, runs
 from sona_pg.store.connection import Connection, translated
 from sona_pg.store.database import Database
 from sona_pg.store.runs import Due, Run
+from sona_pg.telemetry import NoTelemetry
 
 log = logging.getLogger("sona_pg")
 
@@ -40,12 +41,21 @@ class LoopCoordinator:
         The loop.
     config
         Settings.
+    telemetry
+        Told what is done.
     """
 
-    def __init__(self, database: Database, loop: Loop, config: WorkerConfig | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        loop: Loop,
+        config: WorkerConfig | None = None,
+        telemetry: NoTelemetry | None = None,
+    ) -> None:
         self._database = database
         self._loop = loop
         self._config = WorkerConfig() if config is None else config
+        self._telemetry = NoTelemetry() if telemetry is None else telemetry
         self._worker = SpaceStore.worker_name()
         self._connection: Connection | None = None
         self._failing: dict[int, str] = {}
@@ -60,10 +70,12 @@ class LoopCoordinator:
         while not stop.is_set():
             try:
                 self.step(stop)
+                self._telemetry.turned()
                 self._wait(stop)
             except DatabaseUnavailable as error:
                 log.warning("the database is away, will be tried again: %s", error)
                 self.close()
+                self._telemetry.turned()
                 stop.wait(self._config.poll_interval_seconds)
 
     def step(self, stop: threading.Event | None = None) -> int:
@@ -134,7 +146,11 @@ class LoopCoordinator:
                 if run is None:
                     return 0
                 reached("cycle.after_claim")
-                return self._cycle(connection, run, stop)
+                with self._telemetry.cycle(self._loop.name, found.name):
+                    return self._cycle(connection, run, stop)
+        except _Failed as failure:
+            self._telemetry.failed(found.name, str(failure))
+            return 1
         except DatabaseUnavailable:
             raise
         except SonaError as error:
@@ -180,8 +196,7 @@ class LoopCoordinator:
         except Exception as error:
             if connection.closed or connection.broken:
                 raise DatabaseUnavailable(f"the connection was cut in the middle of a cycle: {error}") from error
-            self._fail(connection, run, error)
-            return 1
+            raise _Failed(self._fail(connection, run, error)) from error
         reached("cycle.after_finish")
         self._failing.pop(run.space.space_id, None)
         log.info("%s of space %r: %.3f s", run.loop, run.space.name, time.monotonic() - began)
@@ -215,8 +230,8 @@ class LoopCoordinator:
         run.facts.update(facts)
         log.info("%s of space %r, phase %s: %.3f s", run.loop, run.space.name, phase.name, times[-1] - times[0])
 
-    def _fail(self, connection: Connection, run: Run, error: Exception) -> None:
-        """Say what went wrong; the space is tried again later, until it is set aside."""
+    def _fail(self, connection: Connection, run: Run, error: Exception) -> str:
+        """Note down what went wrong, and say it; the space is tried again later, until it is set aside."""
         is_ours = isinstance(error, SonaError)
         reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
         log.error("%s of space %r failed: %s", run.loop, run.space.name, reason, exc_info=None if is_ours else error)
@@ -231,12 +246,17 @@ class LoopCoordinator:
             )
         self._failing[run.space.space_id] = run.space.name
         self._complain(connection, run.space.space_id, reason)
+        return reason
 
     def _complain(self, connection: Connection, space_id: int, message: str) -> None:
         errors.log_error(connection, space_id, self._loop.name, self._worker, message)
 
 
 _PARTS = ("read_seconds", "compute_seconds", "write_seconds")
+
+
+class _Failed(SonaError):
+    """A cycle that failed, which is noted down already."""
 
 
 class _Deadly(SonaError):

@@ -50,6 +50,7 @@ from sona_pg.store import learning as learning_store
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LearningTransaction, LedgerEntry
+from sona_pg.store.observation import DROPPED
 from sona_pg.store.spool import Spool
 from sona_pg.store.spool_record import Event
 from sona_pg.types import FloatVector, QueryTrajectory, Score
@@ -57,6 +58,9 @@ from sona_pg.types import FloatVector, QueryTrajectory, Score
 log = logging.getLogger("sona_pg")
 
 CHANGED_WEIGHTS = (Learned.ADAPTER, Learned.MICRO)
+
+_DROPPED_SECONDS = 60.0
+"""Longest time between two entries in `sona.errors` of how many were dropped; an overload drops all the time."""
 
 _REFUSALS = (InvalidInput, DimensionMismatch)
 """Errors that are the fault of what was recorded: it is set aside, and the rest goes through."""
@@ -128,6 +132,8 @@ class InstantLoop:
         """When whoever holds the turn took it, by the monotonic clock."""
         self._has_copied = False
         self._complaints: list[str] = []
+        self._dropped_told = 0
+        self._tell_dropped_at = 0.0
         self._spool_batch = 1 if store is None else store.config.spool_batch
         self._drained: dict[uuid.UUID, QueryTrajectory] = {}
         self._edges = EdgeWeights(self.config.edge_update_scale)
@@ -707,6 +713,16 @@ class InstantLoop:
         if self._complaints:
             complaints, self._complaints = self._complaints, []
             store.log_errors("instant", complaints)
+        if time.monotonic() >= self._tell_dropped_at:
+            self._tell_dropped(store)
+
+    def _tell_dropped(self, store: SpaceStore) -> None:
+        """What was dropped is counted where everybody can see it, too: the process takes its own counts along."""
+        dropped = self._buffer.dropped_count + self._scores.dropped
+        more = dropped - self._dropped_told
+        if more:
+            store.log_errors(DROPPED, [f"{more} trajectories and scores were dropped: buffers and spool were full"])
+            self._dropped_told, self._tell_dropped_at = dropped, time.monotonic() + _DROPPED_SECONDS
 
     def _adopt_published(self, connection: Connection) -> None:
         assert self._store is not None
@@ -731,6 +747,8 @@ class InstantLoop:
     def close(self) -> None:
         """Close the connection to the database, and leave the spool to whoever opens the space next."""
         if self._store is not None:
+            if not self._is_away:
+                self._tell_dropped(self._store)
             self._store.close()
 
     def drain_trajectories(self) -> list[QueryTrajectory]:

@@ -126,9 +126,14 @@ def use_vector_schema(connection: Connection) -> None:
 
 
 def connect(
-    url: str, *, vectors: bool = True, autocommit: bool = True, config: StoreConfig | None = None
+    url: str,
+    *,
+    vectors: bool = True,
+    autocommit: bool = True,
+    config: StoreConfig | None = None,
+    application: str = "sona",
 ) -> Connection:
-    """A connection to `url`, whose transactions are explicit.
+    """A connection to `url`, whose transactions are explicit; in `pg_stat_activity` it is called `application`.
 
     Raises
     ------
@@ -142,13 +147,19 @@ def connect(
     config = StoreConfig() if config is None else config
     try:
         # A host that vanishes is noticed in half a minute; whoever wants it otherwise says so in the URL.
-        patience = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+        defaults: dict[str, str | int] = {
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 4,
+            "tcp_user_timeout": 30_000,
+            "application_name": application,
+        }
         given = conninfo_to_dict(url)
         conninfo = make_conninfo(
             url,
             connect_timeout=config.connect_timeout_seconds,
             client_encoding="utf8",
-            **{name: value for name, value in patience.items() if name not in given},
+            **{name: value for name, value in defaults.items() if name not in given},
         )
     except psycopg.ProgrammingError as cause:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause

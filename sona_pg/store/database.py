@@ -26,11 +26,14 @@ class Database:
         How it is used.
     home
         Folder of the spool and, where it is embedded, of the server.
+    application
+        What connections are called in `pg_stat_activity`, unless the URL says something else.
     """
 
     url: str
     config: StoreConfig
     home: Path = field(default_factory=default_home)
+    application: str = "sona"
 
     @property
     def spool_directory(self) -> Path | None:
@@ -39,7 +42,7 @@ class Database:
 
     def connect(self) -> Connection:
         """A new connection, with vectors."""
-        return connect(self.url, config=self.config)
+        return connect(self.url, config=self.config, application=self.application)
 
 
 def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[str, bool]:
@@ -58,7 +61,9 @@ def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[st
     return EmbeddedServer(default_home() if home is None else home).start(), True
 
 
-def open_database(url: str | None = None, *, home: Path | None = None, config: StoreConfig | None = None) -> Database:
+def open_database(
+    url: str | None = None, *, home: Path | None = None, config: StoreConfig | None = None, application: str = "sona"
+) -> Database:
     """The database that is meant, checked; the embedded one is brought to the current schema.
 
     Raises
@@ -80,7 +85,8 @@ def open_database(url: str | None = None, *, home: Path | None = None, config: S
         from sona_pg.store.migrate import migrate
 
         migrate(resolved)
-    database = Database(resolved, StoreConfig() if config is None else config, default_home() if home is None else home)
+    config, home = StoreConfig() if config is None else config, default_home() if home is None else home
+    database = Database(resolved, config, home, application)
     with connect(resolved, vectors=False, config=config) as connection:
         check_server(connection)
     return database

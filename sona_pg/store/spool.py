@@ -450,6 +450,37 @@ def waiting_spaces(directory: Path) -> list[uuid.UUID]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class SpoolState:
+    """The spool of a space on this machine, for whoever looks for what is wrong.
+
+    Parameters
+    ----------
+    usage
+        What it holds.
+    is_left_behind
+        Whether some of it is of a process that is dead.
+    damaged
+        Files that could not be read as a whole and are kept to be looked at.
+    """
+
+    usage: SpoolUsage
+    is_left_behind: bool
+    damaged: list[Path]
+
+
+def spool_states(directory: Path) -> dict[uuid.UUID, SpoolState]:
+    """The spools that hold anything, by the keys of their spaces."""
+    found: dict[uuid.UUID, SpoolState] = {}
+    left_behind = set(waiting_spaces(directory))
+    for folder in _folders(directory):
+        with contextlib.suppress(ValueError):
+            key = uuid.UUID(folder.name)
+            if (held := usage(directory, key)).bytes:
+                found[key] = SpoolState(held, key in left_behind, _files(folder))
+    return found
+
+
 def _is_left_behind(folder: Path) -> bool:
     if not any(path.suffix == _SUFFIX for path in _files(folder)):
         return False

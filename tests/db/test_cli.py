@@ -128,6 +128,7 @@ def test_the_embedded_server_is_started_asked_and_stopped(home: Path) -> None:
         (["status", "--url", "no url"], {}, 2, "connection string"),
         (["status"], {"SONA_SIMD": "mmx"}, 2, "SONA_SIMD is 'mmx'"),
         (["status"], {"SONA_LOG": "loud"}, 2, "SONA_LOG is 'LOUD'"),
+        (["status"], {"SONA_LOG": "info,xml"}, 2, "SONA_LOG is 'INFO,XML'"),
     ],
 )
 def test_failures_have_one_line_and_a_status(arguments: list[str], env: dict[str, str], status: int, says: str) -> None:

@@ -399,7 +399,7 @@ def test_a_worker_is_seen_and_what_it_is_at_by_those_who_may(
         assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", None)]
         connection.execute("SELECT sona.grant_space(%s, %s, false)", (space, reader))
         assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", space)]
-    assert connection.execute(seen).fetchall() == []
+    _until(lambda: connection.execute(seen).fetchall() == [], "the worker to go")
 
 
 # What fails ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from sona_pg.config import (
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
+    TelemetryConfig,
     WorkerConfig,
 )
 from sona_pg.errors import ConfigError
@@ -32,6 +33,7 @@ ALL: list[type[Any]] = [
     SpaceConfig,
     StrategyConfig,
     StoreConfig,
+    TelemetryConfig,
     WorkerConfig,
 ]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
@@ -126,6 +128,14 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "spool_segment_bytes": (0, (1 << 32) + 1),
         "spool_batch": (0, 100_001),
         "replay_batch": (0, 100_001),
+    },
+    TelemetryConfig: {
+        "max_spaces": (0, 100_001),
+        "cache_seconds": (-0.1, 3601.0),
+        "lift_cache_seconds": (-0.1, 86_401.0),
+        "statement_timeout_seconds": (0.0, 3601.0),
+        "patience_seconds": (0.0, 3601.0),
+        "stall_seconds": (0.0, 86_401.0),
     },
     WorkerConfig: {
         "poll_interval_seconds": (0.009, 3601),
