@@ -74,6 +74,8 @@ class EvidenceLoop:
         self._turn = threading.Lock()
         self._copy: _Copy | None = None
         self._admit_at = 0.0
+        self._fresh = 0
+        """How many queries were remembered since `_admit` has looked."""
         self._failure = ""
         self._refused: set[tuple[uuid.UUID, int]] = set()
         """Events that could not be learned from, by their keys: they are remembered, and teach nothing."""
@@ -288,6 +290,7 @@ class EvidenceLoop:
         )
         if is_new:
             copy.remember(query, is_prototype=is_prototype)
+            self._fresh += 1
         return lesson
 
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
@@ -316,10 +319,10 @@ class EvidenceLoop:
         return self._copy
 
     def _admit(self) -> None:
-        """Now and then, move the remembered queries of a large space into their index."""
-        if time.monotonic() < self._admit_at:
+        """Now and then, and after many of them, move the remembered queries of a large space into their index."""
+        if time.monotonic() < self._admit_at and self._fresh < self.config.admit_rows:
             return
-        self._admit_at = time.monotonic() + self.config.admit_interval_seconds
+        self._admit_at, self._fresh = time.monotonic() + self.config.admit_interval_seconds, 0
         try:
             connection, space = self._store.connection(), self._store.space
             if strategist_store.standing(connection, space).may_weigh:

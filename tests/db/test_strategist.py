@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
-from sona_pg.config import STRATEGIES
+from sona_pg.config import STRATEGIES, EvidenceConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import JudgedEvent, look_around
@@ -504,6 +504,25 @@ def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connecti
     prototypes = "SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s AND is_prototype"
     (found,) = world.rows(prototypes)
     assert int(str(found[0])) > 10
+
+
+def test_remembered_queries_are_indexed_after_many_of_them_too(world: World, url: str) -> None:
+    config, store = (
+        EvidenceConfig(batch=8, admit_interval_seconds=86_400.0, admit_rows=20),
+        StoreConfig(exact_search_rows=10),
+    )
+    with SonaEngine.connect(url, space=world.name, background=False, evidence=config, store=store) as engine:
+        for event in range(30):
+            engine.record(world.ask(event), rewards={"1": 1.0})
+        engine.instant.flush_updates()
+        counts = (
+            "SELECT count(*) FILTER (WHERE admitted), count(*) FROM sona.remembered_query WHERE space_id = %(space)s"
+        )
+        seen = []
+        while engine.evidence.advance():
+            seen += world.rows(counts)
+    # The first look finds too few; the day until the next one is not waited for.
+    assert seen == [(0, 8), (0, 16), (0, 24), (30, 30)]
 
 
 def test_k_items_of_a_table_of_chunks(world: World, connection: Connection) -> None:
