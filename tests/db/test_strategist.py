@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
+from sona_pg import ConfigError, DatabaseBusy, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
 from sona_pg.config import STRATEGIES, EvidenceConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.outcome import Outcome
@@ -496,6 +496,36 @@ def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connecti
         "UPDATE sona.trajectory SET created_at = now() - interval '9 days' WHERE space_id = %s",
         (world.engine.space.space_id,),
     )
+def test_what_was_refused_is_learned_from_once_the_strategist_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*given: object) -> Lesson:
+        raise LearningError("no finite loss: nothing can be learned from it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Strategist, "learn", refusing)
+        for user in ("ann", "bob"):
+            world.engine.record(world.ask(0), ["1"], {"5": 1.0}, user_id=user)
+            world.engine.flush()
+    events = "SELECT ordinal, events FROM sona.strategist WHERE space_id = %(space)s"
+    assert world.rows(events) == [(2, 0)]
+    world.engine.forget("ann")
+    assert world.rows(events) == [(1, 1)]
+
+
+def test_who_waits_for_a_strategist_that_is_held_gives_up_after_a_while(world: World, url: str) -> None:
+    config = EvidenceConfig(interval_seconds=0.01, stalled_seconds=0.2)
+    with SonaEngine.connect(url, space=world.name, background=False, evidence=config) as engine:
+        engine.record(engine.recall(world.ask(0)), rewards={"1": 1.0})
+        engine.instant.flush_updates()
+        with connect(url) as other, strategist_transaction(other, world.engine.space) as held:
+            assert held is not None
+            with pytest.raises(DatabaseBusy, match=r"entry 0 of 1, .* sona\.strategist; end it"):
+                engine.evidence.settle()
+        engine.evidence.settle()
+    assert world.rows("SELECT ordinal FROM sona.strategist WHERE space_id = %(space)s") == [(1,)]
+
+
     connection.execute("SELECT sona.set_retention(%s, '7 days')", (world.name,))
     while connection.execute("SELECT sona.apply_retention(%s)", (world.name,)).fetchone() != (0,):
         pass
