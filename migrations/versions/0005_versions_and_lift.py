@@ -31,6 +31,11 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
                 sa.Text(),
                 comment="what the space was set to before it was frozen by a deploy or by its lift; NULL if it was not",
             ),
+            sa.Column(
+                "steps_lost_before",
+                sa.DateTime(timezone=True),
+                comment="retention has deleted steps of what was recorded before, at any time; NULL if it never did",
+            ),
         ),
         "learner": (
             sa.Column(
@@ -270,6 +275,8 @@ def upgrade() -> None:
         op.execute(statement)
     # What was published so far holds less than a deploy brings back. Its numbers are not given again.
     op.execute("DELETE FROM sona.adapter_version")
+    # Who has set the retention anew since has lost the mark of what it had deleted before.
+    op.execute("UPDATE sona.space SET steps_lost_before = steps_deleted_before")
 
 
 def downgrade() -> None:

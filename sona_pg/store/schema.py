@@ -120,6 +120,11 @@ space = Table(
         Text,
         comment="what the space was set to before it was frozen by a deploy or by its lift; NULL if it was not",
     ),
+    Column(
+        "steps_lost_before",
+        DateTime(timezone=True),
+        comment="retention has deleted steps of what was recorded before, at any time; NULL if it never did",
+    ),
     CheckConstraint(
         "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow')",
         name="strategy",

@@ -814,6 +814,8 @@ def test_the_command_asks_first_and_says_what_is_gone(
     assert _everything(connection, engine.space.space_id) == before
     done = sona("forget", space_name, "ann", "--yes", "--json", url=url)
     assert done.returncode == 0, done.stderr
+    # What was deleted stays so, whatever is to be kept from now on.
+    connection.execute("SELECT sona.set_retention(%s)", (space_name,))
     found = json.loads(done.stdout)
     assert (found["trajectories"], found["steps"], found["entries"], found["version"]) == (1, 3, 2, 1)
     again = sona("forget", space_name, "ann", "--yes", url=url)

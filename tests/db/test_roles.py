@@ -54,6 +54,7 @@ WORKER_UPDATES = {
         "trajectory_retention",
         "step_retention",
         "steps_deleted_before",
+        "steps_lost_before",
     },
     "space_grant": {"may_write"},
     "score": {"revision"},
