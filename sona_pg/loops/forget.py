@@ -30,6 +30,7 @@ from sona_pg.store.ledger import read_ledger
 log = logging.getLogger("sona_pg")
 
 CAUSE = "forgot a user"
+WEIGHED = "weighed again after forgetting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class ForgetReport:
         nothing was learned from: how many trajectories retention has deleted, whose they were nobody knows; what these
         have taught stays.
     version
-        The version that was published; None if nothing had been learned.
+        The version that was published last; None if nothing had been learned. Once the strategies are weighed again,
+        one is published that has their evidence.
     locked_seconds, weighing_seconds, seconds
         How long nobody could learn in the space, how long it took to weigh the strategies again, and everything. The
         second is None if that was not waited for, or failed and is tried again.
@@ -120,6 +122,9 @@ def forget(
                 weighing = time.monotonic()
                 evidence.settle()
                 report = replace(report, weighing_seconds=time.monotonic() - weighing)
+                if report.replayed:
+                    # The version that is published under the lock knows nothing of the strategies yet.
+                    report = replace(report, version=instant.publish(WEIGHED) or report.version)
             evidence.refresh()
         except SonaError as error:
             # It is forgotten all the same, and the next look takes it over.

@@ -349,6 +349,10 @@ class LearningTransaction:
         """Set weights of co-access edges."""
         write_edge_weights(self._connection, self._space.space_id, weights)
 
+    def publish(self, cause: str, state: bytes, served: LowRank) -> int:
+        """Publish the state once more, with the evidence that there is by now; the version's number."""
+        return publish(self._connection, self._space, cause, state, served)
+
     def write_learner(
         self,
         state: bytes,

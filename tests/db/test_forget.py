@@ -357,7 +357,7 @@ def test_no_row_of_any_table_names_the_user_or_what_they_asked(
         "turns": 1,
         "errors": 2,
         "replayed": 2,
-        "version": 1,
+        "version": 2,
     }
     left = _everything(connection, key)
     traces = [user, "ann@example", *map(str, ids), str(waiting)]
@@ -435,15 +435,17 @@ def test_versions_that_had_learned_from_the_user_are_deleted_and_no_number_is_gi
     _some(publishing, "bob cid ann dan", rng)
     assert [version.version for version in publishing.versions()] == [1, 2, 3, 4]
     report = publishing.forget("ann")
-    assert (report.versions, report.version) == (2, 5)
+    assert (report.versions, report.version) == (2, 6)
     assert [(v.version, v.parent, v.cause, v.is_in_force) for v in publishing.versions()] == [
         (1, None, "2 events learned", False),
         (2, 1, "4 events learned", False),
-        (5, 2, "forgot a user", True),
+        (5, 2, "forgot a user", False),
+        (6, 5, "weighed again after forgetting", True),
     ]
     rows = connection.execute("SELECT DISTINCT version FROM sona.version_row WHERE space_id = %s ORDER BY 1", key)
-    assert rows.fetchall() == [(1,), (2,), (5,)]
+    assert rows.fetchall() == [(1,), (2,), (5,), (6,)]
     audit = connection.execute(
+    assert publishing.instant.version == 6
         "SELECT before, after, reason FROM sona.deployment WHERE space_id = %s AND action = 'forget'", key
     )
     assert audit.fetchall() == [("4", "5", "forgot a user: 1 trajectories")]
@@ -458,6 +460,32 @@ def test_versions_that_had_learned_from_the_user_are_deleted_and_no_number_is_gi
 def test_after_a_deploy_the_whole_ledger_is_learned_and_what_the_space_is_set_to_stays(
     publishing: SonaEngine, connection: Connection, rng: np.random.Generator
 ) -> None:
+def test_the_version_that_is_reported_brings_the_strategies_back(
+    open_space: Callable[[str], SonaEngine],
+    worker: InstantWorker,
+    connection: Connection,
+    space_name: str,
+    items: tuple[str, Matrix],
+    rng: np.random.Generator,
+) -> None:
+    engine = open_space(space_name)
+    Stream(items[1]).play(engine, worker, connection)
+    report = engine.forget("ann")
+    held = "SELECT s.evidence, s.in_force, s.known, s.strange, s.unseen, s.weights FROM sona.{} s WHERE s.space_id = %s"
+    key = engine.space.space_id
+    weighed_again = connection.execute(held.format("strategist"), (key,)).fetchall()
+    assert weighed_again[0][1] == "fusion", "something is proven, or it says little"
+    published = held.format("adapter_version") + " AND s.version = %s AND s.weighed = s.ordinal"
+    assert connection.execute(published, (key, report.version)).fetchall() == weighed_again  # type: ignore[arg-type]
+
+    _some(engine, "bob cid dan", rng)
+    engine.deploy("frozen")
+    assert report.version is not None
+    assert engine.deploy(report.version) == report.version
+    assert connection.execute(held.format("strategist"), (key,)).fetchall() == weighed_again
+    assert engine.evidence.served.strategy == "fusion"
+
+
     key = (publishing.space.space_id,)
     _some(publishing, "bob ann cid", rng)
     publishing.deploy(1)
@@ -817,7 +845,7 @@ def test_the_command_asks_first_and_says_what_is_gone(
     # What was deleted stays so, whatever is to be kept from now on.
     connection.execute("SELECT sona.set_retention(%s)", (space_name,))
     found = json.loads(done.stdout)
-    assert (found["trajectories"], found["steps"], found["entries"], found["version"]) == (1, 3, 2, 1)
+    assert (found["trajectories"], found["steps"], found["entries"], found["version"]) == (1, 3, 2, 2)
     again = sona("forget", space_name, "ann", "--yes", url=url)
     assert (again.returncode, again.stdout) == (0, f"space {space_name!r} knows no user 'ann': nothing was changed\n")
     missing = sona("forget", "no such space", "ann", "--yes", url=url)

@@ -313,6 +313,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "InstantLoop.on_score": {"score": st.builds(Score, st.uuids(), st.just(1.0), item_ids, st.just("reward"), texts)},
     "LearningSignal.__init__": {"metadata": st.just(SignalMetadata())},
     "LearningSignal.from_trajectory": {"trajectory": good_trajectories},
+    "InstantLoop.publish": {"cause": texts},
     "MicroLoRA.accumulate_gradient": {"signal": good_signals},
     "MicroLoRA.backward": {"out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32))},
     "MicroLoRA.forward_batch": {
