@@ -154,7 +154,7 @@ class _Forgetting:
             began = time.monotonic()
             ids = transaction.trajectories_of(self._user_id)
             if not transaction.entries(ids):
-                report = self._delete(transaction, ids)
+                report = self._delete_alone(transaction, ids)
                 # Whose those were nobody knows: they may have been this user's, and what they taught stays.
                 unknown = len(find_lost(store.connection(), store.space, self._user_id).trajectories)
                 return replace(report, lost=unknown, locked_seconds=time.monotonic() - began)
@@ -172,6 +172,14 @@ class _Forgetting:
             drop_memory_index(store.connection(), store.space, store.config)
         except SonaError as error:
             log.warning("the index of the remembered queries could not be dropped, a VACUUM cleans it: %s", error)
+        return report
+
+    def _delete_alone(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
+        """Delete the rows of a user whom nothing was learned from: no version comes of it."""
+        report = self._delete(transaction, ids)
+        if report != ForgetReport():
+            version = transaction.head().version
+            transaction.log(version, version, _reason(report))
         return report
 
     def _delete(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
@@ -236,7 +244,7 @@ class _Forgetting:
         before = transaction.head()
         ids = transaction.trajectories_of(self._user_id)
         if not transaction.entries(ids):
-            return self._delete(transaction, ids)  # somebody else has forgotten them meanwhile
+            return self._delete_alone(transaction, ids)  # somebody else has forgotten them meanwhile
         lost = self._check_lost()
         if lost != self._lost:
             self._replay = None  # it may hold what retention has deleted since
@@ -255,7 +263,7 @@ class _Forgetting:
         transaction.reset_strategist()
         version, deleted = transaction.publish(entries[0].ordinal, CAUSE, state, adapter)
         reached("forget.after_learner")
-        transaction.log(before.version, version, f"{CAUSE}: {report.trajectories} trajectories")
+        transaction.log(before.version, version, _reason(report))
         return replace(
             report,
             edges=edges,
@@ -265,3 +273,8 @@ class _Forgetting:
             lost=len(lost.trajectories) + lost.steps,
             version=version,
         )
+
+
+def _reason(report: ForgetReport) -> str:
+    """What the audit trail says; not who it was."""
+    return f"{CAUSE}: {report.trajectories} trajectories"

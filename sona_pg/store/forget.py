@@ -247,7 +247,7 @@ class ForgetTransaction:
     def log(self, before: int, after: int, reason: str) -> None:
         """An entry of the audit trail; the user has no name there."""
         self._connection.execute(
-            "SELECT sona._log_deployment(%s, 'forget', nullif(%s, 0)::text, %s::text, %s)",
+            "SELECT sona._log_deployment(%s, 'forget', nullif(%s, 0)::text, nullif(%s, 0)::text, %s)",
             (self._space.space_id, before, after, reason),
         )
 
