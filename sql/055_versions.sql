@@ -5,9 +5,8 @@ CREATE OR REPLACE FUNCTION sona._log_deployment(
 ) RETURNS void
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-    INSERT INTO sona.deployment (space_id, actor, action, before, after, reason)
-    SELECT s.space_id, session_user, _log_deployment.action, _log_deployment.before, _log_deployment.after,
-           _log_deployment.reason
+    INSERT INTO sona.deployment (space_id, action, before, after, reason)
+    SELECT s.space_id, _log_deployment.action, _log_deployment.before, _log_deployment.after, _log_deployment.reason
     FROM sona.space s WHERE s.space_id = _log_deployment.space_id AND _log_deployment.action IS NOT NULL;
 END;
 COMMENT ON FUNCTION sona._log_deployment IS 'An entry of the audit trail, by whoever has logged in.';

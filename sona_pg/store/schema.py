@@ -511,7 +511,7 @@ deployment = Table(
     _space_id(),
     Column("deployment_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the entries"),
     _now("created_at", "when it was done"),
-    Column("actor", Text, nullable=False, comment="login that did it"),
+    Column("actor", Text, nullable=False, server_default=text("SESSION_USER"), comment="login that did it"),
     Column("action", Text, nullable=False, comment="publish, deploy, freeze, strategy, control or forget"),
     Column("before", Text, comment="version or setting before"),
     Column("after", Text, comment="version or setting since"),
