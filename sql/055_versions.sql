@@ -142,10 +142,7 @@ BEGIN
     PERFORM FROM sona.strategist g WHERE g.space_id = s.space_id FOR UPDATE;
     SELECT * INTO s FROM sona.space x WHERE x.space_id = s.space_id;
     SELECT * INTO l FROM sona.learner x WHERE x.space_id = s.space_id;
-    IF length(reason) > 1000 THEN
-        PERFORM sona._refuse('SN003', format('the reason has %s characters, expected at most 1000', length(reason)),
-                             'shorten it');
-    END IF;
+    PERFORM sona._check_reason(reason);
     setting := s.frozen_from;
     IF what = 'frozen' THEN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));

@@ -215,6 +215,12 @@ def test_a_fixed_strategy_answers_and_can_be_taken_back(url: str, space_name: st
         found = world.engine.recall(query)
         assert found.answer.strategy == strategy
         assert [item.item_id for item in found.items] == _sql_recall(connection, world, query)
+    spaces.set_strategy(connection, world.name, "learned", "enough was compared")
+    assert world.rows("SELECT before, after, reason FROM sona.deployments WHERE space = %(name)s ORDER BY created_at")[
+        -2:
+    ] == [("adapted", "frozen", None), ("frozen", "learned", "enough was compared")]
+    with pytest.raises(InvalidInput, match="the reason has 1001 characters"):
+        spaces.set_strategy(connection, world.name, "frozen", "a" * 1001)
     with pytest.raises(psycopg.errors.Error) as refused:
         connection.execute("SELECT sona.set_strategy(%s, 'best')", (world.name,))
     assert refused.value.sqlstate == "SN003"
@@ -490,12 +496,6 @@ def test_an_entry_that_cannot_be_learned_from_holds_up_none(world: World, monkey
     assert "no finite loss" in str(message[0])
 
 
-def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connection: Connection) -> None:
-    world.teach(120)
-    connection.execute(
-        "UPDATE sona.trajectory SET created_at = now() - interval '9 days' WHERE space_id = %s",
-        (world.engine.space.space_id,),
-    )
 def test_what_was_refused_is_learned_from_once_the_strategist_begins_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +526,12 @@ def test_who_waits_for_a_strategist_that_is_held_gives_up_after_a_while(world: W
     assert world.rows("SELECT ordinal FROM sona.strategist WHERE space_id = %(space)s") == [(1,)]
 
 
+def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connection: Connection) -> None:
+    world.teach(120)
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = now() - interval '9 days' WHERE space_id = %s",
+        (world.engine.space.space_id,),
+    )
     connection.execute("SELECT sona.set_retention(%s, '7 days')", (world.name,))
     while connection.execute("SELECT sona.apply_retention(%s)", (world.name,)).fetchone() != (0,):
         pass
