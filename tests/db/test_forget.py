@@ -814,8 +814,6 @@ def test_what_retention_has_deleted_is_lost_only_if_that_is_accepted(
     )
     connection.execute("SELECT sona.set_retention(%s, %s::interval, %s::interval)", (space_name, *kept))
     assert connection.execute("SELECT sona.apply_retention(%s)", (space_name,)).fetchall() == [(1,)]
-    # What was deleted stays so, whatever is to be kept from now on.
-    connection.execute("SELECT sona.set_retention(%s)", (space_name,))
     before = _everything(connection, key)
     with pytest.raises(IncompleteLedger, match=says):
         engine.forget("ann")
@@ -830,6 +828,30 @@ def test_what_retention_has_deleted_is_lost_only_if_that_is_accepted(
     assert [user for (user,) in rows] == left
     assert inconsistencies(connection, key) == []
     assert replayed(connection, engine)[0].to_bytes() == engine.instant.learner.to_bytes()
+
+
+def test_steps_that_retention_has_deleted_stay_lost_whatever_it_is_set_to_later(
+    open_space: Callable[[str], SonaEngine], connection: Connection, space_name: str, rng: np.random.Generator
+) -> None:
+    engine = open_space(space_name)
+    key = engine.space.space_id
+    # Nothing came of it: by its ledger entry alone it may as well have been recorded without steps.
+    engine.record(rng.standard_normal(DIM).astype(np.float32), ["1", "2"], user_id="bob")
+    engine.flush()
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = now() - interval '100 days' WHERE space_id = %s", (key,)
+    )
+    _some(engine, "ann", rng)
+    marks = []
+    for kept in ("90 days", None, "120 days"):
+        connection.execute("SELECT sona.set_retention(%s, steps => %s::interval)", (space_name, kept))
+        connection.execute("SELECT sona.apply_retention(%s)", (space_name,))
+        marks += connection.execute("SELECT steps_lost_before FROM sona.space WHERE space_id = %s", (key,)).fetchall()
+    assert marks[0][0] is not None
+    assert marks == [marks[0]] * 3
+    with pytest.raises(IncompleteLedger, match="the steps of 1 others"):
+        engine.forget("ann")
+    assert engine.forget("ann", accept_lost=True).lost == 1
 
 
 # The command
