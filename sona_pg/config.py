@@ -377,16 +377,24 @@ class EvidenceConfig:
         Ledger entries in one transaction.
     admit_interval_seconds
         Time between two looks whether the remembered queries of a space belong into the HNSW index.
+    admit_rows
+        Remembered queries after which that is looked at before the time: until then, every search reads all of them.
+    stalled_seconds
+        Whoever waits for the strategies to be weighed gives up once nobody has gone on for so long.
     """
 
     interval_seconds: float = 1.0
     batch: int = 64
     admit_interval_seconds: float = 60.0
+    admit_rows: int = 1_000
+    stalled_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         _within("interval_seconds", self.interval_seconds, 0.01, 3600.0)
         _whole("batch", self.batch, 1, 10_000)
         _within("admit_interval_seconds", self.admit_interval_seconds, 0.0, 86_400.0)
+        _whole("admit_rows", self.admit_rows, 1, 1 << 31)
+        _within("stalled_seconds", self.stalled_seconds, 0.01, 86_400.0)
 
 
 @dataclass(frozen=True, slots=True)

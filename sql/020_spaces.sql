@@ -94,7 +94,20 @@ END $$;
 COMMENT ON FUNCTION sona.create_space IS
     'Creates a space for vectors of one dimension and one embedding model, and returns its id.';
 
-CREATE OR REPLACE FUNCTION sona.set_strategy(space text, strategy text) RETURNS void
+CREATE OR REPLACE FUNCTION sona._check_reason(reason text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    IF length(reason) > 1000 THEN
+        PERFORM sona._refuse('SN003', format('the reason has %s characters, expected at most 1000', length(reason)),
+                             'shorten it');
+    END IF;
+END $$;
+COMMENT ON FUNCTION sona._check_reason IS 'Raises SN003 if a reason is too long for the audit trail; NULL is none.';
+
+DROP FUNCTION IF EXISTS sona.set_strategy(text, text);
+
+CREATE OR REPLACE FUNCTION sona.set_strategy(space text, strategy text, reason text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_variable
@@ -102,16 +115,17 @@ DECLARE
     s sona.space%ROWTYPE;
 BEGIN
     PERFORM sona._check_strategy(set_strategy.strategy);
+    PERFORM sona._check_reason(reason);
     s := sona._changeable_space(set_strategy.space);
     UPDATE sona.space x SET strategy = set_strategy.strategy, frozen_from = NULL WHERE x.space_id = s.space_id;
     -- What is measured of the lift begins anew.
     UPDATE sona.strategist g SET epoch = g.epoch + 1, changed_at = clock_timestamp(), suspected_share = 0
     WHERE g.space_id = s.space_id;
-    PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, set_strategy.strategy, NULL);
+    PERFORM sona._log_deployment(s.space_id, 'strategy', s.strategy, set_strategy.strategy, reason);
 END $$;
 COMMENT ON FUNCTION sona.set_strategy IS
     'Sets what answers in a space: learned is whatever outcomes have proven; shadow learns and reports likewise, and '
-    'answers as frozen does, the embedding as it is; any other strategy is fixed.';
+    'answers as frozen does, the embedding as it is; any other strategy is fixed. The reason is for sona.deployments.';
 
 CREATE OR REPLACE FUNCTION sona.set_control_share(space text, share double precision) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -291,6 +305,8 @@ BEGIN
     FOR part IN
         SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'
+        -- Of the audit trail nobody may delete a row: it goes with the row of the space.
+        AND c.relname <> 'deployment'
         -- The grants last: the policies of the other tables read them.
         ORDER BY c.relname = 'space_grant', c.relname = 'space', c.relname
     LOOP

@@ -5,9 +5,8 @@ CREATE OR REPLACE FUNCTION sona._log_deployment(
 ) RETURNS void
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-    INSERT INTO sona.deployment (space_id, actor, action, before, after, reason)
-    SELECT s.space_id, session_user, _log_deployment.action, _log_deployment.before, _log_deployment.after,
-           _log_deployment.reason
+    INSERT INTO sona.deployment (space_id, action, before, after, reason)
+    SELECT s.space_id, _log_deployment.action, _log_deployment.before, _log_deployment.after, _log_deployment.reason
     FROM sona.space s WHERE s.space_id = _log_deployment.space_id AND _log_deployment.action IS NOT NULL;
 END;
 COMMENT ON FUNCTION sona._log_deployment IS 'An entry of the audit trail, by whoever has logged in.';
@@ -143,10 +142,7 @@ BEGIN
     PERFORM FROM sona.strategist g WHERE g.space_id = s.space_id FOR UPDATE;
     SELECT * INTO s FROM sona.space x WHERE x.space_id = s.space_id;
     SELECT * INTO l FROM sona.learner x WHERE x.space_id = s.space_id;
-    IF length(reason) > 1000 THEN
-        PERFORM sona._refuse('SN003', format('the reason has %s characters, expected at most 1000', length(reason)),
-                             'shorten it');
-    END IF;
+    PERFORM sona._check_reason(reason);
     setting := s.frozen_from;
     IF what = 'frozen' THEN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));

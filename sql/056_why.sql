@@ -326,7 +326,7 @@ BEGIN
             WHEN EXISTS (SELECT FROM sona.trajectory_step x
                          WHERE x.space_id = t.space_id AND x.trajectory_id = t.trajectory_id)
                 THEN 'none of its steps is an item that was shown'
-            WHEN t.created_at < (SELECT s.steps_deleted_before FROM sona.space s WHERE s.space_id = t.space_id)
+            WHEN t.created_at < (SELECT s.steps_lost_before FROM sona.space s WHERE s.space_id = t.space_id)
                 THEN 'what was shown is not known any more: retention has deleted the steps'
             ELSE 'nothing is kept of what was shown' END);
     ELSE

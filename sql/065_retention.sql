@@ -213,6 +213,11 @@ BEGIN
     IF treated = 0 AND s.step_retention IS NOT NULL THEN
         SELECT d.treated, d.reached INTO treated, after
         FROM sona._delete_steps(s.space_id, reached, now() - s.step_retention, batch) d;
+        IF treated > 0 THEN
+            -- Never lowered, whatever the retention is set to: what had steps cannot be told from what never had any.
+            UPDATE sona.space x SET steps_lost_before = greatest(x.steps_lost_before, now() - s.step_retention)
+            WHERE x.space_id = s.space_id;
+        END IF;
     END IF;
     IF after > reached THEN
         UPDATE sona.space x SET steps_deleted_before = after WHERE x.space_id = s.space_id;

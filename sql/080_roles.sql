@@ -93,6 +93,8 @@ BEGIN
 
     IF to_regrole('sona_reader') IS NOT NULL THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA sona TO sona_reader;
+        -- Whoever reads a digest can try user ids until one fits. Only who learns asks it.
+        REVOKE SELECT ON sona.forgotten_user FROM sona_reader;
         -- What is not VOLATILE cannot write; of the others, these do not.
         FOR part IN SELECT p.oid::regprocedure AS name FROM pg_proc p
                     WHERE p.pronamespace = 'sona'::regnamespace
@@ -117,16 +119,20 @@ BEGIN
         GRANT EXECUTE ON ALL ROUTINES IN SCHEMA sona TO sona_worker;
         FOR part IN SELECT c.oid::regclass AS name FROM pg_class c
                     WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p')
-                      AND c.relname <> 'alembic_version'
+                      AND c.relname NOT IN ('alembic_version', 'deployment')
         LOOP
             EXECUTE format('GRANT INSERT, DELETE ON %s TO sona_worker', part.name);
         END LOOP;
+        -- The audit trail only grows, and who did it and when is not for them to say. It goes with its space.
+        GRANT INSERT (space_id, action, before, after, reason) ON sona.deployment TO sona_worker;
+        GRANT SELECT ON sona.forgotten_user TO sona_worker;
         -- No row of what is recorded or published is changed. Rows may be deleted, for retention, to forget a user and to
         -- drop a space; the ledger is made dense again then: in its own spaces, a worker is trusted with it.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
             sona.strategy_evidence, sona.strategy_region, sona.item_outcome, sona.answer_outcome, sona.loop_schedule,
             sona.loop_run TO sona_worker;
-        GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention, steps_deleted_before) ON sona.space TO sona_worker;
+        GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention,
+                      steps_deleted_before, steps_lost_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
         GRANT UPDATE (ordinal, learned) ON sona.learning_event TO sona_worker;

@@ -31,6 +31,11 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
                 sa.Text(),
                 comment="what the space was set to before it was frozen by a deploy or by its lift; NULL if it was not",
             ),
+            sa.Column(
+                "steps_lost_before",
+                sa.DateTime(timezone=True),
+                comment="retention has deleted steps of what was recorded before, at any time; NULL if it never did",
+            ),
         ),
         "learner": (
             sa.Column(
@@ -239,7 +244,9 @@ def upgrade() -> None:
             "deployment_id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="order of the entries"
         ),
         _now("created_at", "when it was done"),
-        sa.Column("actor", sa.Text(), nullable=False, comment="login that did it"),
+        sa.Column(
+            "actor", sa.Text(), server_default=sa.text("SESSION_USER"), nullable=False, comment="login that did it"
+        ),
         sa.Column("action", sa.Text(), nullable=False, comment="publish, deploy, freeze, strategy, control or forget"),
         sa.Column("before", sa.Text(), comment="version or setting before"),
         sa.Column("after", sa.Text(), comment="version or setting since"),
@@ -268,6 +275,8 @@ def upgrade() -> None:
     _force(False)
     for statement in _RESET:
         op.execute(statement)
+    # Who has set the retention anew since has lost the mark of what it had deleted before.
+    op.execute("UPDATE sona.space SET steps_lost_before = steps_deleted_before")
     # What was published so far holds less than a deploy brings back. Its numbers are not given again.
     op.execute("DELETE FROM sona.adapter_version")
 

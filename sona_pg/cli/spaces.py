@@ -125,18 +125,21 @@ def show(name: str, as_json: bool, url: str | None) -> None:
 @space.command()
 @click.argument("name")
 @click.argument("chosen", metavar="[STRATEGY]", required=False, type=click.Choice(STRATEGIES))
+@click.option("--reason", help="For the audit trail, sona.deployments.")
 @json_option
 @url_option
-def strategy(name: str, chosen: str | None, as_json: bool, url: str | None) -> None:
+def strategy(name: str, chosen: str | None, reason: str | None, as_json: bool, url: str | None) -> None:
     """Show what every strategy would have brought in the space NAME and what answers, or set what does.
 
     learned answers by whatever is proven; frozen leaves the answers alone while learning goes on, and shadow reports
     besides what learned would have brought.
     """
+    if reason is not None and chosen is None:
+        raise click.UsageError("--reason says why a strategy is set: name one, or leave the reason out")
     with open_database(url).connect() as connection:
         found = spaces.get_space(connection, name)
         if chosen is not None:
-            spaces.set_strategy(connection, name, chosen)
+            spaces.set_strategy(connection, name, chosen, reason)
         evidence = strategist.evidence(connection, spaces.get_space(connection, found.name))
     if as_json:
         print_json(asdict(evidence))

@@ -74,9 +74,13 @@ class EvidenceLoop:
         self._turn = threading.Lock()
         self._copy: _Copy | None = None
         self._admit_at = 0.0
+        self._fresh = 0
+        """How many queries were remembered since `_admit` has looked."""
         self._failure = ""
         self._refused: set[tuple[uuid.UUID, int]] = set()
         """Events that could not be learned from, by their keys: they are remembered, and teach nothing."""
+        self._refused_in: int | None = None
+        """The epoch in which that was: another strategist may learn from them."""
         # In this order: what changes in between is seen by the next refresh.
         self._refreshed_at = strategist_store.standing(store.connection(), store.space)
         self.served = strategist_store.read_served(store.connection(), store.space, strategy)
@@ -138,13 +142,32 @@ class EvidenceLoop:
         return total
 
     def settle(self) -> None:
-        """Wait until everything that the ledger holds now is taken in, by this process or by another that is at it."""
+        """Wait until everything that the ledger holds now is taken in, by this process or by another that is at it.
+
+        Raises
+        ------
+        DatabaseBusy
+            If nobody has taken anything in for `EvidenceConfig.stalled_seconds`.
+        DatabaseError
+            As `advance`.
+        """
         goal, stands = self._standing()
+        moved_at = time.monotonic()
         while stands.may_weigh and stands.ordinal < goal:
+            before = stands.ordinal
             if not self.catch_up():
                 time.sleep(self.config.interval_seconds)
             written, stands = self._standing()
             goal = min(goal, written)  # fewer than there were, if somebody was forgotten meanwhile
+            if stands.ordinal != before:
+                moved_at = time.monotonic()
+            elif stands.ordinal < goal and time.monotonic() - moved_at > self.config.stalled_seconds:
+                raise DatabaseBusy(
+                    f"the strategies of space {self._store.space.name!r} are weighed up to ledger entry "
+                    f"{stands.ordinal} of {goal}, and nobody has gone on for {self.config.stalled_seconds:g} s: "
+                    "another session holds the row of the space in sona.strategist; end it (pg_locks has its pid), or "
+                    "try again later, workers go on once it is free"
+                )
 
     def _standing(self) -> tuple[int, Standing]:
         """How many entries the ledger holds, and where the strategist stands."""
@@ -288,6 +311,7 @@ class EvidenceLoop:
         )
         if is_new:
             copy.remember(query, is_prototype=is_prototype)
+            self._fresh += 1
         return lesson
 
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
@@ -298,6 +322,9 @@ class EvidenceLoop:
                 # Retention has deleted some of what the copy remembers.
                 copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
             return copy
+        if self._refused_in != held.epoch:
+            self._refused.clear()
+            self._refused_in = held.epoch
         connection, space = self._store.connection(), self._store.space
         pool = ItemPool(*spaces.item_sample(connection, space))
         strategist = Strategist(pool, self._strategy, self._adapter)
@@ -316,10 +343,10 @@ class EvidenceLoop:
         return self._copy
 
     def _admit(self) -> None:
-        """Now and then, move the remembered queries of a large space into their index."""
-        if time.monotonic() < self._admit_at:
+        """Now and then, and after many of them, move the remembered queries of a large space into their index."""
+        if time.monotonic() < self._admit_at and self._fresh < self.config.admit_rows:
             return
-        self._admit_at = time.monotonic() + self.config.admit_interval_seconds
+        self._admit_at, self._fresh = time.monotonic() + self.config.admit_interval_seconds, 0
         try:
             connection, space = self._store.connection(), self._store.space
             if strategist_store.standing(connection, space).may_weigh:

@@ -30,6 +30,7 @@ from sona_pg.store.ledger import read_ledger
 log = logging.getLogger("sona_pg")
 
 CAUSE = "forgot a user"
+WEIGHED = "weighed again after forgetting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class ForgetReport:
         nothing was learned from: how many trajectories retention has deleted, whose they were nobody knows; what these
         have taught stays.
     version
-        The version that was published; None if nothing had been learned.
+        The version that was published last; None if nothing had been learned. Once the strategies are weighed again,
+        one is published that has their evidence.
     locked_seconds, weighing_seconds, seconds
         How long nobody could learn in the space, how long it took to weigh the strategies again, and everything. The
         second is None if that was not waited for, or failed and is tried again.
@@ -120,6 +122,9 @@ def forget(
                 weighing = time.monotonic()
                 evidence.settle()
                 report = replace(report, weighing_seconds=time.monotonic() - weighing)
+                if report.replayed:
+                    # The version that is published under the lock knows nothing of the strategies yet.
+                    report = replace(report, version=instant.publish(WEIGHED) or report.version)
             evidence.refresh()
         except SonaError as error:
             # It is forgotten all the same, and the next look takes it over.
@@ -149,7 +154,7 @@ class _Forgetting:
             began = time.monotonic()
             ids = transaction.trajectories_of(self._user_id)
             if not transaction.entries(ids):
-                report = self._delete(transaction, ids)
+                report = self._delete_alone(transaction, ids)
                 # Whose those were nobody knows: they may have been this user's, and what they taught stays.
                 unknown = len(find_lost(store.connection(), store.space, self._user_id).trajectories)
                 return replace(report, lost=unknown, locked_seconds=time.monotonic() - began)
@@ -167,6 +172,14 @@ class _Forgetting:
             drop_memory_index(store.connection(), store.space, store.config)
         except SonaError as error:
             log.warning("the index of the remembered queries could not be dropped, a VACUUM cleans it: %s", error)
+        return report
+
+    def _delete_alone(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
+        """Delete the rows of a user whom nothing was learned from: no version comes of it."""
+        report = self._delete(transaction, ids)
+        if report != ForgetReport():
+            version = transaction.head().version
+            transaction.log(version, version, _reason(report))
         return report
 
     def _delete(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
@@ -231,7 +244,7 @@ class _Forgetting:
         before = transaction.head()
         ids = transaction.trajectories_of(self._user_id)
         if not transaction.entries(ids):
-            return self._delete(transaction, ids)  # somebody else has forgotten them meanwhile
+            return self._delete_alone(transaction, ids)  # somebody else has forgotten them meanwhile
         lost = self._check_lost()
         if lost != self._lost:
             self._replay = None  # it may hold what retention has deleted since
@@ -250,7 +263,7 @@ class _Forgetting:
         transaction.reset_strategist()
         version, deleted = transaction.publish(entries[0].ordinal, CAUSE, state, adapter)
         reached("forget.after_learner")
-        transaction.log(before.version, version, f"{CAUSE}: {report.trajectories} trajectories")
+        transaction.log(before.version, version, _reason(report))
         return replace(
             report,
             edges=edges,
@@ -260,3 +273,8 @@ class _Forgetting:
             lost=len(lost.trajectories) + lost.steps,
             version=version,
         )
+
+
+def _reason(report: ForgetReport) -> str:
+    """What the audit trail says; not who it was."""
+    return f"{CAUSE}: {report.trajectories} trajectories"

@@ -41,7 +41,7 @@ from sona_pg.learning.learner import Learned, Learner
 from sona_pg.learning.lora import MicroLoRA
 from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
-from sona_pg.loops.admission import admitted, admitted_score
+from sona_pg.loops.admission import admitted, admitted_score, checked_text
 from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
@@ -409,6 +409,35 @@ class InstantLoop:
         """
         with self._take_turn():
             return 0 if self._store is None else self._synchronize(self._store, claim=limit)
+
+    def publish(self, cause: str) -> int | None:
+        """Publish what is learned as a version, with what is known of the strategies; its number.
+
+        None without a store, before anything was learned, or if the space has another epoch than the last flush has
+        seen: what was deployed since is published.
+
+        Raises
+        ------
+        InvalidInput
+            If the cause is no text that Postgres can store.
+        DatabaseError
+            If the database does not take it.
+        """
+        checked_text(cause, "the cause")
+        with self._take_turn():
+            store, base = self._store, self._base
+            if store is None or base is None:
+                return None
+            connection = store.connection()
+            with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
+                head, state = transaction.head, transaction.state()
+                if state is None or head.epoch != base[0]:
+                    return None
+                served = self._published(connection, head, state).adapter.served
+                version = transaction.publish(cause, state, served)
+            if head.base == self._base:
+                self._version = version
+            return version
 
     @contextlib.contextmanager
     def _take_turn(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ def find_lost(connection: Connection, space: Space, user_id: str) -> Lost:
             "SELECT count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) JOIN sona.learning_event e"
             " USING (space_id, trajectory_id) WHERE t.space_id = %(space)s AND e.loop = %(loop)s AND e.revision = 0"
             " AND t.user_id IS DISTINCT FROM %(user)s"
-            " AND (e.learned IN ('adapter', 'micro', 'no embedding') OR t.created_at < s.steps_deleted_before)"
+            " AND (e.learned IN ('adapter', 'micro', 'no embedding') OR t.created_at < s.steps_lost_before)"
             " AND NOT EXISTS (SELECT FROM sona.trajectory_step p"
             " WHERE p.space_id = t.space_id AND p.trajectory_id = t.trajectory_id)",
             key,
@@ -247,7 +247,7 @@ class ForgetTransaction:
     def log(self, before: int, after: int, reason: str) -> None:
         """An entry of the audit trail; the user has no name there."""
         self._connection.execute(
-            "SELECT sona._log_deployment(%s, 'forget', nullif(%s, 0)::text, %s::text, %s)",
+            "SELECT sona._log_deployment(%s, 'forget', nullif(%s, 0)::text, nullif(%s, 0)::text, %s)",
             (self._space.space_id, before, after, reason),
         )
 

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import UnknownSpace
+from sona_pg.errors import UnknownSpace, UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.learning.forgetting import digest_of, is_before
@@ -85,16 +85,26 @@ def read_head(connection: Connection, space: Space) -> Head:
 
 def read_state(connection: Connection, space: Space) -> bytes | None:
     """The learner's state, or that of the version that was deployed since; None before anything was learned."""
+    state, restored = _held_state(connection, space)
+    if restored is not None:
+        try:
+            return read_version(connection, space, restored)
+        except UnknownVersion:
+            # Something else was deployed, or somebody forgotten, and the version deleted, since it was read which.
+            state, restored = _held_state(connection, space)
+            if restored is not None:
+                return read_version(connection, space, restored)
+    return state
+
+
+def _held_state(connection: Connection, space: Space) -> tuple[bytes | None, int | None]:
+    """The state that the learner's row holds, and which version takes its place."""
     with translated():
         row = connection.execute(
             "SELECT state, restored FROM sona.learner WHERE space_id = %s", (space.space_id,)
         ).fetchone()
-    if row is None:
-        return None
-    state, restored = row
-    if restored is not None:
-        return read_version(connection, space, restored)
-    return None if state is None else bytes(state)
+    state, restored = (None, None) if row is None else row
+    return None if state is None else bytes(state), restored
 
 
 def drop_oldest_pending(connection: Connection, space: Space) -> uuid.UUID | None:
@@ -338,6 +348,10 @@ class LearningTransaction:
     def write_edges(self, weights: Mapping[Edge, float]) -> None:
         """Set weights of co-access edges."""
         write_edge_weights(self._connection, self._space.space_id, weights)
+
+    def publish(self, cause: str, state: bytes, served: LowRank) -> int:
+        """Publish the state once more, with the evidence that there is by now; the version's number."""
+        return publish(self._connection, self._space, cause, state, served)
 
     def write_learner(
         self,

@@ -128,6 +128,11 @@ space = Table(
         Text,
         comment="what the space was set to before it was frozen by a deploy or by its lift; NULL if it was not",
     ),
+    Column(
+        "steps_lost_before",
+        DateTime(timezone=True),
+        comment="retention has deleted steps of what was recorded before, at any time; NULL if it never did",
+    ),
     CheckConstraint(
         "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow')",
         name="strategy",
@@ -514,7 +519,7 @@ deployment = Table(
     _space_id(),
     Column("deployment_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the entries"),
     _now("created_at", "when it was done"),
-    Column("actor", Text, nullable=False, comment="login that did it"),
+    Column("actor", Text, nullable=False, server_default=text("SESSION_USER"), comment="login that did it"),
     Column("action", Text, nullable=False, comment="publish, deploy, freeze, strategy, control or forget"),
     Column("before", Text, comment="version or setting before"),
     Column("after", Text, comment="version or setting since"),

@@ -241,16 +241,16 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
     return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}
 
 
-def set_strategy(connection: Connection, name: str, strategy: str) -> None:
-    """Set what answers in a space.
+def set_strategy(connection: Connection, name: str, strategy: str, reason: str | None = None) -> None:
+    """Set what answers in a space; the reason is for the audit trail.
 
     Raises
     ------
     InvalidInput
-        If there is no such strategy.
+        If there is no such strategy, or the reason is too long.
     """
     with translated():
-        connection.execute("SELECT sona.set_strategy(%s, %s)", (name, strategy))
+        connection.execute("SELECT sona.set_strategy(%s, %s, %s)", (name, strategy, reason))
 
 
 def set_control_share(connection: Connection, name: str, share: float) -> None:

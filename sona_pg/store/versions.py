@@ -112,19 +112,21 @@ def read_version(connection: Connection, space: Space, version: int) -> bytes:
         If it is gone.
     """
     with translated():
-        row = connection.execute(
-            "SELECT state FROM sona.adapter_version WHERE space_id = %s AND version = %s", (space.space_id, version)
-        ).fetchone()
-        rows = connection.execute(
-            "SELECT down, up FROM sona.version_row WHERE space_id = %s AND version = %s AND tier = 'adapter'"
-            " ORDER BY ordinal",
-            (space.space_id, version),
+        # One statement, and so one snapshot: the version may be deleted at this moment, with its rows.
+        found = connection.execute(
+            "SELECT -1 AS ordinal, state, NULL AS down, NULL AS up FROM sona.adapter_version"
+            " WHERE space_id = %(space)s AND version = %(version)s"
+            " UNION ALL SELECT ordinal, NULL, down, up FROM sona.version_row"
+            " WHERE space_id = %(space)s AND version = %(version)s AND tier = 'adapter' ORDER BY ordinal",
+            {"space": space.space_id, "version": version},
             binary=True,
         ).fetchall()
-    if row is None:
+    rows = [(down, up) for _, state, down, up in found if state is None]
+    state = next((state for _, state, _, _ in found if state is not None), None)
+    if state is None:
         raise UnknownVersion(f"version {version} of space {space.name!r} is gone: deploy another one")
     known = {SERVED: np.stack([*(down for down, _ in rows), *(up for _, up in rows)])} if rows else {}
-    return expand(bytes(row[0]), known)
+    return expand(bytes(state), known)
 
 
 def served_rows(low_rank: LowRank) -> FloatMatrix:

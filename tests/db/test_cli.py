@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from sona_pg.config import SCHEMA_REVISION
+from sona_pg.store.connection import connect
 
 
 def sona(
@@ -92,7 +93,12 @@ def test_what_answers_is_shown_and_set(url: str, space_name: str) -> None:
     assert made.returncode == 0, made.stderr
     found = json.loads(sona("space", "strategy", space_name, "--json", url=url).stdout)
     assert found == {"strategy": "boosted", "in_force": "boosted", "strategies": [], "turns": []}
-    assert "frozen answers" in sona("space", "strategy", space_name, "frozen", url=url).stdout
+    why = ("--reason", "a test")
+    assert "frozen answers" in sona("space", "strategy", space_name, "frozen", *why, url=url).stdout
+    assert sona("space", "strategy", space_name, *why, url=url).returncode == 2
+    with connect(url) as connection:
+        audit = "SELECT after, reason FROM sona.deployments WHERE space = %s"
+        assert connection.execute(audit, (space_name,)).fetchall() == [("frozen", "a test")]
     assert sona("space", "strategy", space_name, "best", url=url).returncode == 2
     assert sona("space", "strategy", "nowhere", url=url).returncode == 1
     assert sona("space", "create", "another", "3", "--examination", "1,x", url=url).returncode == 2

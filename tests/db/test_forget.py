@@ -357,7 +357,7 @@ def test_no_row_of_any_table_names_the_user_or_what_they_asked(
         "turns": 1,
         "errors": 2,
         "replayed": 2,
-        "version": 1,
+        "version": 2,
     }
     left = _everything(connection, key)
     traces = [user, "ann@example", *map(str, ids), str(waiting)]
@@ -414,6 +414,9 @@ def test_who_has_taught_nothing_yet_takes_nothing_away(
     )
     assert _counts(engine.forget("ann")) == {"trajectories": 1, "steps": 1, "pending": 1}
     assert _learned(connection, engine) == learned
+    engine.forget("ann")
+    audit = "SELECT before, after, reason FROM sona.deployments WHERE space = %s AND action = 'forget'"
+    assert connection.execute(audit, (space_name,)).fetchall() == [(None, None, "forgot a user: 1 trajectories")]
 
 
 # Versions
@@ -435,14 +438,16 @@ def test_versions_that_had_learned_from_the_user_are_deleted_and_no_number_is_gi
     _some(publishing, "bob cid ann dan", rng)
     assert [version.version for version in publishing.versions()] == [1, 2, 3, 4]
     report = publishing.forget("ann")
-    assert (report.versions, report.version) == (2, 5)
+    assert (report.versions, report.version) == (2, 6)
     assert [(v.version, v.parent, v.cause, v.is_in_force) for v in publishing.versions()] == [
         (1, None, "2 events learned", False),
         (2, 1, "4 events learned", False),
-        (5, 2, "forgot a user", True),
+        (5, 2, "forgot a user", False),
+        (6, 5, "weighed again after forgetting", True),
     ]
+    assert publishing.instant.version == 6
     rows = connection.execute("SELECT DISTINCT version FROM sona.version_row WHERE space_id = %s ORDER BY 1", key)
-    assert rows.fetchall() == [(1,), (2,), (5,)]
+    assert rows.fetchall() == [(1,), (2,), (5,), (6,)]
     audit = connection.execute(
         "SELECT before, after, reason FROM sona.deployment WHERE space_id = %s AND action = 'forget'", key
     )
@@ -450,9 +455,35 @@ def test_versions_that_had_learned_from_the_user_are_deleted_and_no_number_is_gi
     with pytest.raises(UnknownVersion, match="held what was to be forgotten"):
         publishing.deploy(3)
     state = publishing.instant.learner.to_bytes()
-    assert publishing.deploy("rollback") == 2
-    assert publishing.deploy(5) == 5
+    assert [publishing.deploy("rollback") for _ in range(2)] == [5, 2]
+    assert publishing.deploy(6) == 6
     assert publishing.instant.learner.to_bytes() == state
+
+
+def test_the_version_that_is_reported_brings_the_strategies_back(
+    open_space: Callable[[str], SonaEngine],
+    worker: InstantWorker,
+    connection: Connection,
+    space_name: str,
+    items: tuple[str, Matrix],
+    rng: np.random.Generator,
+) -> None:
+    engine = open_space(space_name)
+    Stream(items[1]).play(engine, worker, connection)
+    report = engine.forget("ann")
+    held = "SELECT s.evidence, s.in_force, s.known, s.strange, s.unseen, s.weights FROM sona.{} s WHERE s.space_id = %s"
+    key = engine.space.space_id
+    weighed_again = connection.execute(held.format("strategist"), (key,)).fetchall()
+    assert weighed_again[0][1] == "fusion", "something is proven, or it says little"
+    published = held.format("adapter_version") + " AND s.version = %s AND s.weighed = s.ordinal"
+    assert connection.execute(published, (key, report.version)).fetchall() == weighed_again  # type: ignore[arg-type]
+
+    _some(engine, "bob cid dan", rng)
+    engine.deploy("frozen")
+    assert report.version is not None
+    assert engine.deploy(report.version) == report.version
+    assert connection.execute(held.format("strategist"), (key,)).fetchall() == weighed_again
+    assert engine.evidence.served.strategy == "fusion"
 
 
 def test_after_a_deploy_the_whole_ledger_is_learned_and_what_the_space_is_set_to_stays(
@@ -799,6 +830,30 @@ def test_what_retention_has_deleted_is_lost_only_if_that_is_accepted(
     assert replayed(connection, engine)[0].to_bytes() == engine.instant.learner.to_bytes()
 
 
+def test_steps_that_retention_has_deleted_stay_lost_whatever_it_is_set_to_later(
+    open_space: Callable[[str], SonaEngine], connection: Connection, space_name: str, rng: np.random.Generator
+) -> None:
+    engine = open_space(space_name)
+    key = engine.space.space_id
+    # Nothing came of it: by its ledger entry alone it may as well have been recorded without steps.
+    engine.record(rng.standard_normal(DIM).astype(np.float32), ["1", "2"], user_id="bob")
+    engine.flush()
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = now() - interval '100 days' WHERE space_id = %s", (key,)
+    )
+    _some(engine, "ann", rng)
+    marks = []
+    for kept in ("90 days", None, "120 days"):
+        connection.execute("SELECT sona.set_retention(%s, steps => %s::interval)", (space_name, kept))
+        connection.execute("SELECT sona.apply_retention(%s)", (space_name,))
+        marks += connection.execute("SELECT steps_lost_before FROM sona.space WHERE space_id = %s", (key,)).fetchall()
+    assert marks[0][0] is not None
+    assert marks == [marks[0]] * 3
+    with pytest.raises(IncompleteLedger, match="the steps of 1 others"):
+        engine.forget("ann")
+    assert engine.forget("ann", accept_lost=True).lost == 1
+
+
 # The command
 
 
@@ -815,7 +870,7 @@ def test_the_command_asks_first_and_says_what_is_gone(
     done = sona("forget", space_name, "ann", "--yes", "--json", url=url)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["trajectories"], found["steps"], found["entries"], found["version"]) == (1, 3, 2, 1)
+    assert (found["trajectories"], found["steps"], found["entries"], found["version"]) == (1, 3, 2, 2)
     again = sona("forget", space_name, "ann", "--yes", url=url)
     assert (again.returncode, again.stdout) == (0, f"space {space_name!r} knows no user 'ann': nothing was changed\n")
     missing = sona("forget", "no such space", "ann", "--yes", url=url)

@@ -54,6 +54,7 @@ WORKER_UPDATES = {
         "trajectory_retention",
         "step_retention",
         "steps_deleted_before",
+        "steps_lost_before",
     },
     "space_grant": {"may_write"},
     "score": {"revision"},
@@ -64,6 +65,12 @@ WORKER_UPDATES = {
     "forgotten_user": {"forgotten_at"},
 }
 """Columns that a worker may rewrite, of the tables that it may not rewrite as a whole."""
+
+WORKER_INSERTS = {"deployment": {"space_id", "action", "before", "after", "reason"}}
+"""Columns that a worker may say, of the tables to which it may add rows and from which it may delete none."""
+
+WORKER_READS = {"forgotten_user"}
+"""Tables that lesser roles do not see."""
 
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
@@ -161,10 +168,12 @@ def test_no_table_takes_what_is_not_for_the_role_to_write(
     for table in _tables(own):
         _denied(own, f"TRUNCATE sona.{table}")
         worker_writes = kind == "worker" and table != "alembic_version"
-        if not worker_writes:
+        if not worker_writes or table in WORKER_INSERTS:
             _denied(own, f"DELETE FROM sona.{table}")
         for column in _columns(own, table):
-            insertable = worker_writes or (kind == "app" and column in APP_INSERTS.get(table, set()))
+            insertable = (worker_writes and column in WORKER_INSERTS.get(table, {column})) or (
+                kind == "app" and column in APP_INSERTS.get(table, set())
+            )
             if not insertable:
                 _denied(own, f"INSERT INTO sona.{table} ({column}) VALUES (DEFAULT)")
             updatable = worker_writes and (table in WORKER_REWRITES or column in WORKER_UPDATES.get(table, set()))
@@ -252,7 +261,9 @@ def test_who_may_only_read_a_space_writes_nothing_there_whatever_the_role(
         _denied(guest, "SELECT sona.set_strategy('alpha', 'frozen')", says="permission denied for space")
         _denied(guest, "SELECT sona.drop_space('alpha')", says="this role may only read it")
         for table in _tables(guest):
-            if table != "alembic_version":
+            if table in WORKER_INSERTS:
+                _denied(guest, f"DELETE FROM sona.{table}")
+            elif table != "alembic_version":
                 assert guest.execute(f"DELETE FROM sona.{table}").rowcount == 0
         assert guest.execute("UPDATE sona.space_grant SET may_write = true").rowcount == 0
         assert guest.execute("UPDATE sona.strategist SET in_force = 'fusion'").rowcount == 0
@@ -412,7 +423,9 @@ def test_a_worker_drops_its_space_whole(world: World, login: Callable[[str], Con
 def test_nothing_of_another_space_is_seen(world: World, login: Callable[[str], Connection], kind: str) -> None:
     own = login(f"alpha_{kind}")
     for table in _tables(own):
-        if table != "alembic_version":
+        if table in WORKER_READS and kind != "worker":
+            _denied(own, f"SELECT FROM sona.{table}")
+        elif table != "alembic_version":
             assert own.execute(
                 f"SELECT count(*) FILTER (WHERE space_id = %s), count(*) FILTER (WHERE space_id = %s) > 0"
                 f" FROM sona.{table}",
@@ -437,7 +450,9 @@ def test_no_row_is_forged_moved_or_deleted_in_another_space(
         before = {table: connection.execute(f"SELECT * FROM sona.{table} ORDER BY 1, 2").fetchall()
                   for table in _tables(connection) if table not in ("alembic_version", "space")}  # fmt: skip
     for table in before:
-        columns = sorted(APP_INSERTS.get(table, ())) if kind == "app" else _columns(own, table)
+        columns = sorted((APP_INSERTS if kind == "app" else WORKER_INSERTS).get(table, ()))
+        if kind == "worker" and table not in WORKER_INSERTS:
+            columns = _columns(own, table)
         columns = [
             c
             for c in columns
@@ -452,12 +467,22 @@ def test_no_row_is_forged_moved_or_deleted_in_another_space(
             f" WHERE space_id = {world.ids['alpha']} LIMIT 1 ON CONFLICT DO NOTHING",
             says="row-level security",
         )
-        if kind == "worker":
+        if kind == "worker" and table not in WORKER_INSERTS:
             assert own.execute(f"DELETE FROM sona.{table} WHERE space_id = {theirs}").rowcount == 0
             _denied(own, f"UPDATE sona.{table} SET space_id = {theirs}", says="row-level security|permission denied")
     with connect(world.url, vectors=False) as connection:
         for table, rows in before.items():
             assert connection.execute(f"SELECT * FROM sona.{table} ORDER BY 1, 2").fetchall() == rows, table
+
+
+def test_the_audit_trail_names_the_login_whoever_writes_it(world: World, login: Callable[[str], Connection]) -> None:
+    own, key = login("alpha_worker"), world.ids["alpha"]
+    with own.transaction(force_rollback=True):
+        own.execute("INSERT INTO sona.deployment (space_id, action, reason) VALUES (%s, 'deploy', 'by hand')", (key,))
+        rows = own.execute(
+            "SELECT actor = session_user, created_at = now() FROM sona.deployment WHERE reason = 'by hand'"
+        ).fetchall()
+        assert rows == [(True, True)]
 
 
 def test_no_number_of_a_coming_space_is_taken_in_advance(world: World, login: Callable[[str], Connection]) -> None:

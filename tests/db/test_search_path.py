@@ -79,6 +79,7 @@ CALLS = {
     "prune_versions": "SELECT sona.prune_versions({space}, 1)",
     "versions": "SELECT version, events, strategy FROM sona.versions({space})",
     "set_control_share": "SELECT sona.set_control_share({space}, 0.1)",
+    "_check_reason": "SELECT sona._check_reason(pg_catalog.repeat('a', 1001))",
     "_check_retention": "SELECT sona._check_retention('-1 day', 'steps')",
     "_btree_operator": "SELECT sona._btree_operator('integer[]', 3)",
     "_column_type": "SELECT sona._column_type('shop.items', 'id')::pg_catalog.oid",
@@ -132,8 +133,8 @@ CALLS = {
 """A call of every function, itself written so that no search path touches it."""
 
 RAISING = {
-    "_check_control_share", "_check_examination", "_check_loop", "_check_id", "_check_retention", "_check_reward",
-    "_check_strategy", "_refuse",
+    "_check_control_share", "_check_examination", "_check_id", "_check_loop", "_check_reason", "_check_retention",
+    "_check_reward", "_check_strategy", "_refuse",
     "_unknown_space", "_wrong_dimension",
 }  # fmt: skip
 """Functions whose call is an error by intention."""

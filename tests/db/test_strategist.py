@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
-from sona_pg.config import STRATEGIES
+from sona_pg import ConfigError, DatabaseBusy, InvalidInput, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
+from sona_pg.config import STRATEGIES, EvidenceConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import JudgedEvent, look_around
@@ -215,6 +215,12 @@ def test_a_fixed_strategy_answers_and_can_be_taken_back(url: str, space_name: st
         found = world.engine.recall(query)
         assert found.answer.strategy == strategy
         assert [item.item_id for item in found.items] == _sql_recall(connection, world, query)
+    spaces.set_strategy(connection, world.name, "learned", "enough was compared")
+    assert world.rows("SELECT before, after, reason FROM sona.deployments WHERE space = %(name)s ORDER BY created_at")[
+        -2:
+    ] == [("adapted", "frozen", None), ("frozen", "learned", "enough was compared")]
+    with pytest.raises(InvalidInput, match="the reason has 1001 characters"):
+        spaces.set_strategy(connection, world.name, "frozen", "a" * 1001)
     with pytest.raises(psycopg.errors.Error) as refused:
         connection.execute("SELECT sona.set_strategy(%s, 'best')", (world.name,))
     assert refused.value.sqlstate == "SN003"
@@ -490,6 +496,36 @@ def test_an_entry_that_cannot_be_learned_from_holds_up_none(world: World, monkey
     assert "no finite loss" in str(message[0])
 
 
+def test_what_was_refused_is_learned_from_once_the_strategist_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*given: object) -> Lesson:
+        raise LearningError("no finite loss: nothing can be learned from it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Strategist, "learn", refusing)
+        for user in ("ann", "bob"):
+            world.engine.record(world.ask(0), ["1"], {"5": 1.0}, user_id=user)
+            world.engine.flush()
+    events = "SELECT ordinal, events FROM sona.strategist WHERE space_id = %(space)s"
+    assert world.rows(events) == [(2, 0)]
+    world.engine.forget("ann")
+    assert world.rows(events) == [(1, 1)]
+
+
+def test_who_waits_for_a_strategist_that_is_held_gives_up_after_a_while(world: World, url: str) -> None:
+    config = EvidenceConfig(interval_seconds=0.01, stalled_seconds=0.2)
+    with SonaEngine.connect(url, space=world.name, background=False, evidence=config) as engine:
+        engine.record(engine.recall(world.ask(0)), rewards={"1": 1.0})
+        engine.instant.flush_updates()
+        with connect(url) as other, strategist_transaction(other, world.engine.space) as held:
+            assert held is not None
+            with pytest.raises(DatabaseBusy, match=r"entry 0 of 1, .* sona\.strategist; end it"):
+                engine.evidence.settle()
+        engine.evidence.settle()
+    assert world.rows("SELECT ordinal FROM sona.strategist WHERE space_id = %(space)s") == [(1,)]
+
+
 def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connection: Connection) -> None:
     world.teach(120)
     connection.execute(
@@ -504,6 +540,25 @@ def test_what_retention_deletes_is_forgotten_by_a_process(world: World, connecti
     prototypes = "SELECT count(*) FROM sona.remembered_query WHERE space_id = %(space)s AND is_prototype"
     (found,) = world.rows(prototypes)
     assert int(str(found[0])) > 10
+
+
+def test_remembered_queries_are_indexed_after_many_of_them_too(world: World, url: str) -> None:
+    config, store = (
+        EvidenceConfig(batch=8, admit_interval_seconds=86_400.0, admit_rows=20),
+        StoreConfig(exact_search_rows=10),
+    )
+    with SonaEngine.connect(url, space=world.name, background=False, evidence=config, store=store) as engine:
+        for event in range(30):
+            engine.record(world.ask(event), rewards={"1": 1.0})
+        engine.instant.flush_updates()
+        counts = (
+            "SELECT count(*) FILTER (WHERE admitted), count(*) FROM sona.remembered_query WHERE space_id = %(space)s"
+        )
+        seen = []
+        while engine.evidence.advance():
+            seen += world.rows(counts)
+    # The first look finds too few; the day until the next one is not waited for.
+    assert seen == [(0, 8), (0, 16), (0, 24), (30, 30)]
 
 
 def test_k_items_of_a_table_of_chunks(world: World, connection: Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -15,6 +16,8 @@ from sona_pg.config import WorkerConfig
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
+from sona_pg.store.learning import read_state
+from sona_pg.store.versions import read_version
 from sona_pg.worker import InstantWorker
 
 from .test_strategist import DIM, QUESTIONS, World
@@ -336,6 +339,38 @@ def test_deploys_and_settings_do_not_wait_for_each_other_in_a_circle(world: Worl
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("gone", ["before", "while it is read"])
+def test_a_version_that_is_deleted_while_it_is_taken_over_does_no_harm(
+    world: World, connection: Connection, url: str, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _taught(world, connection)
+    first, second = (version.version for version in world.engine.versions()[:2])
+    world.engine.deploy(first)
+    space = world.engine.space
+    expected = {version: read_version(connection, space, version) for version in (first, second)}
+
+    def deploy_another_and_delete() -> None:
+        with connect(url) as other, other.transaction():
+            other.execute("SELECT sona.deploy(%s, %s)", (world.name, second))
+            for table in ("version_row", "adapter_version"):
+                other.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND version = %s", (space.space_id, first))
+
+    execute, statements = connection.execute, 0
+
+    def interrupted(*given: Any, **more: Any) -> Any:  # noqa: ANN401
+        nonlocal statements
+        statements += 1
+        if gone == "before" and statements == 2:
+            deploy_another_and_delete()
+        found = execute(*given, **more)
+        if gone != "before" and statements == 2:
+            deploy_another_and_delete()
+        return found
+
+    monkeypatch.setattr(connection, "execute", interrupted)
+    assert read_state(connection, space) == expected[second if gone == "before" else first]
 
 
 def test_a_version_that_is_yet_to_be_taken_over_is_not_pruned(world: World, connection: Connection) -> None:

@@ -306,10 +306,14 @@ GOOD: dict[str, Any_] = {
 }
 """By parameter; settings of configs are good at their defaults."""
 
+ANSWER = uuid.UUID(int=7)
+"""An answer that the engine has recorded, which can be asked why."""
+
 GOOD_OF: dict[str, dict[str, Any_]] = {
     "EdgeWeights.__init__": {"scale": st.sampled_from((None, 0.01))},
     "InstantLoop.__init__": {"space": settings_of["space_config"], "pool": st.none(), "store": st.none()},
     "InstantLoop.on_inference": {"trajectory": good_trajectories},
+    "InstantLoop.publish": {"cause": texts},
     "InstantLoop.on_score": {"score": st.builds(Score, st.uuids(), st.just(1.0), item_ids, st.just("reward"), texts)},
     "LearningSignal.__init__": {"metadata": st.just(SignalMetadata())},
     "LearningSignal.from_trajectory": {"trajectory": good_trajectories},
@@ -332,6 +336,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     },
     "SonaEngine.forget": {"user_id": texts},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
+    "SonaEngine.why": {"trajectory_id": st.sampled_from((ANSWER, uuid.UUID(int=1)))},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
     "TrajectoryBuffer.record": {"trajectory": good_trajectories},
 }

@@ -15,10 +15,11 @@ import sona_pg
 from sona_pg import SonaEngine, SonaError
 from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
+from sona_pg.types import QueryTrajectory, TrajectoryStep
 
 from . import budget, python_values
 from .budget import tries
-from .python_values import DIM, MAKERS, NUMBERS_OF, anything
+from .python_values import ANSWER, DIM, MAKERS, NUMBERS_OF, anything
 from .sweep import learn_all, not_finite
 
 PLAIN = {"ForgetReport", "ImprovementMetrics", "InstantLoopMetrics", "TrajectoryStep", "Score"}
@@ -90,6 +91,11 @@ def engine(url: str) -> Iterator[SonaEngine]:
             )
     with SonaEngine.connect(url, space="fuzz python", dim=DIM, background=False) as made:
         made.set_items("public.fuzz_python", "id", "embedding")
+        nothing = np.zeros(0, dtype=np.float32)
+        step = TrajectoryStep(nothing, nothing, 1.0, 0.0, "1", 1)
+        made.record(QueryTrajectory(ANSWER, np.ones(DIM, dtype=np.float32), (step,), None, 0, None, None, {}))
+        made.flush()
+        assert [item.item_id for item in made.why(ANSWER).items] == ["1"]
         yield made
 
 

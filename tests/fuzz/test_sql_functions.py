@@ -173,6 +173,7 @@ EVERY = (
     "_check_id",
     "_check_keys",
     "_check_may_index",
+    "_check_reason",
     "_check_retention",
     "_check_reward",
     "_check_strategy",

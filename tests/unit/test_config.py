@@ -116,6 +116,8 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "interval_seconds": (0.001, 3601.0),
         "batch": (0, 10_001),
         "admit_interval_seconds": (-1.0, 86_401.0),
+        "admit_rows": (0, 1.5),
+        "stalled_seconds": (0.0, 86_401.0),
     },
     StoreConfig: {
         "connect_timeout_seconds": (0, 3601),
