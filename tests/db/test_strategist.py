@@ -170,7 +170,8 @@ def test_sql_scores_as_the_strategist_that_proved_it(taught: World, connection: 
             best = np.sort(scored.scores[strategy])[::-1][:20] / 20
             np.testing.assert_allclose([row[1] for row in rows], best, atol=2e-6)
             # Items whose scores differ by less than rounding may change places, and only these.
-            mine = {scored.around.items[row]: score / 20 for row, score in zip(scored.rows, scored.scores[strategy])}
+            scores = zip(scored.rows, scored.scores[strategy], strict=True)
+            mine = {scored.around.items[row]: score / 20 for row, score in scores}
             np.testing.assert_allclose([mine[row[0]] for row in rows], best, atol=2e-6)
             assert len({row[0] for row in rows}) == len(rows) == 20
 
