@@ -57,8 +57,6 @@ cdef cnp.ndarray _unit_rows(object value, str what):
     n, d = cnp.PyArray_DIM(array, 0), cnp.PyArray_DIM(array, 1)
     if n and not d:
         raise InvalidInput(f"{what} has no components, expected at least one")
-    if not simd().all_finite(<const float *>cnp.PyArray_DATA(array), n * d):
-        raise InvalidInput(f"{what} holds NaN or infinity: check what the embedding model returned")
     squares = np.empty(n)
     cdef double[::1] square_of = squares
     cdef float dot
@@ -70,8 +68,10 @@ cdef cnp.ndarray _unit_rows(object value, str what):
         # The same bound as that of `unit`: a unit vector keeps its bits.
         if not fabs(<double>dot - 1) < 1e-5:
             is_unit = False
-    if is_unit:
+    if is_unit:  # then nothing in it is NaN or infinite
         return array
+    if not simd().all_finite(<const float *>cnp.PyArray_DATA(array), n * d):
+        raise InvalidInput(f"{what} holds NaN or infinity: check what the embedding model returned")
     # In double precision: the square of a float32 may overflow, or vanish.
     lengths = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
     if not lengths.all():
@@ -132,7 +132,7 @@ def assign(rows, centroids):
     return labels, scores
 
 
-def top_k(rows, query, Py_ssize_t k):
+def top_k(rows, query, Py_ssize_t k, *, bint is_unit=False):
     """The k rows nearest to a query by cosine, nearest first, equal ones in the order of rows; exact.
 
     Parameters
@@ -143,6 +143,8 @@ def top_k(rows, query, Py_ssize_t k):
         float32 (dim,), of any length but zero.
     k
         How many; all of them if there are fewer.
+    is_unit
+        Whether the rows are known to be finite, contiguous and of unit length: they are not looked at first then.
 
     Returns
     -------
@@ -158,7 +160,12 @@ def top_k(rows, query, Py_ssize_t k):
     """
     if k < 0:
         raise InvalidInput(f"k is {k}, expected a whole number from 0")
-    cdef cnp.ndarray x = _unit_rows(rows, "rows")
+    cdef cnp.ndarray x
+    if is_unit and cnp.PyArray_Check(rows) and cnp.PyArray_TYPE(<cnp.ndarray>rows) == cnp.NPY_FLOAT32 \
+            and cnp.PyArray_NDIM(<cnp.ndarray>rows) == 2 and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>rows):
+        x = <cnp.ndarray>rows
+    else:
+        x = _unit_rows(rows, "rows")
     cdef cnp.ndarray q = _unit_rows(np.asarray(query)[np.newaxis], "query")
     cdef Py_ssize_t i, n = cnp.PyArray_DIM(x, 0), d = cnp.PyArray_DIM(q, 1)
     if cnp.PyArray_DIM(x, 1) != d:

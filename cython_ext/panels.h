@@ -78,7 +78,7 @@ SONA_AVX2 static void panel_scores_avx2(const float *const *rows, ptrdiff_t n, c
 
 SONA_AVX2 SONA_INLINE void steady_block_avx2(const float *const *row, const int rows, const float *x, ptrdiff_t d,
                                              float *out) {
-    __m256 low[4], high[4];
+    __m256 low[6], high[6];
     for (int i = 0; i < rows; i++) low[i] = high[i] = _mm256_setzero_ps();
     ptrdiff_t j = 0;
     for (; j + 16 <= d; j += 16) {
@@ -102,8 +102,13 @@ SONA_AVX2 SONA_INLINE void steady_block_avx2(const float *const *row, const int 
 
 SONA_AVX2 static void steady_dots_avx2(const float *const *rows, ptrdiff_t n, const float *x, ptrdiff_t d, float *out) {
     ptrdiff_t i = 0;
-    for (; i + 4 <= n; i += 4) steady_block_avx2(rows + i, 4, x, d, out + i);
-    for (; i < n; i++) steady_block_avx2(rows + i, 1, x, d, out + i);
+    for (; i + 4 <= n && i + 6 != n && i + 5 != n; i += 4) steady_block_avx2(rows + i, 4, x, d, out + i);
+    /* What is left in one go: a sum alone waits for its own additions. */
+    if (i + 6 == n) steady_block_avx2(rows + i, 6, x, d, out + i);
+    else if (i + 5 == n) steady_block_avx2(rows + i, 5, x, d, out + i);
+    else if (i + 3 == n) steady_block_avx2(rows + i, 3, x, d, out + i);
+    else if (i + 2 == n) steady_block_avx2(rows + i, 2, x, d, out + i);
+    else if (i + 1 == n) steady_block_avx2(rows + i, 1, x, d, out + i);
 }
 
 /* ---- AVX-512 --------------------------------------------------------------------------------------------------- */
@@ -151,7 +156,7 @@ SONA_AVX512 static void panel_scores_avx512(const float *const *rows, ptrdiff_t 
 
 SONA_AVX512 SONA_INLINE void steady_block_avx512(const float *const *row, const int rows, const float *x, ptrdiff_t d,
                                                  float *out) {
-    __m512 sum[4];
+    __m512 sum[6];
     for (int i = 0; i < rows; i++) sum[i] = _mm512_setzero_ps();
     ptrdiff_t j = 0;
     for (; j + 16 <= d; j += 16) {
@@ -172,8 +177,13 @@ SONA_AVX512 SONA_INLINE void steady_block_avx512(const float *const *row, const 
 SONA_AVX512 static void steady_dots_avx512(const float *const *rows, ptrdiff_t n, const float *x, ptrdiff_t d,
                                            float *out) {
     ptrdiff_t i = 0;
-    for (; i + 4 <= n; i += 4) steady_block_avx512(rows + i, 4, x, d, out + i);
-    for (; i < n; i++) steady_block_avx512(rows + i, 1, x, d, out + i);
+    for (; i + 4 <= n && i + 6 != n && i + 5 != n; i += 4) steady_block_avx512(rows + i, 4, x, d, out + i);
+    /* What is left in one go: a sum alone waits for its own additions. */
+    if (i + 6 == n) steady_block_avx512(rows + i, 6, x, d, out + i);
+    else if (i + 5 == n) steady_block_avx512(rows + i, 5, x, d, out + i);
+    else if (i + 3 == n) steady_block_avx512(rows + i, 3, x, d, out + i);
+    else if (i + 2 == n) steady_block_avx512(rows + i, 2, x, d, out + i);
+    else if (i + 1 == n) steady_block_avx512(rows + i, 1, x, d, out + i);
 }
 #endif /* SONA_X86 */
 

@@ -5,7 +5,7 @@ def assign(
     rows: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
 def top_k(
-    rows: NDArray[np.float32], query: NDArray[np.float32], k: int
+    rows: NDArray[np.float32], query: NDArray[np.float32], k: int, *, is_unit: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
 def kmeans(
     rows: NDArray[np.float32],

@@ -377,7 +377,7 @@ def changed(
     """
     kept = {pattern.id: pattern.decayed_to(now, config.half_life_seconds) for pattern in patterns}
     ids = list(kept)
-    old = np.array([kept[id].centroid for id in ids], dtype=np.float32).reshape(len(ids), -1)
+    old = np.array([kept[id].centroid for id in ids], dtype=np.float32).reshape(len(ids), clusters.centroids.shape[1])
     matched = match_clusters(clusters.centroids, old, config.match_threshold)
     members = np.full(len(clusters), -1, dtype=np.int64)
     created, updated = [], []
@@ -410,14 +410,14 @@ def changed(
 
 
 def merge_plan(patterns: Sequence[LearnedPattern], threshold: float) -> dict[int, int]:
-    """By id of a pattern that is a near duplicate, the id of the older one that it becomes part of.
+    """By id of a pattern that is a near duplicate, the lower id of the one that it becomes part of.
 
     Only patterns of one abstraction level are compared.
     """
     plan: dict[int, int] = {}
     for level in sorted({pattern.abstraction_level for pattern in patterns}):
-        # The older stands: what is known by an id stays known by it.
-        own = sorted((p for p in patterns if p.abstraction_level == level), key=lambda p: (p.created_at, p.id))
+        # Ids are given in order. The older stands: what is known by an id stays known by it.
+        own = sorted((p for p in patterns if p.abstraction_level == level), key=lambda p: p.id)
         into = near_duplicates(
             np.array([p.centroid for p in own], dtype=np.float32), -np.arange(len(own), dtype=np.float64), threshold
         )

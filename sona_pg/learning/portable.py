@@ -52,7 +52,7 @@ def bank_from_json(
     try:
         patterns = [pattern_from_json(stored, dim) for stored in exported["patterns"]]  # type: ignore
         verdicts = {
-            int(id): {v.parameter: v for v in map(Verdict.from_json, stored)}
+            int(id): {v.parameter: v for v in map(Verdict.from_json, stored)}  # type: ignore
             for id, stored in exported["verdicts"].items()  # type: ignore
         }
     except (KeyError, TypeError, AttributeError) as cause:

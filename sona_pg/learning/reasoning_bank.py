@@ -16,7 +16,6 @@ from sona_pg.learning.patterns import (
     Change,
     LearnedPattern,
     changed,
-    confidence_of,
     is_prunable,
     merge_plan,
     merged_clusters,
@@ -26,13 +25,15 @@ from sona_pg.learning.patterns import (
 from sona_pg.learning.portable import bank_from_json, bank_to_json
 from sona_pg.learning.recommendation import NearPattern, Recommendation, optimized_params
 from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, canonical, looked
-from sona_pg.types import UNKNOWN, FloatVector, Json, QueryTrajectory, finite_or_none
+from sona_pg.types import UNKNOWN, Json, QueryTrajectory, finite_or_none
 
 PARAMETERS = "parameters"
 """Key in a trajectory's metadata under which an application records what parameters it used, by name."""
 
 STRATEGY = "strategy"
 """The strategy that answered is a parameter, too, of this name."""
+
+_NOTHING = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class ReasoningBank:
         self._member = np.empty(0, dtype=np.int64)
         self._used: list[tuple[tuple[str, Json], ...]] = []
         self._feedback: list[tuple[float | None, float | None]] = []
-        self._added = 0
+        self._added = self._extracted = 0
 
     # ---- trajectories ------------------------------------------------------------------------------------------------
 
@@ -146,10 +147,12 @@ class ReasoningBank:
         metadata = trajectory.metadata
         given = metadata.get(PARAMETERS) if parameters is None else parameters
         used = self._parameters(given, trajectory.answer.strategy)
-        fed_back = (
+        fed_back: tuple[float | None, float | None] = (
             _share(metadata.get("precision") if precision is None else precision, "precision"),
             _share(metadata.get("recall") if recall is None else recall, "recall"),
         )
+        if fed_back == _NOTHING:
+            fed_back = _NOTHING  # one for all
         place = self._added % self.config.max_trajectories
         if place == len(self._used):
             self._grow(place)
@@ -184,12 +187,11 @@ class ReasoningBank:
     def _grow(self, size: int) -> None:
         if size < len(self._rows):
             return
-        room = min(max(2 * size, 64), self.config.max_trajectories)
-        for name in ("_rows", "_quality", "_waiting", "_member"):
-            old = getattr(self, name)
-            new = np.empty((room, *old.shape[1:]), dtype=old.dtype)
-            new[: len(old)] = old
-            setattr(self, name, new)
+        room = min(max(size + size // 4, 64), self.config.max_trajectories)
+        # Where they lie, if there is room behind: a copy would need twice the memory for a while.
+        self._rows.resize((room, self.config.embedding_dim), refcheck=False)
+        for column in (self._quality, self._waiting, self._member):
+            column.resize(room, refcheck=False)
 
     @property
     def trajectory_count(self) -> int:
@@ -214,9 +216,9 @@ class ReasoningBank:
             If the clusters cannot be computed; nothing has changed then.
         """
         n = len(self._used)
-        waiting = self._waiting[:n]
-        if not waiting.any():
+        if self._extracted == self._added:
             return self.patterns
+        waiting = self._waiting[:n]
         rows, quality = self._rows[:n], self._quality[:n]
         k = min(self.config.k_clusters, max(1, n // self.config.min_cluster_size))
         try:
@@ -244,6 +246,7 @@ class ReasoningBank:
         except (InvalidInput, MemoryError, FloatingPointError) as cause:
             raise PatternExtractionError(f"{n} trajectories could not be clustered: {cause}") from cause
         self._take(change, clusters.labels)
+        self._extracted = self._added
         self.consolidate_patterns(now=now)
         return self.patterns
 
@@ -477,6 +480,3 @@ def _share(value: object, what: str) -> float | None:
     if number is not None and not 0 <= number <= 1:
         raise InvalidInput(f"{what} is {number!r}, expected 0 to 1")
     return number
-
-
-__all__ = ["PARAMETERS", "STRATEGY", "BankStats", "ReasoningBank", "confidence_of", "quality_of", "starting_centroids"]

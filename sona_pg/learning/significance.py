@@ -29,7 +29,9 @@ class Moments:
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """Of these values."""
-        mean = math.fsum(values) / len(values) if values else 0.0
+        if not values:
+            return cls()
+        mean = math.fsum(values) / len(values)
         return cls(len(values), mean, math.fsum((value - mean) ** 2 for value in values))
 
     def add(self, value: float) -> Moments:
@@ -41,8 +43,8 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         """Of both samples together (Chan, Golub & LeVeque 1979)."""
         count = self.count + other.count
-        if not count:
-            return Moments()
+        if not other.count:
+            return self
         shift = other.mean - self.mean
         return Moments(
             count,

@@ -25,7 +25,14 @@ from sona_pg.types import Json
 BETS = (-0.5, -0.25, -0.1, 0.1, 0.25, 0.5)
 """λ: what is bet on each difference. Nobody knows in advance which is best, so all are played."""
 
+_ENCODER = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":"))
 _BETS = np.array(BETS)
+_PLAYED = {
+    0: np.full(len(BETS), 1 / len(BETS)),
+    1: np.where(_BETS < 0, 2 / len(BETS), 0.0),
+    -1: np.where(_BETS > 0, 2 / len(BETS), 0.0),
+}
+"""By decision, the part of each bet: once something is decided, only what bets against it."""
 _LARGEST = 460.0
 """Logarithm of capital that is enough; it could grow for ever."""
 
@@ -78,41 +85,36 @@ class Capital:
     @property
     def e(self) -> float:
         """E as it is now: against the decision where there is one."""
-        return float(np.exp(np.array(self.logs)[self._playing]).mean())
-
-    @property
-    def _playing(self) -> NDArray[np.bool_]:
-        return _BETS * self.decision < 0 if self.decision else np.ones(len(BETS), dtype=bool)
+        return float(np.exp(np.array(self.logs)) @ _PLAYED[self.decision])
 
     def added(self, differences: NDArray[np.float64], decide_at: float) -> Capital:
         """With more differences (n,), each -1 to 1, in their order."""
-        now = self
-        pairs = self.pairs + len(differences)
-        wins = self.wins + float((differences > 0).sum() + 0.5 * (differences == 0).sum())
-        while len(differences):
-            now, used = now._until_turned(differences, decide_at)
-            differences = differences[used:]
-        return replace(now, pairs=pairs, wins=wins)
+        now, left = self, differences
+        while len(left):
+            now, used = now._until_turned(left, decide_at)
+            left = left[used:]
+        wins = np.count_nonzero(differences > 0) + 0.5 * np.count_nonzero(differences == 0)
+        return Capital(now.logs, self.pairs + len(differences), self.wins + wins, now.decision, now.most)
 
     def _until_turned(self, differences: NDArray[np.float64], decide_at: float) -> tuple[Capital, int]:
-        """Up to the first decision, or change of one; how many differences it took."""
-        sums = np.array(self.logs) + np.cumsum(np.log1p(differences[:, np.newaxis] * _BETS), axis=0)
+        """Up to the first decision, or change of one, and how many differences that took; pairs and wins left alone."""
+        sums = np.log1p(differences[:, np.newaxis] * _BETS).cumsum(axis=0)
+        sums += self.logs
         if self.decision:
             # c ← max(c, 1)(1 + λ d), as logarithms: a sum that starts anew below every least of it before.
             before = np.vstack([self.logs, sums[:-1]])
-            sums = sums - np.minimum(np.minimum.accumulate(before, axis=0), 0.0)
-        path = np.exp(np.minimum(sums, _LARGEST))[:, self._playing].mean(axis=1)
+            sums -= np.minimum(np.minimum.accumulate(before, axis=0), 0.0)
+        path = np.exp(np.minimum(sums, _LARGEST)) @ _PLAYED[self.decision]
         turned = np.flatnonzero(path >= decide_at)
         used = int(turned[0]) + 1 if len(turned) else len(differences)
-        logs, most = sums[used - 1], float(path[:used].max())
-        fresh = (0.0,) * len(BETS)
         if len(turned) and self.decision:
-            return replace(self, logs=fresh, decision=0, most=1.0), used
-        most = self.most if self.decision else max(self.most, most)
+            return Capital(), used
+        most = self.most if self.decision else max(self.most, float(path[:used].max()))
+        logs = sums[used - 1]
         if len(turned):
             decision = 1 if logs[_BETS > 0].max() > logs[_BETS < 0].max() else -1
-            return replace(self, logs=fresh, decision=decision, most=most), used
-        return replace(self, logs=tuple(float(log) for log in np.minimum(logs, _LARGEST)), most=most), used
+            return Capital(decision=decision, most=most), used
+        return Capital(tuple(np.minimum(logs, _LARGEST).tolist()), decision=self.decision, most=most), used
 
     def __add__(self, other: Capital) -> Capital:
         """Of two patterns that became one: bets on one sequence, then on the other; the better supported decision."""
@@ -152,14 +154,25 @@ class Arm:
     own: tuple[float, ...] = ()
     others: tuple[float, ...] = ()
 
-    def paired(self, own: Sequence[float], others: Sequence[float], config: VerdictConfig, decide_at: float) -> Arm:
-        """With outcomes of this value, and of others: the n-th of the one kind with the n-th of the other."""
-        mine, theirs = (*self.own, *own), (*self.others, *others)
-        pairs = min(len(mine), len(theirs))
-        differences = (np.array(mine[:pairs]) - np.array(theirs[:pairs])) / config.quality_range
-        capital = self.capital.added(np.clip(differences, -1.0, 1.0), decide_at) if pairs else self.capital
-        keep = config.max_waiting
-        return replace(self, own=mine[pairs:][-keep:], others=theirs[pairs:][-keep:], capital=capital)
+    def with_outcomes(
+        self, own: Sequence[Outcome], others: Sequence[float], config: VerdictConfig, decide_at: float
+    ) -> Arm:
+        """With outcomes of this value, and qualities of others: n-th of one kind meets n-th of the other."""
+        qualities = [outcome.quality for outcome in own]
+        mine, theirs = (*self.own, *qualities), (*self.others, *others)
+        pairs, capital = min(len(mine), len(theirs)), self.capital
+        if pairs:
+            differences = (np.array(mine[:pairs]) - np.array(theirs[:pairs])) / config.quality_range
+            capital = capital.added(np.minimum(np.maximum(differences, -1.0), 1.0), decide_at)
+        return Arm(
+            self.value,
+            self.quality + Moments.of(qualities),
+            self.precision + Moments.of([o.precision for o in own if o.precision is not None]),
+            self.recall + Moments.of([o.recall for o in own if o.recall is not None]),
+            capital,
+            mine[pairs:][-config.max_waiting :],
+            theirs[pairs:][-config.max_waiting :],
+        )
 
     def __add__(self, other: Arm) -> Arm:
         """Both as one, with the value of the better supported; numbers meet at their weighted mean."""
@@ -263,21 +276,13 @@ class Verdict:
                 arms[key], seen[key] = Arm(outcome.value), place
         # Of two values the one is better where the other is worse: one comparison less than there are values.
         decide_at = config.decide_at * max(len(arms) - 1, 1)
+        own: dict[str, list[Outcome]] = {key: [] for key in arms}
+        for key, outcome in zip(keys, outcomes, strict=True):
+            own[key].append(outcome)
         grown = []
         for key, arm in arms.items():
-            own = [outcome for k, outcome in zip(keys, outcomes, strict=True) if k == key]
             others = [o.quality for k, o in zip(keys[seen[key] :], outcomes[seen[key] :], strict=True) if k != key]
-            precisions = [o.precision for o in own if o.precision is not None]
-            recalls = [o.recall for o in own if o.recall is not None]
-            paired = arm.paired([o.quality for o in own], others, config, decide_at)
-            grown.append(
-                replace(
-                    paired,
-                    quality=arm.quality + Moments.of([o.quality for o in own]),
-                    precision=arm.precision + Moments.of(precisions),
-                    recall=arm.recall + Moments.of(recalls),
-                )
-            )
+            grown.append(arm.with_outcomes(own[key], others, config, decide_at))
         return Verdict(self.parameter, _within_bounds(tuple(grown), config))
 
     def rest(self, place: int) -> Moments:
@@ -381,11 +386,14 @@ def canonical(value: Json) -> str:
     """
     if is_number(value):
         try:
-            value = float(value)  # type: ignore[arg-type]
+            number = float(value)  # type: ignore[arg-type]
         except OverflowError as cause:
             raise InvalidInput("a parameter's value is too large a number") from cause
+        if not math.isfinite(number):
+            raise InvalidInput(f"a parameter's value is {number}, expected a finite number")
+        return repr(number + 0.0)
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError) as cause:
         raise InvalidInput(f"a parameter's value is no JSON: {cause}") from cause
 

@@ -1,0 +1,242 @@
+"""k-means beside scikit-learn's, the bank's extraction, and what its verdicts and recommendations are worth.
+
+Vectors are those of real questions and documents under ``SONA_DATA`` (default ``../shared/data``), with noise. Figures
+that are no times stand in the columns of time, in percent.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bank_worlds import embeddings, noisy, trajectory, usefulness
+from benchmarks.harness import Row, compare, row
+from sona_pg import kernels
+from sona_pg.config import PatternConfig, VerdictConfig
+from sona_pg.kernels import reference
+from sona_pg.learning.reasoning_bank import ReasoningBank
+from sona_pg.learning.verdicts import Outcome, Verdict, looked
+from sona_pg.types import Json
+
+Floats = NDArray[np.float32]
+SIZES = ((1_000, 256, 50, 9), (5_000, 384, 100, 5), (100_000, 384, 50, 3))
+"""Rows, dimension, clusters, rounds."""
+
+_MEMORY = """
+import resource, sys
+import numpy
+from benchmarks.kmeans import cycle
+def resident():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * resource.getpagesize() >> 10
+from benchmarks.bank_worlds import embeddings
+source = embeddings()
+before = resident()
+seconds = cycle(source)
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def run(*, quick: bool) -> list[Row]:
+    """Kernels, then the bank in memory."""
+    source = embeddings()
+    rows = [_against_sklearn(source, *size, quick=quick) for size in SIZES]
+    rows += [_against_numpy(source), _top_k(source), _extraction(source), *_identity(source)]
+    rows += _verdicts(200 if quick else 2000)
+    rows.append(_useful(2 if quick else 10))
+    return rows if quick else [*rows, *_whole_cycle()]
+
+
+def inertia(rows: Floats, labels: NDArray[np.int64]) -> float:
+    """Sum of squared distances of rows to the mean of their cluster."""
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(rows[order].astype(np.float64), np.flatnonzero(np.diff(labels[order])) + 1)
+    return float(sum(np.square(part - part.mean(axis=0)).sum() for part in parts))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - began) / 1e3
+
+
+def _against_sklearn(source: Floats, n: int, dim: int, k: int, rounds: int, *, quick: bool) -> Row:
+    from sklearn.cluster import KMeans
+
+    rows = noisy(source, n, dim, seed=n)
+    ours, rival, ratios = [], [], []
+    for seed in range(1 if quick and n > 10_000 else rounds):
+        found: list[NDArray[np.int64]] = []
+        ours.append(_timed(lambda seed=seed, found=found: found.append(kernels.kmeans(rows, k, seed=seed)[1])))  # type: ignore[misc]
+        model = KMeans(k, n_init=1, algorithm="lloyd", random_state=seed)
+        rival.append(_timed(lambda model=model: model.fit(rows)))  # type: ignore[misc]
+        ratios.append(inertia(rows, found[0]) / float(model.inertia_))
+    params: dict[str, int | float | str] = {"n": n, "d": dim, "k": k, "inertia": round(float(np.mean(ratios)), 4)}
+    params["worst"] = round(max(ratios), 4)
+    return row("k-means", params, np.array(ours), "scikit-learn lloyd", np.array(rival))
+
+
+def _against_numpy(source: Floats) -> Row:
+    rows = noisy(source, 5_000, 384, seed=5_000)
+    return compare(
+        "k-means",
+        {"n": 5_000, "d": 384, "k": 100},
+        lambda: kernels.kmeans(rows, 100),
+        "NumPy, float64",
+        lambda: reference.kmeans(rows, 100),
+        rounds=3,
+        inner=1,
+    )
+
+
+def _top_k(source: Floats) -> Row:
+    rows, query = noisy(source, 10_000, 384, seed=1), noisy(source, 1, 384, seed=2)[0]
+
+    def numpy_top_k() -> object:
+        cosines = rows @ query
+        best = np.argpartition(-cosines, 10)[:10]
+        return best[np.argsort(-cosines[best])]
+
+    return compare(
+        "top k",
+        {"n": 10_000, "d": 384, "k": 10},
+        lambda: kernels.top_k(rows, query, 10, is_unit=True),
+        "NumPy",
+        numpy_top_k,
+        rounds=50,
+        inner=2,
+    )
+
+
+def _fill(bank: ReasoningBank, rows: Floats, random: np.random.Generator) -> None:
+    """A trajectory for each row, with two parameters and a quality."""
+    for query in rows:
+        parameters: dict[str, Json] = {"tier": "abc"[random.integers(3)], "effort": 20 << int(random.integers(4))}
+        bank.add_trajectory(trajectory(query, float(random.random()), parameters))
+
+
+def _filled(rows: Floats, seed: int) -> ReasoningBank:
+    bank = ReasoningBank(PatternConfig(embedding_dim=rows.shape[1], max_trajectories=len(rows)))
+    _fill(bank, rows, np.random.default_rng(seed))
+    return bank
+
+
+def _extraction(source: Floats) -> Row:
+    from sklearn.cluster import KMeans
+
+    rows = noisy(source, 1_000, 256, seed=3)
+    ours, rival = [], []
+    for seed in range(9):
+        bank = _filled(rows, seed)
+        ours.append(_timed(lambda bank=bank: bank.extract_patterns(now=1.0)))  # type: ignore[misc]
+        model = KMeans(50, n_init=1, algorithm="lloyd", random_state=seed)
+        rival.append(_timed(lambda model=model: model.fit(rows)))  # type: ignore[misc]
+    params: dict[str, int | float | str] = {"n": 1_000, "d": 256, "parameters": 2}
+    return row(
+        "extract_patterns with verdicts", params, np.array(ours), "scikit-learn, clusters alone", np.array(rival)
+    )
+
+
+def _identity(source: Floats) -> list[Row]:
+    """Of the patterns before, how many are there, and within a cosine of .95, after nothing and after 10 % were new."""
+    same, near = [], []
+    for seed in range(10):
+        rows = noisy(source, 2_200, 256, seed)
+        bank = _filled(rows[:2000], seed)
+        first = bank.extract_patterns(now=1.0)
+        again = {pattern.id for pattern in bank.extract_patterns(now=2.0)}
+        same.append(np.mean([pattern.id in again for pattern in first]))
+        for query in rows[2000:]:
+            bank.add_trajectory(trajectory(query, 0.5))
+        after = {pattern.id: pattern for pattern in bank.extract_patterns(now=3.0)}
+        near.append(np.mean([p.id in after and float(p.centroid @ after[p.id].centroid) >= 0.95 for p in first]))
+    return [
+        row("ids kept, unchanged, %", {"n": 2000, "k": 50}, 100 * np.array(same), "all", np.array([100.0])),
+        row(
+            "ids kept, 10 % turnover, %",
+            {"n": 2000, "k": 50},
+            100 * np.array([np.mean(near)]),
+            "floor",
+            np.array([95.0]),
+        ),
+    ]
+
+
+def _verdicts(runs: int) -> list[Row]:
+    """How often something is decided where there is nothing, and where there is a better value."""
+    config, random = VerdictConfig(), np.random.default_rng(0)
+    by_e = by_peeking = 0
+    for _ in range(runs):
+        verdict, peeked = Verdict("x"), False
+        quality, value = np.clip(random.normal(0.6, 0.2, 400), 0, 1), random.integers(0, 2, 400)
+        decided = False
+        for look in range(20):
+            part = slice(20 * look, 20 * look + 20)
+            outcomes = [Outcome(int(v), float(q)) for v, q in zip(value[part], quality[part], strict=True)]
+            verdict = verdict.updated(outcomes, config)
+            evidence = looked([verdict])
+            decided = decided or any(e.decision for e in evidence)
+            peeked = peeked or any(e.p < 0.05 for e in evidence)
+        by_e += decided
+        by_peeking += peeked
+    found = looks = 0
+    for _ in range(runs):
+        outcomes = [Outcome(i % 2, float(np.clip(random.normal(0.6 + 0.1 * (i % 2), 0.2), 0, 1))) for i in range(400)]
+        better = next(e for e in looked([Verdict("x").updated(outcomes, config)]) if e.value == 1)
+        found += better.decision > 0
+        looks += better.p_adjusted < 0.05 and better.improvement > 0
+    scale = 100 / runs
+    return [
+        row(
+            "false decisions, 20 looks, %",
+            {"runs": runs},
+            np.array([max(by_e, 0.5) * scale]),
+            "peeking t-test",
+            np.array([by_peeking * scale]),
+        ),
+        row(
+            "+10 points found, 200 of each, %",
+            {"runs": runs, "sd": 0.2},
+            np.array([found * scale]),
+            "Welch, one look",
+            np.array([looks * scale]),
+        ),
+    ]
+
+
+def _useful(seeds: int) -> Row:
+    """Quality of what is recommended, in per cent of the oracle's; the default's beside it."""
+    found = [usefulness(seed, spread=0.2) for seed in range(seeds)]
+    ours = np.array([100 * each.recommended / each.oracle for each in found])
+    default = np.array([100 * each.default / each.oracle for each in found])
+    return row("quality of the oracle's, %", {"events": 2000, "topics": 20, "sd": 0.2}, ours, "default", default)
+
+
+def cycle(source: Floats, n: int = 100_000) -> float:
+    """Seconds that recording, extraction and pruning of n trajectories take, as they come in blocks."""
+    random, seconds = np.random.default_rng(0), 0.0
+    bank = ReasoningBank(PatternConfig(embedding_dim=384, max_trajectories=n))
+    for block in range(n // 1000):
+        rows = noisy(source, 1000, 384, seed=block)
+        began = time.perf_counter()
+        _fill(bank, rows, random)
+        seconds += time.perf_counter() - began
+    began = time.perf_counter()
+    bank.extract_patterns(now=1.0)
+    bank.prune_patterns(now=2.0)
+    return seconds + time.perf_counter() - began
+
+
+def _whole_cycle() -> list[Row]:
+    printed = subprocess.run([sys.executable, "-c", _MEMORY], check=True, capture_output=True, text=True).stdout.split()
+    seconds, kib = (np.array([float(part)]) for part in printed)
+    params: dict[str, int | float | str] = {"n": 100_000, "d": 384}
+    return [
+        row("bank cycle in memory", params, 1e6 * seconds, "30 s", np.array([30e6])),
+        row("its memory, MiB", params, kib / 1024, "300 MiB", np.array([300.0])),
+    ]
