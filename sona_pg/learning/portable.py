@@ -55,7 +55,9 @@ def bank_from_json(
             int(id): {v.parameter: v for v in map(Verdict.from_json, stored)}  # type: ignore
             for id, stored in exported["verdicts"].items()  # type: ignore
         }
-    except (KeyError, TypeError, AttributeError) as cause:
+    except (InvalidInput, DimensionMismatch):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise InvalidInput(f"the exported bank is damaged ({cause!r})") from cause
     ids = {pattern.id for pattern in patterns}
     if len(ids) != len(patterns) or not set(verdicts) <= ids:

@@ -43,8 +43,8 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         """Of both samples together (Chan, Golub & LeVeque 1979)."""
         count = self.count + other.count
-        if not other.count:
-            return self
+        if not other.count or not self.count:
+            return self if self.count else other
         shift = other.mean - self.mean
         return Moments(
             count,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -93,7 +94,7 @@ class Capital:
         while len(left):
             now, used = now._until_turned(left, decide_at)
             left = left[used:]
-        wins = np.count_nonzero(differences > 0) + 0.5 * np.count_nonzero(differences == 0)
+        wins = int(np.count_nonzero(differences > 0)) + 0.5 * int(np.count_nonzero(differences == 0))
         return Capital(now.logs, self.pairs + len(differences), self.wins + wins, now.decision, now.most)
 
     def _until_turned(self, differences: NDArray[np.float64], decide_at: float) -> tuple[Capital, int]:
@@ -155,23 +156,33 @@ class Arm:
     others: tuple[float, ...] = ()
 
     def with_outcomes(
-        self, own: Sequence[Outcome], others: Sequence[float], config: VerdictConfig, decide_at: float
+        self, outcomes: Sequence[Outcome], is_own: Sequence[bool], config: VerdictConfig, decide_at: float
     ) -> Arm:
-        """With outcomes of this value, and qualities of others: n-th of one kind meets n-th of the other."""
-        qualities = [outcome.quality for outcome in own]
-        mine, theirs = (*self.own, *qualities), (*self.others, *others)
-        pairs, capital = min(len(mine), len(theirs)), self.capital
-        if pairs:
-            differences = (np.array(mine[:pairs]) - np.array(theirs[:pairs])) / config.quality_range
-            capital = capital.added(np.minimum(np.maximum(differences, -1.0), 1.0), decide_at)
+        """With outcomes of this value and of others, each paired with the first that waits of the other kind."""
+        mine, theirs = deque(self.own, config.max_waiting), deque(self.others, config.max_waiting)
+        differences = []
+        for outcome, own in zip(outcomes, is_own, strict=True):
+            if own and theirs:
+                differences.append(outcome.quality - theirs.popleft())
+            elif own:
+                mine.append(outcome.quality)
+            elif mine:
+                differences.append(mine.popleft() - outcome.quality)
+            else:
+                theirs.append(outcome.quality)
+        capital = self.capital
+        if differences:
+            scaled = np.array(differences) / config.quality_range
+            capital = capital.added(np.minimum(np.maximum(scaled, -1.0), 1.0), decide_at)
+        own_outcomes = [outcome for outcome, own in zip(outcomes, is_own, strict=True) if own]
         return Arm(
             self.value,
-            self.quality + Moments.of(qualities),
-            self.precision + Moments.of([o.precision for o in own if o.precision is not None]),
-            self.recall + Moments.of([o.recall for o in own if o.recall is not None]),
+            self.quality + Moments.of([o.quality for o in own_outcomes]),
+            self.precision + Moments.of([o.precision for o in own_outcomes if o.precision is not None]),
+            self.recall + Moments.of([o.recall for o in own_outcomes if o.recall is not None]),
             capital,
-            mine[pairs:][-config.max_waiting :],
-            theirs[pairs:][-config.max_waiting :],
+            tuple(mine),
+            tuple(theirs),
         )
 
     def __add__(self, other: Arm) -> Arm:
@@ -276,13 +287,11 @@ class Verdict:
                 arms[key], seen[key] = Arm(outcome.value), place
         # Of two values the one is better where the other is worse: one comparison less than there are values.
         decide_at = config.decide_at * max(len(arms) - 1, 1)
-        own: dict[str, list[Outcome]] = {key: [] for key in arms}
-        for key, outcome in zip(keys, outcomes, strict=True):
-            own[key].append(outcome)
         grown = []
         for key, arm in arms.items():
-            others = [o.quality for k, o in zip(keys[seen[key] :], outcomes[seen[key] :], strict=True) if k != key]
-            grown.append(arm.with_outcomes(own[key], others, config, decide_at))
+            start = seen[key]
+            is_own = [other == key for other in keys[start:]]
+            grown.append(arm.with_outcomes(outcomes[start:], is_own, config, decide_at))
         return Verdict(self.parameter, _within_bounds(tuple(grown), config))
 
     def rest(self, place: int) -> Moments:
