@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sona_pg import kernels
 from sona_pg.config import PatternConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
@@ -326,6 +327,17 @@ def merged_clusters(rows: Floats, quality: Doubles, clusters: Clusters, threshol
         labels = (np.cumsum(stands) - 1)[into][clusters.labels]
         clusters = summarised(rows, labels, quality, int(stands.sum()))
     return clusters
+
+
+def starting_centroids(patterns: Sequence[LearnedPattern], rows: Floats, k: int) -> Floats | None:
+    """Centroids (up to k, dim) of the patterns that rows (n, dim) are nearest to, most rows first; None without any."""
+    clusters = [pattern for pattern in patterns if pattern.abstraction_level == 0]
+    if not clusters:
+        return None
+    centroids = np.array([pattern.centroid for pattern in clusters], dtype=np.float32)
+    counts = np.bincount(kernels.assign(rows, centroids)[0], minlength=len(centroids))
+    order = np.argsort(-counts, kind="stable")
+    return centroids[order[: min(k, int((counts > 0).sum()))]]
 
 
 # ---- patterns over time ----------------------------------------------------------------------------------------------

@@ -42,13 +42,13 @@ def bank_from_json(
     InvalidInput
         If it is something else, or damaged.
     """
-    if not isinstance(exported, Mapping) or exported.get("format") != FORMAT:
+    if not isinstance(exported, Mapping) or str(exported.get("format")) != FORMAT:
         raise InvalidInput(f"this is no export of a reasoning bank: expected the format {FORMAT!r}")
-    if exported.get("dimension") != dim:
-        actual = exported.get("dimension")
-        if isinstance(actual, int) and not isinstance(actual, bool):
-            raise DimensionMismatch(dim, actual, "the exported bank")
+    actual = exported.get("dimension")
+    if not isinstance(actual, int) or isinstance(actual, bool):
         raise InvalidInput(f"the exported bank has dimension {actual!r}, expected {dim}")
+    if actual != dim:
+        raise DimensionMismatch(dim, actual, "the exported bank")
     try:
         patterns = [pattern_from_json(stored, dim) for stored in exported["patterns"]]  # type: ignore
         verdicts = {
@@ -57,7 +57,7 @@ def bank_from_json(
         }
     except (InvalidInput, DimensionMismatch):
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
         raise InvalidInput(f"the exported bank is damaged ({cause!r})") from cause
     ids = {pattern.id for pattern in patterns}
     if len(ids) != len(patterns) or not set(verdicts) <= ids:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg import kernels
-from sona_pg.config import PatternConfig, VerdictConfig
+from sona_pg.config import MAX_ID_BYTES, PatternConfig, VerdictConfig
 from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError
 from sona_pg.learning.patterns import (
     Change,
@@ -20,10 +20,11 @@ from sona_pg.learning.patterns import (
     merge_plan,
     merged_clusters,
     merged_patterns,
+    starting_centroids,
     summarised,
 )
 from sona_pg.learning.portable import bank_from_json, bank_to_json
-from sona_pg.learning.recommendation import NearPattern, Recommendation, optimized_params
+from sona_pg.learning.recommendation import NearPattern, Recommendation, best_strategy, optimized_params
 from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, canonical, looked
 from sona_pg.types import UNKNOWN, Json, QueryTrajectory, finite_or_none
 
@@ -138,6 +139,9 @@ class ReasoningBank:
         InvalidInput
             If the query is zero or not finite, a parameter is no JSON, or precision or recall is out of range.
         """
+        if not isinstance(trajectory, QueryTrajectory) or not isinstance(trajectory.metadata, Mapping):
+            found = type(trajectory).__name__
+            raise InvalidInput(f"a {found} was given, expected a QueryTrajectory with metadata by name")
         query = kernels.unit(
             kernels.as_vector(trajectory.query_embedding, self.config.embedding_dim, "query embedding")
         )
@@ -177,7 +181,10 @@ class ReasoningBank:
         for name, value in given.items():
             if not isinstance(name, str):
                 raise InvalidInput(f"a parameter is called {name!r}, expected a text")
-            is_long = len(canonical(value).encode()) > self.verdict_config.max_value_bytes
+            is_long = (
+                len(canonical(value).encode()) > self.verdict_config.max_value_bytes
+                or len(name.encode(errors="surrogatepass")) > MAX_ID_BYTES
+            )
             if is_long or (name not in used and len(used) >= self.verdict_config.max_parameters):
                 self._skipped += 1
             else:
@@ -215,6 +222,7 @@ class ReasoningBank:
         PatternExtractionError
             If the clusters cannot be computed; nothing has changed then.
         """
+        now = _seconds(now)
         n = len(self._used)
         if self._extracted == self._added:
             return self.patterns
@@ -285,7 +293,7 @@ class ReasoningBank:
 
     def get_pattern(self, id: int) -> LearnedPattern | None:
         """The pattern with this id, None if there is none."""
-        return self._patterns.get(id)
+        return self._patterns.get(id) if isinstance(id, int) else None
 
     def find_similar(
         self, query: ArrayLike, k: int = 5, *, now: float | None = None, min_quality: float | None = None
@@ -313,12 +321,16 @@ class ReasoningBank:
             raise InvalidInput("query is zero: it has no direction")
         if not isinstance(k, int) or isinstance(k, bool) or k < 0:
             raise InvalidInput(f"k is {k!r}, expected a whole number from 0")
+        if now is not None:
+            now = _seconds(now)
+        min_quality = finite_or_none(min_quality, "min_quality")
         patterns = self.patterns
         if self._centroids is None:
             self._centroids = np.array([p.centroid for p in patterns], dtype=np.float32).reshape(
                 -1, self.config.embedding_dim
             )
-        places, cosines = kernels.top_k(self._centroids, vector, k if min_quality is None else len(patterns))
+        most = min(k, len(patterns)) if min_quality is None else len(patterns)
+        places, cosines = kernels.top_k(self._centroids, vector, most)
         found = [(patterns[int(place)], float(cosine)) for place, cosine in zip(places, cosines, strict=True)]
         if min_quality is not None:
             found = [(pattern, cosine) for pattern, cosine in found if pattern.avg_quality >= min_quality][:k]
@@ -335,6 +347,7 @@ class ReasoningBank:
 
     def consolidate_patterns(self, *, now: float = 0.0) -> dict[int, int]:
         """Merge near duplicates into the older one; by id of what went, the id of what it is part of now."""
+        now = _seconds(now)
         plan = merge_plan(self.patterns, self.config.merge_threshold)
         if plan:
             kept = merged_patterns(self.patterns, plan, now, self.config)
@@ -352,6 +365,7 @@ class ReasoningBank:
 
     def prune_patterns(self, *, now: float) -> list[int]:
         """Remove patterns that are of low quality AND unused AND old, with their verdicts; their ids."""
+        now = _seconds(now)
         gone = [pattern.id for pattern in self.patterns if is_prunable(pattern, now, self.config)]
         for id in gone:
             del self._patterns[id]
@@ -370,13 +384,16 @@ class ReasoningBank:
         Raises
         ------
         InvalidInput
-            If there is no such pattern.
+            If there is no such pattern, or what is given is no text.
         """
-        pattern = self._patterns.get(id)
+        pattern = self.get_pattern(id)
         if pattern is None:
             raise InvalidInput(f"there is no pattern {id!r}: it was merged or pruned, or never was")
         texts = {"title": title, "description": description, "content": content}
         given = {name: text for name, text in texts.items() if text is not None}
+        for name, text in given.items():
+            if not isinstance(text, str):
+                raise InvalidInput(f"{name} is {type(text).__name__}, expected a text")
         self._patterns[id] = replace(pattern, **given)  # type: ignore[arg-type]
         return self._patterns[id]
 
@@ -384,12 +401,14 @@ class ReasoningBank:
 
     def get_verdict(self, id: int) -> list[Evidence]:
         """The evidence on every value of every parameter that was used in a pattern; p-values adjusted for all."""
-        return looked(self._verdicts.get(id, {}).values())
+        return looked(self._verdicts.get(id, {}).values() if isinstance(id, int) else ())
 
     def optimized_params(
         self, query: ArrayLike, *, k: int = 5, defaults: Mapping[str, Json] | None = None
     ) -> dict[str, Recommendation]:
         """Parameters for a query, from the verdicts of the k patterns nearest to it; see `recommendation`."""
+        if defaults is not None and not isinstance(defaults, Mapping):
+            raise InvalidInput(f"defaults are {type(defaults).__name__}, expected values by name")
         near = [
             NearPattern(pattern.id, cosine, self._verdicts.get(pattern.id, {}))
             for pattern, cosine in self.find_similar(query, k)
@@ -428,6 +447,7 @@ class ReasoningBank:
         InvalidInput
             If it is no export, or damaged; nothing was taken over.
         """
+        now = _seconds(now)
         patterns, verdicts = bank_from_json(exported, self.config.embedding_dim)
         if any(len(known) > self.verdict_config.max_parameters for known in verdicts.values()):
             raise ConfigError(
@@ -451,28 +471,9 @@ def quality_of(trajectory: QueryTrajectory) -> float | None:
     """The final quality, else the mean reward of the steps that have one, else None."""
     if trajectory.final_quality is not None:
         return finite_or_none(trajectory.final_quality, "final quality")
-    rewards = [step.reward for step in trajectory.steps if step.reward is not None]
-    return finite_or_none(math.fsum(rewards) / len(rewards), "mean reward") if rewards else None
-
-
-def starting_centroids(
-    patterns: Sequence[LearnedPattern], rows: NDArray[np.float32], k: int
-) -> NDArray[np.float32] | None:
-    """Centroids (up to k, dim) of the patterns that rows (n, dim) are nearest to, most rows first; None without any."""
-    clusters = [pattern for pattern in patterns if pattern.abstraction_level == 0]
-    if not clusters:
-        return None
-    centroids = np.array([pattern.centroid for pattern in clusters], dtype=np.float32)
-    counts = np.bincount(kernels.assign(rows, centroids)[0], minlength=len(centroids))
-    order = np.argsort(-counts, kind="stable")
-    return centroids[order[: min(k, int((counts > 0).sum()))]]
-
-
-def best_strategy(verdict: Verdict | None) -> str | None:
-    """The strategy with the best mean quality, None where none was recorded."""
-    if verdict is None or not verdict.arms:
-        return None
-    return str(max(verdict.arms, key=lambda arm: arm.quality.mean).value)
+    rewards = [finite_or_none(step.reward, "reward") for step in trajectory.steps]
+    known = [reward for reward in rewards if reward is not None]
+    return finite_or_none(math.fsum(known) / len(known), "mean reward") if known else None
 
 
 def _share(value: object, what: str) -> float | None:
@@ -480,3 +481,10 @@ def _share(value: object, what: str) -> float | None:
     if number is not None and not 0 <= number <= 1:
         raise InvalidInput(f"{what} is {number!r}, expected 0 to 1")
     return number
+
+
+def _seconds(now: float) -> float:
+    """A time as it is: single precision would lose minutes of it."""
+    if not isinstance(now, float | int) or isinstance(now, bool) or not -1e15 < now < 1e15:
+        raise InvalidInput(f"now is {now!r}, expected seconds since the epoch")
+    return float(now)

@@ -83,6 +83,13 @@ def best_value(verdict: Verdict, config: VerdictConfig) -> tuple[Json, float] | 
     return arm.value, max(confidence, 0.95) if arm.capital.decision > 0 else confidence
 
 
+def best_strategy(verdict: Verdict | None) -> str | None:
+    """The strategy with the best mean quality, None where none was recorded."""
+    if verdict is None or not verdict.arms:
+        return None
+    return str(max(verdict.arms, key=lambda arm: arm.quality.mean).value)
+
+
 def optimized_params(
     near: Sequence[NearPattern], config: VerdictConfig, defaults: Mapping[str, Json] | None = None
 ) -> dict[str, Recommendation]:

@@ -325,7 +325,9 @@ class Verdict:
         """
         try:
             verdict = cls(str(stored["parameter"]), tuple(_arm_from_json(arm) for arm in stored["arms"]))  # type: ignore
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as cause:
+        except InvalidInput:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as cause:
             raise InvalidInput(f"this is no stored verdict ({cause!r})") from cause
         return verdict
 
