@@ -25,13 +25,16 @@ EFFORTS = (20, 40, 80, 160)
 
 
 def embeddings(data: Path = DATA) -> Floats:
-    """Documents and queries of all collections; random directions around 500 centres where there are none."""
+    """Documents and queries of all collections; where there are none, made of 50 topics with 10 themes each."""
     files = sorted(path for name in ("docs.npy", "queries.npy") for path in data.glob(f"*/{name}"))
     if files:
         return np.concatenate([np.load(path).astype(np.float32) for path in files])
     random = np.random.default_rng(1)
-    centres = random.standard_normal((500, 384), dtype=np.float32)
-    return centres[random.integers(0, 500, 6000)] + 0.7 * random.standard_normal((6000, 384), dtype=np.float32)
+    topics = np.repeat(random.standard_normal((50, 384), dtype=np.float32), 10, axis=0)
+    centres: Floats = topics + np.float32(0.7) * random.standard_normal((500, 384), dtype=np.float32)
+    return centres[random.integers(0, 500, 6000)] + np.float32(0.7) * random.standard_normal(
+        (6000, 384), dtype=np.float32
+    )
 
 
 def noisy(source: Floats, n: int, dim: int, seed: int, noise: float = 0.5) -> Floats:

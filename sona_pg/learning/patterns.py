@@ -340,6 +340,15 @@ def starting_centroids(patterns: Sequence[LearnedPattern], rows: Floats, k: int)
     return centroids[order[: min(k, int((counts > 0).sum()))]]
 
 
+def moved_centroid(centroid: FloatVector, size: int, row: FloatVector) -> FloatVector:
+    """The centroid (dim,) of a cluster of `size` rows after one more unit row, between extractions.
+
+    ``c + (x - c) / n``, n the size with it, at unit length (MacQueen 1967); the centroid itself where they cancel out.
+    """
+    moved = centroid + (row - centroid) / np.float32(size + 1)
+    return kernels.unit(moved) if np.square(moved).sum() > 1e-10 else centroid
+
+
 # ---- patterns over time ----------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from sona_pg.learning.patterns import (
     merge_plan,
     merged_clusters,
     merged_patterns,
+    moved_centroid,
     near_duplicates,
     summarised,
 )
@@ -183,3 +184,16 @@ def test_merged_patterns_keep_the_lower_id_and_unit_centroids() -> None:
     assert np.linalg.norm(kept[1].centroid) == pytest.approx(1)
     assert kept[4].children == (1, 3)
     assert merge_plan(list(kept.values()), 0.95) == {}
+
+
+def test_a_centroid_follows_what_comes_between_extractions() -> None:
+    random = np.random.default_rng(3)
+    rows = normalized_rows(np.float32(0.3) * random.standard_normal((200, 16), dtype=np.float32) + 1)
+    centroid = rows[0]
+    for size, row in enumerate(rows[1:], 1):
+        centroid = moved_centroid(centroid, size, row)
+    assert float(centroid @ summarised(rows, np.zeros(200, np.int64), np.zeros(200), 1).centroids[0]) > 0.999
+    assert np.linalg.norm(centroid) == pytest.approx(1, abs=1e-5)
+    assert moved_centroid(rows[0], 1, -rows[0]) is rows[0] or np.array_equal(
+        moved_centroid(rows[0], 1, -rows[0]), rows[0]
+    )
