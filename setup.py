@@ -15,12 +15,13 @@ setup(
                 [f"cython_ext/{name}.pyx"],
                 include_dirs=["cython_ext", numpy.get_include()],
                 depends=[
-                    f"cython_ext/{header}" for header in ("simd_types.h", "simd.h", "listwise.h", "fusion.h", "ring.h")
+                    f"cython_ext/{header}"
+                    for header in ("simd_types.h", "simd.h", "panels.h", "listwise.h", "fusion.h", "kmeans.h", "ring.h")
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_fusion", "_ring", "_wire")
+            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire")
         ],
         include_path=["."],
         language_level=3,

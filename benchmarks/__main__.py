@@ -11,7 +11,20 @@ from collections.abc import Sequence
 from benchmarks.harness import Row, aligned
 from sona_pg import kernels
 
-NAMES = ("lora", "record", "ingest", "search", "strategist", "versions", "forget", "sql", "memory", "outage", "loops")
+NAMES = (
+    "lora",
+    "record",
+    "ingest",
+    "kmeans",
+    "search",
+    "strategist",
+    "versions",
+    "forget",
+    "sql",
+    "memory",
+    "outage",
+    "loops",
+)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -64,8 +64,6 @@ static int all_finite_scalar(const float *x, ptrdiff_t n) {
     return 1;
 }
 
-static const sona_simd SIMD_SCALAR = {"scalar", dot_rows_scalar, add_rows_scalar, adam_row_scalar, all_finite_scalar};
-
 #ifdef SONA_X86
 /* ---- AVX2 ------------------------------------------------------------------------------------------------------ */
 
@@ -162,8 +160,6 @@ SONA_AVX2 static int all_finite_avx2(const float *x, ptrdiff_t n) {
     return sum_avx2(s) == 0 && all_finite_scalar(x + i, n - i);
 }
 
-static const sona_simd SIMD_AVX2 = {"avx2", dot_rows_avx2, add_rows_avx2, adam_row_avx2, all_finite_avx2};
-
 /* ---- AVX-512 --------------------------------------------------------------------------------------------------- */
 
 /* The first `left` lanes, all of them from 16 on. */
@@ -259,10 +255,22 @@ SONA_AVX512 static int all_finite_avx512(const float *x, ptrdiff_t n) {
     return bad == 0;
 }
 
-static const sona_simd SIMD_AVX512 = {"avx512", dot_rows_avx512, add_rows_avx512, adam_row_avx512, all_finite_avx512};
 #endif /* SONA_X86 */
 
+#include "panels.h"
+
 /* ---- choice ---------------------------------------------------------------------------------------------------- */
+
+#define SONA_SIMD_TABLE(isa)                                                                                        \
+    {                                                                                                               \
+        #isa, dot_rows_##isa, add_rows_##isa, adam_row_##isa, all_finite_##isa, panel_scores_##isa, steady_dots_##isa \
+    }
+
+static const sona_simd SIMD_SCALAR = SONA_SIMD_TABLE(scalar);
+#ifdef SONA_X86
+static const sona_simd SIMD_AVX2 = SONA_SIMD_TABLE(avx2);
+static const sona_simd SIMD_AVX512 = SONA_SIMD_TABLE(avx512);
+#endif
 
 /* The implementation called `name` if this CPU can run it, else NULL. */
 static const sona_simd *sona_simd_find(const char *name) {

@@ -28,6 +28,11 @@ typedef struct {
                      const sona_adam *adam);
     /* 1 if no element is NaN or infinite */
     int (*all_finite)(const float *x, ptrdiff_t n);
+    /* out[i, c] = rows[i] . centroid c, for the centroids of `count` panels (panels.h) */
+    void (*panel_scores)(const float *const *rows, ptrdiff_t n, const float *panels, ptrdiff_t count, ptrdiff_t d,
+                         float *out);
+    /* dot_rows with the same bits on every instruction set */
+    void (*steady_dots)(const float *const *rows, ptrdiff_t n, const float *x, ptrdiff_t d, float *out);
 } sona_simd;
 
 #endif

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from sona_pg.config import (
         EvidenceConfig,
         InstantLoopConfig,
+        PatternConfig,
         QueryAdapterConfig,
         SignalConfig,
         SpaceConfig,
         StoreConfig,
         StrategyConfig,
+        VerdictConfig,
     )
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.errors import (
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     )
     from sona_pg.learning.edges import EdgeWeights
     from sona_pg.learning.lora import MicroLoRA
+    from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
+    from sona_pg.learning.reasoning_bank import ReasoningBank
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
@@ -68,11 +72,13 @@ _MODULES = {
     "sona_pg.config": (
         "EvidenceConfig",
         "InstantLoopConfig",
+        "PatternConfig",
         "QueryAdapterConfig",
         "SignalConfig",
         "SpaceConfig",
         "StoreConfig",
         "StrategyConfig",
+        "VerdictConfig",
     ),
     "sona_pg.engine": (
         "Recall",
@@ -105,7 +111,9 @@ _MODULES = {
     ),
     "sona_pg.learning.edges": ("EdgeWeights",),
     "sona_pg.learning.lora": ("MicroLoRA",),
+    "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
+    "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
@@ -142,16 +150,19 @@ __all__ = [
     "InstantLoopMetrics",
     "InvalidInput",
     "IoError",
+    "LearnedPattern",
     "LearningError",
     "LearningSignal",
     "LockLost",
     "MemoryGraphError",
     "MicroLoRA",
+    "PatternConfig",
     "PatternExtractionError",
     "PermissionDenied",
     "QueryAdapter",
     "QueryAdapterConfig",
     "QueryTrajectory",
+    "ReasoningBank",
     "Recall",
     "SchemaMismatch",
     "Score",
@@ -171,6 +182,7 @@ __all__ = [
     "UnknownTrajectory",
     "UnknownVersion",
     "UnsupportedServer",
+    "VerdictConfig",
     "__version__",
 ]
 

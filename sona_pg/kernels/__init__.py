@@ -11,6 +11,7 @@ from sona_pg.kernels._fusion import (
     order_by_score,
     shuffled_sums,
 )
+from sona_pg.kernels._kmeans import assign, kmeans, top_k
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._ring import Ring
 from sona_pg.kernels._simd import (
@@ -36,6 +37,7 @@ __all__ = [
     "adam_step",
     "add_rows",
     "as_vector",
+    "assign",
     "available",
     "dot_rows",
     "draw",
@@ -44,11 +46,13 @@ __all__ = [
     "floats_wire",
     "fusion_features",
     "is_held",
+    "kmeans",
     "listwise_gradient",
     "order_by_score",
     "owned",
     "shuffled_sums",
     "single",
+    "top_k",
     "unit",
     "use",
     "vector_wire",

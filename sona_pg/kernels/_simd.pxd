@@ -12,6 +12,9 @@ cdef extern from "simd_types.h":
         void (*dot_rows)(const float *const *rows, Py_ssize_t n, const float *x, Py_ssize_t d, float *out) noexcept nogil
         void (*add_rows)(const float *const *rows, Py_ssize_t n, const float *weight, Py_ssize_t d, float *out) noexcept nogil
         int (*all_finite)(const float *x, Py_ssize_t n) noexcept nogil
+        void (*panel_scores)(const float *const *rows, Py_ssize_t n, const float *panels, Py_ssize_t count, Py_ssize_t d,
+                             float *out) noexcept nogil
+        void (*steady_dots)(const float *const *rows, Py_ssize_t n, const float *x, Py_ssize_t d, float *out) noexcept nogil
 
 cdef const sona_simd *simd() noexcept nogil
 cdef object float_vector(object value, Py_ssize_t dim, str what)

@@ -255,3 +255,119 @@ def shuffled_sums(given: Doubles, heights: Doubles, seed: int, orders: int) -> D
             order[[i, j]] = order[[j, i]]
         sums[:, o] = heights[:, order] @ given
     return sums
+
+
+def _directions(rows: Floats) -> Doubles:
+    """Rows (n, d) at unit length."""
+    return np.asarray(rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True), dtype=np.float64)
+
+
+def assign(rows: Floats, centroids: Floats) -> tuple[Rows, Doubles]:
+    """The nearest centroid (k, d) of each row (n, d) by cosine, and the cosine."""
+    cosines = _directions(rows) @ _directions(centroids).T
+    labels = np.argmax(cosines, axis=1)
+    return labels, cosines[np.arange(len(rows)), labels]
+
+
+def top_k(rows: Floats, query: Floats, k: int) -> tuple[Rows, Doubles]:
+    """Places and cosines of the k rows (n, d) nearest to a query (d,), equal ones in the order of rows."""
+    cosines = _directions(rows) @ _directions(query[np.newaxis])[0]
+    best = order_by_score(cosines, k)
+    return best, cosines[best]
+
+
+def _uniform(seed: int) -> tuple[int, float]:
+    """The next seed, and a number from 0 to below 1."""
+    seed = (seed + 0x9E37_79B9_7F4A_7C15) & _MASK
+    z = ((seed ^ (seed >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
+    z ^= z >> 31
+    return seed, (z >> 11) * 2.0**-53
+
+
+def _square_distances(rows: Doubles, centroids: Doubles) -> Doubles:
+    squares = 2 - 2 * rows @ centroids.T
+    return np.asarray(np.where(squares > 1e-5, squares, 0))
+
+
+def _seeds(rows: Doubles, given: Doubles, k: int, seed: int) -> tuple[Doubles, int]:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): up to k centroids, the given ones among them, and the seed."""
+    found = list(given)
+    if not found:
+        seed, u = _uniform(seed)
+        found.append(rows[int(u * len(rows))])
+    closest = _square_distances(rows, np.array(found)).min(axis=1)
+    while len(found) < k and closest.sum() > 0:
+        sums = np.cumsum(closest)
+        drawn = []
+        for _ in range(2 + int(np.log(k))):
+            seed, u = _uniform(seed)
+            drawn.append(min(int(np.searchsorted(sums, u * sums[-1], side="right")), len(rows) - 1))
+        left = np.minimum(closest[:, np.newaxis], _square_distances(rows, rows[drawn]))
+        best = int(np.argmin(left.sum(axis=0)))
+        closest = left[:, best]
+        found.append(rows[drawn[best]])
+    return np.array(found), seed
+
+
+def kmeans(
+    rows: Floats,
+    k: int,
+    *,
+    seed: int = 0,
+    max_iterations: int = 100,
+    tolerance: float = 1e-3,
+    start: Floats | None = None,
+    batch_rows: int = 20_000,
+) -> tuple[Doubles, Rows, float, int]:
+    """Spherical k-means: centroids (up to k, d), labels (n,), objective ``Σ (1 - cosine)``, steps.
+
+    Samples of `batch_rows` · 4^i rows come before all of them where there are more than twice as many.
+    """
+    every = _directions(rows)
+    n = len(every)
+    sizes, order = [n], np.arange(n)
+    if n > 2 * batch_rows:
+        sizes = [batch_rows]
+        while 2 * 4 * sizes[-1] < n:
+            sizes.append(4 * sizes[-1])
+        sizes.append(n)
+        for i in range(n - 1, 0, -1):
+            seed, u = _uniform(seed)
+            j = int(u * (i + 1))
+            order[[i, j]] = order[[j, i]]
+    centroids = np.empty((0, every.shape[1])) if start is None else _directions(start)
+    steps = 0
+    for size in sizes:
+        x = every[np.sort(order[:size])]
+        if size == sizes[0]:
+            centroids, seed = _seeds(x, centroids, max(len(centroids), min(k, n)), seed)
+        labels, objective, taken = _lloyd(x, centroids, max_iterations, tolerance)
+        steps += taken
+    kept = np.bincount(labels, minlength=len(centroids)) > 0
+    return centroids[kept], (np.cumsum(kept) - 1)[labels], objective, steps
+
+
+def _lloyd(x: Doubles, centroids: Doubles, max_iterations: int, tolerance: float) -> tuple[Rows, float, int]:
+    """Lloyd's steps (1982) on unit rows (n, d); the centroids are changed in place."""
+    before, last, step = np.full(len(x), -1), -1.0, 0
+    while True:
+        cosines = x @ centroids.T
+        labels = np.argmax(cosines, axis=1)
+        scores = cosines[np.arange(len(x)), labels]
+        objective = float((1 - scores).sum())
+        is_still = np.array_equal(labels, before) or (last >= 0 and last - objective <= tolerance * last)
+        if step == max_iterations or is_still:
+            return labels, objective, step
+        before, last = labels.copy(), objective
+        for c in range(len(centroids)):
+            counts = np.bincount(before, minlength=len(centroids))
+            movable = (counts[before] > 1) & (2 - 2 * scores > 1e-5)
+            if counts[c] == 0 and movable.any():
+                furthest = int(np.argmin(np.where(movable, scores, 2)))
+                before[furthest], scores[furthest] = c, 1
+        for c in range(len(centroids)):
+            total = x[before == c].sum(axis=0)
+            if np.square(total).sum() > 1e-10 * (before == c).sum():
+                centroids[c] = total / np.linalg.norm(total)
+        step += 1

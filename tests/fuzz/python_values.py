@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import sona_pg
 from sona_pg import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.config import EvidenceConfig, StrategyConfig
+from sona_pg.config import EvidenceConfig, PatternConfig, StrategyConfig, VerdictConfig
 from sona_pg.learning.edges import EdgeUpdate
 from sona_pg.store.search import Found
 from sona_pg.types import EMPTY, Answer, LearningSignal, QueryTrajectory, Score, SignalMetadata, TrajectoryStep
@@ -221,6 +221,37 @@ def adapter() -> sona_pg.QueryAdapter:
     return sona_pg.QueryAdapter(DIM, QueryAdapterConfig(rank=2))
 
 
+def bank() -> sona_pg.ReasoningBank:
+    """One with a pattern, and a verdict on a parameter."""
+    made = sona_pg.ReasoningBank(PatternConfig(embedding_dim=DIM, min_cluster_size=1, k_clusters=3))
+    for i in range(8):
+        trajectory = QueryTrajectory(uuid.UUID(int=i), np.eye(DIM, dtype=np.float32)[i % 2], (), i / 8)
+        made.add_trajectory(trajectory, parameters={"a": i % 3, "b": "xy"[i % 2]})
+    made.extract_patterns(now=1.0)
+    return made
+
+
+def _damaged_export() -> Any_:
+    """An export, of which a part is missing or replaced, anywhere in it."""
+
+    def damaged(place: str, key: str, part: object, gone: bool) -> dict[str, Any]:
+        exported: Any = bank().export()
+        inner = exported if place == "top" else exported["patterns"][0]
+        if place == "arm":
+            inner = exported["verdicts"]["1"][0]["arms"][0]
+        name = sorted(inner)[len(key) % len(inner)]
+        inner[name] = part
+        if gone:
+            del inner[name]
+        return exported  # type: ignore[no-any-return]
+
+    return st.builds(damaged, st.sampled_from(("top", "pattern", "arm")), texts, json_values, st.booleans())
+
+
+_banks = {
+    "config": st.sampled_from((None, PatternConfig(k_clusters=3))),
+    "verdict_config": st.sampled_from((None, VerdictConfig(max_values=2))),
+}
 edge_updates = st.lists(st.builds(EdgeUpdate, st.tuples(item_ids, item_ids), st.booleans()), max_size=3)
 settings_of = {
     "config": st.just(None),
@@ -327,6 +358,31 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "QueryAdapter.__init__": {"items": st.just(np.eye(DIM, dtype=np.float32))},
     "QueryAdapter.learn": {"pool": st.just(np.eye(DIM, dtype=np.float32))},
     "QueryAdapter.load_state": {"state": st.builds(lambda: adapter().state())},
+    "ReasoningBank.__init__": _banks,
+    "ReasoningBank.add_trajectory": {
+        "trajectory": good_trajectories,
+        "parameters": st.sampled_from((None, {"a": 1, "b": "x"})),
+        "precision": st.sampled_from((None, 0.5)),
+        "recall": st.sampled_from((None, 0.5)),
+    },
+    "ReasoningBank.attach_text": {"id": st.just(1), **dict.fromkeys(("title", "description", "content"), texts)},
+    "ReasoningBank.consolidate_patterns": {"now": st.just(1.0)},
+    "ReasoningBank.extract_patterns": {"now": st.just(1.0)},
+    "ReasoningBank.find_similar": {
+        "query": vectors,
+        "k": st.integers(0, 9),
+        "now": st.sampled_from((None, 1.0)),
+        "min_quality": st.sampled_from((None, 0.5)),
+    },
+    "ReasoningBank.get_pattern": {"id": st.just(1)},
+    "ReasoningBank.get_verdict": {"id": st.just(1)},
+    "ReasoningBank.import_": {"exported": st.builds(lambda: bank().export()), "now": st.just(1.0)},
+    "ReasoningBank.optimized_params": {
+        "query": vectors,
+        "k": st.integers(0, 9),
+        "defaults": st.sampled_from((None, {"a": 1, "z": None})),
+    },
+    "ReasoningBank.prune_patterns": {"now": st.sampled_from((1.0, 1e12))},
     "Recall.__init__": {"items": st.just(())},
     "SonaEngine.connect": {
         "url": st.none(),
@@ -358,6 +414,9 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "MicroLoRA.load_state": {"state": _state_of(micro)},
     "QueryAdapter.__init__": {"config": st.sampled_from((QueryAdapterConfig(rank=5), QueryAdapterConfig(rank=4)))},
     "QueryAdapter.load_state": {"state": _state_of(adapter)},
+    "ReasoningBank.__init__": _banks,
+    "ReasoningBank.add_trajectory": {"trajectory": st.one_of(typed_trajectories, anything)},
+    "ReasoningBank.import_": {"exported": st.one_of(_damaged_export(), anything)},
     "SonaEngine.connect": {
         "url": st.sampled_from(
             ("", "x", "host=/nonexistent", "postgresql://[", "postgresql:///x?nonsense=1", "\0", "a=b=c")
@@ -380,6 +439,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "InstantLoop": lambda: sona_pg.InstantLoop(DIM),
     "MicroLoRA": micro,
     "QueryAdapter": adapter,
+    "ReasoningBank": bank,
     "TrajectoryBuffer": lambda: sona_pg.TrajectoryBuffer(2),
     "TrajectoryBuilder": lambda: sona_pg.TrajectoryBuilder(1, np.ones(DIM)),
 }
@@ -401,6 +461,7 @@ NUMBERS_OF: dict[str, Callable[[Any], list[Any]]] = {
     "InstantLoop": _learn_on,
     "MicroLoRA": lambda lora: list(lora.state().values()),
     "QueryAdapter": lambda adapter: list(adapter.state().values()),
+    "ReasoningBank": lambda bank: [p.centroid for p in bank.extract_patterns(now=2.0)],
     "TrajectoryBuilder": lambda builder: (
         [s.activations for s in builder._steps] + [s.attention_weights for s in builder._steps]
     ),

@@ -13,6 +13,7 @@ from sona_pg import config
 from sona_pg.config import (
     EvidenceConfig,
     InstantLoopConfig,
+    PatternConfig,
     QueryAdapterConfig,
     ScheduleConfig,
     SignalConfig,
@@ -20,6 +21,7 @@ from sona_pg.config import (
     StoreConfig,
     StrategyConfig,
     TelemetryConfig,
+    VerdictConfig,
     WorkerConfig,
 )
 from sona_pg.errors import ConfigError
@@ -27,6 +29,7 @@ from sona_pg.errors import ConfigError
 ALL: list[type[Any]] = [
     EvidenceConfig,
     InstantLoopConfig,
+    PatternConfig,
     QueryAdapterConfig,
     ScheduleConfig,
     SignalConfig,
@@ -34,6 +37,7 @@ ALL: list[type[Any]] = [
     StrategyConfig,
     StoreConfig,
     TelemetryConfig,
+    VerdictConfig,
     WorkerConfig,
 ]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
@@ -111,6 +115,34 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "stake_from": (-0.1, 1.1),
         "stake_prior": (-0.1, 5.1),
         "strange_prior": (-0.1, 5.1),
+    },
+    PatternConfig: {
+        "k_clusters": (0, 10_001),
+        "embedding_dim": (0, 16_001),
+        "max_iterations": (0, 10_001),
+        "convergence_threshold": (-1e-9, 0.6),
+        "min_cluster_size": (0, 1_000_001),
+        "quality_threshold": (-1e7, 1e7),
+        "max_trajectories": (0, 10_000_001),
+        "match_threshold": (-1.1, 1.1),
+        "merge_threshold": (-0.1, 1.1),
+        "prior_quality": (-1e7, 1e7),
+        "confidence_prior": (-0.1, 1e7),
+        "half_life_seconds": (0, 1e13),
+        "prune_accesses": (-1, (1 << 31) + 1),
+        "prune_age_seconds": (-1.0, 1e13),
+        "seed": (-1, 1 << 63),
+    },
+    VerdictConfig: {
+        "quality_range": (0, 1e7),
+        "decide_at": (0.9, 1e13),
+        "max_parameters": (0, 10_001),
+        "max_values": (1, 1001),
+        "max_value_bytes": (0, (1 << 20) + 1),
+        "max_waiting": (0, 10_001),
+        "min_support": (0, 1_000_001),
+        "shrinkage": (-0.1, 1e7),
+        "similarity_width": (0, 10.1),
     },
     EvidenceConfig: {
         "interval_seconds": (0.001, 3601.0),

@@ -1,0 +1,490 @@
+"""The reasoning bank in memory: trajectories become patterns that keep their identity, and verdicts on parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg import kernels
+from sona_pg.config import MAX_ID_BYTES, PatternConfig, VerdictConfig
+from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError
+from sona_pg.learning.patterns import (
+    Change,
+    LearnedPattern,
+    changed,
+    is_prunable,
+    merge_plan,
+    merged_clusters,
+    merged_patterns,
+    starting_centroids,
+    summarised,
+)
+from sona_pg.learning.portable import bank_from_json, bank_to_json
+from sona_pg.learning.recommendation import NearPattern, Recommendation, best_strategy, optimized_params
+from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, canonical, looked
+from sona_pg.types import UNKNOWN, Json, QueryTrajectory, finite_or_none
+
+PARAMETERS = "parameters"
+"""Key in a trajectory's metadata under which an application records what parameters it used, by name."""
+
+STRATEGY = "strategy"
+"""The strategy that answered is a parameter, too, of this name."""
+
+_NOTHING = (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class BankStats:
+    """What a bank holds.
+
+    Parameters
+    ----------
+    trajectories, waiting
+        Kept, and of them those that no extraction has counted.
+    judged
+        Kept ones with a quality.
+    unclustered
+        Kept ones that belonged to no pattern at the last extraction.
+    evicted
+        Trajectories that newer ones have displaced.
+    skipped_parameters
+        Values that were too long, or of a parameter too many.
+    patterns, good_patterns
+        All, and those whose average quality reaches the threshold.
+    mean_quality
+        Mean of the average quality of good patterns, 0 without one.
+    """
+
+    trajectories: int
+    waiting: int
+    judged: int
+    unclustered: int
+    evicted: int
+    skipped_parameters: int
+    patterns: int
+    good_patterns: int
+    mean_quality: float
+
+
+class ReasoningBank:
+    """Keeps the newest trajectories, and the patterns that they and earlier ones fell into.
+
+    It knows no time of its own: who calls says what time it is, in seconds since the epoch.
+
+    Parameters
+    ----------
+    config, verdict_config
+        Settings.
+
+    Examples
+    --------
+    >>> from sona_pg.types import TrajectoryBuilder
+    >>> bank = ReasoningBank(PatternConfig(k_clusters=2, embedding_dim=3, min_cluster_size=2))
+    >>> for query in ([1, 0, 0], [1, 0.1, 0], [0, 0, 1], [0, 0.1, 1]):
+    ...     bank.add_trajectory(TrajectoryBuilder(None, query).build(0.8))
+    >>> sorted(pattern.cluster_size for pattern in bank.extract_patterns(now=0.0))
+    [2, 2]
+    """
+
+    def __init__(self, config: PatternConfig | None = None, verdict_config: VerdictConfig | None = None) -> None:
+        self.config = PatternConfig() if config is None else config
+        self.verdict_config = VerdictConfig() if verdict_config is None else verdict_config
+        self._patterns: dict[int, LearnedPattern] = {}
+        self._verdicts: dict[int, dict[str, Verdict]] = {}
+        self._next_id = 1
+        self._centroids: NDArray[np.float32] | None = None
+        self._skipped = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """No trajectory; room for a few, which grows."""
+        self._rows = np.empty((0, self.config.embedding_dim), dtype=np.float32)
+        self._quality = np.empty(0)
+        self._waiting = np.empty(0, dtype=bool)
+        self._member = np.empty(0, dtype=np.int64)
+        self._used: list[tuple[tuple[str, Json], ...]] = []
+        self._feedback: list[tuple[float | None, float | None]] = []
+        self._added = self._extracted = 0
+
+    # ---- trajectories ------------------------------------------------------------------------------------------------
+
+    def add_trajectory(
+        self,
+        trajectory: QueryTrajectory,
+        *,
+        parameters: Mapping[str, Json] | None = None,
+        precision: float | None = None,
+        recall: float | None = None,
+    ) -> None:
+        """Keep a trajectory; of more than `max_trajectories` the oldest goes, uncounted if no extraction saw it.
+
+        Parameters
+        ----------
+        trajectory
+            Its quality is the final one, else the mean reward of its steps; without either it is not judged.
+        parameters
+            What was used, by name; those in ``metadata["parameters"]`` if None. Values that are too long, and
+            parameters too many, are skipped and counted in `stats`.
+        precision, recall
+            What was fed back, 0 to 1; ``metadata["precision"]`` and ``metadata["recall"]`` if None.
+
+        Raises
+        ------
+        DimensionMismatch
+            If the query has another dimension than the bank.
+        InvalidInput
+            If the query is zero or not finite, a parameter is no JSON, or precision or recall is out of range.
+        """
+        if not isinstance(trajectory, QueryTrajectory) or not isinstance(trajectory.metadata, Mapping):
+            found = type(trajectory).__name__
+            raise InvalidInput(f"a {found} was given, expected a QueryTrajectory with metadata by name")
+        query = kernels.unit(
+            kernels.as_vector(trajectory.query_embedding, self.config.embedding_dim, "query embedding")
+        )
+        if not query.any():
+            raise InvalidInput("query embedding is zero: it has no direction")
+        quality = quality_of(trajectory)
+        metadata = trajectory.metadata
+        given = metadata.get(PARAMETERS) if parameters is None else parameters
+        used = self._parameters(given, trajectory.answer.strategy)
+        fed_back: tuple[float | None, float | None] = (
+            _share(metadata.get("precision") if precision is None else precision, "precision"),
+            _share(metadata.get("recall") if recall is None else recall, "recall"),
+        )
+        if fed_back == _NOTHING:
+            fed_back = _NOTHING  # one for all
+        place = self._added % self.config.max_trajectories
+        if place == len(self._used):
+            self._grow(place)
+            self._used.append(used)
+            self._feedback.append(fed_back)
+        else:
+            self._used[place], self._feedback[place] = used, fed_back
+        self._rows[place] = query
+        self._quality[place] = math.nan if quality is None else quality
+        self._waiting[place] = True
+        self._member[place] = -1
+        self._added += 1
+
+    def _parameters(self, given: object, strategy: str) -> tuple[tuple[str, Json], ...]:
+        if given is None:
+            given = {}
+        if not isinstance(given, Mapping):
+            raise InvalidInput(f"parameters are {type(given).__name__}, expected values by name")
+        used: dict[str, Json] = {}
+        if strategy != UNKNOWN:
+            used[STRATEGY] = strategy
+        for name, value in given.items():
+            if not isinstance(name, str):
+                raise InvalidInput(f"a parameter is called {name!r}, expected a text")
+            is_long = (
+                len(canonical(value).encode()) > self.verdict_config.max_value_bytes
+                or len(name.encode(errors="surrogatepass")) > MAX_ID_BYTES
+            )
+            if is_long or (name not in used and len(used) >= self.verdict_config.max_parameters):
+                self._skipped += 1
+            else:
+                used[name] = value
+        return tuple(used.items())
+
+    def _grow(self, size: int) -> None:
+        if size < len(self._rows):
+            return
+        room = min(max(size + size // 4, 64), self.config.max_trajectories)
+        # Where they lie, if there is room behind: a copy would need twice the memory for a while.
+        self._rows.resize((room, self.config.embedding_dim), refcheck=False)
+        for column in (self._quality, self._waiting, self._member):
+            column.resize(room, refcheck=False)
+
+    @property
+    def trajectory_count(self) -> int:
+        """How many trajectories are kept."""
+        return len(self._used)
+
+    def clear(self) -> None:
+        """Forget all trajectories; patterns and verdicts stay."""
+        self._forget()
+
+    # ---- patterns ----------------------------------------------------------------------------------------------------
+
+    def extract_patterns(self, *, now: float = 0.0) -> list[LearnedPattern]:
+        """Bring the patterns up to the trajectories that are kept; all patterns, in the order of their ids.
+
+        Clusters start from the patterns that are there, are matched to them, and count every trajectory once. Without
+        a new trajectory nothing changes.
+
+        Raises
+        ------
+        PatternExtractionError
+            If the clusters cannot be computed; nothing has changed then.
+        """
+        now = _seconds(now)
+        n = len(self._used)
+        if self._extracted == self._added:
+            return self.patterns
+        waiting = self._waiting[:n]
+        rows, quality = self._rows[:n], self._quality[:n]
+        k = min(self.config.k_clusters, max(1, n // self.config.min_cluster_size))
+        try:
+            start = starting_centroids(self.patterns, rows, k)
+            centroids, labels, _, _ = kernels.kmeans(
+                rows,
+                k,
+                seed=self.config.seed,
+                max_iterations=self.config.max_iterations,
+                tolerance=self.config.convergence_threshold,
+                start=start,
+            )
+            clusters = summarised(rows, labels, quality, len(centroids))
+            clusters = merged_clusters(rows, quality, clusters, self.config.merge_threshold)
+            judged = waiting & ~np.isnan(quality)
+            change = changed(
+                self.patterns,
+                clusters,
+                np.bincount(clusters.labels[waiting], minlength=len(clusters)),
+                np.bincount(clusters.labels[judged], minlength=len(clusters)),
+                now,
+                self._next_id,
+                self.config,
+            )
+        except (InvalidInput, MemoryError, FloatingPointError) as cause:
+            raise PatternExtractionError(f"{n} trajectories could not be clustered: {cause}") from cause
+        self._take(change, clusters.labels)
+        self._extracted = self._added
+        self.consolidate_patterns(now=now)
+        return self.patterns
+
+    def _take(self, change: Change, labels: NDArray[np.int64]) -> None:
+        n = len(labels)
+        self._member[:n] = change.members[labels]
+        counted = self._waiting[:n] & (self._member[:n] >= 0)
+        by_pattern: dict[int, dict[str, list[Outcome]]] = {}
+        for place in self._oldest_first(np.flatnonzero(counted & ~np.isnan(self._quality[:n]))):
+            precision, recall = self._feedback[place]
+            for name, value in self._used[place]:
+                outcomes = by_pattern.setdefault(int(self._member[place]), {}).setdefault(name, [])
+                outcomes.append(Outcome(value, float(self._quality[place]), precision, recall))
+        patterns, verdicts = dict(change.patterns), dict(self._verdicts)
+        for id, parameters in by_pattern.items():
+            known = dict(verdicts.get(id, {}))
+            for name, outcomes in parameters.items():
+                if name not in known and len(known) >= self.verdict_config.max_parameters:
+                    self._skipped += len(outcomes)
+                    continue
+                known[name] = known.get(name, Verdict(name)).updated(outcomes, self.verdict_config)
+            verdicts[id] = known
+            patterns[id] = replace(patterns[id], best_strategy=best_strategy(known.get(STRATEGY)))
+        self._waiting[:n] &= ~counted
+        self._patterns, self._verdicts, self._centroids = patterns, verdicts, None
+        self._next_id += len(change.created)
+
+    def _oldest_first(self, places: NDArray[np.int64]) -> list[int]:
+        oldest = self._added % self.config.max_trajectories if self._added > len(self._used) else 0
+        return [int(p) for p in np.concatenate([places[places >= oldest], places[places < oldest]])]
+
+    @property
+    def patterns(self) -> list[LearnedPattern]:
+        """All patterns, in the order of their ids."""
+        return [self._patterns[id] for id in sorted(self._patterns)]
+
+    def get_pattern(self, id: int) -> LearnedPattern | None:
+        """The pattern with this id, None if there is none."""
+        return self._patterns.get(id) if isinstance(id, int) else None
+
+    def find_similar(
+        self, query: ArrayLike, k: int = 5, *, now: float | None = None, min_quality: float | None = None
+    ) -> list[tuple[LearnedPattern, float]]:
+        """The k patterns nearest to a query by cosine, nearest first, with the cosine; exact.
+
+        Parameters
+        ----------
+        query
+            Vector (dim,), not zero.
+        k
+            How many at most.
+        now
+            Seconds since the epoch, to count an access of what was found; None counts none.
+        min_quality
+            Only patterns with at least this average quality.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the query has another dimension, is not finite, or zero; k is no whole number from 0.
+        """
+        vector = kernels.unit(kernels.as_vector(query, self.config.embedding_dim, "query"))
+        if not vector.any():
+            raise InvalidInput("query is zero: it has no direction")
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise InvalidInput(f"k is {k!r}, expected a whole number from 0")
+        if now is not None:
+            now = _seconds(now)
+        min_quality = finite_or_none(min_quality, "min_quality")
+        patterns = self.patterns
+        if self._centroids is None:
+            self._centroids = np.array([p.centroid for p in patterns], dtype=np.float32).reshape(
+                -1, self.config.embedding_dim
+            )
+        most = min(k, len(patterns)) if min_quality is None else len(patterns)
+        places, cosines = kernels.top_k(self._centroids, vector, most)
+        found = [(patterns[int(place)], float(cosine)) for place, cosine in zip(places, cosines, strict=True)]
+        if min_quality is not None:
+            found = [(pattern, cosine) for pattern, cosine in found if pattern.avg_quality >= min_quality][:k]
+        if now is None:
+            return found
+        counted = []
+        for pattern, cosine in found:
+            accessed = replace(
+                pattern, access_count=pattern.access_count + 1, last_accessed=max(pattern.last_accessed, now)
+            )
+            self._patterns[pattern.id] = accessed
+            counted.append((accessed, cosine))
+        return counted
+
+    def consolidate_patterns(self, *, now: float = 0.0) -> dict[int, int]:
+        """Merge near duplicates into the older one; by id of what went, the id of what it is part of now."""
+        now = _seconds(now)
+        plan = merge_plan(self.patterns, self.config.merge_threshold)
+        if plan:
+            kept = merged_patterns(self.patterns, plan, now, self.config)
+            verdicts = dict(self._verdicts)
+            for id, into in plan.items():
+                both = dict(verdicts.get(into, {}))
+                for name, verdict in verdicts.pop(id, {}).items():
+                    both[name] = both[name].merged(verdict, self.verdict_config) if name in both else verdict
+                if both:
+                    verdicts[into] = both
+                self._member[: len(self._used)][self._member[: len(self._used)] == id] = into
+            self._patterns = {pattern.id: pattern for pattern in kept}
+            self._verdicts, self._centroids = verdicts, None
+        return plan
+
+    def prune_patterns(self, *, now: float) -> list[int]:
+        """Remove patterns that are of low quality AND unused AND old, with their verdicts; their ids."""
+        now = _seconds(now)
+        gone = [pattern.id for pattern in self.patterns if is_prunable(pattern, now, self.config)]
+        for id in gone:
+            del self._patterns[id]
+            self._verdicts.pop(id, None)
+            self._centroids = None
+        if gone:
+            members = self._member[: len(self._used)]
+            members[np.isin(members, gone)] = -1
+        return gone
+
+    def attach_text(
+        self, id: int, *, title: str | None = None, description: str | None = None, content: str | None = None
+    ) -> LearnedPattern:
+        """Attach text to a pattern; what is None stays.
+
+        Raises
+        ------
+        InvalidInput
+            If there is no such pattern, or what is given is no text.
+        """
+        pattern = self.get_pattern(id)
+        if pattern is None:
+            raise InvalidInput(f"there is no pattern {id!r}: it was merged or pruned, or never was")
+        texts = {"title": title, "description": description, "content": content}
+        given = {name: text for name, text in texts.items() if text is not None}
+        for name, text in given.items():
+            if not isinstance(text, str):
+                raise InvalidInput(f"{name} is {type(text).__name__}, expected a text")
+        self._patterns[id] = replace(pattern, **given)  # type: ignore[arg-type]
+        return self._patterns[id]
+
+    # ---- verdicts ----------------------------------------------------------------------------------------------------
+
+    def get_verdict(self, id: int) -> list[Evidence]:
+        """The evidence on every value of every parameter that was used in a pattern; p-values adjusted for all."""
+        return looked(self._verdicts.get(id, {}).values() if isinstance(id, int) else ())
+
+    def optimized_params(
+        self, query: ArrayLike, *, k: int = 5, defaults: Mapping[str, Json] | None = None
+    ) -> dict[str, Recommendation]:
+        """Parameters for a query, from the verdicts of the k patterns nearest to it; see `recommendation`."""
+        if defaults is not None and not isinstance(defaults, Mapping):
+            raise InvalidInput(f"defaults are {type(defaults).__name__}, expected values by name")
+        near = [
+            NearPattern(pattern.id, cosine, self._verdicts.get(pattern.id, {}))
+            for pattern, cosine in self.find_similar(query, k)
+        ]
+        return optimized_params(near, self.verdict_config, defaults)
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> BankStats:
+        """What the bank holds."""
+        n = len(self._used)
+        good = [p.avg_quality for p in self._patterns.values() if p.avg_quality >= self.config.quality_threshold]
+        return BankStats(
+            trajectories=n,
+            waiting=int(self._waiting[:n].sum()),
+            judged=int((~np.isnan(self._quality[:n])).sum()),
+            unclustered=int((self._member[:n] < 0).sum()),
+            evicted=self._added - n,
+            skipped_parameters=self._skipped,
+            patterns=len(self._patterns),
+            good_patterns=len(good),
+            mean_quality=math.fsum(good) / len(good) if good else 0.0,
+        )
+
+    def export(self) -> dict[str, Json]:
+        """Patterns and verdicts as JSON; trajectories are not part of it."""
+        return bank_to_json(self.config.embedding_dim, self.patterns, self._verdicts)
+
+    def import_(self, exported: Mapping[str, Json], *, now: float = 0.0) -> dict[int, int]:
+        """Take over what `export` gave, beside what is there, near duplicates merged; by old id the new one.
+
+        Raises
+        ------
+        DimensionMismatch
+            If it is of a bank of another dimension.
+        InvalidInput
+            If it is no export, or damaged; nothing was taken over.
+        """
+        now = _seconds(now)
+        patterns, verdicts = bank_from_json(exported, self.config.embedding_dim)
+        if any(len(known) > self.verdict_config.max_parameters for known in verdicts.values()):
+            raise ConfigError(
+                f"a pattern has verdicts on more than {self.verdict_config.max_parameters} parameters: "
+                "raise VerdictConfig.max_parameters"
+            )
+        renamed = {pattern.id: self._next_id + place for place, pattern in enumerate(patterns)}
+        for pattern in patterns:
+            id = renamed[pattern.id]
+            children = tuple(renamed[child] for child in pattern.children if child in renamed)
+            self._patterns[id] = replace(pattern, id=id, children=children)
+            if pattern.id in verdicts:
+                self._verdicts[id] = verdicts[pattern.id]
+        self._next_id += len(patterns)
+        self._centroids = None
+        plan = self.consolidate_patterns(now=now)
+        return {old: plan.get(new, new) for old, new in renamed.items()}
+
+
+def quality_of(trajectory: QueryTrajectory) -> float | None:
+    """The final quality, else the mean reward of the steps that have one, else None."""
+    if trajectory.final_quality is not None:
+        return finite_or_none(trajectory.final_quality, "final quality")
+    rewards = [finite_or_none(step.reward, "reward") for step in trajectory.steps]
+    known = [reward for reward in rewards if reward is not None]
+    return finite_or_none(math.fsum(known) / len(known), "mean reward") if known else None
+
+
+def _share(value: object, what: str) -> float | None:
+    number = finite_or_none(value, what)  # type: ignore[arg-type]
+    if number is not None and not 0 <= number <= 1:
+        raise InvalidInput(f"{what} is {number!r}, expected 0 to 1")
+    return number
+
+
+def _seconds(now: float) -> float:
+    """A time as it is: single precision would lose minutes of it."""
+    if not isinstance(now, float | int) or isinstance(now, bool) or not -1e15 < now < 1e15:
+        raise InvalidInput(f"now is {now!r}, expected seconds since the epoch")
+    return float(now)
