@@ -127,6 +127,7 @@ def _of_database(url: str, connection: Connection) -> Iterator[Finding]:
         return
     yield from _attempt("indexes", lambda: _indexes(connection))
     yield from _attempt("worker", lambda: _worker(seen, workers))
+    yield from _attempt("loops", lambda: _loops(connection))
     yield from _attempt("spool", lambda: _spools(connection, seen, workers))
     yield from _attempt("harm", lambda: _harm(connection))
     yield from _attempt("errors", lambda: _errors(connection, seen))
@@ -243,6 +244,22 @@ def _worker(seen: list[SpaceFigures], workers: int) -> Iterator[Finding]:
             yield Finding("worker", Verdict.WRONG, says, WORKER)
         elif age > _LATE_SECONDS:
             yield Finding("worker", Verdict.WARNING, says, f"sona status {shlex.quote(each.space)}")
+
+
+def _loops(connection: Connection) -> Iterator[Finding]:
+    """Loops that were set aside in a space, and cycles that nobody is there to run."""
+    held_up = health.held_up_loops(connection)
+    for each in held_up:
+        where = f"the {each.loop} loop in space {each.space!r}"
+        if each.reason is not None:
+            says = f"{where} is set aside: {each.reason[:_MESSAGE_LENGTH]}"
+            command = f"sona cycle run {shlex.quote(each.space)} {shlex.quote(each.loop)}"
+        else:
+            says = f"a cycle of {where} waits for {each.seconds:.0f} s, and no worker of the loop is connected"
+            command = f"sona worker {shlex.quote(each.loop)}"
+        yield Finding("loops", Verdict.WRONG, says, command)
+    if not held_up:
+        yield Finding("loops", Verdict.OK, "none is set aside, and no cycle waits for a worker")
 
 
 def _spools(connection: Connection, seen: list[SpaceFigures], workers: int) -> Iterator[Finding]:

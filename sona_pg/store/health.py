@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sona_pg.store.connection import Connection, translated
 
@@ -186,3 +187,36 @@ def frozen_by_harm(connection: Connection) -> list[Frozen]:
             " ORDER BY s.space_id"
         ).fetchall()
     return [Frozen(*row) for row in rows]
+
+
+class HeldUp(NamedTuple):
+    """A loop that does not learn in a space.
+
+    Parameters
+    ----------
+    space, loop
+        Where, and which.
+    seconds
+        For how long.
+    reason
+        Why it was set aside; None where a cycle waits and no worker of the loop is connected.
+    """
+
+    space: str
+    loop: str
+    seconds: float
+    reason: str | None
+
+
+def held_up_loops(connection: Connection) -> list[HeldUp]:
+    """Loops that were set aside, and cycles that were asked for or interrupted while no worker is there."""
+    with translated():
+        rows = connection.execute(
+            "SELECT x.space, x.loop, extract(epoch FROM clock_timestamp() - x.set_aside_at)::float8,"
+            " coalesce(x.reason, 'its schedule means no time') FROM sona.schedules x WHERE x.set_aside_at IS NOT NULL"
+            " UNION ALL"
+            " SELECT r.space, r.loop, extract(epoch FROM clock_timestamp() - r.requested_at)::float8, NULL"
+            " FROM sona.runs r WHERE r.state IN ('requested', 'interrupted')"
+            " AND NOT EXISTS (SELECT FROM sona.workers w WHERE w.loop = r.loop) ORDER BY 1, 2"
+        ).fetchall()
+    return [HeldUp(*row) for row in rows]

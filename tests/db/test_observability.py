@@ -278,6 +278,29 @@ def test_the_doctor_has_nothing_to_say_of_what_is_well(fresh_url: str) -> None:
     } <= checks
 
 
+def test_loops_that_are_held_up_are_found(fresh_url: str) -> None:
+    with connect(fresh_url) as connection:
+        connection.execute("SELECT sona.create_space('held up', 2)")
+        connection.execute("SELECT sona.run_cycle('held up', 'deep')")
+        connection.execute("SELECT sona.set_schedule('held up', 'background', every => '1 hour')")
+        connection.execute("UPDATE sona.loop_schedule SET set_aside_at = now() WHERE loop = 'background'")
+    done = sona("doctor", "--json", url=fresh_url)
+    assert done.returncode == 1
+    found = [each for each in json.loads(done.stdout)["checks"] if each["check"] == "loops"]
+    assert [(each["verdict"], each["command"]) for each in found] == [
+        ("wrong", "sona cycle run 'held up' background"),
+        ("wrong", "sona worker deep"),
+    ]
+    assert "is set aside" in found[0]["says"]
+    assert "no worker of the loop is connected" in found[1]["says"]
+    # A worker of the loop is there.
+    with connect(fresh_url, application="sona worker deep here:1") as connection:
+        connection.execute("SELECT sona.set_schedule('held up', 'background', every => '1 hour')")
+        found = [each for each in json.loads(sona("doctor", "--json", url=fresh_url).stdout)["checks"]
+                 if each["check"] == "loops"]  # fmt: skip
+    assert [each["verdict"] for each in found] == ["ok"]
+
+
 @pytest.mark.parametrize(("revision", "says", "command"), [
     ("0001", f"older than this version of sona-pg, which works with {SCHEMA_REVISION}", "sona migrate"),
     ("9999", "newer", "pip install --upgrade sona-pg"),
