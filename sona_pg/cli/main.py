@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+THREADS = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR")
+"""Libraries whose NAME_NUM_THREADS says how many threads they start when they are loaded."""
 
 
 def main() -> None:
     """Run the command line; exit status 0 done, 1 failed, 2 wrong usage."""
     from sona_pg.errors import ConfigError, SonaError
 
+    if sys.argv[1:2] == ["worker"]:
+        # One process per loop, one thread each: threads of several workers would spin against each other.
+        for library in THREADS:
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     try:
         # Imported here, since the kernels refuse a wrong SONA_SIMD when they are loaded.
         from sona_pg.cli.app import app

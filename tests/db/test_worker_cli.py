@@ -84,6 +84,19 @@ def test_all_loops_have_a_process_which_is_replaced_when_it_dies(url: str) -> No
             os.kill(child, 0)
 
 
+def test_a_worker_has_one_thread(url: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-m", "sona_pg", "worker", "instant", "--url", url]
+    with connect(url) as connection:
+        worker = subprocess.Popen(command, env=environment)
+        try:
+            _until(lambda: _connected(connection) == {"instant"}, "the worker")
+            assert len(os.listdir(f"/proc/{worker.pid}/task")) == 1
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
 def test_workers_that_are_refused_end_with_their_reason(url: str) -> None:
     nowhere = make_conninfo(url, dbname="nowhere")
     done = sona("worker", "all", "--url", nowhere)
