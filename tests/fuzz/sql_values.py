@@ -273,6 +273,15 @@ GOOD: dict[str, Text] = {
     "miss double precision": st.sampled_from(("0", "0.5", "1")),
     "times double precision": st.sampled_from(("0", "0.5", "1")),
     "familiarity double precision": st.sampled_from(("0", "0.5", "1")),
+    "loop text": st.sampled_from(("background", "deep")),
+    "windows text[]": st.sampled_from(("{}", "{22:00-06:00}", "{00:00-12:00,12:00-23:59}")),
+    "time_zone text": st.sampled_from(("UTC", "Europe/Berlin", "Asia/Kathmandu")),
+    "moment timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01", "2026-10-25 02:30+02")),
+    "every interval": st.sampled_from(("1 hour", "1 second", "366 days")),
+    "cron text": st.sampled_from(("0 3 * * 0", "*/5 1-3 1,15 JAN *")),
+    "amount bigint": st.sampled_from(("1", "100", "9223372036854775807")),
+    "first_at timestamp with time zone": st.sampled_from(("tomorrow", "9999-12-31")),
+    "enabled boolean": st.sampled_from(("true", "false")),
     "t sona.trajectory": st.builds(
         lambda space, id, strategy: json.dumps(
             {"space_id": space, "trajectory_id": id, "query": "[1,0,0,0]", "strategy": strategy, "arm": "learned"}
@@ -289,6 +298,8 @@ GOOD_OF: dict[str, dict[str, Text]] = {
     "drop_space": {"space": st.integers(0, 60).map(lambda n: f"made {n}")},
     "create_space": {"name": st.integers(0, 60).map(lambda n: f"made {n}")},
     "deploy": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
+    # Of an interval and a cron expression only one is good.
+    "set_schedule": {"cron": st.none()},
     "_version": {"what": st.sampled_from(("1", "2", "rollback", "latest", "frozen"))},
 }
 

@@ -19,7 +19,7 @@ from .budget import tries
 from .sql_values import DIM, SPACES
 from .sweep import learn_all, not_finite
 
-OWN = re.compile("SN00[1-7]")
+OWN = re.compile("SN00[1-8]")
 DATA = re.compile("22...|54...")
 """Values that are no values of their type, out of range, or too large: Postgres says which."""
 OBJECT = re.compile("42...|55000|0A000")
@@ -172,6 +172,7 @@ EVERY = (
     "_check_examination",
     "_check_id",
     "_check_keys",
+    "_check_loop",
     "_check_may_index",
     "_check_reason",
     "_check_retention",
@@ -192,6 +193,7 @@ EVERY = (
     "_freeze",
     "_grantable_spaces",
     "_in_force_because",
+    "_in_windows",
     "_index_queries",
     "_indexed_embedding",
     "_indexed_type",
@@ -202,6 +204,7 @@ EVERY = (
     "_learned_trajectories",
     "_lock_learner",
     "_log_deployment",
+    "_loop_key",
     "_mapped",
     "_mapped_by",
     "_may_grant",
@@ -241,11 +244,13 @@ EVERY = (
     "record",
     "record_batch",
     "revoke_space",
+    "run_cycle",
     "score",
     "score_batch",
     "set_control_share",
     "set_items",
     "set_retention",
+    "set_schedule",
     "set_strategy",
     "versions",
     "why",
