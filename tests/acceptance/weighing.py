@@ -12,6 +12,8 @@ from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store.connection import Connection
 from sona_pg.store.spaces import Space
 
+from .recorder import EXACT_SEARCH_ROWS
+
 EVIDENCE = {
     "strategist": "SELECT ordinal, events, in_force, is_sane, known, strange, unseen, weights, state"
     " FROM sona.strategist WHERE space_id = %s",
@@ -57,7 +59,7 @@ def weighed(connection: Connection, space: Space) -> dict[str, list[list[object]
 def weigh_again(
     connection: Connection, connect: Callable[[], Connection], space: Space, *, batch: int
 ) -> dict[str, list[list[object]]]:
-    """Forget the evidence of a space and take its ledger in once more, so many entries at a time."""
+    """Forget the evidence of a space and take its ledger in once more, so many entries at a time, searched exactly."""
     with connection.transaction():
         for statement in FORGET:
             connection.execute(statement, (space.space_id,))
@@ -68,7 +70,7 @@ def weigh_again(
     ).fetchone()
     if row is None:
         raise AssertionError(f"space {space.name!r} is gone")
-    store = SpaceStore(space, connect, StoreConfig(), None)
+    store = SpaceStore(space, connect, StoreConfig(exact_search_rows=EXACT_SEARCH_ROWS), None)
     strategy, adapter = StrategyConfig(**row[0]), QueryAdapterConfig(**row[1])
     again = EvidenceLoop(store, strategy, adapter, EvidenceConfig(batch=batch))
     try:
