@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,8 +53,15 @@ def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)
 
 
-def check_parts(what: str, found: Mapping[str, NDArray[np.generic]], own: Mapping[str, NDArray[np.generic]]) -> None:
+def check_parts(
+    what: str,
+    found: Mapping[str, NDArray[np.generic]],
+    own: Mapping[str, NDArray[np.generic]],
+    signed: Collection[str] = (),
+) -> None:
     """Refuse a stored state of which a part is missing, of another type or shape than `own`, or not finite.
+
+    Whole numbers are counts, and not negative, but in the parts named by `signed`.
 
     Raises
     ------
@@ -69,5 +76,6 @@ def check_parts(what: str, found: Mapping[str, NDArray[np.generic]], own: Mappin
                 f"{name} of the {what}'s state is {given.dtype} {given.shape}, expected {part.dtype} {part.shape}: "
                 "it is damaged, or was learned with other settings"
             )
-        if not np.isfinite(given).all() or (given.dtype.kind == "i" and given.min() < 0):
+        is_count = given.dtype.kind == "i" and name not in signed
+        if not np.isfinite(given).all() or (is_count and given.min() < 0):
             raise LearningError(f"{name} of the {what}'s state is not finite, or negative: it is damaged")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
+from sona_pg.errors import LearningError
 from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.evidence import LARGEST, STAKES, late_start
 from sona_pg.types import FloatVector
@@ -170,6 +171,11 @@ class Regions:
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Continue from what `state` gave; bit for bit."""
         own = self.state()
-        check_parts("regions", state, own)
+        check_parts("regions", state, own, signed=("verdicts",))
+        verdicts = np.asarray(state["verdicts"])
+        if not np.isin(verdicts, list(Verdict)).all():
+            raise LearningError(
+                f"verdicts of the regions' state are {verdicts.tolist()}, expected -1, 0 or 1: it is damaged"
+            )
         for name, part in own.items():
             part[...] = state[name]

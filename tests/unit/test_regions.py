@@ -99,3 +99,20 @@ def test_a_continuation_goes_on_bit_for_bit() -> None:
         assert part.tobytes() == two.state()[name].tobytes()
     with pytest.raises(LearningError):
         two.load_state({**one.state(), "sums": np.full((5, 2), np.nan)})
+
+
+def test_every_verdict_is_kept_and_no_other_is_taken() -> None:
+    rng, regions = np.random.default_rng(5), Regions(DIM, CONFIG, 20)
+    gains = (-0.5, 0.0, 0.5)
+    for event in range(600):
+        regions.add(_near(event % 3, rng), gains[event % 3])
+    verdicts = [regions.verdict(axis(place, DIM)) for place in range(3)]
+    assert verdicts == [Verdict.WORSE, Verdict.FOLLOWS, Verdict.BETTER]
+    again = Regions(DIM, CONFIG, 20)
+    again.load_state(regions.state())
+    assert [again.verdict(axis(place, DIM)) for place in range(3)] == verdicts
+    for wrong in (-2, 2):
+        with pytest.raises(LearningError, match="expected -1, 0 or 1"):
+            again.load_state({**regions.state(), "verdicts": np.full(4, wrong)})
+    with pytest.raises(LearningError, match="counts"):
+        again.load_state({**regions.state(), "counts": np.full(4, -1)})
