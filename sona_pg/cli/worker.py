@@ -107,42 +107,47 @@ def _run_instant(runner: InstantWorker, once: bool, stop: threading.Event) -> No
         runner.close()
 
 
-@worker.command()
-@once_option
-@poll_option
-@drain_option
-@metrics_port_option
-@metrics_host_option
-@url_option
-def background(
-    once: bool,
-    poll_interval: float,
-    drain_seconds: float,
-    metrics_port: int | None,
-    metrics_host: str,
-    url: str | None,
-) -> None:
-    """Loop B, hourly: patterns and verdicts of what happened."""
-    _run_cycles("background", once, poll_interval, drain_seconds, metrics_port, metrics_host, url)
+def _cycles_command(name: str, does: str) -> None:
+    """``sona worker NAME`` for a loop that has cycles."""
+
+    @worker.command(name, help=does)
+    @once_option
+    @poll_option
+    @drain_option
+    @metrics_port_option
+    @metrics_host_option
+    @url_option
+    def run(
+        once: bool,
+        poll_interval: float,
+        drain_seconds: float,
+        metrics_port: int | None,
+        metrics_host: str,
+        url: str | None,
+    ) -> None:
+        loop = LOOPS.get(name)
+        if loop is None:
+            there = " or ".join(["instant", *LOOPS])
+            raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
+        stop = stop_at_signals(drain_seconds)
+        database = _open(name, url, StoreConfig())
+        with contextlib.ExitStack() as stack:
+            telemetry = stack.enter_context(
+                contextlib.closing(_telemetry(database, name, metrics_port, metrics_host, poll_interval))
+            )
+            runner = LoopCoordinator(database, loop, WorkerConfig(poll_interval_seconds=poll_interval), telemetry)
+            stack.callback(runner.close)
+            if not once:
+                runner.run(stop)
+                return
+            ended = runner.step(stop)
+            click.echo(f"{ended} cycles", err=True)
+            if runner.failing:
+                raise LearningError(f"cycles failed in {', '.join(runner.failing)}: see sona.errors")
 
 
-@worker.command()
-@once_option
-@poll_option
-@drain_option
-@metrics_port_option
-@metrics_host_option
-@url_option
-def deep(
-    once: bool,
-    poll_interval: float,
-    drain_seconds: float,
-    metrics_port: int | None,
-    metrics_host: str,
-    url: str | None,
-) -> None:
-    """Loop C, weekly: what was learned is restructured."""
-    _run_cycles("deep", once, poll_interval, drain_seconds, metrics_port, metrics_host, url)
+_cycles_command("background", "Loop B, hourly: patterns and verdicts of what happened.")
+_cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 
 
 @worker.command("all")
@@ -155,35 +160,6 @@ def run_all(poll_interval: float, drain_seconds: float, url: str | None) -> None
     database = open_database(url)  # what is wrong with it is said once
     options = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
     Supervisor(["instant", *LOOPS], options, drain_seconds).run(stop)
-
-
-def _run_cycles(
-    name: str,
-    once: bool,
-    poll_interval: float,
-    drain_seconds: float,
-    metrics_port: int | None,
-    metrics_host: str,
-    url: str | None,
-) -> None:
-    loop = LOOPS.get(name)
-    if loop is None:
-        raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {' or '.join(['instant', *LOOPS])}")
-    stop = stop_at_signals(drain_seconds)
-    database = _open(name, url, StoreConfig())
-    with contextlib.ExitStack() as stack:
-        telemetry = stack.enter_context(
-            contextlib.closing(_telemetry(database, name, metrics_port, metrics_host, poll_interval))
-        )
-        runner = LoopCoordinator(database, loop, WorkerConfig(poll_interval_seconds=poll_interval), telemetry)
-        stack.callback(runner.close)
-        if not once:
-            runner.run(stop)
-            return
-        ended = runner.step(stop)
-        click.echo(f"{ended} cycles", err=True)
-        if runner.failing:
-            raise LearningError(f"cycles failed in {', '.join(runner.failing)}: see sona.errors")
 
 
 def _open(loop: str, url: str | None, store: StoreConfig) -> Database:
