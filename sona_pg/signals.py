@@ -24,7 +24,8 @@ def stop_at_signals(drain_seconds: float | None) -> threading.Event:
             timer = threading.Timer(drain_seconds, abandon)
             timer.daemon = True
             timer.start()
-        stop.set()
+        # Not here: whoever waits for the event in this thread may have been interrupted while holding its lock.
+        threading.Thread(target=stop.set, daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain)
