@@ -18,7 +18,8 @@ _LOOK_SECONDS = 0.5
 """Time between two looks whether all live."""
 
 _SOON_SECONDS = 5.0
-"""Whoever ends by itself so soon after its start ends so again: it is refused something, and has said what."""
+"""Whoever ends by itself so soon after its start ends so again: it is refused something, and has said what. Whoever is
+killed so soon is started again after this time."""
 
 
 @dataclass(slots=True)
@@ -54,9 +55,12 @@ class Supervisor:
             If one ends by itself soon after it was started.
         """
         try:
-            self._children = [self._start(loop) for loop in self._loops]
+            # One by one: whoever is started is in the list, and ended with the others whatever happens next.
+            for loop in self._loops:
+                self._children.append(self._start(loop))
             while not stop.wait(_LOOK_SECONDS):
-                self._children = [self._replaced(child) for child in self._children]
+                for place, child in enumerate(self._children):
+                    self._children[place] = self._replaced(child)
         finally:
             self._end()
 
@@ -69,7 +73,9 @@ class Supervisor:
         status = child.process.poll()
         if status is None:
             return child
-        if status > 0 and time.monotonic() - child.started < _SOON_SECONDS:
+        if time.monotonic() - child.started < _SOON_SECONDS:
+            if status <= 0:
+                return child  # and is started again then: what dies at its start would keep a core busy with starting
             raise LearningError(
                 f"the {child.loop} worker ended with status {status} as soon as it was started: see what it said above"
             )
