@@ -24,7 +24,7 @@ from sona_pg.steps import reached
 from sona_pg.store import errors, runs
 from sona_pg.store.connection import Connection, translated
 from sona_pg.store.database import Database
-from sona_pg.store.runs import Due, Run
+from sona_pg.store.runs import Due, Run, Unplanned
 from sona_pg.telemetry import NoTelemetry
 
 log = logging.getLogger("sona_pg")
@@ -72,8 +72,8 @@ class LoopCoordinator:
                 self.step(stop)
                 self._telemetry.turned()
                 self._wait(stop)
-            except DatabaseUnavailable as error:
-                log.warning("the database is away, will be tried again: %s", error)
+            except (DatabaseUnavailable, DatabaseBusy) as error:
+                log.warning("the database is away or overloaded, will be tried again: %s", error)
                 self.close()
                 self._telemetry.turned()
                 stop.wait(self._config.poll_interval_seconds)
@@ -85,6 +85,8 @@ class LoopCoordinator:
         ------
         DatabaseUnavailable
             If the database cannot be reached, or was cut off: what was computed meanwhile is not written.
+        DatabaseBusy
+            If it is short of something, or another session holds what is needed.
         PermissionDenied
             If the role may not run cycles.
         """
@@ -92,6 +94,8 @@ class LoopCoordinator:
         connection = self._connected()
         runs.ensure_schedules(connection, self._loop.name, self._loop.schedule)
         self._plan(connection)
+        # What was asked for until now, this look finds: the hints would only cause as many more.
+        runs.forget_hints(connection)
         ended = 0
         for found in runs.due(connection, self._loop.name):
             if stop.is_set():
@@ -123,16 +127,16 @@ class LoopCoordinator:
 
     def _plan(self, connection: Connection) -> None:
         now, schedules = runs.unplanned(connection, self._loop.name)
-        times: dict[int, datetime] = {}
+        times: dict[Unplanned, datetime] = {}
         for schedule in schedules:
             try:
                 found = next_time(now, schedule.every_seconds, schedule.cron, schedule.time_zone)
             except ConfigError as error:
-                runs.set_schedule_aside(connection, schedule.space_id, self._loop.name)
-                self._complain(connection, schedule.space_id, f"{error}; set it anew with sona.set_schedule")
+                if runs.set_schedule_aside(connection, schedule, self._loop.name):
+                    self._complain(connection, schedule.space_id, f"{error}; set it anew with sona.set_schedule")
             else:
                 assert found is not None
-                times[schedule.space_id] = found
+                times[schedule] = found
         if times:
             runs.plan(connection, self._loop.name, now, times)
 
@@ -211,7 +215,7 @@ class LoopCoordinator:
         def lap() -> None:
             times.append(time.monotonic())
 
-        with translated():
+        with runs.reading(connection, phase.name):
             found = phase.read(connection, cycle)
         lap()
         reached("cycle.after_read")
@@ -238,7 +242,9 @@ class LoopCoordinator:
         # A full disk or a lock that was not to be had is no fault of the space.
         most = None if isinstance(error, DatabaseBusy) else self._config.set_aside_after
         with runs.fenced(connection, run):
-            is_set_aside = runs.fail(connection, run, reason, most, self._config.longest_setback_seconds)
+            is_set_aside = runs.fail(
+                connection, run, reason, most, self._config.longest_setback_seconds, self._config.keep_runs
+            )
         if is_set_aside:
             reason += (
                 f"; after {self._config.set_aside_after} failures the loop is set aside in this space: mend it, then "

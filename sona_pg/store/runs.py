@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import ScheduleConfig
-from sona_pg.errors import LockLost, PermissionDenied, UnknownSpace
+from sona_pg.errors import LearningError, LockLost, PermissionDenied, UnknownSpace
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.errors import storable
 from sona_pg.store.spaces import Space
 
 CHANNEL = "sona_loop"
@@ -26,6 +28,32 @@ CHANNEL = "sona_loop"
 
 Facts = Mapping[str, Any]
 """What a phase says of what it did: names to values that JSON knows."""
+
+
+_MAY_WRITE = (
+    "space_id IN (SELECT g.space_id FROM sona.space_grant g WHERE g.may_write AND sona._is_member(g.role_name))"
+)
+"""Of a table with a space_id: whether this role may write its space. What it may only read is for other workers."""
+
+_IS_UNPLANNED = "(x.next_at IS NULL OR x.planned_at > clock_timestamp())"
+"""Of a schedule x: nobody has planned it, or somebody did at a time that is yet to come: the clock went back since."""
+
+_IS_DUE = (
+    "x.is_enabled AND x.set_aside_at IS NULL"
+    " AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)"
+    # One that found nothing puts off what is due by amount alone. Nothing is put off for a day: the clock went back.
+    " AND (x.retry_at IS NULL OR x.retry_at <= now() OR x.retry_at > now() + interval '1 day'"
+    "  OR x.failures = 0 AND x.next_at <= now())"
+    # Which function cannot be inlined, and most have none.
+    " AND (x.windows = '{}' OR sona._in_windows(x.windows, x.time_zone, now()))"
+)
+"""Of a schedule x and the learner l of its space: whether a cycle is due by itself."""
+
+_NEXT_AT = (
+    "CASE WHEN planned_at > (SELECT r.started_at FROM sona.loop_run r"
+    "  WHERE r.space_id = %(space)s AND r.run_id = %(run)s) THEN next_at END"
+)
+"""What becomes of the time that a cycle was due at when it ends: one that was set meanwhile is for the next."""
 
 
 class Unplanned(NamedTuple):
@@ -130,9 +158,7 @@ def ensure_schedules(connection: Connection, loop: str, default: ScheduleConfig)
             "INSERT INTO sona.loop_schedule (space_id, loop, every_seconds, cron, amount)"
             " SELECT s.space_id, %(loop)s, %(every)s, %(cron)s, %(amount)s FROM sona.space s"
             " WHERE NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
-            " AND EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = s.space_id AND g.may_write"
-            "  AND sona._is_member(g.role_name))"
-            " ON CONFLICT DO NOTHING",
+            f" AND s.{_MAY_WRITE} ON CONFLICT DO NOTHING",
             {"loop": loop, "every": default.every_seconds, "cron": default.cron, "amount": default.amount},
         ).rowcount
 
@@ -147,22 +173,37 @@ def unplanned(connection: Connection, loop: str) -> tuple[datetime, list[Unplann
             "SELECT clock_timestamp(), x.space_id, x.every_seconds, x.cron, x.time_zone"
             " FROM (SELECT) one LEFT JOIN sona.loop_schedule x ON x.loop = %s AND x.is_enabled"
             " AND x.set_aside_at IS NULL AND (x.every_seconds IS NOT NULL OR x.cron IS NOT NULL)"
-            " AND (x.next_at IS NULL OR x.planned_at > clock_timestamp())",
+            f" AND {_IS_UNPLANNED} AND x.{_MAY_WRITE}",
             (loop,),
         ).fetchall()
     return rows[0][0], [Unplanned(*row[1:]) for row in rows if row[1] is not None]
 
 
-def plan(connection: Connection, loop: str, now: datetime, times: Mapping[int, datetime]) -> None:
-    """Note down when cycles are due next, by space."""
+def plan(connection: Connection, loop: str, now: datetime, times: Mapping[Unplanned, datetime]) -> None:
+    """Note down when cycles are due next, where the schedule is still the one that says so."""
     with translated():
         connection.execute(
             "UPDATE sona.loop_schedule x SET next_at = t.next_at, planned_at = %(now)s"
-            " FROM unnest(%(ids)s::bigint[], %(times)s::timestamptz[]) t (space_id, next_at)"
-            " WHERE x.space_id = t.space_id AND x.loop = %(loop)s"
-            " AND (x.next_at IS NULL OR x.planned_at > clock_timestamp())",
-            {"now": now, "loop": loop, "ids": list(times), "times": list(times.values())},
+            " FROM unnest(%(ids)s::bigint[], %(every)s::double precision[], %(crons)s::text[], %(zones)s::text[],"
+            "  %(times)s::timestamptz[]) t (space_id, every_seconds, cron, time_zone, next_at)"
+            f" WHERE x.space_id = t.space_id AND x.loop = %(loop)s AND {_IS_UNPLANNED}"
+            " AND (x.every_seconds, x.cron, x.time_zone) IS NOT DISTINCT FROM (t.every_seconds, t.cron, t.time_zone)",
+            {
+                "now": now,
+                "loop": loop,
+                "ids": [schedule.space_id for schedule in times],
+                "every": [schedule.every_seconds for schedule in times],
+                "crons": [schedule.cron for schedule in times],
+                "zones": [schedule.time_zone for schedule in times],
+                "times": list(times.values()),
+            },
         )
+
+
+def forget_hints(connection: Connection) -> None:
+    """Drop the notifications that have come."""
+    for _ in connection.notifies(timeout=0):
+        pass
 
 
 def due(connection: Connection, loop: str) -> list[Due]:
@@ -178,11 +219,8 @@ def due(connection: Connection, loop: str) -> list[Due]:
             " UNION ALL"
             " SELECT x.space_id, CASE WHEN x.next_at <= now() THEN 'time' ELSE 'amount' END,"
             "  least(x.next_at, now()), 2 FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
-            "  WHERE x.loop = %(loop)s AND x.is_enabled AND x.set_aside_at IS NULL"
-            "  AND (x.retry_at IS NULL OR x.retry_at <= now() OR x.retry_at > now() + interval '1 day')"
-            "  AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)"
-            "  AND sona._in_windows(x.windows, x.time_zone, now())) d"
-            " JOIN sona.space s USING (space_id) ORDER BY d.class, d.since, d.space_id",
+            f"  WHERE x.loop = %(loop)s AND {_IS_DUE}) d"
+            f" JOIN sona.space s USING (space_id) WHERE d.{_MAY_WRITE} ORDER BY d.class, d.since, d.space_id",
             {"loop": loop},
         ).fetchall()
     # One that is in the list twice is due for the first reason.
@@ -247,20 +285,39 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
                 key,
             ).fetchone()
         elif run is None and found.cause in ("time", "amount"):
-            # Another worker may have done it between the look and the lock.
+            # Between the look and the lock another worker may have done it, or failed, and a window have closed.
             run = connection.execute(
                 "INSERT INTO sona.loop_run AS r (space_id, loop, cause, state, worker, fence, attempts, ordinal,"
                 " started_at, claimed_at)"
                 " SELECT x.space_id, x.loop, %(cause)s, 'running', %(worker)s, %(fence)s, 1, l.ordinal,"
                 " clock_timestamp(), clock_timestamp() FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
-                " WHERE x.space_id = %(space)s AND x.loop = %(loop)s AND x.is_enabled AND x.set_aside_at IS NULL"
-                " AND (x.next_at <= now() OR l.ordinal - x.consumed >= x.amount)" + returning,
+                f" WHERE x.space_id = %(space)s AND x.loop = %(loop)s AND {_IS_DUE}" + returning,
                 key | {"cause": found.cause},
             ).fetchone()
     if run is None:
         return None
     run_id, fence, attempts, ordinal, phases, facts = run
     return Run(space, loop, run_id, fence, attempts, ordinal, [phase["name"] for phase in phases], dict(facts))
+
+
+@contextlib.contextmanager
+def reading(connection: Connection, phase: str) -> Iterator[None]:
+    """Around what a phase reads: errors are ours, and no transaction is left, in which nothing after it would commit.
+
+    Raises
+    ------
+    LearningError
+        If the phase left one.
+    """
+    try:
+        with translated():
+            yield
+        if connection.info.transaction_status == TransactionStatus.INTRANS:
+            raise LearningError(f"phase {phase!r} read in a transaction and left it open: end it where it was begun")
+    finally:
+        if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            with translated():
+                connection.rollback()
 
 
 @contextlib.contextmanager
@@ -297,47 +354,42 @@ def write_phase(connection: Connection, run: Run, phase: Mapping[str, object], f
 
 def finish(connection: Connection, run: Run, keep_runs: int) -> None:
     """End a cycle that is done: the next one is to be planned."""
-    key = {"space": run.space.space_id, "loop": run.loop}
-    _end(connection, run, "done", None)
+    _end(connection, run, "done", None, keep_runs)
     connection.execute(
-        "UPDATE sona.loop_schedule SET next_at = NULL, failures = 0, retry_at = NULL, set_aside_at = NULL,"
+        f"UPDATE sona.loop_schedule SET next_at = {_NEXT_AT}, failures = 0, retry_at = NULL, set_aside_at = NULL,"
         " consumed = greatest(consumed, %(ordinal)s) WHERE space_id = %(space)s AND loop = %(loop)s",
-        key | {"ordinal": run.ordinal},
+        {"space": run.space.space_id, "loop": run.loop, "run": run.run_id, "ordinal": run.ordinal},
     )
-    _prune(connection, run, keep_runs)
 
 
 def skip(connection: Connection, run: Run, reason: str, again_seconds: float, keep_runs: int) -> None:
     """End a cycle that found nothing to do, and has consumed nothing: what is due by amount is due again later."""
-    _end(connection, run, "skipped", reason)
+    _end(connection, run, "skipped", reason, keep_runs)
     connection.execute(
-        "UPDATE sona.loop_schedule SET next_at = NULL, failures = 0, set_aside_at = NULL,"
-        " retry_at = clock_timestamp() + make_interval(secs => %s) WHERE space_id = %s AND loop = %s",
-        (again_seconds, run.space.space_id, run.loop),
-    )
-    _prune(connection, run, keep_runs)
-
-
-def _prune(connection: Connection, run: Run, keep_runs: int) -> None:
-    key = {"space": run.space.space_id, "loop": run.loop}
-    connection.execute(
-        "DELETE FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s AND finished_at IS NOT NULL"
-        " AND run_id <= (SELECT run_id FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s"
-        "  ORDER BY run_id DESC OFFSET %(keep)s LIMIT 1)",
-        key | {"keep": keep_runs},
+        f"UPDATE sona.loop_schedule SET next_at = {_NEXT_AT}, failures = 0, set_aside_at = NULL,"
+        " retry_at = clock_timestamp() + make_interval(secs => %(again)s)"
+        " WHERE space_id = %(space)s AND loop = %(loop)s",
+        {"space": run.space.space_id, "loop": run.loop, "run": run.run_id, "again": again_seconds},
     )
 
 
-def fail(connection: Connection, run: Run, reason: str, set_aside_after: int | None, longest_seconds: float) -> bool:
+def fail(
+    connection: Connection,
+    run: Run,
+    reason: str,
+    set_aside_after: int | None,
+    longest_seconds: float,
+    keep_runs: int,
+) -> bool:
     """End a cycle that failed: it is tried again later, and later still; whether the loop is set aside in the space.
 
-    It never is if `set_aside_after` is None.
+    With `set_aside_after` None it is not for that.
     """
-    _end(connection, run, "failed", reason)
+    _end(connection, run, "failed", reason, keep_runs)
     row = connection.execute(
         "UPDATE sona.loop_schedule SET failures = failures + 1,"
         " retry_at = clock_timestamp() + make_interval(secs => least(2.0 ^ least(failures + 1, 20), %(longest)s)),"
-        " set_aside_at = CASE WHEN failures + 1 >= %(most)s::int THEN clock_timestamp() END"
+        " set_aside_at = CASE WHEN failures + 1 >= %(most)s::int THEN clock_timestamp() ELSE set_aside_at END"
         " WHERE space_id = %(space)s AND loop = %(loop)s RETURNING set_aside_at IS NOT NULL",
         {
             "space": run.space.space_id,
@@ -349,11 +401,18 @@ def fail(connection: Connection, run: Run, reason: str, set_aside_after: int | N
     return row is not None and bool(row[0])
 
 
-def _end(connection: Connection, run: Run, state: str, reason: str | None) -> None:
+def _end(connection: Connection, run: Run, state: str, reason: str | None, keep_runs: int) -> None:
+    """Note down how a cycle ended, and delete the oldest that are more than `keep_runs`."""
     connection.execute(
         "UPDATE sona.loop_run SET state = %s, reason = %s, finished_at = clock_timestamp()"
         " WHERE space_id = %s AND run_id = %s",
-        (state, None if reason is None else reason.replace("\0", "␀")[:10_000], run.space.space_id, run.run_id),
+        (state, None if reason is None else storable(reason), run.space.space_id, run.run_id),
+    )
+    connection.execute(
+        "DELETE FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s AND finished_at IS NOT NULL"
+        " AND run_id <= (SELECT run_id FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s"
+        "  ORDER BY run_id DESC OFFSET %(keep)s LIMIT 1)",
+        {"space": run.space.space_id, "loop": run.loop, "keep": keep_runs},
     )
 
 
@@ -365,12 +424,15 @@ def leave(connection: Connection, run: Run) -> None:
     )
 
 
-def set_schedule_aside(connection: Connection, space_id: int, loop: str) -> None:
-    """Let no cycle be due by itself, since the schedule says nothing."""
+def set_schedule_aside(connection: Connection, schedule: Unplanned, loop: str) -> bool:
+    """Let no cycle be due by itself, since the schedule says nothing; false if it is another one by now."""
     with translated():
-        connection.execute(
-            "UPDATE sona.loop_schedule SET set_aside_at = clock_timestamp() WHERE space_id = %s AND loop = %s",
-            (space_id, loop),
+        return bool(
+            connection.execute(
+                "UPDATE sona.loop_schedule SET set_aside_at = clock_timestamp() WHERE space_id = %s AND loop = %s"
+                " AND (cron, time_zone) IS NOT DISTINCT FROM (%s::text, %s::text)",
+                (schedule.space_id, loop, schedule.cron, schedule.time_zone),
+            ).rowcount
         )
 
 

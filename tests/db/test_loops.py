@@ -21,7 +21,7 @@ import pytest
 
 from sona_pg import DatabaseUnavailable, PermissionDenied, SonaEngine, StoreConfig
 from sona_pg.config import ScheduleConfig, WorkerConfig
-from sona_pg.errors import ConfigError, LockLost, UnknownLoop, UnknownSpace
+from sona_pg.errors import ConfigError, DatabaseBusy, LockLost, UnknownLoop, UnknownSpace
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.cycle import Cycle, Loop, Phase
 from sona_pg.steps import ENV_KILL_AT
@@ -227,6 +227,69 @@ def test_outside_of_its_windows_nothing_is_due(
     assert coordinator.step() == 1
 
 
+def test_what_another_worker_has_put_off_or_a_window_shuts_is_not_claimed(connection: Connection) -> None:
+    space = _space(connection)
+    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    (found,) = runs.due(connection, NAME)
+    now = datetime.now(UTC)
+    shut = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
+    for change in (
+        "failures = 1, retry_at = now() + interval '1 hour'",
+        "is_enabled = false",
+        "set_aside_at = now()",
+        f"windows = ARRAY['{shut}']",
+    ):
+        with connection.transaction(force_rollback=True):
+            connection.execute(f"UPDATE sona.loop_schedule SET {change}")  # type: ignore[arg-type]
+            assert runs.claim(connection, found, NAME, "here:1") is None, change
+    assert runs.claim(connection, found, NAME, "here:1") is not None
+    assert _runs(connection, space) == [("interrupted",)]
+
+
+def test_a_cycle_that_found_nothing_does_not_put_off_the_one_that_is_due_by_time(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection, entries=0)
+    coordinator = coordinate(
+        replace(DEMONSTRATION, schedule=ScheduleConfig(3600.0, amount=1)),
+        replace(CONFIG, longest_setback_seconds=300.0),
+    )
+    for _ in range(2):
+        coordinator.step()
+        connection.execute("UPDATE sona.loop_schedule SET next_at = now()")
+    assert coordinator.step() == 1
+    assert _runs(connection, space, "state, cause") == [("skipped", "time")] * 2
+    connection.execute("UPDATE sona.loop_schedule SET consumed = -1")
+    assert coordinator.step() == 0
+
+
+def test_a_first_time_that_is_set_during_a_cycle_is_kept(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space = _space(connection)
+    at = datetime.now(UTC) + timedelta(days=3)
+
+    def reschedule(read: object, _: Cycle) -> object:
+        with connect(loops_url) as another:
+            another.execute("SELECT sona.set_schedule(%s, %s, first_at => %s)", (space, NAME, at))
+        return read
+
+    loop = replace(DEMONSTRATION, phases=(Phase("set", lambda *_: None, reschedule, lambda *_: {}),))
+    assert coordinate(loop).step() == 1
+    assert connection.execute("SELECT next_at FROM sona.schedules WHERE space = %s", (space,)).fetchall() == [(at,)]
+
+
+def test_what_was_planned_of_a_schedule_that_is_another_by_now_is_dropped(connection: Connection) -> None:
+    space = _space(connection)
+    runs.ensure_schedules(connection, NAME, ScheduleConfig(every_seconds=60.0))
+    now, (before,) = runs.unplanned(connection, NAME)
+    connection.execute("SELECT sona.set_schedule(%s, %s, cron => '0 3 * * 0')", (space, NAME))
+    runs.plan(connection, NAME, now, {before: now + timedelta(minutes=1)})
+    assert not runs.set_schedule_aside(connection, before, NAME)
+    found = connection.execute("SELECT next_at, set_aside_at FROM sona.schedules WHERE space = %s", (space,)).fetchall()
+    assert found == [(None, None)]
+
+
 def test_windows_go_over_midnight(connection: Connection) -> None:
     def is_in(moment: str, *windows: str) -> bool:
         row = connection.execute(
@@ -296,6 +359,32 @@ def test_a_request_wakes_a_worker(connection: Connection, coordinate: Callable[.
     finally:
         stop.set()
         thread.join()
+
+
+def test_many_requests_during_a_cycle_cause_one_look(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, looks, find = _space(connection, entries=0), [0.0], runs.due
+
+    def due(asker: Connection, loop: str) -> list[runs.Due]:
+        looks.append(time.monotonic())
+        return find(asker, loop)
+
+    monkeypatch.setattr(runs, "due", due)
+    coordinator = coordinate(config=replace(CONFIG, poll_interval_seconds=3600.0))
+    coordinator.step()
+    for _ in range(500):
+        connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME))
+    stop = threading.Event()
+    thread = threading.Thread(target=coordinator.run, args=(stop,))
+    thread.start()
+    try:
+        _until(lambda: _runs(connection, space) == [("skipped",)], "the cycle that was asked for")
+        _until(lambda: time.monotonic() > looks[-1] + 1.0, "the worker to wait")
+    finally:
+        stop.set()
+        thread.join()
+    assert len(looks) < 10
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
@@ -382,6 +471,24 @@ def test_a_worker_runs_only_what_it_was_granted(
     assert _runs(connection, other) == []
 
 
+def test_what_a_worker_may_only_read_is_left_to_others(
+    loops_url: str, connection: Connection, role: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    due, asked, malformed = (_space(connection) for _ in range(3))
+    login = role("visitor", "sona_worker")
+    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    for space in (due, asked, malformed):
+        connection.execute("SELECT sona.grant_space(%s, %s, false)", (space, login))
+    connection.execute("SELECT sona.run_cycle(%s, %s)", (asked, NAME))
+    connection.execute("SELECT sona.set_schedule(%s, %s, cron => '0 3 31 2 *')", (malformed, NAME))
+    coordinator = LoopCoordinator(
+        Database(psycopg.conninfo.make_conninfo(loops_url, user=login), StoreConfig()), DEMONSTRATION, CONFIG
+    )
+    assert coordinator.step() == 0
+    coordinator.close()
+    assert caplog.messages == []
+
+
 def test_a_worker_is_seen_and_what_it_is_at_by_those_who_may(
     loops_url: str, connection: Connection, role: Callable[..., str]
 ) -> None:
@@ -431,6 +538,87 @@ def test_a_poisonous_space_is_set_aside_and_stops_no_other(
     assert coordinator.failing == []
     _add(connection, poisonous, 1)
     assert coordinator.step() == 1
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"])
+def test_a_phase_that_leaves_a_transaction_fails_alone(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator], statement: str
+) -> None:
+    careless, careful = _space(connection), _space(connection)
+    copy, add_up = DEMONSTRATION.phases
+
+    def read(own: Connection, cycle: Cycle) -> object:
+        if cycle.space.name == careless:
+            own.execute("BEGIN")
+            own.execute(statement)  # type: ignore[arg-type]
+        return copy.read(own, cycle)
+
+    coordinator = coordinate(replace(DEMONSTRATION, phases=(replace(copy, read=read), add_up)))
+    assert coordinator.step() == 2
+    assert (_runs(connection, careless), _runs(connection, careful)) == ([("failed",)], [("done",)])
+    assert (_copied(connection, careless), _copied(connection, careful)) == ([], [0, 1, 2])
+
+
+@pytest.mark.parametrize("facts", [{"a": "\0"}, {"a": "\ud800"}, {"a": float("nan")}, {"a": object()}, None])
+def test_facts_that_are_no_json_fail_the_cycle(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator], facts: dict[str, object] | None
+) -> None:
+    space = _space(connection)
+    phase: Phase[Any, Any] = Phase("tell", lambda *_: None, lambda *_: None, lambda *_: facts)
+    assert coordinate(replace(DEMONSTRATION, phases=(phase,))).step() == 1
+    assert _runs(connection, space, "state, phases") == [("failed", [])]
+
+
+@pytest.mark.parametrize("reason", ["\0", "\ud800", "é" * 20_000])
+def test_a_reason_that_is_no_text_is_noted_down_as_near_as_it_can_be(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator], reason: str
+) -> None:
+    space = _space(connection)
+
+    def fail(*_: object) -> None:
+        raise ValueError(reason)
+
+    phase: Phase[Any, Any] = Phase("fail", lambda *_: None, fail, lambda *_: {})
+    assert coordinate(replace(DEMONSTRATION, phases=(phase,))).step() == 1
+    ((said,),) = _runs(connection, space, "reason")
+    assert said.startswith("ValueError: ")
+    assert connection.execute("SELECT message FROM sona.errors WHERE space = %s", (space,)).fetchall() == [(said,)]
+
+
+def test_a_server_that_is_short_of_something_does_not_end_the_worker(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, ensure, refusals = _space(connection), runs.ensure_schedules, [1, 2, 3]
+
+    def refuse(asker: Connection, loop: str, default: ScheduleConfig) -> int:
+        if refusals:
+            refusals.pop()
+            raise DatabaseBusy("no space left on device")
+        return ensure(asker, loop, default)
+
+    monkeypatch.setattr(runs, "ensure_schedules", refuse)
+    stop, coordinator = threading.Event(), coordinate()
+    thread = threading.Thread(target=coordinator.run, args=(stop,))
+    thread.start()
+    try:
+        _until(lambda: _runs(connection, space) == [("done",)], "the cycle")
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_schedule_that_was_set_aside_stays_so_when_what_was_asked_for_fails(
+    connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, coordinator = _space(connection), coordinate()
+    coordinator.step()
+    connection.execute("SELECT sona.set_schedule(%s, %s, cron => '0 3 31 2 *')", (space, NAME))
+    coordinator.step()
+    _tell(connection, space, fault="poison")
+    connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME))
+    assert coordinator.step() == 1
+    found = connection.execute("SELECT failures, set_aside_at IS NULL FROM sona.schedules WHERE space = %s", (space,))
+    assert found.fetchall() == [(1, False)]
 
 
 def test_a_cycle_that_kills_worker_after_worker_is_set_aside(
@@ -638,3 +826,9 @@ def test_old_runs_go(connection: Connection, coordinate: Callable[..., LoopCoord
         _add(connection, space, 1)
         assert coordinator.step() == 1
     assert _runs(connection, space) == [("done",)] * 2
+    _tell(connection, space, fault="poison")
+    _add(connection, space, 1)
+    for _ in range(3):
+        connection.execute("SELECT sona.run_cycle(%s, %s)", (space, NAME))
+        assert coordinator.step() == 1
+    assert _runs(connection, space) == [("failed",)] * 2
