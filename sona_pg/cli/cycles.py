@@ -99,6 +99,8 @@ def schedule(
     is_set = off or bool(windows) or any(given is not None for given in (every, cron, amount, first))
     if is_set and loop is None:
         raise click.UsageError("which loop? Give LOOP: background or deep")
+    if time_zone != "UTC" and cron is None and not windows:
+        raise click.UsageError("--time-zone is that of --cron and --window: give one of them")
     if cron is not None:
         check_cron(cron, time_zone)
     with open_database(url).connect() as connection:

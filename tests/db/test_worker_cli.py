@@ -147,6 +147,7 @@ def test_a_schedule_is_set_and_shown(url: str, space: str) -> None:
         (("deep", "--every", "1 hour", "--first", "2020-01-01"), 2, "past"),
         (("deep", "--every", "1 hour", "--window", "noon"), 2, "noon"),
         (("deep", "--amount", "0"), 2, "--amount"),
+        (("deep", "--time-zone", "Europe/Berlin"), 2, "--time-zone"),
         (("--every", "1 hour"), 2, "which loop"),
         (("instant", "--every", "1 hour"), 1, "no loop 'instant'"),
     ],
