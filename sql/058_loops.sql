@@ -5,6 +5,14 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN hashtextextended(format('sona.loop %s %s', space_id, loop), 0);
 COMMENT ON FUNCTION sona._loop_key IS 'Key of the advisory lock by which one worker at a time runs a loop in a space.';
 
+CREATE OR REPLACE FUNCTION sona._loop_backend(space_id bigint, loop text) RETURNS integer
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+RETURN (SELECT k.pid FROM pg_locks k
+        WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1 AND k.mode = 'ExclusiveLock'
+          AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+          AND (k.classid::bigint << 32) | k.objid::bigint = sona._loop_key(space_id, loop));
+COMMENT ON FUNCTION sona._loop_backend IS 'Process id of the server backend that has the lock of a loop in a space; NULL if none.';
+
 CREATE OR REPLACE FUNCTION sona._in_windows(windows text[], time_zone text, moment timestamptz) RETURNS boolean
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 -- A window that ends before it begins goes over midnight.

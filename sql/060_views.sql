@@ -34,11 +34,7 @@ COMMENT ON VIEW sona.ledger IS 'The ledger: one row for every outcome event, exa
 CREATE OR REPLACE VIEW sona.runs WITH (security_invoker = true) AS
 SELECT s.name AS space, r.run_id, r.loop, r.cause,
        -- Whoever claims a run holds the lock of its loop: without it, its worker is dead, and the next one goes on.
-       CASE WHEN r.state = 'running' AND NOT EXISTS (
-           SELECT FROM pg_locks k
-           WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1
-             AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-             AND (k.classid::bigint << 32) | k.objid::bigint = sona._loop_key(r.space_id, r.loop))
+       CASE WHEN r.state = 'running' AND sona._loop_backend(r.space_id, r.loop) IS NULL
        THEN 'interrupted' ELSE r.state END AS state,
        r.requested_at, r.requested_by, r.started_at, r.claimed_at, r.finished_at, r.worker, r.attempts, r.phases, r.facts, r.reason
 FROM sona.loop_run r
@@ -58,11 +54,12 @@ JOIN sona.learner l USING (space_id);
 COMMENT ON VIEW sona.schedules IS 'When the loops learn in a space, what waits for them, and why one does not.';
 
 CREATE OR REPLACE VIEW sona.workers WITH (security_invoker = true) AS
-SELECT w.name[1] AS loop, w.name[2] AS worker, a.pid AS backend, a.backend_start AS connected_at,
+-- By its lock, not by its name: that is cut to 63 bytes, and in two containers it may be the same.
+SELECT w.name[1] AS loop, coalesce(r.worker, w.name[2]) AS worker, a.pid AS backend, a.backend_start AS connected_at,
        s.name AS space, r.run_id, r.claimed_at, r.phases
 FROM pg_stat_activity a
 CROSS JOIN LATERAL regexp_match(a.application_name, '^sona worker (\S+) (\S+)$') AS w (name)
-LEFT JOIN sona.loop_run r ON r.state = 'running' AND r.loop = w.name[1] AND r.worker = w.name[2]
+LEFT JOIN sona.loop_run r ON r.state = 'running' AND r.loop = w.name[1] AND sona._loop_backend(r.space_id, r.loop) = a.pid
 LEFT JOIN sona.space s USING (space_id)
 WHERE a.datname = current_database() AND w.name IS NOT NULL;
 COMMENT ON VIEW sona.workers IS

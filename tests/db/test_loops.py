@@ -509,6 +509,19 @@ def test_a_worker_is_seen_and_what_it_is_at_by_those_who_may(
     _until(lambda: connection.execute(seen).fetchall() == [], "the worker to go")
 
 
+def test_of_workers_with_one_name_or_a_long_one_the_one_at_work_is_seen(loops_url: str, connection: Connection) -> None:
+    space, name = _space(connection), f"{'host' * 15}:1"
+    with connect(loops_url) as busy, connect(loops_url) as idle:
+        for worker in (busy, idle):
+            runs.prepare(worker, NAME, name)
+        runs.ensure_schedules(busy, NAME, ScheduleConfig(amount=1))
+        (found,) = runs.due(busy, NAME)
+        assert runs.try_lock(busy, found.space_id, NAME)
+        assert runs.claim(busy, found, NAME, name) is not None
+        seen = connection.execute("SELECT backend, worker, space FROM sona.workers WHERE space IS NOT NULL").fetchall()
+        assert seen == [(busy.info.backend_pid, name, space)]
+
+
 # What fails ---------------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ CALLS = {
     "_changeable_space": "SELECT s.dim FROM sona._changeable_space({space}) s",
     "_check_loop": "SELECT sona._check_loop('instant')",
     "_in_windows": "SELECT sona._in_windows('{{22:00-06:00}}', 'UTC', '2026-01-01 23:00+00')",
+    "_loop_backend": "SELECT sona._loop_backend({space_id}, 'deep') IS NULL",
     "_loop_key": "SELECT sona._loop_key({space_id}, 'deep') IS NULL",
     "run_cycle": "SELECT pg_catalog.int8gt(sona.run_cycle({space}, 'deep'), 0)",
     "set_schedule": "SELECT sona.set_schedule({space}, 'deep', cron => '0 3 * * 0', time_zone => 'Europe/Berlin',"
@@ -157,6 +158,7 @@ VIEWS = [
 ]
 
 FOREIGN = {
+    "_loop_backend": [(True,)],
     "_loop_key": [(False,)],
     "_arm": [],
     "_freeze": "42501",

@@ -204,6 +204,7 @@ EVERY = (
     "_learned_trajectories",
     "_lock_learner",
     "_log_deployment",
+    "_loop_backend",
     "_loop_key",
     "_mapped",
     "_mapped_by",
