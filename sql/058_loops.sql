@@ -87,6 +87,9 @@ BEGIN
     IF NOT isfinite(first_at) THEN
         PERFORM sona._refuse('SN004', 'the first cycle is never', 'give a time to come, or disable the schedule');
     END IF;
+    -- Before the space, as drop_space does and a cycle that writes: in another order each might wait for the other.
+    PERFORM FROM sona.loop_schedule x JOIN sona.space p USING (space_id)
+    WHERE p.name = set_schedule.space AND x.loop = set_schedule.loop FOR NO KEY UPDATE OF x;
     s := sona._changeable_space(space);
     INSERT INTO sona.loop_schedule AS x
         (space_id, loop, every_seconds, cron, time_zone, amount, windows, is_enabled, next_at, planned_at)

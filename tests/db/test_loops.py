@@ -701,6 +701,31 @@ def test_a_space_that_is_deleted_in_the_middle_is_left(
     assert _runs(connection, other) == [("done",)]
 
 
+def test_a_space_is_deleted_after_what_a_cycle_writes_and_neither_waits_for_the_other(
+    loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator]
+) -> None:
+    space, droppers, written = _space(connection), list[threading.Thread](), list[int]()
+
+    def drop() -> None:
+        with connect(loops_url, application="dropper") as another:
+            another.execute("SELECT sona.drop_space(%s)", (space,))
+
+    def write(own: Connection, _: object, cycle: Cycle) -> dict[str, int]:
+        droppers.append(threading.Thread(target=drop))
+        droppers[0].start()
+        waits = "SELECT FROM pg_stat_activity WHERE application_name = 'dropper' AND wait_event_type = 'Lock'"
+        _until(lambda: connection.execute(waits).fetchall(), "the deletion to wait")
+        own.execute("UPDATE sona.learner SET updated_at = now() WHERE space_id = %s", (cycle.space.space_id,))
+        written.append(cycle.run.run_id)
+        return {}
+
+    phase: Phase[Any, Any] = Phase("write", lambda *_: None, lambda *_: None, write)
+    coordinate(replace(DEMONSTRATION, phases=(phase,))).step()
+    droppers[0].join()
+    assert connection.execute("SELECT FROM sona.space WHERE name = %s", (space,)).fetchall() == []
+    assert len(written) == 1
+
+
 # What dies ----------------------------------------------------------------------------------------------------------
 
 
