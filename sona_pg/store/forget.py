@@ -139,6 +139,14 @@ class ForgetTransaction:
             " WHERE space_id = %(space)s AND loop = %(loop)s AND ordinal > %(first)s",
             self._key | {"gone": [entry.ordinal for entry in gone], "first": gone[0].ordinal},
         )
+        # What a cycle has seen of the ledger is shorter by as much.
+        for statement in (
+            "UPDATE sona.loop_schedule SET consumed = consumed - width_bucket(consumed - 1, %(gone)s::bigint[])"
+            " WHERE space_id = %(space)s",
+            "UPDATE sona.loop_run SET ordinal = ordinal - width_bucket(ordinal - 1, %(gone)s::bigint[])"
+            " WHERE space_id = %(space)s AND finished_at IS NULL",
+        ):
+            self._connection.execute(statement, self._key | {"gone": [entry.ordinal for entry in gone]})
         changed = {
             **self._key,
             "ids": [id for id, _ in became],
@@ -265,6 +273,10 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
     """
     with transaction(connection):
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+        # Before all else, as a cycle does that writes: in another order each might wait for the other.
+        connection.execute(
+            "SELECT FROM sona.loop_schedule WHERE space_id = %s ORDER BY loop FOR NO KEY UPDATE", (space.space_id,)
+        )
         connection.execute("SELECT sona._lock_learner(%s)", (space.space_id,))
         row = connection.execute(
             "SELECT FROM sona.strategist WHERE space_id = %s FOR UPDATE", (space.space_id,)

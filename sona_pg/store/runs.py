@@ -357,8 +357,10 @@ def finish(connection: Connection, run: Run, keep_runs: int) -> None:
     _end(connection, run, "done", None, keep_runs)
     connection.execute(
         f"UPDATE sona.loop_schedule SET next_at = {_NEXT_AT}, failures = 0, retry_at = NULL, set_aside_at = NULL,"
-        " consumed = greatest(consumed, %(ordinal)s) WHERE space_id = %(space)s AND loop = %(loop)s",
-        {"space": run.space.space_id, "loop": run.loop, "run": run.run_id, "ordinal": run.ordinal},
+        # As it is by now: whoever forgets a user makes the ledger shorter.
+        " consumed = greatest(consumed, (SELECT r.ordinal FROM sona.loop_run r"
+        "  WHERE r.space_id = %(space)s AND r.run_id = %(run)s)) WHERE space_id = %(space)s AND loop = %(loop)s",
+        {"space": run.space.space_id, "loop": run.loop, "run": run.run_id},
     )
 
 

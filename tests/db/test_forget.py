@@ -384,6 +384,31 @@ def test_the_only_user_leaves_a_space_as_new(
     assert replayed(connection, engine)[0].to_bytes() == engine.instant.learner.to_bytes()
 
 
+def test_what_waits_for_a_loop_is_as_much_as_before(
+    open_space: Callable[[str], SonaEngine], connection: Connection, space_name: str, rng: np.random.Generator
+) -> None:
+    engine = open_space(space_name)
+    _some(engine, "ann bob ann bob ann cid", rng)
+    connection.execute("SELECT sona.set_schedule(%s, 'deep', amount => 3)", (space_name,))
+    connection.execute("SELECT sona.run_cycle(%s, 'deep')", (space_name,))
+    # One has seen all that, and another begins.
+    for change in ("schedule x SET consumed", "run x SET ordinal"):
+        connection.execute(
+            f"UPDATE sona.loop_{change} = l.ordinal FROM sona.learner l"  # type: ignore[arg-type]
+            " WHERE l.space_id = x.space_id AND l.space_id = %s",
+            (engine.space.space_id,),
+        )
+    _some(engine, "dan dan", rng)
+    state = (
+        "SELECT x.waiting, r.ordinal FROM sona.schedules x JOIN sona.space s ON s.name = x.space"
+        " JOIN sona.loop_run r USING (space_id) WHERE x.space = %s"
+    )
+    ((waiting, begun),) = connection.execute(state, (space_name,)).fetchall()
+    report = engine.forget("ann")
+    assert report.entries
+    assert connection.execute(state, (space_name,)).fetchall() == [(waiting, begun - report.entries)]
+
+
 def test_whom_the_space_does_not_know_changes_nothing(
     open_space: Callable[[str], SonaEngine], connection: Connection, space_name: str, rng: np.random.Generator
 ) -> None:
