@@ -252,9 +252,10 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
     """
     key: dict[str, object] = {"space": found.space_id, "loop": loop, "worker": worker}
     with transaction(connection):
+        gone = UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
         space = spaces.find_space(connection, found.name)
         if space is None or space.space_id != found.space_id:
-            raise UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
+            raise gone
         # A loop that somebody asks for in a space that no worker has looked at yet has no schedule there.
         connection.execute(
             "INSERT INTO sona.loop_schedule (space_id, loop) VALUES (%(space)s, %(loop)s) ON CONFLICT DO NOTHING", key
@@ -264,7 +265,8 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
             " RETURNING fence",
             key,
         ).fetchone()
-        assert row is not None
+        if row is None:
+            raise gone  # since the statement before
         key["fence"] = row[0]
         claimed = (
             "state = 'running', worker = %(worker)s, fence = %(fence)s, attempts = attempts + 1,"

@@ -726,6 +726,31 @@ def test_a_space_is_deleted_after_what_a_cycle_writes_and_neither_waits_for_the_
     assert len(written) == 1
 
 
+def test_a_space_that_is_deleted_while_it_is_claimed_is_left(loops_url: str, connection: Connection) -> None:
+    space = _space(connection)
+    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    (found,) = runs.due(connection, NAME)
+    waits = "SELECT FROM pg_stat_activity WHERE application_name = 'claimer' AND wait_event_type = 'Lock'"
+    refused: list[UnknownSpace] = []
+
+    def claim() -> None:
+        with connect(loops_url, application="claimer") as another:
+            try:
+                runs.claim(another, found, NAME, "here:1")
+            except UnknownSpace as error:
+                refused.append(error)
+
+    claimer = threading.Thread(target=claim)
+    with connection.transaction():
+        connection.execute("SELECT FROM sona.loop_schedule FOR UPDATE")
+        claimer.start()
+        with connect(loops_url) as onlooker:
+            _until(lambda: onlooker.execute(waits).fetchall(), "the claim to wait")
+        connection.execute("SELECT sona.drop_space(%s)", (space,))
+    claimer.join()
+    assert len(refused) == 1
+
+
 # What dies ----------------------------------------------------------------------------------------------------------
 
 
