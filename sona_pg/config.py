@@ -665,6 +665,30 @@ DEEP_SCHEDULE = ScheduleConfig(cron="0 3 * * 0")
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundConfig:
+    """Loop B: how much of the ledger a cycle takes in.
+
+    Parameters
+    ----------
+    minimum
+        New trajectories with an outcome, without which a cycle is skipped.
+    max_trajectories
+        Trajectories of which patterns are made, the newest ones.
+    max_vector_bytes
+        Most that their queries take in memory: in spaces of many dimensions there are fewer.
+    """
+
+    minimum: int = 100
+    max_trajectories: int = 100_000
+    max_vector_bytes: int = 160 << 20
+
+    def __post_init__(self) -> None:
+        _whole("minimum", self.minimum, 1, 1_000_000)
+        _whole("max_trajectories", self.max_trajectories, 1, 10_000_000)
+        _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """What a worker process shows of itself: metrics and health.
 

@@ -27,12 +27,15 @@ from sona_pg.config import (
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
+    VerdictConfig,
 )
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix
 from sona_pg.learning.lift import CONTROL
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.learning.recommendation import Recommendation, optimized_params
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.forget import ForgetReport, forget
@@ -40,7 +43,7 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import improvement, spaces, strategist, versions
+from sona_pg.store import improvement, patterns, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.improvement import ImprovementMetrics
@@ -275,8 +278,7 @@ class SonaEngine:
             If the table cannot be searched.
         """
         self._check_open()
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 10_000:
-            raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
+        _check_k(k)
         if filter is not None:
             filter = private_json(filter, "filter")
         if (
@@ -483,6 +485,63 @@ class SonaEngine:
         self._check_open()
         with self._search.connection() as connection:
             return improvement.improvement_metrics(connection, self._space)
+
+    # Patterns --------------------------------------------------------------------------------------------------
+
+    def find_patterns(self, query: ArrayLike, k: int = 5) -> list[tuple[LearnedPattern, float]]:
+        """The k patterns nearest to a query, nearest first, with the cosine, as the background loop has left them.
+
+        Writes nothing: that a pattern was found is not counted.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the query or k is not valid.
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        _check_k(k)
+        vector = as_vector(query, self._space.dim, "query")
+        with self._search.connection() as connection:
+            return patterns.find_patterns(connection, self._space, vector, k)
+
+    def optimized_params(
+        self, query: ArrayLike, defaults: Mapping[str, Json] | None = None, *, k: int = 5
+    ) -> dict[str, Recommendation]:
+        """Parameters for a query, from what worked in the k patterns nearest to it.
+
+        Numbers are interpolated, of anything else one value wins; patterns count by how near they are, and by how sure
+        it is that what they say is better than what else was used there.
+
+        Parameters
+        ----------
+        query
+            Vector (dim,).
+        defaults
+            By parameter, what to use where nothing is known; a parameter that was never used is answered by it.
+        k
+            How many patterns are asked.
+
+        Returns
+        -------
+        dict
+            By parameter the value, the ids of the patterns that it comes from, and how sure it is.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the query, k or the defaults are not valid.
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        _check_k(k)
+        vector = as_vector(query, self._space.dim, "query")
+        given = {} if defaults is None else private_json(defaults, "defaults")
+        with self._search.connection() as connection:
+            near = patterns.near_patterns(connection, self._space, vector, k)
+        return optimized_params(near, VerdictConfig(), given)
 
     # Versions --------------------------------------------------------------------------------------------------
 
@@ -740,6 +799,11 @@ def _open_or_create(
             # Another process that starts at the same time may have created it.
             found = spaces.find_space(connection, name)
     return spaces.get_space(connection, name) if found is None else found
+
+
+def _check_k(k: int) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 10_000:
+        raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
 
 
 _open_engines: set[SonaEngine] = set()

@@ -71,6 +71,33 @@ FROM sona.error_log e
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.errors IS 'What went wrong, newest entries have the highest time.';
 
+CREATE OR REPLACE VIEW sona.patterns WITH (security_invoker = true) AS
+SELECT s.name AS space, p.pattern_id, p.cluster_size, p.support, p.avg_quality, p.confidence, p.best_strategy,
+       p.total_weight, p.decayed_at, p.created_at, p.updated_at, p.centroid
+FROM sona.pattern p
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.patterns IS
+    'Kinds of queries: how many there were, what the answers to them were worth, and how sure that is.';
+
+CREATE OR REPLACE VIEW sona.verdicts WITH (security_invoker = true) AS
+SELECT s.name AS space, v.pattern_id, v.parameter, e.value, e.support, e.quality, e.improvement, e.p, e.p_adjusted, e.e,
+       e.consistency, e.decision, e."precision" AS mean_precision, e.recall AS mean_recall
+FROM sona.verdict v
+JOIN sona.space s USING (space_id)
+CROSS JOIN LATERAL jsonb_to_recordset(v.evidence) AS e (
+    value jsonb, support bigint, quality double precision, improvement double precision, p double precision,
+    p_adjusted double precision, e double precision, consistency double precision, decision integer,
+    "precision" double precision, recall double precision);
+COMMENT ON VIEW sona.verdicts IS
+    'Which values of which parameters worked, pattern by pattern. decision: 1 is proven to be better than the others that '
+    'were used there, -1 to be worse, 0 nothing is proven.';
+
+CREATE OR REPLACE VIEW sona.pattern_events WITH (security_invoker = true) AS
+SELECT s.name AS space, h.run_id, h.created_at, h.pattern_id, h.event, h.into_id, h.cluster_size, h.support, h.avg_quality
+FROM sona.pattern_history h
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.pattern_events IS 'What became of patterns, cycle by cycle.';
+
 CREATE OR REPLACE VIEW sona.strategies WITH (security_invoker = true) AS
 SELECT s.name AS space, e.strategy, e.strategy = CASE s.strategy WHEN 'learned' THEN g.in_force WHEN 'shadow' THEN 'frozen' ELSE s.strategy END AS in_force,
        e.events, e.gain, e.recent_gain

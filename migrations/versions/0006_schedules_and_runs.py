@@ -1,9 +1,10 @@
-"""When the loops learn in a space, and what became of each of their cycles."""
+"""When the loops learn in a space, what became of each of their cycles, and the patterns that they find."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from pgvector.sqlalchemy import Vector
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0006"
@@ -30,6 +31,14 @@ def _time(name: str, comment: str, *, is_now: bool = False) -> sa.Column[object]
 
 def _whole(name: str, comment: str) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger(), server_default=sa.text("0"), nullable=False, comment=comment)
+
+
+def _number(name: str, comment: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger(), autoincrement=False, nullable=False, comment=comment)
+
+
+def _double(name: str, comment: str) -> sa.Column[float]:
+    return sa.Column(name, sa.Double(), nullable=False, comment=comment)
 
 
 def upgrade() -> None:
@@ -129,8 +138,84 @@ def upgrade() -> None:
             postgresql_where=sa.text(f"state = '{state}'"),
             schema="sona",
         )
+    _create_patterns()
+
+
+def _create_patterns() -> None:
+    op.create_index("answer_outcome_ordinal_idx", "answer_outcome", ["space_id", "ordinal"], schema="sona")
+    op.create_table(
+        "pattern",
+        _space_id(),
+        _number("pattern_id", "for life"),
+        sa.Column("centroid", Vector(), nullable=False, comment="its centre, of unit length"),
+        _number("cluster_size", "trajectories of its cluster when it was last fed"),
+        _double("total_weight", "trajectories that ever fed it, each counted once, weighted down as they age"),
+        _double("avg_quality", "what the answers of its cluster were worth, 0 to 1"),
+        _double("confidence", "0 to 1, how sure the average quality is"),
+        _number("support", "trajectories with an outcome that ever fed it"),
+        sa.Column("best_strategy", sa.Text(), comment="strategy whose answers were best; NULL where none was recorded"),
+        _time("created_at", "when a cycle first found it", is_now=True),
+        _time("updated_at", "when it was last fed", is_now=True),
+        _time("decayed_at", "up to when total_weight is weighted down", is_now=True),
+        sa.PrimaryKeyConstraint("space_id", "pattern_id", name="pattern_pkey"),
+        schema="sona",
+        comment="Kinds of queries, one row for life: the background loop finds them, and matches them across cycles.",
+    )
+    op.create_table(
+        "verdict",
+        _space_id(),
+        _number("pattern_id", "pattern in which it was used"),
+        sa.Column(
+            "parameter",
+            sa.Text(),
+            nullable=False,
+            comment="as the application calls it; strategy: what answered",
+        ),
+        sa.Column("state", JSONB(), nullable=False, comment="everything that a continuation needs"),
+        sa.Column("evidence", JSONB(), nullable=False, comment="by value, what speaks for and against it"),
+        sa.PrimaryKeyConstraint("space_id", "pattern_id", "parameter", name="verdict_pkey"),
+        schema="sona",
+        comment="Which values of a parameter worked in a pattern.",
+    )
+    op.create_table(
+        "pattern_history",
+        _space_id(),
+        _number("run_id", "the cycle, in loop_run"),
+        _number("pattern_id", "pattern"),
+        sa.Column("event", sa.Text(), nullable=False, comment="created, changed, merged or pruned"),
+        sa.Column("into_id", sa.BigInteger(), comment="pattern that it became part of; NULL if it was not merged"),
+        _number("cluster_size", "as in pattern, after it; of one that went, before"),
+        _number("support", "likewise"),
+        _double("avg_quality", "likewise"),
+        _time("created_at", "when it was committed", is_now=True),
+        sa.PrimaryKeyConstraint("space_id", "run_id", "pattern_id", name="pattern_history_pkey"),
+        sa.CheckConstraint(
+            "event IN ('created', 'changed', 'merged', 'pruned')", name=op.f("pattern_history_event_check")
+        ),
+        schema="sona",
+        comment="What became of patterns, cycle by cycle, as long as the runs are kept.",
+    )
+    op.create_table(
+        "pattern_state",
+        _space_id(),
+        _whole("consumed", "ledger entries whose outcomes were taken in"),
+        _whole("last_id", "the last pattern_id that was given"),
+        _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
+        sa.Column(
+            "waiting",
+            ARRAY(sa.BigInteger()),
+            server_default=sa.text("'{}'::bigint[]"),
+            nullable=False,
+            comment="ledger entries among the consumed that belong to no pattern yet, and have not been counted",
+        ),
+        _time("updated_at", "when the last cycle was committed", is_now=True),
+        sa.PrimaryKeyConstraint("space_id", name="pattern_state_pkey"),
+        schema="sona",
+        comment="How far the patterns of a space have read its ledger: every outcome counts once.",
+    )
 
 
 def downgrade() -> None:
-    for table in ("loop_run", "loop_schedule"):
+    op.drop_index("answer_outcome_ordinal_idx", table_name="answer_outcome", schema="sona")
+    for table in ("pattern_state", "pattern_history", "verdict", "pattern", "loop_run", "loop_schedule"):
         op.drop_table(table, schema="sona")

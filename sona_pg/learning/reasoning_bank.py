@@ -155,6 +155,16 @@ class ReasoningBank:
             _share(metadata.get("precision") if precision is None else precision, "precision"),
             _share(metadata.get("recall") if recall is None else recall, "recall"),
         )
+        self._keep(query, quality, used, fed_back)
+
+    def _keep(
+        self,
+        query: NDArray[np.float32],
+        quality: float | None,
+        used: tuple[tuple[str, Json], ...],
+        fed_back: tuple[float | None, float | None],
+    ) -> int:
+        """Keep what was checked; gives its place."""
         if fed_back == _NOTHING:
             fed_back = _NOTHING  # one for all
         place = self._added % self.config.max_trajectories
@@ -169,6 +179,7 @@ class ReasoningBank:
         self._waiting[place] = True
         self._member[place] = -1
         self._added += 1
+        return place
 
     def _parameters(self, given: object, strategy: str) -> tuple[tuple[str, Json], ...]:
         if given is None:
@@ -222,10 +233,15 @@ class ReasoningBank:
         PatternExtractionError
             If the clusters cannot be computed; nothing has changed then.
         """
-        now = _seconds(now)
+        if self._update(_seconds(now)) is not None:
+            self.consolidate_patterns(now=now)
+        return self.patterns
+
+    def _update(self, now: float) -> Change | None:
+        """As `extract_patterns`, and near duplicates stay; None if there was nothing new."""
         n = len(self._used)
         if self._extracted == self._added:
-            return self.patterns
+            return None
         waiting = self._waiting[:n]
         rows, quality = self._rows[:n], self._quality[:n]
         k = min(self.config.k_clusters, max(1, n // self.config.min_cluster_size))
@@ -255,8 +271,7 @@ class ReasoningBank:
             raise PatternExtractionError(f"{n} trajectories could not be clustered: {cause}") from cause
         self._take(change, clusters.labels)
         self._extracted = self._added
-        self.consolidate_patterns(now=now)
-        return self.patterns
+        return change
 
     def _take(self, change: Change, labels: NDArray[np.int64]) -> None:
         n = len(labels)

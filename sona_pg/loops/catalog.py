@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sona_pg.loops.background import BACKGROUND
 from sona_pg.loops.cycle import Loop
 
-LOOPS: Mapping[str, Loop] = {}
+LOOPS: Mapping[str, Loop] = {BACKGROUND.name: BACKGROUND}

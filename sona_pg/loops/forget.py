@@ -51,6 +51,9 @@ class ForgetReport:
         Entries of `sona.errors` that quoted them.
     versions
         Published versions that had learned from them.
+    patterns
+        Patterns of the space, if they had become part of any: all of them, since nothing can be taken out of one. The
+        background loop makes them anew, of what is kept.
     replayed, changed
         Ledger entries of others that were learned again, and of how many of these something else became.
     lost
@@ -76,6 +79,7 @@ class ForgetReport:
     edges: int = 0
     errors: int = 0
     versions: int = 0
+    patterns: int = 0
     replayed: int = 0
     changed: int = 0
     lost: int = 0
@@ -253,6 +257,7 @@ class _Forgetting:
         entries = transaction.entries([*ids, *lost.trajectories])
         report = self._delete(transaction, ids)
         reached("forget.after_rows")
+        patterns = transaction.forget_patterns(entries[0].ordinal)
         transaction.delete_entries(lost.trajectories)
         transaction.close_ranks(entries, replay.became)
         reached("forget.after_ledger")
@@ -268,6 +273,7 @@ class _Forgetting:
             report,
             edges=edges,
             versions=deleted,
+            patterns=patterns,
             replayed=replay.entries,
             changed=len(replay.became),
             lost=len(lost.trajectories) + lost.steps,

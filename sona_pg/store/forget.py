@@ -17,6 +17,7 @@ from sona_pg.learning.edges import Edge
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
 from sona_pg.store.ledger import LOOP, TAUGHT
+from sona_pg.store.patterns import forget_patterns
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
 
@@ -180,6 +181,10 @@ class ForgetTransaction:
                 "taught": [learned[cycle] for cycle in cycles],
             },
         )
+
+    def forget_patterns(self, first: int) -> int:
+        """Let no pattern hold the ledger entry of ordinal `first`, or one after it; how many patterns went."""
+        return forget_patterns(self._connection, self._space, first)
 
     def write_edges(self, edges: Mapping[Edge, float]) -> int:
         """Set the co-access edges of the space; how many there are fewer than before."""

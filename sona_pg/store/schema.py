@@ -510,6 +510,7 @@ answer_outcome = Table(
         comment="nDCG@10 of what answers above frozen, on the items that were judged; NULL where that is unknown",
     ),
     Index("answer_outcome_answered_at_idx", "space_id", "answered_at"),
+    Index("answer_outcome_ordinal_idx", "space_id", "ordinal"),
     comment="What every answer was worth, and what answered: the lift compares the arms.",
 )
 
@@ -641,6 +642,74 @@ loop_run = Table(
     Index("loop_run_requested_idx", "space_id", "loop", unique=True, postgresql_where=text("state = 'requested'")),
     Index("loop_run_running_idx", "space_id", "loop", unique=True, postgresql_where=text("state = 'running'")),
     comment="Cycles of the loops: what is asked for, what is at work, what became of the others.",
+)
+
+pattern = Table(
+    "pattern",
+    metadata,
+    _space_id(),
+    Column("pattern_id", BigInteger, primary_key=True, autoincrement=False, comment="for life"),
+    Column("centroid", Vector, nullable=False, comment="its centre, of unit length"),
+    Column("cluster_size", BigInteger, nullable=False, comment="trajectories of its cluster when it was last fed"),
+    Column(
+        "total_weight",
+        Double,
+        nullable=False,
+        comment="trajectories that ever fed it, each counted once, weighted down as they age",
+    ),
+    Column("avg_quality", Double, nullable=False, comment="what the answers of its cluster were worth, 0 to 1"),
+    Column("confidence", Double, nullable=False, comment="0 to 1, how sure the average quality is"),
+    Column("support", BigInteger, nullable=False, comment="trajectories with an outcome that ever fed it"),
+    Column("best_strategy", Text, comment="strategy whose answers were best; NULL where none was recorded"),
+    _now("created_at", "when a cycle first found it"),
+    _now("updated_at", "when it was last fed"),
+    _now("decayed_at", "up to when total_weight is weighted down"),
+    comment="Kinds of queries, one row for life: the background loop finds them, and matches them across cycles.",
+)
+
+verdict = Table(
+    "verdict",
+    metadata,
+    _space_id(),
+    Column("pattern_id", BigInteger, primary_key=True, autoincrement=False, comment="pattern in which it was used"),
+    Column("parameter", Text, primary_key=True, comment="as the application calls it; strategy: what answered"),
+    Column("state", JSONB, nullable=False, comment="everything that a continuation needs"),
+    Column("evidence", JSONB, nullable=False, comment="by value, what speaks for and against it"),
+    comment="Which values of a parameter worked in a pattern.",
+)
+
+pattern_history = Table(
+    "pattern_history",
+    metadata,
+    _space_id(),
+    Column("run_id", BigInteger, primary_key=True, autoincrement=False, comment="the cycle, in loop_run"),
+    Column("pattern_id", BigInteger, primary_key=True, autoincrement=False, comment="pattern"),
+    Column("event", Text, nullable=False, comment="created, changed, merged or pruned"),
+    Column("into_id", BigInteger, comment="pattern that it became part of; NULL if it was not merged"),
+    Column("cluster_size", BigInteger, nullable=False, comment="as in pattern, after it; of one that went, before"),
+    Column("support", BigInteger, nullable=False, comment="likewise"),
+    Column("avg_quality", Double, nullable=False, comment="likewise"),
+    _now("created_at", "when it was committed"),
+    CheckConstraint("event IN ('created', 'changed', 'merged', 'pruned')", name="event"),
+    comment="What became of patterns, cycle by cycle, as long as the runs are kept.",
+)
+
+pattern_state = Table(
+    "pattern_state",
+    metadata,
+    _space_id(),
+    _whole("consumed", "ledger entries whose outcomes were taken in"),
+    _whole("last_id", "the last pattern_id that was given"),
+    _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
+    Column(
+        "waiting",
+        ARRAY(BigInteger),
+        nullable=False,
+        server_default=text("'{}'::bigint[]"),
+        comment="ledger entries among the consumed that belong to no pattern yet, and have not been counted",
+    ),
+    _now("updated_at", "when the last cycle was committed"),
+    comment="How far the patterns of a space have read its ledger: every outcome counts once.",
 )
 
 memory_edge = Table(

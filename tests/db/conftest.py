@@ -242,6 +242,23 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             )
             worker.execute("SELECT sona.run_cycle(%s, 'background')", (tenant,))
             worker.execute("SELECT sona.set_schedule(%s, 'background', every => '1 hour')", (tenant,))
+            # Of so few events no patterns are made.
+            worker.execute(
+                "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
+                " confidence, support) VALUES (%s, 1, %s, 5, 5, 0.5, 0.3, 5)",
+                (world.ids[tenant], _vector(rng)),
+            )
+            worker.execute(
+                "INSERT INTO sona.verdict (space_id, pattern_id, parameter, state, evidence)"
+                " VALUES (%s, 1, 'model', '{}', '[{\"value\": \"a\", \"decision\": 0}]')",
+                (world.ids[tenant],),
+            )
+            worker.execute(
+                "INSERT INTO sona.pattern_history (space_id, run_id, pattern_id, event, cluster_size, support,"
+                " avg_quality) VALUES (%s, 1, 1, 'created', 5, 5, 0.5)",
+                (world.ids[tenant],),
+            )
+            worker.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s)", (world.ids[tenant],))
             # So few events prove nothing.
             worker.execute(
                 "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"

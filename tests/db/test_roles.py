@@ -75,6 +75,7 @@ WORKER_READS = {"forgotten_user"}
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
     "item_outcome", "answer_outcome", "loop_schedule", "loop_run",
+    "pattern", "pattern_state", "verdict",
 }  # fmt: skip
 
 READING_VOLATILES = {

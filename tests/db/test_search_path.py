@@ -114,6 +114,8 @@ CALLS = {
     "'made under it', 3, 'e', -1, 1, true, 'fusion', '{{1,0.5}}', 0.1), -1)",
     "drop_space": "SELECT sona.drop_space({space})",
     "grant_space": "SELECT sona.grant_space({space}, 'sona_app', false)",
+    "find_patterns": "SELECT pattern_id, similarity FROM sona.find_patterns({space}, {query}, 3)",
+    "get_verdict": "SELECT parameter, value, decision FROM sona.get_verdict({space}, 1)",
     "nearest_queries": "SELECT similarity FROM sona.nearest_queries({space}, {query}, 3)",
     "new_trajectory_id": "SELECT pg_catalog.get_byte(pg_catalog.uuid_send(sona.new_trajectory_id()), 6)"
     " OPERATOR(pg_catalog./) 16",
@@ -148,12 +150,15 @@ VIEWS = [
     "improvement",
     "ledger",
     "lift",
+    "pattern_events",
+    "patterns",
     "regions",
     "runs",
     "schedules",
     "status",
     "strategies",
     "turns",
+    "verdicts",
     "workers",
 ]
 

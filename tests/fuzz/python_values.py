@@ -391,6 +391,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "strategy": st.sampled_from((None, StrategyConfig())),
     },
     "SonaEngine.forget": {"user_id": texts},
+    "SonaEngine.optimized_params": {"defaults": st.sampled_from((None, {"a": 1, "z": None}))},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "SonaEngine.why": {"trajectory_id": st.sampled_from((ANSWER, uuid.UUID(int=1)))},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},

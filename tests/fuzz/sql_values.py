@@ -263,6 +263,7 @@ GOOD: dict[str, Text] = {
     "recorded_at timestamp with time zone": st.sampled_from(("2020-01-01", "9999-01-01")),
     "entries bigint": st.sampled_from(("0", "5", "1000")),
     "w double precision[]": st.just("{" + ",".join(["0.5"] * 18) + "}"),
+    "pattern_id bigint": st.integers(0, 9).map(str),
     "frozen double precision": st.sampled_from(("0", "0.5", "1")),
     "other double precision": st.sampled_from(("0", "0.5", "1")),
     "familiar double precision": st.sampled_from(("0", "0.5", "1")),

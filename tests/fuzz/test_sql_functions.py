@@ -107,6 +107,12 @@ def connection(url: str) -> Iterator[Connection]:
                     (space, item),
                 )
         assert not learn_all(url, made)
+        made.execute(
+            "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
+            " confidence, support) SELECT s.space_id, i.id, i.embedding, 5, 5, 0.5, 0.3, 5"
+            " FROM sona.space s, public.fuzz_items i WHERE s.name = ANY(%s)",
+            (list(SPACES),),
+        )
         yield made
 
 
@@ -236,6 +242,8 @@ EVERY = (
     "deploy by version",
     "deploy by what",
     "drop_space",
+    "find_patterns",
+    "get_verdict",
     "grant_space",
     "nearest_queries",
     "new_trajectory_id",

@@ -11,6 +11,7 @@ import pytest
 
 from sona_pg import config
 from sona_pg.config import (
+    BackgroundConfig,
     EvidenceConfig,
     InstantLoopConfig,
     PatternConfig,
@@ -27,6 +28,7 @@ from sona_pg.config import (
 from sona_pg.errors import ConfigError
 
 ALL: list[type[Any]] = [
+    BackgroundConfig,
     EvidenceConfig,
     InstantLoopConfig,
     PatternConfig,
@@ -45,6 +47,11 @@ WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"
 
 # The first value beyond each end of the range.
 OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
+    BackgroundConfig: {
+        "minimum": (0, 1_000_001),
+        "max_trajectories": (0, 10_000_001),
+        "max_vector_bytes": ((1 << 20) - 1, (1 << 40) + 1),
+    },
     InstantLoopConfig: {
         "micro_lora_rank": (0, 3),
         "micro_lora_lr": (-1e-9, 1.1),

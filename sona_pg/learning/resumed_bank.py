@@ -1,0 +1,165 @@
+"""The reasoning bank of a cycle: it goes on with patterns that are kept elsewhere, and says what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg import kernels
+from sona_pg.config import PatternConfig, VerdictConfig
+from sona_pg.errors import InvalidInput
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.learning.reasoning_bank import ReasoningBank, _share
+from sona_pg.learning.verdicts import Evidence, Verdict
+from sona_pg.types import FloatVector
+
+Verdicts = Mapping[int, Mapping[str, Verdict]]
+"""By id of the pattern and by parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What a cycle makes of patterns.
+
+    Parameters
+    ----------
+    created, changed
+        Patterns that are new, and those that are not as they were: whose weight has merely aged is not among them.
+    merged
+        By id of what went, the id of what it is part of now; only what was there before.
+    pruned
+        Ids of what was removed.
+    verdicts
+        By id and parameter, those that are new or not as they were.
+    evidence
+        Of every pattern in `verdicts`, on all that was used in it.
+    last_id
+        The last id that was given.
+    """
+
+    created: tuple[LearnedPattern, ...]
+    changed: tuple[LearnedPattern, ...]
+    merged: Mapping[int, int]
+    pruned: tuple[int, ...]
+    verdicts: Verdicts
+    evidence: Mapping[int, list[Evidence]]
+    last_id: int
+
+
+class ResumedBank(ReasoningBank):
+    """A bank that begins with patterns and verdicts as they are, and whose trajectories may have been counted before.
+
+    Parameters
+    ----------
+    patterns, verdicts
+        What is known.
+    last_id
+        The last id that was given: no id is given twice.
+    config, verdict_config
+        Settings.
+    """
+
+    def __init__(
+        self,
+        patterns: Mapping[int, LearnedPattern],
+        verdicts: Verdicts,
+        last_id: int,
+        config: PatternConfig,
+        verdict_config: VerdictConfig,
+    ) -> None:
+        super().__init__(config, verdict_config)
+        self._before = dict(patterns)
+        self._verdicts_before = {id: dict(known) for id, known in verdicts.items()}
+        self._patterns = dict(patterns)
+        self._verdicts = {id: dict(known) for id, known in verdicts.items()}
+        self._next_id = last_id + 1
+
+    def add_counted(self, query: FloatVector, quality: float) -> None:
+        """Keep a trajectory that an earlier cycle has counted: it shapes the clusters, and is no news.
+
+        Raises
+        ------
+        InvalidInput
+            If the query is zero: it has no direction.
+        """
+        self._waiting[self._keep(_unit(query), quality, (), (None, None))] = False
+
+    def add_outcome(
+        self, query: FloatVector, quality: float, strategy: str, parameters: object, precision: object, recall: object
+    ) -> bool:
+        """Keep a trajectory that no cycle has counted; whether what it says of parameters could be used.
+
+        Applications write there what they like: what is no parameters, or no precision or recall, is left out.
+
+        Raises
+        ------
+        InvalidInput
+            If the query is zero: it has no direction.
+        """
+        unit = _unit(query)
+        try:
+            used, is_usable = self._parameters(parameters, strategy), True
+        except InvalidInput:
+            used, is_usable = self._parameters(None, strategy), False
+        try:
+            fed_back = _share(precision, "precision"), _share(recall, "recall")
+        except InvalidInput:
+            fed_back, is_usable = (None, None), False
+        self._keep(unit, quality, used, fed_back)
+        return is_usable
+
+    def uncounted(self) -> NDArray[np.int64]:
+        """Which of the trajectories, in the order in which they were added, belong to no pattern and wait."""
+        return np.flatnonzero(self._waiting[: len(self._used)])
+
+    def advance(self, now: float) -> Advance:
+        """Extract, merge and prune.
+
+        Raises
+        ------
+        PatternExtractionError
+            If the clusters cannot be computed.
+        """
+        self._update(now)
+        plan = self.consolidate_patterns(now=now)
+        pruned = self.prune_patterns(now=now)
+        before, after = self._before, self._patterns
+        verdicts: dict[int, dict[str, Verdict]] = {}
+        for id, known in self._verdicts.items():
+            were = self._verdicts_before.get(id, {})
+            new = {name: verdict for name, verdict in known.items() if verdict is not were.get(name)}
+            if new:
+                verdicts[id] = new
+        return Advance(
+            created=tuple(after[id] for id in sorted(after.keys() - before.keys())),
+            changed=tuple(after[id] for id in sorted(after.keys() & before.keys()) if _differs(before[id], after[id])),
+            merged={id: into for id, into in plan.items() if id in before},
+            pruned=tuple(id for id in pruned if id in before),
+            verdicts=verdicts,
+            evidence={id: self.get_verdict(id) for id in verdicts},
+            last_id=self._next_id - 1,
+        )
+
+
+def _unit(query: FloatVector) -> NDArray[np.float32]:
+    unit = kernels.unit(query)
+    if not unit.any():
+        raise InvalidInput("query embedding is zero: it has no direction")
+    return unit
+
+
+def _differs(before: LearnedPattern, after: LearnedPattern) -> bool:
+    # Two times a part of a half-life is the half-life: a weight that has merely aged need not be written.
+    aside = {"centroid": before.centroid, "total_weight": before.total_weight, "decayed_at": before.decayed_at}
+    return (
+        not np.array_equal(before.centroid, after.centroid)
+        or after.updated_at != before.updated_at
+        or _fields(replace(after, **aside)) != _fields(before)  # type: ignore[arg-type]
+    )
+
+
+def _fields(pattern: LearnedPattern) -> tuple[object, ...]:
+    return tuple(getattr(pattern, name) for name in LearnedPattern.__slots__ if name != "centroid")

@@ -1,0 +1,343 @@
+"""Patterns and verdicts: what the background loop reads of the ledger, and what it has made of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from sona_pg.errors import LockLost
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.learning.recommendation import NearPattern
+from sona_pg.learning.resumed_bank import Advance
+from sona_pg.learning.verdicts import Verdict
+from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.runs import Run
+from sona_pg.store.spaces import Space
+from sona_pg.types import FloatVector, Json
+
+MAX_PARAMETERS_BYTES = 64 << 10
+"""Longest parameters of a trajectory, as JSON in UTF-8: more of them than any bank keeps."""
+
+_READ_AT_ONCE = 500
+"""Outcomes that the driver holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatternState:
+    """How far the patterns of a space have read its ledger.
+
+    Parameters
+    ----------
+    consumed
+        Entries whose outcomes were taken in.
+    horizon
+        Entries whose outcomes are known.
+    last_id
+        The last id of a pattern that was given.
+    generation
+        Grows when a user is forgotten.
+    waiting
+        Entries among the consumed that belonged to no pattern, and have not been counted.
+    now
+        The time of the database, in seconds since the epoch.
+    """
+
+    consumed: int
+    horizon: int
+    last_id: int
+    generation: int
+    waiting: frozenset[int]
+    now: float
+
+
+class KnownOutcome(NamedTuple):
+    """A trajectory whose outcome is known.
+
+    Parameters
+    ----------
+    ordinal
+        Ledger entry that said first what it was worth.
+    query
+        The query (dim,).
+    quality
+        What it was worth, 0 to 1, late scores included.
+    strategy
+        What answered.
+    parameters, precision, recall
+        As the application has recorded them; None where they are not asked for.
+    """
+
+    ordinal: int
+    query: FloatVector
+    quality: float
+    strategy: str
+    parameters: Json
+    precision: Json
+    recall: Json
+
+
+def _number_if_new(key: str) -> str:
+    """A number in the metadata of what was not counted; where it is none, a text that says so and is not long."""
+    return (
+        f"CASE WHEN NOT m.is_new OR NOT t.metadata ? '{key}' THEN NULL"
+        f" WHEN jsonb_typeof(t.metadata -> '{key}') IN ('number', 'null') THEN t.metadata -> '{key}'"
+        " ELSE '\"no number\"'::jsonb END"
+    )
+
+
+@contextlib.contextmanager
+def pattern_reader(connection: Connection, space: Space) -> Iterator[PatternReader]:
+    """Reads what a cycle begins with, all of it as of one moment."""
+    with transaction(connection):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield PatternReader(connection, space)
+
+
+class PatternReader:
+    """Reads, in one transaction, what a cycle begins with."""
+
+    def __init__(self, connection: Connection, space: Space) -> None:
+        self._connection = connection
+        self._space = space
+
+    def state(self, ordinal: int) -> PatternState:
+        """How far the patterns are, and how far they may read: to ledger entry `ordinal`, and what was weighed."""
+        row = self._connection.execute(
+            "SELECT coalesce(p.consumed, 0), greatest(least(%(ordinal)s, g.ordinal), coalesce(p.consumed, 0)),"
+            " coalesce(p.last_id, 0), coalesce(p.generation, 0), coalesce(p.waiting, '{}'),"
+            " extract(epoch FROM clock_timestamp())::float8"
+            " FROM sona.strategist g LEFT JOIN sona.pattern_state p USING (space_id) WHERE g.space_id = %(space)s",
+            {"space": self._space.space_id, "ordinal": ordinal},
+        ).fetchone()
+        if row is None:
+            raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
+        consumed, horizon, last_id, generation, waiting, now = row
+        return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), now)
+
+    def new_outcomes(self, state: PatternState, most: int) -> int:
+        """How many outcomes no cycle has taken in, up to `most`."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM (SELECT FROM sona.answer_outcome o JOIN sona.trajectory t USING (space_id,"
+            " trajectory_id) WHERE o.space_id = %s AND o.ordinal >= %s AND o.ordinal < %s LIMIT %s) n",
+            (self._space.space_id, state.consumed, state.horizon, most),
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def outcomes(self, state: PatternState, most: int) -> Iterator[KnownOutcome]:
+        """The newest outcomes, the oldest of them first; with parameters where none has counted them."""
+        # The newest first, so that no more is sorted than is asked for; a cursor, so that no more is in memory.
+        with self._connection.cursor(name="sona_outcomes") as cursor:
+            cursor.itersize = _READ_AT_ONCE
+            cursor.execute(
+                "SELECT o.ordinal, t.query, o.value, o.strategy,"
+                " CASE WHEN m.is_new AND octet_length((t.metadata -> 'parameters')::text) <= %(bytes)s"
+                "  THEN t.metadata -> 'parameters'"
+                "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"'::jsonb END,"
+                f" {_number_if_new('precision')}, {_number_if_new('recall')}"
+                " FROM (SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome"
+                "  WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) o"
+                " JOIN sona.trajectory t ON t.space_id = %(space)s AND t.trajectory_id = o.trajectory_id,"
+                " LATERAL (SELECT o.ordinal >= %(consumed)s OR o.ordinal = ANY(%(waiting)s::bigint[])) m (is_new)"
+                " ORDER BY o.ordinal",
+                {
+                    "space": self._space.space_id,
+                    "horizon": state.horizon,
+                    "consumed": state.consumed,
+                    "waiting": sorted(state.waiting),
+                    "most": most,
+                    "bytes": MAX_PARAMETERS_BYTES,
+                },
+                binary=True,
+            )
+            for row in cursor:
+                yield KnownOutcome(*row)
+
+    def patterns(self) -> dict[int, LearnedPattern]:
+        """All patterns, by id."""
+        return read_patterns(self._connection, self._space)
+
+    def verdicts(self) -> dict[int, dict[str, Verdict]]:
+        """All verdicts, by pattern and parameter."""
+        return read_verdicts(self._connection, self._space)
+
+
+def read_patterns(connection: Connection, space: Space, ids: Sequence[int] | None = None) -> dict[int, LearnedPattern]:
+    """Patterns by id, all of them if no ids are given."""
+    with translated():
+        rows = connection.execute(
+            "SELECT pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence, support, best_strategy,"
+            " extract(epoch FROM created_at)::float8, extract(epoch FROM updated_at)::float8,"
+            " extract(epoch FROM decayed_at)::float8 FROM sona.pattern WHERE space_id = %(space)s"
+            " AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id",
+            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
+            binary=True,
+        ).fetchall()
+    return {
+        id: LearnedPattern(
+            id=id,
+            centroid=centroid,
+            cluster_size=size,
+            total_weight=weight,
+            avg_quality=quality,
+            confidence=confidence,
+            support=support,
+            best_strategy=strategy,
+            created_at=created,
+            # Who searches writes nothing: a pattern is used when a query falls into it, and that feeds it.
+            last_accessed=created,
+            updated_at=updated,
+            decayed_at=decayed,
+        )
+        for id, centroid, size, weight, quality, confidence, support, strategy, created, updated, decayed in rows
+    }
+
+
+def read_verdicts(
+    connection: Connection, space: Space, ids: Sequence[int] | None = None
+) -> dict[int, dict[str, Verdict]]:
+    """Verdicts by pattern and parameter, of all patterns if no ids are given."""
+    with translated():
+        rows = connection.execute(
+            "SELECT pattern_id, parameter, state FROM sona.verdict WHERE space_id = %(space)s"
+            " AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id, parameter",
+            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
+        ).fetchall()
+    found: dict[int, dict[str, Verdict]] = {}
+    for id, parameter, state in rows:
+        found.setdefault(id, {})[parameter] = Verdict.from_json(state)
+    return found
+
+
+def write_advance(
+    connection: Connection, run: Run, state: PatternState, advance: Advance, waiting: Sequence[int]
+) -> None:
+    """Write what a cycle has made of patterns, and how far it has read; in a transaction that the caller began.
+
+    Raises
+    ------
+    LockLost
+        If a user was forgotten since it was read: it may hold what they have left.
+    """
+    space_id = run.space.space_id
+    connection.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,))
+    row = connection.execute(
+        "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, updated_at = now()"
+        " WHERE space_id = %s AND generation = %s RETURNING generation",
+        (state.horizon, advance.last_id, list(waiting), space_id, state.generation),
+    ).fetchone()
+    if row is None:
+        raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
+    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned])
+    gone = list(before)
+    for table in ("verdict", "pattern"):
+        connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND pattern_id = ANY(%s)", (space_id, gone))
+    kept = (*advance.created, *advance.changed)
+    cursor = connection.cursor()
+    cursor.executemany(
+        "INSERT INTO sona.pattern AS p (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
+        " confidence, support, best_strategy, created_at, updated_at, decayed_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), to_timestamp(%s))"
+        " ON CONFLICT (space_id, pattern_id) DO UPDATE SET centroid = excluded.centroid,"
+        " cluster_size = excluded.cluster_size, total_weight = excluded.total_weight,"
+        " avg_quality = excluded.avg_quality, confidence = excluded.confidence, support = excluded.support,"
+        " best_strategy = excluded.best_strategy, created_at = excluded.created_at, updated_at = excluded.updated_at,"
+        " decayed_at = excluded.decayed_at",
+        [
+            (space_id, p.id, p.centroid, p.cluster_size, p.total_weight, p.avg_quality, p.confidence, p.support)
+            + (p.best_strategy, p.created_at, p.updated_at, p.decayed_at)
+            for p in kept
+        ],
+    )
+    _write_verdicts(connection, space_id, advance)
+    created = {p.id for p in advance.created}
+    events: list[tuple[LearnedPattern, str, int | None]] = [
+        *((p, "created" if p.id in created else "changed", None) for p in kept),
+        *((before[id], "merged", into) for id, into in advance.merged.items() if id in before),
+        *((before[id], "pruned", None) for id in advance.pruned if id in before),
+    ]
+    cursor.executemany(
+        "INSERT INTO sona.pattern_history (space_id, run_id, pattern_id, event, into_id, cluster_size, support,"
+        " avg_quality) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (space_id, run.run_id, p.id, event, into, p.cluster_size, p.support, p.avg_quality)
+            for p, event, into in events
+        ],
+    )
+    connection.execute(
+        "DELETE FROM sona.pattern_history WHERE space_id = %(space)s AND run_id <"
+        " (SELECT min(run_id) FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s)",
+        {"space": space_id, "loop": run.loop},
+    )
+
+
+def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> None:
+    # The p-values of a pattern are adjusted for all that was used in it: its evidence is written as a whole.
+    by_parameter: dict[tuple[int, str], list[Mapping[str, object]]] = {}
+    for id, found in advance.evidence.items():
+        for evidence in found:
+            by_parameter.setdefault((id, evidence.parameter), []).append(asdict(evidence))
+    cursor = connection.cursor()
+    cursor.executemany(
+        "INSERT INTO sona.verdict AS v (space_id, pattern_id, parameter, state, evidence) VALUES (%s, %s, %s, %s, '[]')"
+        " ON CONFLICT (space_id, pattern_id, parameter) DO UPDATE SET state = excluded.state",
+        [
+            (space_id, id, name, Jsonb(verdict.to_json()))
+            for id, known in advance.verdicts.items()
+            for name, verdict in known.items()
+        ],
+    )
+    cursor.executemany(
+        "UPDATE sona.verdict SET evidence = %s WHERE space_id = %s AND pattern_id = %s AND parameter = %s",
+        [(Jsonb(rows), space_id, id, name) for (id, name), rows in by_parameter.items()],
+    )
+
+
+def forget_patterns(connection: Connection, space: Space, first: int) -> int:
+    """Forget what the ledger entry `first` and those after it have left; how many patterns went.
+
+    What was learned from an entry cannot be taken out again: if it was taken in, all patterns and verdicts go, and
+    cycles make them anew of what is kept. In a transaction that the caller began.
+    """
+    key = {"space": space.space_id, "first": first}
+    row = connection.execute(
+        "INSERT INTO sona.pattern_state AS p (space_id, generation) VALUES (%(space)s, 1) ON CONFLICT (space_id)"
+        " DO UPDATE SET generation = p.generation + 1 RETURNING p.consumed > %(first)s",
+        key,
+    ).fetchone()
+    if row is None or not row[0]:
+        return 0
+    for table in ("verdict", "pattern_history"):
+        connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
+    gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount
+    connection.execute(
+        "UPDATE sona.pattern_state SET consumed = 0, waiting = '{}', updated_at = now() WHERE space_id = %(space)s",
+        key,
+    )
+    return gone
+
+
+def find_patterns(
+    connection: Connection, space: Space, query: FloatVector, k: int
+) -> list[tuple[LearnedPattern, float]]:
+    """The k patterns nearest to a query (dim,) by cosine, nearest first, with the cosine."""
+    with transaction(connection):
+        near = connection.execute(
+            "SELECT pattern_id, similarity FROM sona.find_patterns(%s, %s, %s)", (space.name, query, k)
+        ).fetchall()
+        patterns = read_patterns(connection, space, [id for id, _ in near])
+    return [(patterns[id], similarity) for id, similarity in near if id in patterns]
+
+
+def near_patterns(connection: Connection, space: Space, query: FloatVector, k: int) -> list[NearPattern]:
+    """The k patterns nearest to a query (dim,), with their verdicts."""
+    with transaction(connection):
+        near = connection.execute(
+            "SELECT pattern_id, similarity FROM sona.find_patterns(%s, %s, %s)", (space.name, query, k)
+        ).fetchall()
+        verdicts = read_verdicts(connection, space, [id for id, _ in near])
+    return [NearPattern(id, similarity, verdicts.get(id, {})) for id, similarity in near]
