@@ -73,7 +73,7 @@ COMMENT ON VIEW sona.errors IS 'What went wrong, newest entries have the highest
 
 CREATE OR REPLACE VIEW sona.patterns WITH (security_invoker = true) AS
 SELECT s.name AS space, p.pattern_id, p.cluster_size, p.support, p.avg_quality, p.confidence, p.best_strategy,
-       p.total_weight, p.decayed_at, p.created_at, p.updated_at, p.centroid
+       p.title, p.description, p.content, p.total_weight, p.decayed_at, p.created_at, p.updated_at, p.centroid
 FROM sona.pattern p
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.patterns IS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
@@ -158,43 +158,52 @@ class PatternReader:
                 yield KnownOutcome(*row)
 
     def patterns(self) -> dict[int, LearnedPattern]:
-        """All patterns, by id."""
-        return read_patterns(self._connection, self._space)
+        """All patterns, by id, without their text: that is the application's, and may be long."""
+        return read_patterns(self._connection, self._space, with_text=False)
 
     def verdicts(self) -> dict[int, dict[str, Verdict]]:
         """All verdicts, by pattern and parameter."""
         return read_verdicts(self._connection, self._space)
 
 
-def read_patterns(connection: Connection, space: Space, ids: Sequence[int] | None = None) -> dict[int, LearnedPattern]:
+def read_patterns(
+    connection: Connection, space: Space, ids: Sequence[int] | None = None, *, with_text: bool = True
+) -> dict[int, LearnedPattern]:
     """Patterns by id, all of them if no ids are given."""
     with translated():
         rows = connection.execute(
             "SELECT pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence, support, best_strategy,"
-            " extract(epoch FROM created_at)::float8, extract(epoch FROM updated_at)::float8,"
-            " extract(epoch FROM decayed_at)::float8 FROM sona.pattern WHERE space_id = %(space)s"
-            " AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id",
-            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
+            " CASE WHEN %(text)s THEN title END, CASE WHEN %(text)s THEN description END,"
+            " CASE WHEN %(text)s THEN content END, extract(epoch FROM created_at)::float8,"
+            " extract(epoch FROM updated_at)::float8, extract(epoch FROM decayed_at)::float8 FROM sona.pattern"
+            " WHERE space_id = %(space)s AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id",
+            {"space": space.space_id, "all": ids is None, "ids": list(ids or []), "text": with_text},
             binary=True,
         ).fetchall()
-    return {
-        id: LearnedPattern(
-            id=id,
-            centroid=centroid,
-            cluster_size=size,
-            total_weight=weight,
-            avg_quality=quality,
-            confidence=confidence,
-            support=support,
-            best_strategy=strategy,
-            created_at=created,
-            # Who searches writes nothing: a pattern is used when a query falls into it, and that feeds it.
-            last_accessed=created,
-            updated_at=updated,
-            decayed_at=decayed,
-        )
-        for id, centroid, size, weight, quality, confidence, support, strategy, created, updated, decayed in rows
-    }
+    return {row[0]: _pattern(row) for row in rows}
+
+
+def _pattern(row: tuple[Any, ...]) -> LearnedPattern:
+    id, centroid, size, weight, quality, confidence, support, strategy, title, description, content, *times = row
+    created, updated, decayed = times
+    return LearnedPattern(
+        id=id,
+        centroid=centroid,
+        cluster_size=size,
+        total_weight=weight,
+        avg_quality=quality,
+        confidence=confidence,
+        support=support,
+        best_strategy=strategy,
+        title=title,
+        description=description,
+        content=content,
+        created_at=created,
+        # Who searches writes nothing: a pattern is used when a query falls into it, and that feeds it.
+        last_accessed=created,
+        updated_at=updated,
+        decayed_at=decayed,
+    )
 
 
 def read_verdicts(
@@ -232,12 +241,20 @@ def write_advance(
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
-    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned])
+    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned], with_text=False)
     gone = list(before)
+    cursor = connection.cursor()
+    # Texts are the application's: somebody may have attached one since they were read.
+    cursor.executemany(
+        "UPDATE sona.pattern p SET title = coalesce(p.title, g.title), description = coalesce(p.description,"
+        " g.description), content = coalesce(p.content, g.content) FROM sona.pattern g WHERE p.space_id = %s"
+        " AND p.pattern_id = %s AND g.space_id = p.space_id AND g.pattern_id = %s"
+        " AND (g.title, g.description, g.content) IS DISTINCT FROM (NULL, NULL, NULL)",
+        [(space_id, into, id) for id, into in advance.merged.items()],
+    )
     for table in ("verdict", "pattern"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND pattern_id = ANY(%s)", (space_id, gone))
     kept = (*advance.created, *advance.changed)
-    cursor = connection.cursor()
     cursor.executemany(
         "INSERT INTO sona.pattern AS p (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
         " confidence, support, best_strategy, created_at, updated_at, decayed_at)"

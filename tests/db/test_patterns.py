@@ -24,7 +24,7 @@ from sona_pg.loops.background import BACKGROUND, background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.cycle import Loop
 from sona_pg.steps import CYCLE, ENV_KILL_AT
-from sona_pg.store.connection import Connection, connect
+from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.store.runs import Run
 from sona_pg.types import Json
@@ -295,8 +295,8 @@ def test_near_duplicates_become_one_and_what_is_bad_and_old_goes(
     bad, kept = _nearest(connection, engine, topics[3]), _nearest(connection, engine, topics[0])
     # A second one of the same kind, as if it had come from elsewhere; and the bad one is from long ago.
     connection.execute(
-        "INSERT INTO sona.pattern SELECT space_id, 99, centroid, 10, 10, 0.9, 0.5, 10, best_strategy, created_at,"
-        " updated_at, decayed_at FROM sona.pattern WHERE pattern_id = %s",
+        "INSERT INTO sona.pattern SELECT space_id, 99, centroid, 10, 10, 0.9, 0.5, 10, best_strategy, title,"
+        " description, content, created_at, updated_at, decayed_at FROM sona.pattern WHERE pattern_id = %s",
         (kept,),
     )
     connection.execute(
@@ -323,6 +323,37 @@ def test_near_duplicates_become_one_and_what_is_bad_and_old_goes(
     ).fetchall()
     assert events == [(99, "merged", kept), (bad, "pruned", None)]
     assert {id for id, _, _ in _verdicts(connection, engine)} == set(left)
+
+
+def test_text_is_kept_by_cycles_and_taken_over_by_what_it_is_merged_into(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    _ask(engine, topics, rng, 40)
+    _cycle(patterns_url, engine)
+    name = engine.space.name
+    connection.execute("SELECT sona.describe_pattern(%s, 1, 'one', description => 'the first')", (name,))
+    connection.execute("SELECT sona.describe_pattern(%s, 2, content => 'to be read')", (name,))
+    connection.execute(
+        "INSERT INTO sona.pattern SELECT space_id, 99, centroid, 10, 10, 0.9, 0.5, 10, best_strategy, 'another',"
+        " NULL, 'its own', created_at, updated_at, decayed_at FROM sona.pattern WHERE pattern_id = 1",
+    )
+    connection.execute("UPDATE sona.pattern_state SET last_id = 99")
+    _ask(engine, topics, rng, 40)
+    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    texts = "title, description, content"
+    assert _patterns(connection, engine, texts)[:3] == [
+        ("one", "the first", "its own"),
+        (None, None, "to be read"),
+        (None, None, None),
+    ]
+    connection.execute("SELECT sona.describe_pattern(%s, 1, '', 'changed')", (name,))
+    ((centre,),) = connection.execute("SELECT centroid FROM sona.pattern WHERE pattern_id = 1").fetchall()
+    ((nearest, _),) = engine.find_patterns(centre, 1)
+    assert (nearest.id, nearest.title, nearest.description, nearest.content) == (1, None, "changed", "its own")
+    with pytest.raises(InvalidInput, match="no pattern 99"), translated():
+        connection.execute("SELECT sona.describe_pattern(%s, 99, 'gone')", (name,))
+    with pytest.raises(InvalidInput, match="too long"), translated():
+        connection.execute("SELECT sona.describe_pattern(%s, 1, repeat('x', 1001))", (name,))
 
 
 @pytest.mark.parametrize(

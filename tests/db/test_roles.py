@@ -90,6 +90,7 @@ WORKER_FUNCTIONS = {
     "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
     "_delete_orphan_scores", "_delete_steps", "_changeable_space", "_log_deployment", "_publish", "_freeze", "deploy",
     "set_control_share", "prune_versions", "set_schedule", "run_cycle",
+    "describe_pattern",
 }  # fmt: skip
 
 DEFINERS = {

@@ -114,6 +114,7 @@ CALLS = {
     "'made under it', 3, 'e', -1, 1, true, 'fusion', '{{1,0.5}}', 0.1), -1)",
     "drop_space": "SELECT sona.drop_space({space})",
     "grant_space": "SELECT sona.grant_space({space}, 'sona_app', false)",
+    "describe_pattern": "SELECT sona.describe_pattern({space}, 1, 'a', 'b', 'c')",
     "find_patterns": "SELECT pattern_id, similarity FROM sona.find_patterns({space}, {query}, 3)",
     "get_verdict": "SELECT parameter, value, decision FROM sona.get_verdict({space}, 1)",
     "nearest_queries": "SELECT similarity FROM sona.nearest_queries({space}, {query}, 3)",

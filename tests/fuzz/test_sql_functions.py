@@ -241,6 +241,7 @@ EVERY = (
     "create_space",
     "deploy by version",
     "deploy by what",
+    "describe_pattern",
     "drop_space",
     "find_patterns",
     "get_verdict",
