@@ -24,6 +24,7 @@ NAMES = (
     "memory",
     "outage",
     "loops",
+    "patterns",
 )
 
 

@@ -1,0 +1,147 @@
+"""The background loop: a cycle over outcomes of which all are new, then a tenth, and what it takes in memory.
+
+The rival of a cycle is reading the same vectors, and making nothing of them; of its memory, what these take; of a
+search among patterns, the bare query. Microseconds, and KiB.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bank_worlds import Floats, embeddings, noisy
+from benchmarks.harness import Row, row
+from benchmarks.postgres import SPACE, benchmark_engine
+from sona_pg.config import BackgroundConfig, StoreConfig
+from sona_pg.loops.background import background_loop
+from sona_pg.loops.coordinator import LoopCoordinator
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.database import Database
+
+DIM = 384
+MODELS = ("small", "medium", "large")
+_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def run(*, quick: bool) -> list[Row]:
+    """100,000 outcomes; 20,000 with --quick."""
+    n = 20_000 if quick else 100_000
+    source = embeddings()
+    with benchmark_engine(DIM) as engine, connect(engine.url) as connection:
+        space_id = engine.space.space_id
+        loop = background_loop(BackgroundConfig(max_trajectories=n))
+        coordinator = LoopCoordinator(Database(engine.url, StoreConfig()), loop)
+        _fill(connection, space_id, 0, noisy(source, n, DIM, 0))
+        rows = [*_cycle(connection, coordinator, space_id, {"outcomes": n, "new": n, "dim": DIM})]
+        _fill(connection, space_id, n, noisy(source, n // 10, DIM, 1))
+        rows += _cycle(connection, coordinator, space_id, {"outcomes": n, "new": n // 10, "dim": DIM})
+        coordinator.close()
+        rows.append(_search(connection, space_id, noisy(source, 200, DIM, 2)))
+    return rows
+
+
+def _fill(connection: Connection, space_id: int, first: int, queries: Floats) -> None:
+    """Outcomes, as if learned and weighed; a model that is best for a part of the queries has been used for a third."""
+    random = np.random.default_rng(first)
+    best = np.argmax(queries[:, : len(MODELS)], axis=1)
+    with connection.transaction():
+        connection.execute(
+            "CREATE TEMP TABLE raw (ordinal bigint, id uuid, query vector, value float8, metadata jsonb) ON COMMIT DROP"
+        )
+        with connection.cursor() as cursor, cursor.copy("COPY raw FROM STDIN") as copy:
+            for i, query in enumerate(queries):
+                used = int(random.integers(len(MODELS)))
+                value = float(np.clip(0.5 + 0.2 * (used == best[i]) + 0.2 * random.standard_normal(), 0, 1))
+                parameters = f'{{"parameters": {{"model": "{MODELS[used]}", "depth": {20 * int(random.integers(4))}}}}}'
+                vector = "[" + ",".join(f"{x:.6g}" for x in query) + "]"
+                copy.write_row((first + i, uuid.uuid4(), vector, value, parameters))
+        connection.execute(
+            "INSERT INTO sona.trajectory (space_id, trajectory_id, query, metadata) SELECT %s, id, query, metadata"
+            " FROM raw",
+            (space_id,),
+        )
+        connection.execute(
+            "INSERT INTO sona.answer_outcome (space_id, trajectory_id, ordinal, answered_at, arm, strategy, version,"
+            " propensity, value) SELECT %s, id, ordinal, now(), 'learned', 'fusion', 1, 1, value FROM raw",
+            (space_id,),
+        )
+        for table in ("learner", "strategist"):
+            connection.execute(
+                f"UPDATE sona.{table} SET ordinal = %s WHERE space_id = %s", (first + len(queries), space_id)
+            )
+    for table in ("trajectory", "answer_outcome"):
+        connection.execute(f"VACUUM ANALYZE sona.{table}")
+
+
+def _cycle(
+    connection: Connection, coordinator: LoopCoordinator, space_id: int, params: dict[str, int | float | str]
+) -> Iterator[Row]:
+    reading, _ = _watched(lambda: _read(connection, space_id, int(params["outcomes"])))
+    connection.execute("SELECT sona.run_cycle(%s, 'background')", (SPACE,))
+    seconds, kib = _watched(coordinator.step)
+    ((state, facts),) = connection.execute(
+        "SELECT state, facts FROM sona.runs WHERE space = %s ORDER BY run_id DESC LIMIT 1", (SPACE,)
+    ).fetchall()
+    if state != "done" or (facts["trajectories"], facts["new"]) != (params["outcomes"], params["new"]):
+        raise RuntimeError(f"the cycle is {state}: {facts}")
+    vectors = 4 * DIM * int(params["outcomes"]) / 1024
+    yield row("cycle", params, np.array([seconds * 1e6]), "reading the vectors", np.array([reading * 1e6]))
+    if params["new"] == params["outcomes"]:  # a later one is given what this one has freed
+        yield row("its memory, KiB", params, np.array([kib]), "the vectors alone", np.array([vectors]))
+
+
+def _read(connection: Connection, space_id: int, n: int) -> None:
+    with connection.transaction(), connection.cursor(name="rival") as cursor:
+        cursor.execute(
+            "SELECT t.query, o.value FROM sona.answer_outcome o JOIN sona.trajectory t USING (space_id, trajectory_id)"
+            " WHERE o.space_id = %s ORDER BY o.ordinal DESC LIMIT %s",
+            (space_id, n),
+            binary=True,
+        )
+        for _ in cursor:
+            pass
+
+
+def _watched(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that it takes, and KiB that the process grows by meanwhile."""
+    stop, base = threading.Event(), _resident_kib()
+    most = [base]
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            most[0] = max(most[0], _resident_kib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    began = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    stop.set()
+    thread.join()
+    return seconds, float(most[0] - base)
+
+
+def _resident_kib() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_KIB
+
+
+def _search(connection: Connection, space_id: int, queries: Floats) -> Row:
+    times: tuple[list[float], list[float]] = ([], [])
+    statements: tuple[tuple[str, object], ...] = (
+        ("SELECT pattern_id, similarity FROM sona.find_patterns(%s, %s, 5)", SPACE),
+        ("SELECT pattern_id FROM sona.pattern WHERE space_id = %s ORDER BY centroid <=> %s LIMIT 5", space_id),
+    )
+    for query in queries:
+        for spent, (statement, space) in zip(times, statements, strict=True):
+            began = time.perf_counter()
+            connection.execute(statement.encode(), (space, query)).fetchall()
+            spent.append((time.perf_counter() - began) * 1e6)
+    ((patterns,),) = connection.execute("SELECT count(*) FROM sona.pattern WHERE space_id = %s", (space_id,)).fetchall()
+    ours, rival = map(np.array, times)
+    return row("find_patterns", {"patterns": patterns, "dim": DIM}, ours, "the bare query", rival)
