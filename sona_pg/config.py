@@ -660,9 +660,6 @@ class ScheduleConfig:
 BACKGROUND_SCHEDULE = ScheduleConfig(every_seconds=3600.0)
 """Loop B: hourly."""
 
-DEEP_SCHEDULE = ScheduleConfig(cron="0 3 * * 0")
-"""Loop C: on Sundays at three."""
-
 
 @dataclass(frozen=True, slots=True)
 class BackgroundConfig:
