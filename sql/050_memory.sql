@@ -49,16 +49,15 @@ END $$;
 COMMENT ON FUNCTION sona._near_queries IS
     'A statement that finds the $2 remembered queries nearest to $1, as "away" and other columns of remembered_query r.';
 
-CREATE OR REPLACE FUNCTION sona.nearest_queries(space text, query @vector@.vector, k integer DEFAULT 10)
-RETURNS TABLE (trajectory_id uuid, similarity real)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, sona, pg_temp
-SET hnsw.iterative_scan = 'relaxed_order' AS $$
+CREATE OR REPLACE FUNCTION sona._searched_space(space text, query @vector@.vector, k integer) RETURNS sona.space
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_variable
 DECLARE
     s sona.space%ROWTYPE;
 BEGIN
-    SELECT * INTO s FROM sona.space x WHERE x.name = nearest_queries.space;
-    IF NOT FOUND THEN PERFORM sona._unknown_space(nearest_queries.space); END IF;
+    SELECT * INTO s FROM sona.space x WHERE x.name = space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(space); END IF;
     IF query IS NULL THEN
         PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
     END IF;
@@ -66,9 +65,21 @@ BEGIN
         PERFORM sona._wrong_dimension(@vector@.vector_dims(query), s.dim);
     END IF;
     IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
-        PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
-                             'ask for fewer queries');
+        PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')), 'ask for fewer');
     END IF;
+    RETURN s;
+END $$;
+COMMENT ON FUNCTION sona._searched_space IS
+    'The space in which the k nearest to a query are asked for. Raises SN001, SN002 or SN003 if that cannot be answered.';
+
+CREATE OR REPLACE FUNCTION sona.nearest_queries(space text, query @vector@.vector, k integer DEFAULT 10)
+RETURNS TABLE (trajectory_id uuid, similarity real)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp
+SET hnsw.iterative_scan = 'relaxed_order' AS $$
+DECLARE
+    s sona.space%ROWTYPE := sona._searched_space(nearest_queries.space, query, k);
+BEGIN
     -- Adding zero, so that it is sorted: an index that goes on after its first rows returns almost in order.
     RETURN QUERY EXECUTE format('SELECT n.trajectory_id, coalesce(1 - nullif(n.away, ''NaN''), 0)::real FROM (%s) n'
                                 ' ORDER BY n.away + 0', sona._near_queries(s.space_id, s.dim, 'r.trajectory_id'))

@@ -8,20 +8,8 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    s sona.space%ROWTYPE;
+    s sona.space%ROWTYPE := sona._searched_space(find_patterns.space, query, k);
 BEGIN
-    SELECT * INTO s FROM sona.space x WHERE x.name = find_patterns.space;
-    IF NOT FOUND THEN PERFORM sona._unknown_space(find_patterns.space); END IF;
-    IF query IS NULL THEN
-        PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
-    END IF;
-    IF @vector@.vector_dims(query) <> s.dim THEN
-        PERFORM sona._wrong_dimension(@vector@.vector_dims(query), s.dim);
-    END IF;
-    IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
-        PERFORM sona._refuse('SN003', format('k is %s, expected 1 to 10000', coalesce(k::text, 'NULL')),
-                             'ask for fewer patterns');
-    END IF;
     -- A query without a direction is unrelated to all.
     RETURN QUERY
     SELECT n.pattern_id, coalesce(1 - nullif(n.away, 'NaN'), 0), n.cluster_size, n.support, n.avg_quality, n.confidence,

@@ -59,6 +59,7 @@ CALLS = {
     "_answer": "SELECT * FROM sona._answer({space}, {query}, 5, NULL)",
     "_arm": "SELECT a.arm, a.propensity FROM sona.space s, sona._arm(s, 0.5, '{trajectory}') a"
     " WHERE s.space_id OPERATOR(pg_catalog.=) {space_id}",
+    "_searched_space": "SELECT s.dim FROM sona._searched_space({space}, {query}, 3) s",
     "_changeable_space": "SELECT s.dim FROM sona._changeable_space({space}) s",
     "_check_loop": "SELECT sona._check_loop('instant')",
     "_in_windows": "SELECT sona._in_windows('{{22:00-06:00}}', 'UTC', '2026-01-01 23:00+00')",

@@ -226,6 +226,7 @@ EVERY = (
     "_refuse",
     "_score_items",
     "_search_items",
+    "_searched_space",
     "_strategy_for",
     "_texts",
     "_times",
