@@ -8,14 +8,12 @@ from datetime import datetime
 import click
 
 from sona_pg.cli.output import print_json, print_table
+from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.errors import LearningError
 from sona_pg.loops.schedule import check_cron
 from sona_pg.store import runs, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import open_database
-
-url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group()

@@ -8,6 +8,7 @@ import threading
 import click
 
 from sona_pg.cli import logs
+from sona_pg.cli.spaces import url_option
 from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import ConfigError, LearningError
 from sona_pg.loops.catalog import LOOPS
@@ -47,7 +48,6 @@ metrics_host_option = click.option(
     metavar="HOST",
     help="Address on which they are answered; they name spaces, and say what failed.",
 )
-url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 
 
 @click.group()

@@ -152,8 +152,8 @@ class ReasoningBank:
         given = metadata.get(PARAMETERS) if parameters is None else parameters
         used = self._parameters(given, trajectory.answer.strategy)
         fed_back: tuple[float | None, float | None] = (
-            _share(metadata.get("precision") if precision is None else precision, "precision"),
-            _share(metadata.get("recall") if recall is None else recall, "recall"),
+            share_or_none(metadata.get("precision") if precision is None else precision, "precision"),
+            share_or_none(metadata.get("recall") if recall is None else recall, "recall"),
         )
         self._keep(query, quality, used, fed_back)
 
@@ -491,7 +491,7 @@ def quality_of(trajectory: QueryTrajectory) -> float | None:
     return finite_or_none(math.fsum(known) / len(known), "mean reward") if known else None
 
 
-def _share(value: object, what: str) -> float | None:
+def share_or_none(value: object, what: str) -> float | None:
     number = finite_or_none(value, what)  # type: ignore[arg-type]
     if number is not None and not 0 <= number <= 1:
         raise InvalidInput(f"{what} is {number!r}, expected 0 to 1")

@@ -12,7 +12,7 @@ from sona_pg import kernels
 from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.reasoning_bank import ReasoningBank, _share
+from sona_pg.learning.reasoning_bank import ReasoningBank, share_or_none
 from sona_pg.learning.verdicts import Evidence, Verdict
 from sona_pg.types import FloatVector
 
@@ -105,7 +105,7 @@ class ResumedBank(ReasoningBank):
         except InvalidInput:
             used, is_usable = self._parameters(None, strategy), False
         try:
-            fed_back = _share(precision, "precision"), _share(recall, "recall")
+            fed_back = share_or_none(precision, "precision"), share_or_none(recall, "recall")
         except InvalidInput:
             fed_back, is_usable = (None, None), False
         self._keep(unit, quality, used, fed_back)

@@ -30,11 +30,11 @@ from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
-from sona_pg.store.server_account import account_of, binaries_of, run_as
 from sona_pg.worker import InstantWorker
 
 from . import recorder
 from .audit import Audit, Confirmed, audit, replayed
+from .servers import stop_without_warning
 from .weighing import weigh_again, weighed
 
 SPACE, DIM = "chaos", 16
@@ -211,12 +211,7 @@ class Chaos:
         """Stop the server without warning while a recorder is at a step; it must go on by itself afterwards."""
         run = self.start_recorder(CHAOS_PAUSE_AT=step)
         self._until(lambda: "paused" in run.lines(), f"the recorder at {step}")
-        data = self.server.directory / "data"
-        stopped = run_as(
-            account_of(data),
-            [str(binaries_of(self.server.major) / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate"],
-        )
-        assert stopped.returncode == 0, stopped.stdout
+        stop_without_warning(self.server)
         self._connection.close()
         at = datetime.now(UTC)
         self.server.start()

@@ -27,9 +27,9 @@ from sona_pg.store import runs
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
-from sona_pg.store.server_account import account_of, binaries_of, run_as
 
 from . import demonstration
+from .servers import stop_without_warning
 
 PATIENCE_SECONDS = 120
 """After so long without what is waited for, the run is given up: something hangs."""
@@ -116,12 +116,7 @@ class CycleChaos:
         """Stop the server without warning while a worker computes, and start it again."""
         self._take_time(0.3)
         self._until(lambda: self._at_work() is not None, "a worker at work")
-        data = self._server.directory / "data"
-        stopped = run_as(
-            account_of(data),
-            [str(binaries_of(self._server.major) / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate"],
-        )
-        assert stopped.returncode == 0, stopped.stdout
+        stop_without_warning(self._server)
         self._connection.close()
         self._server.start()
         at = datetime.now(UTC)
