@@ -265,6 +265,8 @@ class StrategyConfig:
         Parts of the query space that have evidence of their own.
     region_near
         A query this near to a region's centre begins no other one.
+    region_pattern
+        Cosine of a region's centre to a pattern from which the region may become that pattern.
     region_prior
         Events by which the gain of a region is shrunk to that of the space.
     harm_threshold, harm_later
@@ -309,6 +311,7 @@ class StrategyConfig:
     rank_items: int = 256
     regions: int = 16
     region_near: float = 0.95
+    region_pattern: float = 0.8
     region_prior: float = 50.0
     harm_threshold: float = 200.0
     harm_later: float = 0.2
@@ -360,6 +363,7 @@ class StrategyConfig:
         _whole("rank_items", self.rank_items, 1, 1 << 20)
         _whole("regions", self.regions, 1, 1000)
         _within("region_near", self.region_near, -1.0, 1.0)
+        _within("region_pattern", self.region_pattern, -1.0, 1.0)
         _within("region_prior", self.region_prior, 0.0, 1e9)
         _whole("prototypes", self.prototypes, 1, 10_000)
         _within("prototype_near", self.prototype_near, -1.0, 1.0)

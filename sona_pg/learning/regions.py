@@ -14,6 +14,7 @@ from sona_pg.config import StrategyConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.evidence import LARGEST, STAKES, late_start
+from sona_pg.learning.patterns import match_clusters
 from sona_pg.types import FloatVector
 
 
@@ -42,12 +43,15 @@ class Region:
         Mean gain of the fusion over frozen, shrunk to that of the space.
     verdict
         What is proven.
+    pattern
+        Id of the pattern that it is; None while it is none.
     """
 
     centroid: FloatVector
     events: int
     gain: float
     verdict: Verdict
+    pattern: int | None = None
 
 
 class Regions:
@@ -55,6 +59,9 @@ class Regions:
 
     A region follows the space until it is proven otherwise there: better by a sum of bets that starts early and late,
     worse by an e-detector, as the gate of the space; at a threshold that holds for all regions together.
+
+    It needs no cycle to begin. Once cycles have found patterns, a region becomes the pattern that it is near, and goes
+    where that goes; what is known of it stays.
 
     Parameters
     ----------
@@ -77,6 +84,8 @@ class Regions:
         self._worse = np.ones((k, len(STAKES)))
         self._started = np.zeros(k, dtype=np.int64)
         self._verdicts = np.zeros(k, dtype=np.int64)
+        self._patterns = np.zeros(k, dtype=np.int64)
+        """Ids, 0 for none."""
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._counts))
@@ -129,6 +138,29 @@ class Regions:
             self._centroids[place] = moved / np.float32(length)
         return place
 
+    def become(self, ids: Sequence[int], centroids: NDArray[np.float32]) -> None:
+        """Let regions be patterns: each the one that it was, if that is still there, else the one that it is near.
+
+        A region that is near none stays where it is, and so does its evidence: nothing that is known is lost.
+
+        Parameters
+        ----------
+        ids, centroids
+            Patterns, ids from 1 and unit centroids (m, dim).
+        """
+        n = len(self)
+        own, place = self._patterns[:n], {id: m for m, id in enumerate(ids)}
+        own[~np.isin(own, list(ids))] = 0
+        free = np.flatnonzero(own == 0)
+        taken = set(own.tolist())
+        others = [m for m, id in enumerate(ids) if id not in taken]
+        near = match_clusters(self._centroids[free], centroids[others], self._config.region_pattern)
+        for region, m in zip(free, near, strict=True):
+            if m >= 0:
+                own[region] = ids[others[int(m)]]
+        for region in np.flatnonzero(own):
+            self._centroids[region] = centroids[place[int(own[region])]]
+
     def describe(self) -> list[Region]:
         """Every region as it stands."""
         weight, total = self._sums[-1]
@@ -139,6 +171,7 @@ class Regions:
                 int(self._counts[r]),
                 float((self._sums[r, 1] + prior * space) / (self._sums[r, 0] + prior)),
                 Verdict(int(self._verdicts[r])),
+                int(self._patterns[r]) or None,
             )
             for r in range(len(self))
         ]
@@ -155,6 +188,8 @@ class Regions:
         self._centroids[: len(centroids)] = centroids
         self._verdicts[:] = [*verdicts, *[0] * (k - len(verdicts))]
         self._better[:], self._worse[:], self._started[:] = 1.0 - self._config.gate_later, 1.0, 0
+        # Where they were then need not be where the patterns are: the next cycle says which they are.
+        self._patterns[:] = 0
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that a continuation needs, as arrays."""
@@ -166,11 +201,14 @@ class Regions:
             "worse": self._worse,
             "started": self._started,
             "verdicts": self._verdicts,
+            "patterns": self._patterns,
         }
 
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Continue from what `state` gave; bit for bit."""
         own = self.state()
+        # A state from before there were patterns.
+        state = {"patterns": np.zeros_like(self._patterns), **state}
         check_parts("regions", state, own, signed=("verdicts",))
         verdicts = np.asarray(state["verdicts"])
         if not np.isin(verdicts, list(Verdict)).all():

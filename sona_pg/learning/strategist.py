@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -429,6 +429,10 @@ class Strategist:
         }
 
     # Learning --------------------------------------------------------------------------------------------------
+
+    def adopt_patterns(self, ids: Sequence[int], centroids: FloatMatrix) -> None:
+        """Let regions be patterns, where they are near one; `centroids` (m, dim) are unit vectors."""
+        self._regions.become(ids, centroids)
 
     def learn(self, event: JudgedEvent, around: Surroundings, others: FloatMatrix) -> Lesson:
         """Score every strategy on an event, then learn from it.

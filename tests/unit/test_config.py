@@ -115,6 +115,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "rank_items": (0, (1 << 20) + 1),
         "regions": (0, 1001),
         "region_near": (-1.1, 1.1),
+        "region_pattern": (-1.1, 1.1),
         "region_prior": (-1.0, 1e10),
         "prototypes": (0, 10_001),
         "prototype_near": (-1.1, 1.1),

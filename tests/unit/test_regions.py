@@ -13,6 +13,7 @@ from sona_pg.learning.regions import Regions, Verdict
 from .samples import axis
 
 CONFIG = StrategyConfig(regions=4)
+TWO = StrategyConfig(regions=2, region_near=0.5)
 DIM = 8
 
 
@@ -116,3 +117,72 @@ def test_every_verdict_is_kept_and_no_other_is_taken() -> None:
             again.load_state({**regions.state(), "verdicts": np.full(4, wrong)})
     with pytest.raises(LearningError, match="counts"):
         again.load_state({**regions.state(), "counts": np.full(4, -1)})
+
+
+def _proven(rng: np.random.Generator) -> Regions:
+    """Two regions: the fusion is proven to be worse in the first, and nothing in the second."""
+    regions = Regions(DIM, TWO, 20)
+    for event in range(400):
+        regions.add(_near(event % 2, rng), -0.3 if event % 2 == 0 else 0.0)
+    return regions
+
+
+def test_a_region_becomes_the_pattern_that_it_is_near_and_keeps_what_is_known() -> None:
+    regions = _proven(np.random.default_rng(4))
+    before = regions.describe()
+    regions.become([7, 9], np.stack([axis(1, DIM), _near(0, np.random.default_rng(5))]))
+    after = regions.describe()
+    assert [region.pattern for region in after] == [9, 7]
+    assert [(r.events, r.gain, r.verdict) for r in after] == [(r.events, r.gain, r.verdict) for r in before]
+    assert regions.verdict(axis(0, DIM)) is Verdict.WORSE
+    assert regions.verdict(axis(1, DIM)) is Verdict.FOLLOWS
+    assert np.array_equal(after[1].centroid, axis(1, DIM))
+
+
+def test_a_region_goes_where_its_pattern_goes_and_stays_where_it_was_when_that_is_gone() -> None:
+    rng = np.random.default_rng(6)
+    regions = _proven(rng)
+    regions.become([7], axis(0, DIM)[np.newaxis])
+    moved = axis(0, DIM) + axis(2, DIM)
+    moved /= np.linalg.norm(moved)
+    # Another pattern is nearer by now, and a region stays the pattern that it is.
+    regions.become([8, 7], np.stack([axis(0, DIM), moved]))
+    first = regions.describe()[0]
+    assert first.pattern == 7
+    assert np.array_equal(first.centroid, moved)
+    assert first.verdict is Verdict.WORSE
+    regions.become([8], axis(5, DIM)[np.newaxis])
+    first = regions.describe()[0]
+    assert first.pattern is None
+    assert np.array_equal(first.centroid, moved)
+    assert (first.verdict, first.events) == (Verdict.WORSE, 200)
+
+
+def test_evidence_is_the_same_whether_or_not_a_region_is_a_pattern() -> None:
+    alone, named = _proven(np.random.default_rng(8)), _proven(np.random.default_rng(8))
+    named.become([3, 4], np.stack([region.centroid for region in alone.describe()]))
+    for regions in (alone, named):
+        rng = np.random.default_rng(9)
+        for event in range(100):
+            regions.add(_near(event % 2, rng), 0.4)
+    for part in ("sums", "better", "worse", "started", "verdicts"):
+        assert np.array_equal(alone.state()[part], named.state()[part])
+
+
+def test_no_region_and_no_pattern_are_nothing_to_match() -> None:
+    regions = Regions(DIM, CONFIG, 20)
+    regions.become([1], axis(0, DIM)[np.newaxis])
+    assert len(regions) == 0
+    regions.add(axis(0, DIM), 0.1)
+    regions.become([], np.zeros((0, DIM), dtype=np.float32))
+    assert regions.describe()[0].pattern is None
+
+
+def test_a_state_from_before_there_were_patterns_is_read() -> None:
+    regions = _proven(np.random.default_rng(10))
+    old = {name: part for name, part in regions.state().items() if name != "patterns"}
+    again = Regions(DIM, TWO, 20)
+    again.load_state(old)
+    assert [(r.events, r.verdict, r.pattern) for r in again.describe()] == [
+        (r.events, r.verdict, None) for r in regions.describe()
+    ]
