@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import uuid
 from collections.abc import Callable
 
@@ -25,6 +26,9 @@ from sona_pg.types import FloatVector, LearningSignal
 
 STATE_FORMAT = 1
 
+WITHHELD_SHARE = "withheld_share"
+"""Part of the state that is there where something is withheld."""
+
 Resolve = Callable[[str], FloatVector | None]
 """Gives the embedding of an item by its id, if it is known."""
 
@@ -40,8 +44,19 @@ class Learned(enum.StrEnum):
     """Nothing was judged, or nothing new helped: there is nothing to learn."""
     NO_EMBEDDING = "no embedding"
     """No helpful item has a known embedding: neither activations were recorded nor is the item in the items table."""
+    WITHHELD = "withheld"
+    """It is kept for the gate of the next cycle, which judges by what was never learned; then that learns it, too."""
     REFUSED = "refused"
     """The step had no finite loss; nothing was changed."""
+
+
+def is_withheld(trajectory_id: uuid.UUID, share: float) -> bool:
+    """Whether an event is kept from learning until a cycle has judged by it: a hash of the id, whatever its revision.
+
+    It has nothing to do with the control arm, which is another hash.
+    """
+    digest = hashlib.md5(f"withheld {trajectory_id}".encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 class Learner:
@@ -83,6 +98,8 @@ class Learner:
         self.micro = MicroLoRA(dim, self.instant_config.micro_lora_rank, signal=self.signal_config)
         self.reward = RunningMean.from_config(self.signal_config)
         self.events = 0
+        self.withheld_share = 0.0
+        """Share of the events that is kept for the gate of the background loop; none where that does not run."""
         self.last: tuple[uuid.UUID, int] | None = None
         """Key of the event that was learned last, for whoever was interrupted and does not know."""
 
@@ -115,9 +132,11 @@ class Learner:
             raise DimensionMismatch(self.dim, query.size, "query embedding")
         if not event.trajectory.has_outcome:
             return Learned.NO_OUTCOME
+        self.last = event.key
+        if self.withheld_share and is_withheld(event.trajectory.id, self.withheld_share):
+            return Learned.WITHHELD
         learned = self._learn_items(event, resolve) if event.trajectory.shows_items else self._learn_signal(event)
         self.events += learned in (Learned.ADAPTER, Learned.MICRO)
-        self.last = event.key
         return learned
 
     def _learn_items(self, event: OutcomeEvent, resolve: Resolve | None) -> Learned:
@@ -179,7 +198,7 @@ class Learner:
 
     def serving(self) -> Serving:
         """What answers from now on, as a copy."""
-        return Serving.frozen([self.adapter.served, self.micro])
+        return Serving.frozen([self.adapter.map, self.micro])
 
     @staticmethod
     def adapter_state(data: bytes, dim: int, rank: int) -> dict[str, NDArray[np.generic]]:
@@ -212,6 +231,7 @@ class Learner:
         return {
             "events": np.array(self.events, dtype=np.int64),
             "reward": np.array([self.reward.value, self.reward.weight]),
+            **({WITHHELD_SHARE: np.array(self.withheld_share)} if self.withheld_share else {}),
         }
 
     def load_bytes(self, data: bytes) -> None:
@@ -223,7 +243,11 @@ class Learner:
             If the data are damaged, or belong to another dimension, rank or version; nothing was changed.
         """
         arrays = unpack(data, self._header, "learner")
-        check_parts("learner", arrays, self._own_parts())
+        own = {name: part for name, part in self._own_parts().items() if name != WITHHELD_SHARE}
+        check_parts("learner", arrays, own)
+        share = float(arrays.get(WITHHELD_SHARE, np.zeros(())))
+        if not 0 <= share < 1:
+            raise LearningError(f"the learner's state withholds a share of {share}, expected 0 to 1: it is damaged")
         before = {name: part.copy() for name, part in self.adapter.state().items()}
         self.adapter.load_state({n[8:]: a for n, a in arrays.items() if n.startswith("adapter.")})
         try:
@@ -233,3 +257,4 @@ class Learner:
             raise
         self.reward.value, self.reward.weight = (float(part) for part in arrays["reward"])
         self.events = int(arrays["events"])
+        self.withheld_share = share

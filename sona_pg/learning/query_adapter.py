@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig
-from sona_pg.errors import ConfigError, InvalidInput, SonaError
-from sona_pg.kernels import ListwiseTrainer, LowRank
+from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, LearningError, SonaError
+from sona_pg.kernels import ListwiseTrainer, LowRank, as_vector
 from sona_pg.learning.arrays import as_matrix, check_parts
 from sona_pg.learning.lora import checked_seed, orthonormal_rows
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
+
+BASE = "base"
+"""Part of the state that is there where there is a base."""
 
 _NO_POOL: FloatMatrix = np.zeros((0, 0), dtype=np.float32)
 _NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -65,6 +68,9 @@ class QueryAdapter:
     A fresh adapter returns its input, bit for bit. One optimiser step per judged list: listwise softmax over cosines
     to the shown, the marked and some random items, back-propagated through the normalisation of the adapted query.
 
+    It may stand on a base, a map that is constant while it learns: then it learns what that leaves to be learned,
+    ``adapt(x) = y + (y A) B`` with ``y = x + (x A_b) B_b``.
+
     Parameters
     ----------
     dim
@@ -95,6 +101,36 @@ class QueryAdapter:
         weights = np.vstack([down, np.zeros((rank, dim), dtype=np.float32)])
         self.trained.load(weights)
         self.served.load(weights)
+        self.base: LowRank | None = None
+        """What it stands on; None while that is nothing."""
+
+    def stand_on(self, base: LowRank) -> None:
+        """Learn on top of a base from now on; the map itself stays. A base that is zero is none.
+
+        Raises
+        ------
+        DimensionMismatch
+            If it is of another dimension.
+        """
+        if base.dim != self.dim:
+            raise DimensionMismatch(self.dim, base.dim, "the base")
+        self.base = None if base.is_zero else base
+
+    @property
+    def map(self) -> LowRank:
+        """What answers as one map of the input, base included: a copy where there is one, else `served` itself.
+
+        ``y + (y A) B = x + (x A_b) B_b + (x A') B`` with ``A' = A + A_b (B_b A)``.
+        """
+        base, own = self.base, self.served
+        if base is None:
+            return own
+        r, rank = base.rank, own.rank
+        down, up = base.weights[:r], np.float32(base.scale) * base.weights[r:]
+        own_down = own.weights[:rank]
+        joint = LowRank(self.dim, r + rank)
+        joint.load(np.vstack([down, own_down + (own_down @ up.T) @ down, up, own.weights[rank:]]))
+        return joint
 
     @property
     def dim(self) -> int:
@@ -129,13 +165,13 @@ class QueryAdapter:
     @property
     def nbytes(self) -> int:
         """Memory of weights, averages and moments, bytes."""
-        return 4 * self.trained.weights.nbytes
+        return 4 * self.trained.weights.nbytes + (0 if self.base is None else self.base.weights.nbytes)
 
     def adapt(self, x: ArrayLike) -> FloatMatrix | FloatVector:
         """The adapted query (dim,), or queries (n, dim); see `sona_pg.learning.serving.Serving`."""
         from sona_pg.learning.serving import Serving
 
-        return Serving([self.served]).adapt(x)
+        return Serving([self.map]).adapt(x)
 
     def learn(
         self,
@@ -170,6 +206,10 @@ class QueryAdapter:
         LearningError
             If the input is not valid or the loss not finite; nothing was changed.
         """
+        if self.base is not None:
+            given = as_vector(query, self.dim, "query")
+            query = given.copy()
+            self.base.forward(given, query)
         t = self.steps + 1
         average = min(self.config.average_decay, (1 + t) / (10 + t))
         try:
@@ -191,6 +231,7 @@ class QueryAdapter:
             "moment1": self._trainer.moment1,
             "moment2": self._trainer.moment2,
             "steps": np.array(self.steps, dtype=np.int64),
+            **({} if self.base is None else {BASE: _scaled(self.base)}),
         }
 
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -207,9 +248,35 @@ class QueryAdapter:
             "moment1": self._trainer.moment1,
             "moment2": self._trainer.moment2,
         }
-        check_parts("adapter", state, self.state())
+        base = None
+        if BASE in state:
+            base = _base(state[BASE], self.dim)
+        check_parts("adapter", state, {name: part for name, part in self.state().items() if name != BASE})
+        self.base = base
         for name, block in blocks.items():
             block[...] = state[name]
         self.trained.refresh()
         self.served.refresh()
         self._trainer.steps = int(state["steps"])
+
+
+def _scaled(base: LowRank) -> FloatMatrix:
+    """The weights (2 rank, dim) of the same map with scale 1."""
+    weights: FloatMatrix = base.weights.copy()
+    weights[base.rank :] *= np.float32(base.scale)
+    return weights
+
+
+def _base(weights: NDArray[np.generic], dim: int) -> LowRank:
+    shape = weights.shape
+    if weights.dtype != np.float32 or len(shape) != 2 or shape[0] % 2 or not shape[0] or shape[1] != dim:
+        raise LearningError(
+            f"the base of the adapter's state is {weights.dtype} {shape}, expected float32 (2 rank, {dim}): it is "
+            "damaged, or belongs to another space"
+        )
+    base = LowRank(dim, shape[0] // 2)
+    try:
+        base.load(weights)
+    except InvalidInput as cause:
+        raise LearningError("the base of the adapter's state is not finite: it is damaged") from cause
+    return base

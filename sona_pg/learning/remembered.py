@@ -51,6 +51,8 @@ class JudgedEvent:
         Items that were shown and did not help.
     seed
         Keys the randomness.
+    is_withheld
+        Whether the learner has not learned from it, since a cycle is to judge by it.
     """
 
     query: FloatVector
@@ -58,6 +60,7 @@ class JudgedEvent:
     helped: Mapping[str, float]
     unhelpful: Collection[str]
     seed: int
+    is_withheld: bool = False
 
 
 class Surroundings:

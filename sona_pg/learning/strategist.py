@@ -292,7 +292,8 @@ class Strategist:
             self._parts[part].load_state({n[len(part) + 1 :]: a for n, a in arrays.items() if n.startswith(f"{part}.")})
         self._sanity.is_open, self._choice.is_open = (bool(is_open) for is_open in arrays["is_open"])
         self._adapter.load_state(Learner.adapter_state(version.learner, self._adapter.dim, self._adapter.rank))
-        if version.proven is not None:
+        # On a base, what was proven is one map with it, and the learner's own is as near to it as can be.
+        if version.proven is not None and self._adapter.base is None:
             self._adapter.served.load(version.proven)
         if version.careful is not None:
             still = np.zeros_like(version.careful)
@@ -373,7 +374,7 @@ class Strategist:
             self._strange.share,
             self._unseen.share,
             self._fusion.served.copy(),
-            self._adapter.served,
+            self._adapter.map,
             self._careful.served,
             self._regions.describe(),
             self._is_sane,
@@ -429,6 +430,16 @@ class Strategist:
         }
 
     # Learning --------------------------------------------------------------------------------------------------
+
+    def adopt_adapter(self, learner: bytes) -> None:
+        """Go on with the adapter of a learner, as that packs it: a cycle has given it another base.
+
+        Raises
+        ------
+        LearningError
+            If the state is damaged, or belongs to another dimension or rank; nothing was changed.
+        """
+        self._adapter.load_state(Learner.adapter_state(learner, self._adapter.dim, self._adapter.rank))
 
     def adopt_patterns(self, ids: Sequence[int], centroids: FloatMatrix) -> None:
         """Let regions be patterns, where they are near one; `centroids` (m, dim) are unit vectors."""
@@ -534,7 +545,9 @@ class Strategist:
         skip = np.array(rows, dtype=np.int64)
         fold = self._fold(event)
         blind = [adapter for place, adapter in enumerate(self._blind) if place != fold]
-        for adapter in (self._adapter, self._careful, *blind):
+        # The one of the learner has learned what that has, and nothing else.
+        own = () if event.is_withheld else (self._adapter,)
+        for adapter in (*own, self._careful, *blind):
             adapter.learn(event.query, items, targets, pool=self._pool.embeddings, skip=skip, seed=event.seed)
 
     def _turns(self, before: Strategy, turned: int | None) -> tuple[Turn, ...]:

@@ -29,6 +29,7 @@ from sona_pg.errors import (
 from sona_pg.ids import learning_seed, time_of
 from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.learner import Learned
 from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
 from sona_pg.learning.outcome import OutcomeEvent, outcome_of, worth_of
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, look_around
@@ -290,7 +291,8 @@ class EvidenceLoop:
         # Without direction there is nothing that could be near.
         if new and copy.has_items and query.any() and event.key not in self._refused:
             seed = learning_seed(trajectory.id, event.revision)
-            judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed)
+            is_withheld = entry.learned == Learned.WITHHELD
+            judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed, is_withheld)
             items = _Items(self._store, transaction, copy.pool)
             around = look_around(query, transaction, items, c, event=judged)
             try:

@@ -262,7 +262,7 @@ class _Forgetting:
         transaction.close_ranks(entries, replay.became)
         reached("forget.after_ledger")
         edges = transaction.write_edges(replay.edges)
-        state, adapter = learner.to_bytes(), learner.adapter.served
+        state, adapter = learner.to_bytes(), learner.adapter.map
         served = {"adapter": adapter, "micro": learner.micro} if learner.events else {}
         transaction.write_learner(state if replay.entries else None, served, learner.events)
         transaction.reset_strategist()

@@ -433,7 +433,7 @@ class InstantLoop:
                 head, state = transaction.head, transaction.state()
                 if state is None or head.epoch != base[0]:
                     return None
-                served = self._published(connection, head, state).adapter.served
+                served = self._published(connection, head, state).adapter.map
                 version = transaction.publish(cause, state, served)
             if head.base == self._base:
                 self._version = version
@@ -694,7 +694,7 @@ class InstantLoop:
             if ledger:
                 head = transaction.write_learner(
                     learner.to_bytes(),
-                    {"adapter": learner.adapter.served, "micro": learner.micro},
+                    {"adapter": learner.adapter.map, "micro": learner.micro},
                     ledger,
                     sum(entry.learned in CHANGED_WEIGHTS for entry in ledger),
                     started_at=started_at,

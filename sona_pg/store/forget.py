@@ -57,7 +57,7 @@ def find_lost(connection: Connection, space: Space, user_id: str) -> Lost:
             "SELECT count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) JOIN sona.learning_event e"
             " USING (space_id, trajectory_id) WHERE t.space_id = %(space)s AND e.loop = %(loop)s AND e.revision = 0"
             " AND t.user_id IS DISTINCT FROM %(user)s"
-            " AND (e.learned IN ('adapter', 'micro', 'no embedding') OR t.created_at < s.steps_lost_before)"
+            " AND (e.learned IN ('adapter', 'micro', 'no embedding', 'withheld') OR t.created_at < s.steps_lost_before)"
             " AND NOT EXISTS (SELECT FROM sona.trajectory_step p"
             " WHERE p.space_id = t.space_id AND p.trajectory_id = t.trajectory_id)",
             key,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from sona_pg.config import SpaceConfig
-from sona_pg.errors import DimensionMismatch
+from sona_pg.errors import DimensionMismatch, LearningError
+from sona_pg.kernels import LowRank
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.learner import Learned, Learner
+from sona_pg.learning.learner import Learned, Learner, is_withheld
+from sona_pg.learning.lift import is_control
 from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.types import TrajectoryStep
 
@@ -217,3 +219,48 @@ def test_fresh_learner_serves_the_identity() -> None:
 def test_items_of_another_dimension_are_refused() -> None:
     with pytest.raises(DimensionMismatch):
         Learner(DIM, ItemPool(["a"], np.ones((1, DIM + 1))), adapter=make_learner().adapter.config)
+
+
+def test_a_share_is_withheld_by_the_hash_of_the_id_and_teaches_nothing() -> None:
+    events = make_events(2000)
+    chosen = {event.key for event in events if is_withheld(event.trajectory.id, 0.05)}
+    assert 60 <= len(chosen) <= 140  # 100 are expected; beyond is a chance of one in a hundred thousand
+    learner, without = make_learner(), make_learner()
+    learner.withheld_share = 0.05
+    became = {event.key: learner.learn(event) for event in events}
+    assert {key for key, learned in became.items() if learned is Learned.WITHHELD} == chosen
+    after(without, [event for event in events if event.key not in chosen])
+    assert np.array_equal(learner.adapter.trained.weights, without.adapter.trained.weights)
+    assert learner.events == len(events) - len(chosen)
+    later = replace(next(event for event in events if event.key in chosen), revision=1)
+    assert learner.learn(later) is Learned.WITHHELD
+
+
+def test_what_is_withheld_has_nothing_to_do_with_the_control_arm() -> None:
+    ids = [uuid.uuid4() for _ in range(20_000)]
+    both = sum(is_withheld(id, 0.5) and is_control(id, 0.5) for id in ids)
+    assert abs(both / len(ids) - 0.25) < 0.02
+
+
+def test_the_share_that_is_withheld_is_part_of_the_state() -> None:
+    learner, again = make_learner(), make_learner()
+    nothing = learner.to_bytes()
+    learner.withheld_share = 0.05
+    again.load_bytes(learner.to_bytes())
+    assert again.withheld_share == 0.05
+    again.load_bytes(nothing)
+    assert again.withheld_share == 0.0
+    learner.withheld_share = 1.5
+    with pytest.raises(LearningError, match="withholds"):
+        again.load_bytes(learner.to_bytes())
+
+
+def test_a_base_goes_with_the_learner_and_answers_in_its_serving() -> None:
+    learner, again = after(make_learner(), make_events(10)), make_learner()
+    base = LowRank(DIM, 2)
+    base.load(np.random.default_rng(0).standard_normal((4, DIM)))
+    learner.adapter.stand_on(base)
+    again.load_bytes(learner.to_bytes())
+    assert bits(again.serving().adapt(QUERY)) == bits(learner.serving().adapt(QUERY))
+    assert again.to_bytes() == learner.to_bytes()
+    assert not np.allclose(again.serving().adapt(QUERY), QUERY)

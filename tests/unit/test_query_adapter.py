@@ -253,3 +253,72 @@ def test_pool_of_another_dimension_is_refused(task: Task) -> None:
 def test_items_of_another_dimension_are_refused() -> None:
     with pytest.raises(DimensionMismatch):
         QueryAdapter(DIM, items=np.ones((3, DIM + 1)))
+
+
+def _base(rng: np.random.Generator, scale: float = 1.0) -> kernels.LowRank:
+    base = kernels.LowRank(DIM, 4, scale)
+    base.load(rng.standard_normal((8, DIM)) * 0.2)
+    return base
+
+
+def test_on_a_base_a_fresh_adapter_answers_as_the_base_does() -> None:
+    rng = np.random.default_rng(0)
+    adapter, base, query = QueryAdapter(DIM), _base(rng, 0.5), floats(rng.standard_normal(DIM))
+    adapter.stand_on(base)
+    weights = base.weights.astype(np.float64)
+    expected = query + 0.5 * (query @ weights[:4].T) @ weights[4:]
+    assert np.abs(adapter.adapt(query) - expected).max() < 1e-5
+    assert adapter.map.rank == 4 + adapter.rank
+
+
+def test_what_is_learned_on_a_base_is_applied_to_what_the_base_gives(task: Task) -> None:
+    rng = np.random.default_rng(1)
+    base, on_base, alone = _base(rng), QueryAdapter(DIM), QueryAdapter(DIM)
+    on_base.stand_on(base)
+    for event in range(50):
+        query = task.queries[event]
+        through = query.copy()
+        base.forward(query, through)
+        for adapter, given in ((on_base, query), (alone, through)):
+            adapter.learn(given, [task.items[task.wanted[event]]], [1.0], pool=task.items, seed=event)
+    assert np.array_equal(on_base.trained.weights, alone.trained.weights)
+    through = task.held_out.copy()
+    base.forward_batch(task.held_out, through)
+    assert np.abs(on_base.adapt(task.held_out) - alone.adapt(through)).max() < 1e-5
+    assert np.abs(on_base.adapt(task.held_out) - through).max() > 1e-3
+
+
+def test_a_base_is_part_of_the_state_and_goes_with_it() -> None:
+    rng = np.random.default_rng(2)
+    adapter, again, query = QueryAdapter(DIM), QueryAdapter(DIM), floats(rng.standard_normal(DIM))
+    without = {name: part.copy() for name, part in adapter.state().items()}
+    adapter.stand_on(_base(rng, 2.0))
+    again.load_state(adapter.state())
+    assert bits(again.adapt(query)) == bits(adapter.adapt(query))
+    again.load_state(without)
+    assert again.base is None
+    assert bits(again.adapt(query)) == bits(query)
+    adapter.stand_on(kernels.LowRank(DIM, 4))
+    assert adapter.base is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        np.zeros((3, DIM), dtype=np.float32),
+        np.zeros((0, DIM), dtype=np.float32),
+        np.zeros((2, DIM + 1), dtype=np.float32),
+        np.zeros((2, DIM)),
+        np.full((2, DIM), np.nan, dtype=np.float32),
+        np.zeros(DIM, dtype=np.float32),
+    ],
+)
+def test_a_damaged_base_is_refused_and_nothing_changes(damaged: np.ndarray) -> None:
+    adapter = QueryAdapter(DIM)
+    adapter.stand_on(_base(np.random.default_rng(3)))
+    before = {name: part.copy() for name, part in adapter.state().items()}
+    with pytest.raises(LearningError, match="base"):
+        adapter.load_state({**adapter.state(), "base": damaged})
+    assert all(np.array_equal(part, before[name]) for name, part in adapter.state().items())
+    with pytest.raises(DimensionMismatch):
+        adapter.stand_on(kernels.LowRank(DIM + 1, 2))

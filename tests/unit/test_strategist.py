@@ -7,7 +7,9 @@ import pytest
 
 from benchmarks.worlds import DIM, ITEMS, QUESTIONS, World
 from sona_pg.errors import LearningError
+from sona_pg.kernels import LowRank
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.learner import Learner
 from sona_pg.learning.remembered import JudgedEvent
 from sona_pg.learning.strategist import Strategist, Strategy
 
@@ -139,3 +141,41 @@ def test_a_state_that_is_damaged_or_anothers_is_refused() -> None:
     other = Strategist(ItemPool(["a"], np.ones((1, DIM + 1))))
     with pytest.raises(LearningError, match="expected"):
         other.load_bytes(world.strategist.to_bytes())
+
+
+def test_an_event_that_is_withheld_teaches_everything_but_the_adapter_of_the_learner() -> None:
+    one, two = World(11), World(11)
+    for event in range(40):
+        query, helped = one.ask(event % QUESTIONS), {f"i{one.answers[event % QUESTIONS]}": 1.0}
+        shown = list(one.answer(query).ranking(Strategy.FROZEN))
+        unhelpful = [item for item in shown if item not in helped]
+        one.study(JudgedEvent(query, shown, helped, unhelpful, event))
+        two.study(JudgedEvent(query, shown, helped, unhelpful, event, is_withheld=True))
+    learned, withheld = one.strategist.describe(), two.strategist.describe()
+    assert not learned.proven.is_zero
+    assert withheld.proven.is_zero
+    assert np.array_equal(learned.careful.weights, withheld.careful.weights)
+    assert withheld.events == learned.events
+
+
+def test_the_adapter_of_a_learner_is_taken_over_with_its_base() -> None:
+    world = World(12)
+    learner = Learner(world.pool.embeddings.shape[1], world.pool)
+    base = LowRank(learner.dim, 2)
+    base.load(np.random.default_rng(0).standard_normal((4, learner.dim)))
+    learner.adapter.stand_on(base)
+    world.strategist.adopt_adapter(learner.to_bytes())
+    assert world.strategist.describe().proven.rank == 2 + learner.adapter.rank
+    again = Strategist(world.pool)
+    again.load_bytes(world.strategist.to_bytes())
+    assert np.array_equal(again.describe().proven.weights, learner.adapter.map.weights)
+    with pytest.raises(LearningError):
+        again.adopt_adapter(b"nothing")
+
+
+def test_regions_become_patterns_and_say_so() -> None:
+    world = World(13)
+    query = world.ask(0)
+    world.learn(query, {f"i{world.answers[0]}": 1.0}, 0)
+    world.strategist.adopt_patterns([5], query[np.newaxis])
+    assert [region.pattern for region in world.strategist.describe().regions] == [5]
