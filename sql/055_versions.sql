@@ -186,11 +186,13 @@ BEGIN
     UPDATE sona.strategist g
     SET epoch = g.epoch + 1, restored = v.version, in_force = v.in_force, is_sane = v.is_sane, known = v.known,
         strange = v.strange, unseen = v.unseen, weights = v.weights, evidence = v.evidence, suspected_share = 0,
-        changed_at = clock_timestamp(), remembered_until = v.weighed
+        changed_at = clock_timestamp(), remembered_until = v.weighed,
+        -- A base that was published before is part of this version, or is given up by it.
+        base_version = (SELECT b.version FROM sona.base_state b WHERE b.space_id = s.space_id)
     WHERE g.space_id = s.space_id;
     -- The regions go on moving; where one was an exception, all of them are as they were.
     UPDATE sona.strategy_region r SET verdict = 0 WHERE r.space_id = s.space_id AND r.verdict <> 0;
-    UPDATE sona.strategy_region r SET centroid = w.down, verdict = v.verdicts[r.region + 1]
+    UPDATE sona.strategy_region r SET centroid = w.down, verdict = v.verdicts[r.region + 1], pattern_id = NULL
     FROM sona.version_row w
     WHERE r.space_id = s.space_id AND w.space_id = s.space_id AND w.version = v.version AND w.tier = 'region'
       AND w.ordinal = r.region;

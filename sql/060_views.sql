@@ -109,7 +109,7 @@ COMMENT ON VIEW sona.strategies IS
 
 CREATE OR REPLACE VIEW sona.regions WITH (security_invoker = true) AS
 SELECT s.name AS space, r.region, r.events, r.gain,
-       CASE r.verdict WHEN 1 THEN 'better' WHEN -1 THEN 'worse' ELSE 'follows the space' END AS verdict
+       CASE r.verdict WHEN 1 THEN 'better' WHEN -1 THEN 'worse' ELSE 'follows the space' END AS verdict, r.pattern_id
 FROM sona.strategy_region r
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.regions IS 'Parts of the query space with evidence of their own, and what it says of the fusion.';

@@ -40,10 +40,21 @@ from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
 from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
-from sona_pg.store.strategist import AnswerOutcome, Memory, MemoryExtent, Standing, StrategistTransaction
+from sona_pg.store.strategist import (
+    Adopted,
+    AnswerOutcome,
+    Memory,
+    MemoryExtent,
+    News,
+    Standing,
+    StrategistTransaction,
+)
 from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
+
+_MOST_PATTERNS = 1000
+"""Patterns that the regions are compared with: those that most outcomes speak for."""
 
 _LEAST, _MOST = 0.99 * LEAST_SHARE, 0.501
 """Of shares that a control arm may have, in single precision."""
@@ -193,27 +204,52 @@ class EvidenceLoop:
         connection, space = self._store.connection(), self._store.space
         head = learning_store.read_head(connection, space)
         stands = strategist_store.standing(connection, space)
-        if stands.ordinal >= head.ordinal or not stands.may_weigh:
+        if not stands.may_weigh or (stands.ordinal >= head.ordinal and not stands.is_behind):
             return 0
         reached("evidence.before_lock")
         with strategist_store.strategist_transaction(connection, space) as transaction:
             if transaction is None:
                 return 0
             reached("evidence.after_lock")
-            entries = ledger_events(
-                connection, space, transaction.held.ordinal, self.config.batch, with_activations=False
-            )
+            news, first = transaction.news(), transaction.held.ordinal
+            batch = self.config.batch
+            if news.base_version != transaction.held.adopted.base_version and news.base_ordinal is not None:
+                # A base counts from its entry on.
+                batch = min(batch, news.base_ordinal - first) if news.base_ordinal > first else batch
+            entries = ledger_events(connection, space, first, batch, with_activations=False)
             reached("evidence.after_entries")
-            if entries:
-                self._take_in(transaction, entries, head.items_sampled_at)
+            self._take_in(transaction, entries, news, head.items_sampled_at)
             reached("evidence.before_commit")
         reached("evidence.after_commit")
         return len(entries)
 
+    def _adopt(self, transaction: StrategistTransaction, copy: _Copy, news: News) -> bool:
+        """Take over what the background loop has made since the last time; whether there was anything."""
+        held, base_version = transaction.held, copy.adopted.base_version
+        if news.patterns_run != copy.adopted.patterns_run:
+            copy.strategist.adopt_patterns(*transaction.patterns(_MOST_PATTERNS))
+        if news.base_version != base_version and (news.base_ordinal or 0) <= held.ordinal:
+            base_version = news.base_version
+            if base_version is not None:
+                copy.strategist.adopt_adapter(transaction.learner(base_version))
+        adopted = Adopted(news.patterns_run, base_version)
+        if adopted == copy.adopted:
+            return False
+        copy.adopted = adopted
+        transaction.adopt(adopted)
+        return True
+
     def _take_in(
-        self, transaction: StrategistTransaction, entries: list[LedgerEvent], sampled_at: datetime | None
+        self,
+        transaction: StrategistTransaction,
+        entries: list[LedgerEvent],
+        news: News,
+        sampled_at: datetime | None,
     ) -> None:
         copy = self._current(transaction, sampled_at)
+        has_adopted = self._adopt(transaction, copy, news)
+        if not entries and not has_adopted:
+            return
         events_before = copy.strategist.events
         outcomes: list[AnswerOutcome] = []
         known = transaction.known_outcomes([entry.trajectory_id for entry in entries])
@@ -222,8 +258,10 @@ class EvidenceLoop:
                 lesson = self._study(transaction, copy, entry, entry.event)
                 outcomes += self._compare(transaction, copy, entry, entry.event.trajectory, lesson, known)
         reached("evidence.after_events")
-        copy.ordinal, copy.extent = entries[-1].ordinal + 1, transaction.memory_extent()
-        if copy.strategist.events == events_before:
+        if entries:
+            copy.ordinal = entries[-1].ordinal + 1
+        copy.extent = transaction.memory_extent()
+        if copy.strategist.events == events_before and not has_adopted:
             transaction.skip(copy.ordinal)
         else:
             found, strategist = copy.strategist.describe(), copy.strategist
@@ -319,7 +357,7 @@ class EvidenceLoop:
     def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
         """The local copy, if it is what the database has; else one from there."""
         copy, held = self._copy, transaction.held
-        if copy is not None and copy.base == (held.ordinal, held.epoch, sampled_at):
+        if copy is not None and copy.base == (held.ordinal, held.epoch, sampled_at, held.adopted):
             if copy.extent != transaction.memory_extent():
                 # Retention has deleted some of what the copy remembers.
                 copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
@@ -340,7 +378,7 @@ class EvidenceLoop:
             lift.load_bytes(held.lift)
         if lift.key != held.epoch:
             lift.begin(held.epoch, 0.0 if held.changed_at is None else held.changed_at.timestamp())
-        self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at)
+        self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at, held.adopted)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
 
@@ -395,9 +433,10 @@ class _Copy:
         pool: ItemPool,
         ordinal: int,
         sampled_at: datetime | None,
+        adopted: Adopted,
     ) -> None:
         self.strategist, self.lift, self.pool = strategist, lift, pool
-        self.ordinal, self.sampled_at = ordinal, sampled_at
+        self.ordinal, self.sampled_at, self.adopted = ordinal, sampled_at, adopted
         self.extent: MemoryExtent | None = None
         """What the database remembers, as far as the copy knows."""
 
@@ -409,9 +448,9 @@ class _Copy:
         self._count = len(latest)
 
     @property
-    def base(self) -> tuple[int, int, datetime | None]:
+    def base(self) -> tuple[int, int, datetime | None, Adopted]:
         """What it was taken from."""
-        return self.ordinal, self.lift.key, self.sampled_at
+        return self.ordinal, self.lift.key, self.sampled_at, self.adopted
 
     @property
     def has_items(self) -> bool:

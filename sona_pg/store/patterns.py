@@ -235,9 +235,9 @@ def write_advance(
     space_id = run.space.space_id
     connection.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,))
     row = connection.execute(
-        "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, updated_at = now()"
+        "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, run_id = %s, updated_at = now()"
         " WHERE space_id = %s AND generation = %s RETURNING generation",
-        (state.horizon, advance.last_id, list(waiting), space_id, state.generation),
+        (state.horizon, advance.last_id, list(waiting), run.run_id, space_id, state.generation),
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
@@ -332,7 +332,8 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount
     connection.execute(
-        "UPDATE sona.pattern_state SET consumed = 0, waiting = '{}', updated_at = now() WHERE space_id = %(space)s",
+        "UPDATE sona.pattern_state SET consumed = 0, waiting = '{}', run_id = NULL, updated_at = now()"
+        " WHERE space_id = %(space)s",
         key,
     )
     return gone

@@ -341,6 +341,10 @@ strategist = Table(
         comment="ledger entry from which on prototypes do not count for what was deployed; NULL counts all",
     ),
     Column("lift", LargeBinary, comment="what the arms have shown so far; NULL before the first answer"),
+    Column(
+        "patterns_run", BigInteger, comment="cycle whose patterns the regions were compared with; NULL before the first"
+    ),
+    Column("base_version", BigInteger, comment="version whose base the adapter was put on; NULL before the first"),
     comment="The second reader of the ledger: which strategy is proven. Its row lock makes one at a time.",
 )
 
@@ -369,6 +373,7 @@ strategy_region = Table(
         nullable=False,
         comment="1: the fusion is proven to be better there, -1: worse, 0: the region follows the space",
     ),
+    Column("pattern_id", BigInteger, comment="pattern that it is; NULL while it is none"),
     comment="Parts of the query space with evidence of their own.",
 )
 
@@ -712,7 +717,46 @@ pattern_state = Table(
         comment="ledger entries among the consumed that belong to no pattern yet, and have not been counted",
     ),
     _now("updated_at", "when the last cycle was committed"),
+    Column("run_id", BigInteger, comment="cycle that was committed last, in loop_run; NULL before the first"),
     comment="How far the patterns of a space have read its ledger: every outcome counts once.",
+)
+
+base_state = Table(
+    "base_state",
+    metadata,
+    _space_id(),
+    _whole("consumed", "ledger entries whose outcomes were taken in"),
+    _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
+    Column("version", BigInteger, comment="version that a cycle has published last; NULL before the first"),
+    Column(
+        "reservoir",
+        ARRAY(Uuid),
+        nullable=False,
+        server_default=text("'{}'::uuid[]"),
+        comment="trajectories that are learned again in every cycle: a sample of all that there were",
+    ),
+    Column("state", LargeBinary, comment="the running Fisher and the task detector; NULL before the first"),
+    _now("updated_at", "when the last cycle was committed"),
+    comment="How far the base LoRA of a space has read its ledger: every outcome counts once.",
+)
+
+fisher_snapshot = Table(
+    "fisher_snapshot",
+    metadata,
+    _space_id(),
+    Column("snapshot_id", BigInteger, primary_key=True, autoincrement=False, comment="1 for the first of the space"),
+    Column("signature", Vector, nullable=False, comment="mean direction of the task's queries, of unit length"),
+    Column("layout", Text, nullable=False, comment="which parameters they are, in which order"),
+    Column("kind", Text, nullable=False, comment="how the Fisher information was estimated"),
+    Column("fisher", LargeBinary, nullable=False, comment="float32, little endian, in the layout's order"),
+    Column("anchor", LargeBinary, nullable=False, comment="the parameters at the end of the task, likewise"),
+    Column("lambda", Double, nullable=False, comment="strength of the penalty"),
+    Column("samples", BigInteger, nullable=False, comment="outcomes that the Fisher information is a mean of"),
+    Column("quality", Double, nullable=False, comment="what its answers were worth, 0 to 1"),
+    Column("times_met", BigInteger, nullable=False, server_default=text("1"), comment="how often it has come"),
+    _now("created_at", "when the task first ended"),
+    _now("updated_at", "when it last ended"),
+    comment="Tasks, stretches of traffic of one kind, and which parameters each needs as they are.",
 )
 
 memory_edge = Table(

@@ -13,7 +13,7 @@ import numpy as np
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import StrategyConfig
-from sona_pg.errors import ConfigError, UnknownSpace
+from sona_pg.errors import ConfigError, UnknownSpace, UnknownVersion
 from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.lift import SHADOW
 from sona_pg.learning.outcome import Outcome
@@ -21,7 +21,7 @@ from sona_pg.learning.remembered import FloatMatrix, Remembered
 from sona_pg.learning.serving import ServedStrategy, Serving
 from sona_pg.learning.strategist import InForce, Restored, Turn
 from sona_pg.store.connection import Connection, transaction, translated
-from sona_pg.store.learning import write_served
+from sona_pg.store.learning import read_state, write_served
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import read_version
 from sona_pg.types import Answer, FloatVector
@@ -48,6 +48,10 @@ class Standing:
         Grows whenever somebody changes what answers.
     control_share
         What the space declares.
+    adopted
+        What it has taken over from the background loop.
+    is_behind
+        Whether there is more to take over.
     """
 
     ordinal: int
@@ -55,6 +59,39 @@ class Standing:
     may_weigh: bool
     epoch: int
     control_share: float
+    adopted: Adopted
+    is_behind: bool
+
+
+class Adopted(NamedTuple):
+    """What the strategist has taken over from the background loop.
+
+    Parameters
+    ----------
+    patterns_run
+        Cycle whose patterns the regions were compared with; None before the first.
+    base_version
+        Version whose base its adapter was put on; None before the first.
+    """
+
+    patterns_run: int | None
+    base_version: int | None
+
+
+class News(NamedTuple):
+    """What the background loop has made by now.
+
+    Parameters
+    ----------
+    patterns_run, base_version
+        As in `Adopted`.
+    base_ordinal
+        Ledger entry before which the base counts for nothing; None without a base.
+    """
+
+    patterns_run: int | None
+    base_version: int | None
+    base_ordinal: int | None
 
 
 class Memory(NamedTuple):
@@ -77,6 +114,18 @@ class MemoryExtent(NamedTuple):
 
     prototypes: int
     oldest: int | None
+
+
+_MADE = (
+    "LEFT JOIN sona.pattern_state p ON p.space_id = g.space_id LEFT JOIN sona.base_state b ON b.space_id = g.space_id"
+    " LEFT JOIN sona.adapter_version v ON v.space_id = g.space_id AND v.version = b.version"
+)
+_IS_BEHIND = (
+    "(p.run_id IS DISTINCT FROM g.patterns_run OR b.version IS DISTINCT FROM g.base_version"
+    " AND coalesce(v.ordinal, 0) <= g.ordinal)"
+)
+_NEWS = f"SELECT p.run_id, b.version, coalesce(v.ordinal, 0) FROM sona.strategist g {_MADE} WHERE g.space_id = %s"
+"""Of patterns, at once; of a base, once the strategist is as far in the ledger as it is."""
 
 
 def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
@@ -213,6 +262,8 @@ class _Held(NamedTuple):
         State of the lift test; None before the first answer.
     changed_at
         When somebody last changed what answers; None if nobody did.
+    adopted
+        What was taken over from the background loop.
     """
 
     ordinal: int
@@ -221,6 +272,7 @@ class _Held(NamedTuple):
     strategy: str
     lift: bytes | None
     changed_at: datetime | None
+    adopted: Adopted
 
 
 class StrategistTransaction:
@@ -269,6 +321,38 @@ class StrategistTransaction:
             _weights(maps[CAREFUL]),
             centroids,
             tuple(verdict for _, verdict in regions),
+        )
+
+    def news(self) -> News:
+        """What the background loop has made by now."""
+        row = self._connection.execute(_NEWS, (self._space.space_id,)).fetchone()
+        return News(None, None, None) if row is None else News(*row)
+
+    def patterns(self, most: int) -> tuple[list[int], FloatMatrix]:
+        """Ids and unit centroids (n, dim) of the patterns that most outcomes speak for, at most so many."""
+        rows = self._connection.execute(
+            "SELECT pattern_id, centroid FROM sona.pattern WHERE space_id = %s"
+            " ORDER BY support DESC, pattern_id LIMIT %s",
+            (self._space.space_id, most),
+            binary=True,
+        ).fetchall()
+        return [id for id, _ in rows], _unit_rows([centroid for _, centroid in rows], self._space.dim)
+
+    def learner(self, version: int) -> bytes:
+        """The state of the learner that a version has; the one that it has now, if the version is gone."""
+        try:
+            return read_version(self._connection, self._space, version)
+        except UnknownVersion:
+            state = read_state(self._connection, self._space)
+            if state is None:
+                raise
+            return state
+
+    def adopt(self, adopted: Adopted) -> None:
+        """Note down what was taken over."""
+        self._connection.execute(
+            "UPDATE sona.strategist SET patterns_run = %s, base_version = %s WHERE space_id = %s",
+            (*adopted, self._space.space_id),
         )
 
     def freeze(self, reason: str) -> None:
@@ -436,12 +520,12 @@ class StrategistTransaction:
             [(space_id, strategy, found.events, *gains) for strategy, gains in found.gains.items()],
         )
         cursor.executemany(
-            "INSERT INTO sona.strategy_region (space_id, region, centroid, events, gain, verdict)"
-            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (space_id, region)"
+            "INSERT INTO sona.strategy_region (space_id, region, centroid, events, gain, verdict, pattern_id)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (space_id, region)"
             " DO UPDATE SET centroid = excluded.centroid, events = excluded.events, gain = excluded.gain,"
-            " verdict = excluded.verdict",
+            " verdict = excluded.verdict, pattern_id = excluded.pattern_id",
             [
-                (space_id, place, region.centroid, region.events, region.gain, int(region.verdict))
+                (space_id, place, region.centroid, region.events, region.gain, int(region.verdict), region.pattern)
                 for place, region in enumerate(found.regions)
             ],
         )
@@ -567,13 +651,15 @@ def standing(connection: Connection, space: Space) -> Standing:
     """Where the strategist of a space stands, without a lock."""
     with translated():
         row = connection.execute(
-            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE'), g.epoch, s.control_share"
-            " FROM sona.strategist g JOIN sona.space s USING (space_id) WHERE g.space_id = %s",
+            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE'), g.epoch, s.control_share,"
+            f" g.patterns_run, g.base_version, {_IS_BEHIND}"
+            f" FROM sona.strategist g JOIN sona.space s USING (space_id) {_MADE} WHERE g.space_id = %s",
             (space.space_id,),
         ).fetchone()
     if row is None:
         raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-    return Standing(*row)
+    ordinal, strategy, may_weigh, epoch, control_share, patterns_run, base_version, is_behind = row
+    return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(patterns_run, base_version), is_behind)
 
 
 @contextlib.contextmanager
@@ -584,7 +670,8 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
     """
     with transaction(connection):
         row = connection.execute(
-            "SELECT ordinal, epoch, restored FROM sona.strategist WHERE space_id = %s FOR UPDATE SKIP LOCKED",
+            "SELECT ordinal, epoch, restored, patterns_run, base_version FROM sona.strategist WHERE space_id = %s"
+            " FOR UPDATE SKIP LOCKED",
             (space.space_id,),
         ).fetchone()
         if row is None:
@@ -597,8 +684,10 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
             (space.space_id,),
         ).fetchone()
         strategy, lift, changed_at = (FROZEN, None, None) if setting is None else setting
-        ordinal, epoch, restored = row
-        held = _Held(ordinal, epoch, restored, strategy, None if lift is None else bytes(lift), changed_at)
+        ordinal, epoch, restored, *adopted = row
+        held = _Held(
+            ordinal, epoch, restored, strategy, None if lift is None else bytes(lift), changed_at, Adopted(*adopted)
+        )
         yield StrategistTransaction(connection, space, held)
 
 
@@ -607,6 +696,7 @@ def spaces_unweighed(connection: Connection) -> list[str]:
     with translated():
         rows = connection.execute(
             "SELECT s.name FROM sona.space s JOIN sona.learner l USING (space_id)"
-            " JOIN sona.strategist g USING (space_id) WHERE g.ordinal < l.ordinal ORDER BY s.space_id"
+            f" JOIN sona.strategist g USING (space_id) {_MADE} WHERE g.ordinal < l.ordinal OR {_IS_BEHIND}"
+            " ORDER BY s.space_id"
         ).fetchall()
     return [row[0] for row in rows]

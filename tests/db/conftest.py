@@ -259,6 +259,12 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 (world.ids[tenant],),
             )
             worker.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s)", (world.ids[tenant],))
+            worker.execute("INSERT INTO sona.base_state (space_id) VALUES (%s)", (world.ids[tenant],))
+            worker.execute(
+                "INSERT INTO sona.fisher_snapshot (space_id, snapshot_id, signature, layout, kind, fisher, anchor,"
+                " lambda, samples, quality) VALUES (%s, 1, %s, 'test', 'test', '', '', 1, 1, 0.5)",
+                (world.ids[tenant], _vector(rng)),
+            )
             # So few events prove nothing.
             worker.execute(
                 "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
