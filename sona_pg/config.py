@@ -535,7 +535,10 @@ class StoreConfig:
     publish_every_seconds
         A version is published after this time, too, if anything was learned.
     exact_search_rows
-        Spaces with more remembered queries than this are searched through the HNSW index, which workers fill.
+        Spaces with more remembered queries than this are searched through an HNSW index, which workers fill; so are
+        those with more patterns, through one of their own.
+    access_interval_seconds
+        Time between two writes of how often patterns were found.
     spool_max_bytes
         Most that a space's spool takes on this machine while the database is away; 0 keeps no spool.
     spool_segment_bytes
@@ -553,6 +556,7 @@ class StoreConfig:
     publish_every_events: int = 500
     publish_every_seconds: int = 3600
     exact_search_rows: int = 4_000
+    access_interval_seconds: float = 60.0
     spool_max_bytes: int = 1 << 30
     spool_segment_bytes: int = 16 << 20
     spool_batch: int = 500
@@ -566,6 +570,7 @@ class StoreConfig:
         _whole("publish_every_seconds", self.publish_every_seconds, 1, 1 << 31)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
+        _within("access_interval_seconds", self.access_interval_seconds, 0.0, 86_400.0)
         _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)
         _whole("spool_segment_bytes", self.spool_segment_bytes, 1, 1 << 32)
         _whole("spool_batch", self.spool_batch, 1, 100_000)
@@ -726,7 +731,7 @@ class TelemetryConfig:
         _within("stall_seconds", self.stall_seconds, 0.1, 86_400.0)
 
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000
