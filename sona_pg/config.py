@@ -539,7 +539,10 @@ class StoreConfig:
     publish_every_seconds
         A version is published after this time, too, if anything was learned.
     exact_search_rows
-        Spaces with more remembered queries than this are searched through the HNSW index, which workers fill.
+        Spaces with more remembered queries than this are searched through an HNSW index, which workers fill; so are
+        those with more patterns, through one of their own.
+    access_interval_seconds
+        Time between two writes of how often patterns were found.
     spool_max_bytes
         Most that a space's spool takes on this machine while the database is away; 0 keeps no spool.
     spool_segment_bytes
@@ -557,6 +560,7 @@ class StoreConfig:
     publish_every_events: int = 500
     publish_every_seconds: int = 3600
     exact_search_rows: int = 4_000
+    access_interval_seconds: float = 60.0
     spool_max_bytes: int = 1 << 30
     spool_segment_bytes: int = 16 << 20
     spool_batch: int = 500
@@ -570,6 +574,7 @@ class StoreConfig:
         _whole("publish_every_seconds", self.publish_every_seconds, 1, 1 << 31)
         _whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         _whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)
+        _within("access_interval_seconds", self.access_interval_seconds, 0.0, 86_400.0)
         _whole("spool_max_bytes", self.spool_max_bytes, 0, 1 << 50)
         _whole("spool_segment_bytes", self.spool_segment_bytes, 1, 1 << 32)
         _whole("spool_batch", self.spool_batch, 1, 100_000)

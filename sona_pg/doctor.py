@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sona_pg import kernels
-from sona_pg.config import SCHEMA_REVISION
+from sona_pg.config import SCHEMA_REVISION, StoreConfig
 from sona_pg.errors import ConfigError, PermissionDenied, SonaError
 from sona_pg.store import health, spaces
 from sona_pg.store.connection import MIN_PGVECTOR, MIN_POSTGRES, Connection, connect, current_revision
@@ -222,6 +222,10 @@ def _indexes(connection: Connection) -> Iterator[Finding]:
         is_fine = False
         says = f"the HNSW index of space {index.name!r} is gone: every answer reads all that it remembers"
         yield Finding("indexes", Verdict.WRONG, says, _psql(index.statement))
+    for index in health.patterns_without_index(connection, StoreConfig().exact_search_rows):
+        is_fine = False
+        says = f"space {index.name!r} has many patterns and no HNSW index of them: every search reads them all"
+        yield Finding("indexes", Verdict.WARNING, says, _psql(index.statement))
     for index in health.items_without_index(connection, _ITEMS):
         is_fine = False
         says = f"{index.name} has no vector index: every answer reads all of its rows"

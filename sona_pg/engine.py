@@ -27,7 +27,6 @@ from sona_pg.config import (
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
-    VerdictConfig,
 )
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.ids import new_trajectory_id
@@ -36,6 +35,7 @@ from sona_pg.learning.arrays import as_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import Recommendation, optimized_params
+from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.forget import ForgetReport, forget
@@ -110,6 +110,7 @@ class SonaEngine:
         self._loop = loop
         self._evidence = evidence
         self._search = ItemSearch(space, database.connect, database.config)
+        self._accesses = AccessCounts(space, self._search.connection, database.config)
         self._closed = False
         self._pid = os.getpid()
         self._wake = threading.Event()
@@ -491,7 +492,8 @@ class SonaEngine:
     def find_patterns(self, query: ArrayLike, k: int = 5) -> list[tuple[LearnedPattern, float]]:
         """The k patterns nearest to a query, nearest first, with the cosine, as the background loop has left them.
 
-        Writes nothing: that a pattern was found is not counted.
+        Writes nothing: that a pattern was found is counted in this process, and written now and then, by `flush` and by
+        `close`.
 
         Raises
         ------
@@ -504,7 +506,9 @@ class SonaEngine:
         _check_k(k)
         vector = as_vector(query, self._space.dim, "query")
         with self._search.connection() as connection:
-            return patterns.find_patterns(connection, self._space, vector, k)
+            found = patterns.find_patterns(connection, self._space, vector, k)
+        self._accesses.found(pattern.id for pattern, _ in found)
+        return found
 
     def optimized_params(
         self, query: ArrayLike, defaults: Mapping[str, Json] | None = None, *, k: int = 5
@@ -540,8 +544,9 @@ class SonaEngine:
         vector = as_vector(query, self._space.dim, "query")
         given = {} if defaults is None else private_json(defaults, "defaults")
         with self._search.connection() as connection:
-            near = patterns.near_patterns(connection, self._space, vector, k)
-        return optimized_params(near, VerdictConfig(), given)
+            near, width = patterns.near_patterns(connection, self._space, vector, k)
+        self._accesses.found(pattern.id for pattern in near)
+        return optimized_params(near, width, given)
 
     # Versions --------------------------------------------------------------------------------------------------
 
@@ -662,6 +667,7 @@ class SonaEngine:
         self._check_open()
         self._loop.flush_updates()
         self._weigh_now()
+        self._accesses.write()
 
     def _weigh_now(self) -> None:
         """Weigh the strategies by what is durable; that it is does not depend on it."""
@@ -699,6 +705,7 @@ class SonaEngine:
                 while not self._stop.is_set() and self._evidence.advance():
                     failure = ""
                 self._evidence.refresh()
+                self._accesses.write_if_due()
             except SonaError as error:
                 if str(error) != failure and not self._stop.is_set():
                     failure = str(error)
@@ -752,6 +759,8 @@ class SonaEngine:
                     "mend the database and call close again, or they are lost with this process"
                 ) from error
             log.warning("what was recorded last is in the spool on this machine: %s", error)
+        else:
+            self._accesses.write()
         self._disconnect()
 
     def _disconnect(self) -> None:

@@ -295,7 +295,7 @@ BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
     -- One at a time: to drop an index each would wait for what the others have deleted to be committed.
-    IF sona._queries_index(gone) IS NOT NULL THEN
+    IF sona._queries_index(gone) IS NOT NULL OR sona._patterns_index(gone) IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0));
     END IF;
     -- Before all else, as a cycle does that writes: in another order each might wait for the other.
@@ -315,6 +315,9 @@ BEGIN
         -- Late, since it locks the table of all spaces; but while there are grants, which it asks.
         IF part = 'sona.space'::regclass AND sona._queries_index(gone) IS NOT NULL THEN
             PERFORM sona._drop_queries_index(gone, current_user);
+        END IF;
+        IF part = 'sona.space'::regclass AND sona._patterns_index(gone) IS NOT NULL THEN
+            PERFORM sona._drop_patterns_index(gone, current_user);
         END IF;
         EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;
     END LOOP;

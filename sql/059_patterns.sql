@@ -1,16 +1,50 @@
 -- Patterns near a query, and what is known in each. Reading writes nothing.
 
+CREATE OR REPLACE FUNCTION sona._patterns_index(space_id bigint) RETURNS regclass
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN to_regclass('sona.pattern_hnsw_' || space_id);
+COMMENT ON FUNCTION sona._patterns_index IS 'The HNSW index of the patterns of a space; NULL where it has none.';
+
+CREATE OR REPLACE FUNCTION sona._indexed_patterns(space_id bigint, dim integer) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+-- Literals: a partial index on an expression serves only the very same expression and predicate.
+RETURN format(
+    'SELECT ARRAY(SELECT p.pattern_id FROM sona.pattern p WHERE p.space_id = %s'
+    ' ORDER BY (p.centroid::%s) OPERATOR(@vector@.<=>) $1::%2$s LIMIT $2)',
+    coalesce(space_id, 0), sona._indexed_type(dim));
+COMMENT ON FUNCTION sona._indexed_patterns IS
+    'A statement that finds, through the index of a space, the ids of the $2 patterns nearest to $1.';
+
 CREATE OR REPLACE FUNCTION sona.find_patterns(space text, query @vector@.vector, k integer DEFAULT 5)
 RETURNS TABLE (pattern_id bigint, similarity double precision, cluster_size bigint, support bigint,
                avg_quality double precision, confidence double precision, best_strategy text, title text, description text,
                content text)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, sona, pg_temp AS $$
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp
+SET hnsw.iterative_scan = 'relaxed_order' AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE := sona._searched_space(find_patterns.space, query, k);
+    ef_search text;
+    ids bigint[];
 BEGIN
+    IF sona._patterns_index(s.space_id) IS NOT NULL THEN
+        ef_search := sona._widen_search(k);
+        EXECUTE sona._indexed_patterns(s.space_id, s.dim) INTO ids USING query, k;
+        PERFORM set_config('hnsw.ef_search', ef_search, true);
+    END IF;
     -- A query without a direction is unrelated to all.
+    IF cardinality(ids) = find_patterns.k THEN
+        -- An index that goes on after its first rows returns almost in order.
+        RETURN QUERY
+        SELECT n.pattern_id, coalesce(1 - nullif(n.away, 'NaN'), 0), n.cluster_size, n.support, n.avg_quality,
+               n.confidence, n.best_strategy, n.title, n.description, n.content
+        FROM (SELECT p.*, p.centroid OPERATOR(@vector@.<=>) find_patterns.query AS away FROM sona.pattern p
+              WHERE p.space_id = s.space_id AND p.pattern_id = ANY (ids)) n
+        ORDER BY n.away, n.pattern_id;
+        RETURN;
+    END IF;
+    -- No index, or one that has given up before it had found as many as are asked for.
     RETURN QUERY
     SELECT n.pattern_id, coalesce(1 - nullif(n.away, 'NaN'), 0), n.cluster_size, n.support, n.avg_quality, n.confidence,
            n.best_strategy, n.title, n.description, n.content
@@ -19,7 +53,150 @@ BEGIN
     ORDER BY n.away, n.pattern_id;
 END $$;
 COMMENT ON FUNCTION sona.find_patterns IS
-    'The k patterns nearest to a query, by cosine, nearest first; exact: it reads the patterns of the space.';
+    'The k patterns nearest to a query, by cosine, nearest first: never fewer than there are. Writes nothing, and counts '
+    'nothing therefore.';
+
+CREATE OR REPLACE FUNCTION sona._index_patterns(space_id bigint, dim integer, caller name) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    PERFORM sona._check_may_index(space_id, caller);
+    IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
+        PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
+                             'spaces of more dimensions are searched exactly');
+    END IF;
+    -- Two that find it missing would both make it, and one of them fail.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_patterns', space_id));
+    EXECUTE format(
+        'CREATE INDEX IF NOT EXISTS pattern_hnsw_%1$s ON sona.pattern'
+        ' USING hnsw ((centroid::%2$s) @vector@.%3$s_cosine_ops) WHERE space_id = %1$s',
+        space_id, sona._indexed_type(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
+END $$;
+COMMENT ON FUNCTION sona._index_patterns IS
+    'Makes the HNSW index of the patterns of a space, which only the owner of the table may, on behalf of who may learn.';
+
+CREATE OR REPLACE FUNCTION sona._drop_patterns_index(space_id bigint, caller name) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    PERFORM sona._check_may_index(space_id, caller);
+    EXECUTE format('DROP INDEX IF EXISTS sona.pattern_hnsw_%s', space_id);
+END $$;
+COMMENT ON FUNCTION sona._drop_patterns_index IS
+    'Drops the HNSW index of the patterns of a space, which only the owner of the table may, on behalf of who may learn.';
+
+CREATE OR REPLACE FUNCTION sona.index_patterns(space text, keep_exact integer DEFAULT 4000) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    s sona.space%ROWTYPE;
+BEGIN
+    SELECT * INTO s FROM sona.space x WHERE x.name = index_patterns.space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(index_patterns.space); END IF;
+    IF keep_exact IS NULL OR keep_exact < 0 THEN
+        PERFORM sona._refuse('SN003', format('keep_exact is %s, expected at least 0', coalesce(keep_exact::text, 'NULL')),
+                             'leave it out');
+    END IF;
+    IF s.dim > 4000 OR sona._patterns_index(s.space_id) IS NOT NULL OR (SELECT count(*) FROM (
+        SELECT FROM sona.pattern p WHERE p.space_id = s.space_id LIMIT keep_exact::bigint + 1) few) <= keep_exact THEN
+        RETURN false;
+    END IF;
+    PERFORM sona._index_patterns(s.space_id, s.dim, current_user);
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION sona.index_patterns IS
+    'Makes an HNSW index of the patterns of a space that has more than keep_exact of them and no index; whether it has.';
+
+CREATE OR REPLACE FUNCTION sona._count_accesses(space_id bigint, ids bigint[], counts bigint[]) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    counted bigint;
+BEGIN
+    -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him.
+    INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)
+    SELECT p.space_id, p.pattern_id, c.times, clock_timestamp()
+    FROM (SELECT u.id, least(sum(least(u.times, 2147483647)), 2147483647)::bigint AS times
+          FROM unnest(_count_accesses.ids, _count_accesses.counts) u (id, times) WHERE u.times > 0 GROUP BY u.id) c
+    JOIN sona.pattern p ON p.space_id = _count_accesses.space_id AND p.pattern_id = c.id
+    ORDER BY p.pattern_id
+    ON CONFLICT (space_id, pattern_id) DO UPDATE
+    SET access_count = a.access_count + excluded.access_count,
+        last_accessed = greatest(a.last_accessed, excluded.last_accessed);
+    GET DIAGNOSTICS counted = ROW_COUNT;
+    RETURN counted;
+END $$;
+COMMENT ON FUNCTION sona._count_accesses IS
+    'Adds how often patterns of a space were found; returns of how many. What is gone is left out.';
+
+CREATE OR REPLACE FUNCTION sona.optimized_params(
+    space text, query @vector@.vector, defaults jsonb DEFAULT NULL, k integer DEFAULT 5
+) RETURNS TABLE (parameter text, value jsonb, confidence double precision, source bigint[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    s sona.space%ROWTYPE := sona._searched_space(optimized_params.space, query, k);
+BEGIN
+    IF jsonb_typeof(optimized_params.defaults) <> 'object' THEN
+        PERFORM sona._refuse('SN003', format('the defaults are of type %s', jsonb_typeof(optimized_params.defaults)),
+                             'pass an object, values by parameter');
+    END IF;
+    -- As sona_pg.learning.recommendation, of which a test says that it is the same.
+    RETURN QUERY
+    WITH near AS MATERIALIZED (
+        SELECT n.pattern_id, p.space_id, exp(greatest(
+            (n.similarity - max(n.similarity) OVER ()) / (p.settings ->> 'similarity_width')::double precision,
+            -500)) AS similarity
+        FROM sona.pattern_state p, sona.find_patterns(s.name, optimized_params.query, optimized_params.k) n
+        WHERE p.space_id = s.space_id AND p.settings IS NOT NULL),
+    said AS MATERIALIZED (
+        SELECT v.parameter, n.pattern_id, n.similarity, v.best_value AS value, n.similarity * v.best_confidence AS weight,
+               v.best_value IS NOT NULL AND v.best_confidence > 0 AS has_vote, o.is_number,
+               CASE WHEN o.is_number THEN (v.best_value #>> '{}')::double precision END AS number,
+               -- 1 and 1.0 are one value; of anything else, as it is written.
+               CASE WHEN o.is_number THEN ((v.best_value #>> '{}')::double precision)::text
+                    ELSE v.best_value::text END AS key
+        FROM near n JOIN sona.verdict v USING (space_id, pattern_id),
+        LATERAL (SELECT coalesce(jsonb_typeof(v.best_value) = 'number', false) AS is_number) o),
+    known AS (
+        SELECT d.parameter, sum(d.similarity) AS similarity, sum(d.weight) FILTER (WHERE d.has_vote) AS weight,
+               bool_and(d.is_number) FILTER (WHERE d.has_vote) AS is_numeric,
+               bool_and(d.value::text !~ '[.]') FILTER (WHERE d.has_vote) AS is_whole,
+               count(DISTINCT d.key) FILTER (WHERE d.has_vote) AS keys,
+               array_agg(d.pattern_id ORDER BY d.weight DESC, d.pattern_id) FILTER (WHERE d.has_vote) AS ids,
+               (array_agg(d.value ORDER BY d.weight DESC, d.pattern_id) FILTER (WHERE d.has_vote))[1] AS first
+        FROM said d GROUP BY d.parameter),
+    mean AS (
+        SELECT d.parameter, sum(d.weight / k.weight * d.number) AS number
+        FROM said d JOIN known k USING (parameter) WHERE d.has_vote AND k.is_numeric AND k.keys > 1 GROUP BY d.parameter),
+    -- Of equal ones that of the weightiest vote.
+    winner AS (
+        SELECT DISTINCT ON (c.parameter) c.* FROM (
+            SELECT d.parameter, sum(d.weight ORDER BY d.weight DESC, d.pattern_id) AS weight,
+                   array_agg(d.pattern_id ORDER BY d.weight DESC, d.pattern_id) AS ids,
+                   (array_agg(d.value ORDER BY d.weight DESC, d.pattern_id))[1] AS value, max(d.weight) AS heaviest
+            FROM said d WHERE d.has_vote GROUP BY d.parameter, d.key) c
+        ORDER BY c.parameter, c.weight DESC, c.heaviest DESC, c.ids[1])
+    SELECT coalesce(k.parameter, g.key),
+           CASE WHEN k.weight IS NULL THEN g.value
+                WHEN NOT k.is_numeric THEN w.value
+                WHEN k.keys = 1 THEN k.first
+                WHEN k.is_whole THEN to_jsonb(round(m.number))
+                ELSE to_jsonb(m.number) END,
+           CASE WHEN k.weight IS NULL THEN 0
+                WHEN k.is_numeric THEN k.weight / k.similarity
+                ELSE k.weight / k.similarity * (w.weight / k.weight) END,
+           CASE WHEN k.weight IS NULL THEN '{}' WHEN k.is_numeric THEN k.ids ELSE w.ids END
+    FROM known k LEFT JOIN mean m USING (parameter) LEFT JOIN winner w USING (parameter)
+    FULL JOIN jsonb_each(coalesce(optimized_params.defaults, '{}')) g ON g.key = k.parameter
+    ORDER BY 1;
+END $$;
+COMMENT ON FUNCTION sona.optimized_params IS
+    'Parameters for a query, from what worked in the k patterns nearest to it: numbers are interpolated, of anything else the '
+    'value with the most weight wins; the default where nothing is known. source says from which patterns, confidence how '
+    'sure it is, 0 to 1. Writes nothing.';
 
 CREATE OR REPLACE FUNCTION sona.get_verdict(space text, pattern_id bigint)
 RETURNS TABLE (parameter text, value jsonb, support bigint, quality double precision, improvement double precision,

@@ -73,11 +73,14 @@ COMMENT ON VIEW sona.errors IS 'What went wrong, newest entries have the highest
 
 CREATE OR REPLACE VIEW sona.patterns WITH (security_invoker = true) AS
 SELECT s.name AS space, p.pattern_id, p.cluster_size, p.support, p.avg_quality, p.confidence, p.best_strategy,
-       p.title, p.description, p.content, p.total_weight, p.decayed_at, p.created_at, p.updated_at, p.centroid
+       p.title, p.description, p.content, p.total_weight, p.decayed_at, p.created_at, p.updated_at, p.centroid,
+       p.abstraction_level, p.children, coalesce(a.access_count, 0) AS access_count, a.last_accessed
 FROM sona.pattern p
-JOIN sona.space s USING (space_id);
+JOIN sona.space s USING (space_id)
+LEFT JOIN sona.pattern_access a USING (space_id, pattern_id);
 COMMENT ON VIEW sona.patterns IS
-    'Kinds of queries: how many there were, what the answers to them were worth, and how sure that is.';
+    'Kinds of queries: how many there were, what the answers to them were worth, how sure that is, and how often engines '
+    'have found them.';
 
 CREATE OR REPLACE VIEW sona.verdicts WITH (security_invoker = true) AS
 SELECT s.name AS space, v.pattern_id, v.parameter, e.value, e.support, e.quality, e.improvement, e.p, e.p_adjusted, e.e,

@@ -106,13 +106,15 @@ BEGIN
     END IF;
 
     IF to_regrole('sona_app') IS NOT NULL THEN
-        GRANT EXECUTE ON FUNCTION sona.record, sona.record_batch, sona.score, sona.score_batch TO sona_app;
+        GRANT EXECUTE ON FUNCTION sona.record, sona.record_batch, sona.score, sona.score_batch,
+            sona._count_accesses TO sona_app;
         -- Column by column: times, order of arrival and what the learner notes down are not for an application to say.
         GRANT INSERT (space_id, trajectory_id, query, quality, latency_us, user_id, session_id, metadata, arm, version,
                       strategy, propensity) ON sona.trajectory TO sona_app;
         GRANT INSERT ON sona.trajectory_step TO sona_app;
         GRANT INSERT (space_id, score_id, trajectory_id, item_id, name, value) ON sona.score TO sona_app;
         GRANT INSERT (space_id, trajectory_id) ON sona.pending_trajectory TO sona_app;
+        GRANT INSERT, UPDATE (access_count, last_accessed) ON sona.pattern_access TO sona_app;
     END IF;
 
     IF to_regrole('sona_worker') IS NOT NULL THEN
@@ -130,8 +132,8 @@ BEGIN
         -- drop a space; the ledger is made dense again then: in its own spaces, a worker is trusted with it.
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
             sona.strategy_evidence, sona.strategy_region, sona.item_outcome, sona.answer_outcome, sona.loop_schedule,
-            sona.loop_run, sona.pattern, sona.pattern_state, sona.verdict, sona.base_state, sona.fisher_snapshot
-            TO sona_worker;
+            sona.loop_run, sona.pattern, sona.pattern_access, sona.pattern_state, sona.verdict, sona.base_state,
+            sona.fisher_snapshot TO sona_worker;
         GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention,
                       steps_deleted_before, steps_lost_before) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;

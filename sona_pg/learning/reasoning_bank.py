@@ -24,7 +24,13 @@ from sona_pg.learning.patterns import (
     summarised,
 )
 from sona_pg.learning.portable import bank_from_json, bank_to_json
-from sona_pg.learning.recommendation import NearPattern, Recommendation, best_strategy, optimized_params
+from sona_pg.learning.recommendation import (
+    NearPattern,
+    Recommendation,
+    best_strategy,
+    best_values,
+    optimized_params,
+)
 from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, canonical, looked
 from sona_pg.types import UNKNOWN, Json, QueryTrajectory, finite_or_none
 
@@ -425,10 +431,10 @@ class ReasoningBank:
         if defaults is not None and not isinstance(defaults, Mapping):
             raise InvalidInput(f"defaults are {type(defaults).__name__}, expected values by name")
         near = [
-            NearPattern(pattern.id, cosine, self._verdicts.get(pattern.id, {}))
+            NearPattern(pattern.id, cosine, best_values(self._verdicts.get(pattern.id, {}), self.verdict_config))
             for pattern, cosine in self.find_similar(query, k)
         ]
-        return optimized_params(near, self.verdict_config, defaults)
+        return optimized_params(near, self.verdict_config.similarity_width, defaults)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,11 @@ from sona_pg.learning.significance import Moments
 from sona_pg.learning.verdicts import Verdict, canonical, is_number
 from sona_pg.types import Json
 
-DEFAULT = "default"
-"""Source of a value about which nothing is known."""
+Best = tuple[Json, float]
+"""A value that is recommended, and how sure it is that it is better than the others, 0 to 1."""
+
+_FARTHEST = -500.0
+"""Exponent of the least weight: the exponential of less is no number of the database's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class NearPattern:
-    """A pattern near a query, with its verdicts by parameter.
+    """A pattern near a query, with what it recommends.
 
     Parameters
     ----------
@@ -44,16 +47,26 @@ class NearPattern:
         Of the pattern.
     cosine
         Of its centroid to the query.
-    verdicts
-        By parameter.
+    best
+        By every parameter that was used in it, the best value; None where none can be recommended.
     """
 
     id: int
     cosine: float
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    best: Mapping[str, Best | None] = field(default_factory=dict)
 
 
-def best_value(verdict: Verdict, config: VerdictConfig) -> tuple[Json, float] | None:
+def recommending(config: VerdictConfig) -> dict[str, Json]:
+    """The settings that a recommendation depends on."""
+    return {name: getattr(config, name) for name in ("quality_range", "min_support", "shrinkage", "similarity_width")}
+
+
+def best_values(verdicts: Mapping[str, Verdict], config: VerdictConfig) -> dict[str, Best | None]:
+    """By parameter, what `best_value` says."""
+    return {parameter: best_value(verdict, config) for parameter, verdict in verdicts.items()}
+
+
+def best_value(verdict: Verdict, config: VerdictConfig) -> Best | None:
     """The value with the best mean, drawn to the common mean where there is little of it, and how sure that is.
 
     The confidence is ``max(0, 2 Φ(z) - 1)``, z the standardised difference to the other values, and at least .95 where
@@ -91,37 +104,38 @@ def best_strategy(verdict: Verdict | None) -> str | None:
 
 
 def optimized_params(
-    near: Sequence[NearPattern], config: VerdictConfig, defaults: Mapping[str, Json] | None = None
+    near: Sequence[NearPattern], similarity_width: float, defaults: Mapping[str, Json] | None = None
 ) -> dict[str, Recommendation]:
     """A value for every parameter that is known or has a default.
 
     Every pattern speaks for its best value with weight ``confidence · exp((cosine - best cosine) / width)``. Numbers
     are interpolated, ``Σ w v / Σ w``; where any of the values is something else the one with the most weight wins. The
     confidence is the mean of theirs, weighted by similarity alone: a pattern that knows nothing lowers it.
+    `sona.optimized_params` is the same in SQL.
 
     Parameters
     ----------
     near
         Patterns near the query, in any order.
-    config
-        Settings.
+    similarity_width
+        As in `VerdictConfig`.
     defaults
         By parameter, what to use where nothing is known.
     """
     known = dict.fromkeys(defaults or {})
     for pattern in near:
-        known.update(dict.fromkeys(pattern.verdicts))
+        known.update(dict.fromkeys(pattern.best))
     nearest = max((pattern.cosine for pattern in near), default=0.0)
     found: dict[str, Recommendation] = {}
     for parameter in known:
         votes: list[tuple[float, int, Json]] = []
         similar = sure = 0.0
         for pattern in near:
-            similarity = math.exp((pattern.cosine - nearest) / config.similarity_width)
-            verdict = pattern.verdicts.get(parameter)
-            best = None if verdict is None else best_value(verdict, config)
-            if verdict is not None:
-                similar += similarity
+            if parameter not in pattern.best:
+                continue
+            similarity = math.exp(max((pattern.cosine - nearest) / similarity_width, _FARTHEST))
+            similar += similarity
+            best = pattern.best[parameter]
             if best is not None and best[1] > 0:
                 votes.append((similarity * best[1], pattern.id, best[0]))
                 sure += similarity * best[1]
@@ -138,7 +152,8 @@ def _agreed(votes: list[tuple[float, int, Json]], confidence: float, default: Js
         values = {float(value) for _, _, value in votes}  # type: ignore[arg-type]
         if len(values) == 1:
             return Recommendation(votes[0][2], tuple(id for _, id, _ in votes), confidence)
-        mean = math.fsum(weight * float(value) for weight, _, value in votes) / total  # type: ignore[arg-type]
+        # Σ (w / Σ w) v: no sum on the way is larger than the largest value.
+        mean = math.fsum(weight / total * float(value) for weight, _, value in votes)  # type: ignore[arg-type]
         whole = all(isinstance(value, int) for _, _, value in votes)
         return Recommendation(round(mean) if whole else mean, tuple(id for _, id, _ in votes), confidence)
     by_value: dict[str, float] = {}

@@ -13,6 +13,7 @@ from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.reasoning_bank import ReasoningBank, share_or_none
+from sona_pg.learning.recommendation import Best, best_values
 from sona_pg.learning.verdicts import Evidence, Verdict
 from sona_pg.types import FloatVector
 
@@ -36,6 +37,8 @@ class Advance:
         By id and parameter, those that are new or not as they were.
     evidence
         Of every pattern in `verdicts`, on all that was used in it.
+    best
+        By id and parameter, what is recommended: of those in `verdicts`, or of all.
     last_id
         The last id that was given.
     """
@@ -46,6 +49,7 @@ class Advance:
     pruned: tuple[int, ...]
     verdicts: Verdicts
     evidence: Mapping[int, list[Evidence]]
+    best: Mapping[int, Mapping[str, Best | None]]
     last_id: int
 
 
@@ -115,8 +119,15 @@ class ResumedBank(ReasoningBank):
         """Which of the trajectories, in the order in which they were added, belong to no pattern and wait."""
         return np.flatnonzero(self._waiting[: len(self._used)])
 
-    def advance(self, now: float) -> Advance:
+    def advance(self, now: float, *, recommend_anew: bool = False) -> Advance:
         """Extract, merge and prune.
+
+        Parameters
+        ----------
+        now
+            Seconds since the epoch.
+        recommend_anew
+            Whether what stayed as it was is to be recommended by other settings than before.
 
         Raises
         ------
@@ -140,6 +151,10 @@ class ResumedBank(ReasoningBank):
             pruned=tuple(id for id in pruned if id in before),
             verdicts=verdicts,
             evidence={id: self.get_verdict(id) for id in verdicts},
+            best={
+                id: best_values(known, self.verdict_config)
+                for id, known in (self._verdicts if recommend_anew else verdicts).items()
+            },
             last_id=self._next_id - 1,
         )
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, VerdictConfig
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
 from sona_pg.store.connection import Connection
-from sona_pg.store.patterns import PatternState, pattern_reader, write_advance
+from sona_pg.store.patterns import PatternState, index_patterns, pattern_reader, write_advance
 from sona_pg.store.runs import Facts
 
 NAME = "background"
@@ -49,9 +50,9 @@ class _Patterns:
 
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         with pattern_reader(connection, cycle.space) as reader:
-            state = reader.state(cycle.run.ordinal)
+            state = reader.state(cycle.run.ordinal, recommending(self._verdicts))
             new = reader.new_outcomes(state, self._config.minimum)
-            if new < self._config.minimum:
+            if new < self._config.minimum and not state.is_stale:
                 return _Found(state, new)
             room = max(self._config.max_vector_bytes // (4 * cycle.space.dim), 1)
             most = min(self._config.max_trajectories, room)
@@ -84,12 +85,12 @@ class _Patterns:
         if found.bank is None:
             raise Skipped(f"{found.new} of {self._config.minimum} new trajectories with an outcome")
         cycle.check_stop()
-        advance = found.bank.advance(found.state.now)
+        advance = found.bank.advance(found.state.now, recommend_anew=found.state.is_stale)
         return _Made(found, advance, [found.ordinals[int(place)] for place in found.bank.uncounted()])
 
     def write(self, connection: Connection, made: _Made, cycle: Cycle) -> Facts:
         found, advance = made.found, made.advance
-        write_advance(connection, cycle.run, found.state, advance, made.waiting)
+        write_advance(connection, cycle.run, found.state, advance, made.waiting, recommending(self._verdicts))
         assert found.bank is not None
         return {
             "trajectories": len(found.ordinals),
@@ -105,6 +106,19 @@ class _Patterns:
         }
 
 
+class _Index:
+    """The phase that makes the index of a space in which there are too many patterns to be searched exactly."""
+
+    def read(self, connection: Connection, cycle: Cycle) -> None:
+        """Nothing: whether it is needed is seen where it is made."""
+
+    def compute(self, found: None, cycle: Cycle) -> None:
+        """Nothing."""
+
+    def write(self, connection: Connection, made: None, cycle: Cycle) -> Facts:
+        return {"indexed": index_patterns(connection, cycle.space, cycle.config)}
+
+
 def background_loop(
     config: BackgroundConfig | None = None,
     patterns: PatternConfig | None = None,
@@ -112,7 +126,15 @@ def background_loop(
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
     phase = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
-    return Loop(NAME, BACKGROUND_SCHEDULE, (Phase("patterns", phase.read, phase.compute, phase.write),))
+    index = _Index()
+    return Loop(
+        NAME,
+        BACKGROUND_SCHEDULE,
+        (
+            Phase("patterns", phase.read, phase.compute, phase.write),
+            Phase("index", index.read, index.compute, index.write),
+        ),
+    )
 
 
 BACKGROUND = background_loop()

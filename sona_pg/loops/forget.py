@@ -23,7 +23,14 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import spaces
-from sona_pg.store.forget import ForgetTransaction, Lost, drop_memory_index, find_lost, forget_transaction
+from sona_pg.store.forget import (
+    ForgetTransaction,
+    Lost,
+    drop_memory_index,
+    drop_patterns_index,
+    find_lost,
+    forget_transaction,
+)
 from sona_pg.store.learning import read_head
 from sona_pg.store.ledger import read_ledger
 
@@ -174,8 +181,10 @@ class _Forgetting:
         report = replace(report, locked_seconds=time.monotonic() - began)
         try:
             drop_memory_index(store.connection(), store.space, store.config)
+            if report.patterns:
+                drop_patterns_index(store.connection(), store.space, store.config)
         except SonaError as error:
-            log.warning("the index of the remembered queries could not be dropped, a VACUUM cleans it: %s", error)
+            log.warning("an index of what is forgotten could not be dropped, a VACUUM cleans it: %s", error)
         return report
 
     def _delete_alone(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:

@@ -294,9 +294,18 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
 
 def drop_memory_index(connection: Connection, space: Space, config: StoreConfig) -> None:
     """Drop the HNSW index of remembered queries, which holds those that were deleted; workers make another one."""
+    _drop_index(connection, space, config, "queries")
+
+
+def drop_patterns_index(connection: Connection, space: Space, config: StoreConfig) -> None:
+    """Drop the HNSW index of patterns, which holds those that were deleted; a cycle makes another one."""
+    _drop_index(connection, space, config, "patterns")
+
+
+def _drop_index(connection: Connection, space: Space, config: StoreConfig, of: str) -> None:
     with transaction(connection):
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
         connection.execute(
-            "SELECT sona._drop_queries_index(%(space)s, current_user) WHERE sona._queries_index(%(space)s) IS NOT NULL",
+            f"SELECT sona._drop_{of}_index(%(space)s, current_user) WHERE sona._{of}_index(%(space)s) IS NOT NULL",
             {"space": space.space_id},
         )

@@ -146,6 +146,19 @@ def spaces_without_index(connection: Connection) -> list[Index]:
     return [Index(*row) for row in rows]
 
 
+def patterns_without_index(connection: Connection, rows_from: int) -> list[Index]:
+    """Spaces with more than so many patterns and no HNSW index: every search reads them all."""
+    with translated():
+        rows = connection.execute(
+            "SELECT s.name, format('SELECT sona.index_patterns(%%L, %%s)', s.name, %(rows)s::bigint) FROM sona.space s"
+            " WHERE s.dim <= 4000 AND sona._patterns_index(s.space_id) IS NULL AND (SELECT count(*) FROM (SELECT"
+            "  FROM sona.pattern p WHERE p.space_id = s.space_id LIMIT %(rows)s::bigint + 1) few) > %(rows)s::bigint"
+            " ORDER BY s.space_id",
+            {"rows": rows_from},
+        ).fetchall()
+    return [Index(*row) for row in rows]
+
+
 def items_without_index(connection: Connection, rows_from: int) -> list[Index]:
     """Items tables with more than so many rows and no vector index: every answer reads them all."""
     with translated():

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
+from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.recommendation import NearPattern
+from sona_pg.learning.recommendation import Best, NearPattern
 from sona_pg.learning.resumed_bank import Advance
 from sona_pg.learning.verdicts import Verdict
 from sona_pg.store.connection import Connection, transaction, translated
@@ -44,6 +45,8 @@ class PatternState:
         Entries among the consumed that belonged to no pattern, and have not been counted.
     now
         The time of the database, in seconds since the epoch.
+    is_stale
+        Whether there are verdicts from which a cycle of other settings has recommended.
     """
 
     consumed: int
@@ -52,6 +55,7 @@ class PatternState:
     generation: int
     waiting: frozenset[int]
     now: float
+    is_stale: bool
 
 
 class KnownOutcome(NamedTuple):
@@ -104,19 +108,28 @@ class PatternReader:
         self._connection = connection
         self._space = space
 
-    def state(self, ordinal: int) -> PatternState:
-        """How far the patterns are, and how far they may read: to ledger entry `ordinal`, and what was weighed."""
+    def state(self, ordinal: int, settings: Mapping[str, Json]) -> PatternState:
+        """How far the patterns are, and how far they may read: to ledger entry `ordinal`, and what was weighed.
+
+        Parameters
+        ----------
+        ordinal
+            Ledger entries when the cycle began.
+        settings
+            What it recommends by.
+        """
         row = self._connection.execute(
             "SELECT coalesce(p.consumed, 0), greatest(least(%(ordinal)s, g.ordinal), coalesce(p.consumed, 0)),"
             " coalesce(p.last_id, 0), coalesce(p.generation, 0), coalesce(p.waiting, '{}'),"
-            " extract(epoch FROM clock_timestamp())::float8"
+            " extract(epoch FROM clock_timestamp())::float8, p.settings IS DISTINCT FROM %(settings)s"
+            "  AND EXISTS (SELECT FROM sona.verdict v WHERE v.space_id = g.space_id)"
             " FROM sona.strategist g LEFT JOIN sona.pattern_state p USING (space_id) WHERE g.space_id = %(space)s",
-            {"space": self._space.space_id, "ordinal": ordinal},
+            {"space": self._space.space_id, "ordinal": ordinal, "settings": Jsonb(dict(settings))},
         ).fetchone()
         if row is None:
             raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
-        consumed, horizon, last_id, generation, waiting, now = row
-        return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), now)
+        consumed, horizon, last_id, generation, waiting, now, is_stale = row
+        return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), now, is_stale)
 
     def new_outcomes(self, state: PatternState, most: int) -> int:
         """How many outcomes no cycle has taken in, up to `most`."""
@@ -172,11 +185,14 @@ def read_patterns(
     """Patterns by id, all of them if no ids are given."""
     with translated():
         rows = connection.execute(
-            "SELECT pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence, support, best_strategy,"
-            " CASE WHEN %(text)s THEN title END, CASE WHEN %(text)s THEN description END,"
-            " CASE WHEN %(text)s THEN content END, extract(epoch FROM created_at)::float8,"
-            " extract(epoch FROM updated_at)::float8, extract(epoch FROM decayed_at)::float8 FROM sona.pattern"
-            " WHERE space_id = %(space)s AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id",
+            "SELECT p.pattern_id, p.centroid, p.cluster_size, p.total_weight, p.avg_quality, p.confidence, p.support,"
+            " p.best_strategy, CASE WHEN %(text)s THEN p.title END, CASE WHEN %(text)s THEN p.description END,"
+            " CASE WHEN %(text)s THEN p.content END, p.abstraction_level, p.children, coalesce(a.access_count, 0),"
+            " extract(epoch FROM coalesce(a.last_accessed, p.created_at))::float8,"
+            " extract(epoch FROM p.created_at)::float8, extract(epoch FROM p.updated_at)::float8,"
+            " extract(epoch FROM p.decayed_at)::float8"
+            " FROM sona.pattern p LEFT JOIN sona.pattern_access a USING (space_id, pattern_id)"
+            " WHERE p.space_id = %(space)s AND (%(all)s OR p.pattern_id = ANY(%(ids)s)) ORDER BY p.pattern_id",
             {"space": space.space_id, "all": ids is None, "ids": list(ids or []), "text": with_text},
             binary=True,
         ).fetchall()
@@ -184,8 +200,8 @@ def read_patterns(
 
 
 def _pattern(row: tuple[Any, ...]) -> LearnedPattern:
-    id, centroid, size, weight, quality, confidence, support, strategy, title, description, content, *times = row
-    created, updated, decayed = times
+    id, centroid, size, weight, quality, confidence, support, strategy, title, description, content, *rest = row
+    level, children, accesses, accessed, created, updated, decayed = rest
     return LearnedPattern(
         id=id,
         centroid=centroid,
@@ -195,26 +211,25 @@ def _pattern(row: tuple[Any, ...]) -> LearnedPattern:
         confidence=confidence,
         support=support,
         best_strategy=strategy,
+        abstraction_level=level,
+        children=tuple(children),
         title=title,
         description=description,
         content=content,
         created_at=created,
-        # Who searches writes nothing: a pattern is used when a query falls into it, and that feeds it.
-        last_accessed=created,
+        last_accessed=accessed,
+        access_count=accesses,
         updated_at=updated,
         decayed_at=decayed,
     )
 
 
-def read_verdicts(
-    connection: Connection, space: Space, ids: Sequence[int] | None = None
-) -> dict[int, dict[str, Verdict]]:
-    """Verdicts by pattern and parameter, of all patterns if no ids are given."""
+def read_verdicts(connection: Connection, space: Space) -> dict[int, dict[str, Verdict]]:
+    """All verdicts, by pattern and parameter."""
     with translated():
         rows = connection.execute(
-            "SELECT pattern_id, parameter, state FROM sona.verdict WHERE space_id = %(space)s"
-            " AND (%(all)s OR pattern_id = ANY(%(ids)s)) ORDER BY pattern_id, parameter",
-            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
+            "SELECT pattern_id, parameter, state FROM sona.verdict WHERE space_id = %s ORDER BY pattern_id, parameter",
+            (space.space_id,),
         ).fetchall()
     found: dict[int, dict[str, Verdict]] = {}
     for id, parameter, state in rows:
@@ -223,7 +238,12 @@ def read_verdicts(
 
 
 def write_advance(
-    connection: Connection, run: Run, state: PatternState, advance: Advance, waiting: Sequence[int]
+    connection: Connection,
+    run: Run,
+    state: PatternState,
+    advance: Advance,
+    waiting: Sequence[int],
+    settings: Mapping[str, Json],
 ) -> None:
     """Write what a cycle has made of patterns, and how far it has read; in a transaction that the caller began.
 
@@ -235,9 +255,9 @@ def write_advance(
     space_id = run.space.space_id
     connection.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,))
     row = connection.execute(
-        "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, run_id = %s, updated_at = now()"
-        " WHERE space_id = %s AND generation = %s RETURNING generation",
-        (state.horizon, advance.last_id, list(waiting), run.run_id, space_id, state.generation),
+        "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, settings = %s, run_id = %s,"
+        " updated_at = now() WHERE space_id = %s AND generation = %s RETURNING generation",
+        (state.horizon, advance.last_id, list(waiting), Jsonb(dict(settings)), run.run_id, space_id, state.generation),
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
@@ -252,21 +272,29 @@ def write_advance(
         " AND (g.title, g.description, g.content) IS DISTINCT FROM (NULL, NULL, NULL)",
         [(space_id, into, id) for id, into in advance.merged.items()],
     )
+    _merge_accesses(connection, space_id, advance.merged)
     for table in ("verdict", "pattern"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND pattern_id = ANY(%s)", (space_id, gone))
+    # Of those that are gone, and what was counted of one in the moment in which it went.
+    connection.execute(
+        "DELETE FROM sona.pattern_access a WHERE a.space_id = %s AND NOT EXISTS (SELECT FROM sona.pattern p"
+        " WHERE p.space_id = a.space_id AND p.pattern_id = a.pattern_id)",
+        (space_id,),
+    )
     kept = (*advance.created, *advance.changed)
     cursor.executemany(
         "INSERT INTO sona.pattern AS p (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
-        " confidence, support, best_strategy, created_at, updated_at, decayed_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), to_timestamp(%s))"
+        " confidence, support, best_strategy, abstraction_level, children, created_at, updated_at, decayed_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), to_timestamp(%s))"
         " ON CONFLICT (space_id, pattern_id) DO UPDATE SET centroid = excluded.centroid,"
         " cluster_size = excluded.cluster_size, total_weight = excluded.total_weight,"
         " avg_quality = excluded.avg_quality, confidence = excluded.confidence, support = excluded.support,"
-        " best_strategy = excluded.best_strategy, created_at = excluded.created_at, updated_at = excluded.updated_at,"
+        " best_strategy = excluded.best_strategy, abstraction_level = excluded.abstraction_level,"
+        " children = excluded.children, created_at = excluded.created_at, updated_at = excluded.updated_at,"
         " decayed_at = excluded.decayed_at",
         [
             (space_id, p.id, p.centroid, p.cluster_size, p.total_weight, p.avg_quality, p.confidence, p.support)
-            + (p.best_strategy, p.created_at, p.updated_at, p.decayed_at)
+            + (p.best_strategy, p.abstraction_level, list(p.children), p.created_at, p.updated_at, p.decayed_at)
             for p in kept
         ],
     )
@@ -292,6 +320,28 @@ def write_advance(
     )
 
 
+def _merge_accesses(connection: Connection, space_id: int, merged: Mapping[int, int]) -> None:
+    """Count what was found of patterns that are merged, as it is now, for what they are merged into."""
+    if not merged:
+        return
+    key = {"space": space_id, "ids": list(merged), "into": list(merged.values())}
+    # In the order in which they are counted: in another one each might wait for the other.
+    connection.execute(
+        "SELECT FROM sona.pattern_access WHERE space_id = %(space)s AND pattern_id = ANY(%(ids)s || %(into)s)"
+        " ORDER BY pattern_id FOR UPDATE",
+        key,
+    )
+    connection.execute(
+        "INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)"
+        " SELECT g.space_id, m.into_id, sum(g.access_count), max(g.last_accessed)"
+        " FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) m (id, into_id)"
+        " JOIN sona.pattern_access g ON g.space_id = %(space)s AND g.pattern_id = m.id GROUP BY 1, 2"
+        " ON CONFLICT (space_id, pattern_id) DO UPDATE SET access_count = a.access_count + excluded.access_count,"
+        " last_accessed = greatest(a.last_accessed, excluded.last_accessed)",
+        key,
+    )
+
+
 def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> None:
     # The p-values of a pattern are adjusted for all that was used in it: its evidence is written as a whole.
     by_parameter: dict[tuple[int, str], list[Mapping[str, object]]] = {}
@@ -312,6 +362,15 @@ def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> 
         "UPDATE sona.verdict SET evidence = %s WHERE space_id = %s AND pattern_id = %s AND parameter = %s",
         [(Jsonb(rows), space_id, id, name) for (id, name), rows in by_parameter.items()],
     )
+    cursor.executemany(
+        "UPDATE sona.verdict SET best_value = %s, best_confidence = %s"
+        " WHERE space_id = %s AND pattern_id = %s AND parameter = %s",
+        [
+            (*((None, 0.0) if best is None else (Jsonb(best[0]), best[1])), space_id, id, name)
+            for id, known in advance.best.items()
+            for name, best in known.items()
+        ],
+    )
 
 
 def forget_patterns(connection: Connection, space: Space, first: int) -> int:
@@ -328,7 +387,7 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
     ).fetchone()
     if row is None or not row[0]:
         return 0
-    for table in ("verdict", "pattern_history"):
+    for table in ("verdict", "pattern_history", "pattern_access"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount
     connection.execute(
@@ -337,6 +396,21 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
         key,
     )
     return gone
+
+
+def index_patterns(connection: Connection, space: Space, config: StoreConfig) -> bool:
+    """Make the HNSW index of a space that has many patterns and no index; whether that was done.
+
+    In a transaction that the caller began.
+
+    Raises
+    ------
+    DatabaseBusy
+        If others write patterns for too long.
+    """
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+    row = connection.execute("SELECT sona.index_patterns(%s, %s)", (space.name, config.exact_search_rows)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def find_patterns(
@@ -351,11 +425,41 @@ def find_patterns(
     return [(patterns[id], similarity) for id, similarity in near if id in patterns]
 
 
-def near_patterns(connection: Connection, space: Space, query: FloatVector, k: int) -> list[NearPattern]:
-    """The k patterns nearest to a query (dim,), with their verdicts."""
-    with transaction(connection):
-        near = connection.execute(
-            "SELECT pattern_id, similarity FROM sona.find_patterns(%s, %s, %s)", (space.name, query, k)
+def near_patterns(connection: Connection, space: Space, query: FloatVector, k: int) -> tuple[list[NearPattern], float]:
+    """The k patterns nearest to a query (dim,) with what they recommend, and the similarity width to weigh them by.
+
+    No pattern is near before a cycle has said by what it recommends.
+    """
+    with translated():
+        rows = connection.execute(
+            "SELECT n.pattern_id, n.similarity, v.parameter, v.best_value, v.best_confidence, v.best_value IS NULL,"
+            " (p.settings ->> 'similarity_width')::float8 FROM sona.find_patterns(%(name)s, %(query)s, %(k)s) n"
+            " JOIN sona.pattern_state p ON p.space_id = %(space)s AND p.settings IS NOT NULL"
+            " LEFT JOIN sona.verdict v ON v.space_id = p.space_id AND v.pattern_id = n.pattern_id",
+            {"name": space.name, "space": space.space_id, "query": query, "k": k},
         ).fetchall()
-        verdicts = read_verdicts(connection, space, [id for id, _ in near])
-    return [NearPattern(id, similarity, verdicts.get(id, {})) for id, similarity in near]
+    near: dict[int, NearPattern] = {}
+    best: dict[int, dict[str, Best | None]] = {}
+    for id, cosine, parameter, value, confidence, has_none, _ in rows:
+        near.setdefault(id, NearPattern(id, cosine, best.setdefault(id, {})))
+        if parameter is not None:
+            best[id][parameter] = None if has_none else (value, confidence)
+    return list(near.values()), rows[0][-1] if rows else 1.0
+
+
+def count_accesses(connection: Connection, space: Space, counts: Mapping[int, int], config: StoreConfig) -> None:
+    """Add how often patterns were found, by id; those that are gone are left out.
+
+    Raises
+    ------
+    DatabaseBusy
+        If a cycle merges some of them and takes too long; nothing is counted.
+    PermissionDenied
+        If this role may only read the space.
+    """
+    with transaction(connection):
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+        connection.execute(
+            "SELECT sona._count_accesses(%s, %s::bigint[], %s::bigint[])",
+            (space.space_id, list(counts), list(counts.values())),
+        )

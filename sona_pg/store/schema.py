@@ -672,7 +672,31 @@ pattern = Table(
     _now("created_at", "when a cycle first found it"),
     _now("updated_at", "when it was last fed"),
     _now("decayed_at", "up to when total_weight is weighted down"),
+    Column(
+        "abstraction_level",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="0 for a cluster of trajectories, 1 for a pattern of patterns, and so on",
+    ),
+    Column(
+        "children",
+        ARRAY(BigInteger),
+        nullable=False,
+        server_default=text("'{}'::bigint[]"),
+        comment="patterns that it is made of",
+    ),
     comment="Kinds of queries, one row for life: the background loop finds them, and matches them across cycles.",
+)
+
+pattern_access = Table(
+    "pattern_access",
+    metadata,
+    _space_id(),
+    Column("pattern_id", BigInteger, primary_key=True, autoincrement=False, comment="pattern"),
+    Column("access_count", BigInteger, nullable=False, comment="how often it was found"),
+    _now("last_accessed", "when that was last counted"),
+    comment="How often patterns were found: beside them, so that counting moves no vector and waits for no cycle.",
 )
 
 verdict = Table(
@@ -683,6 +707,14 @@ verdict = Table(
     Column("parameter", Text, primary_key=True, comment="as the application calls it; strategy: what answered"),
     Column("state", JSONB, nullable=False, comment="everything that a continuation needs"),
     Column("evidence", JSONB, nullable=False, comment="by value, what speaks for and against it"),
+    Column("best_value", JSONB, comment="value that is recommended; NULL while none can be"),
+    Column(
+        "best_confidence",
+        Double,
+        nullable=False,
+        server_default=text("0"),
+        comment="0 to 1, how sure it is that it is better than the others that were used",
+    ),
     comment="Which values of a parameter worked in a pattern.",
 )
 
@@ -717,6 +749,7 @@ pattern_state = Table(
         comment="ledger entries among the consumed that belong to no pattern yet, and have not been counted",
     ),
     _now("updated_at", "when the last cycle was committed"),
+    Column("settings", JSONB, comment="by which the last cycle recommends, and whoever asks; NULL before the first"),
     Column("run_id", BigInteger, comment="cycle that was committed last, in loop_run; NULL before the first"),
     comment="How far the patterns of a space have read its ledger: every outcome counts once.",
 )

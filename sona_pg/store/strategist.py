@@ -331,7 +331,7 @@ class StrategistTransaction:
     def patterns(self, most: int) -> tuple[list[int], FloatMatrix]:
         """Ids and unit centroids (n, dim) of the patterns that most outcomes speak for, at most so many."""
         rows = self._connection.execute(
-            "SELECT pattern_id, centroid FROM sona.pattern WHERE space_id = %s"
+            "SELECT pattern_id, centroid FROM sona.pattern WHERE space_id = %s AND abstraction_level = 0"
             " ORDER BY support DESC, pattern_id LIMIT %s",
             (self._space.space_id, most),
             binary=True,

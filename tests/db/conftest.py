@@ -249,16 +249,21 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 (world.ids[tenant], _vector(rng)),
             )
             worker.execute(
-                "INSERT INTO sona.verdict (space_id, pattern_id, parameter, state, evidence)"
-                " VALUES (%s, 1, 'model', '{}', '[{\"value\": \"a\", \"decision\": 0}]')",
+                "INSERT INTO sona.verdict (space_id, pattern_id, parameter, state, evidence, best_value,"
+                " best_confidence)"
+                " VALUES (%s, 1, 'model', '{}', '[{\"value\": \"a\", \"decision\": 0}]', '\"a\"', 0.5)",
                 (world.ids[tenant],),
             )
+            worker.execute("SELECT sona._count_accesses(%s, '{1}', '{1}')", (world.ids[tenant],))
             worker.execute(
                 "INSERT INTO sona.pattern_history (space_id, run_id, pattern_id, event, cluster_size, support,"
                 " avg_quality) VALUES (%s, 1, 1, 'created', 5, 5, 0.5)",
                 (world.ids[tenant],),
             )
-            worker.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s)", (world.ids[tenant],))
+            worker.execute(
+                "INSERT INTO sona.pattern_state (space_id, settings) VALUES (%s, '{\"similarity_width\": 0.05}')",
+                (world.ids[tenant],),
+            )
             worker.execute("INSERT INTO sona.base_state (space_id) VALUES (%s)", (world.ids[tenant],))
             worker.execute(
                 "INSERT INTO sona.fisher_snapshot (space_id, snapshot_id, signature, layout, kind, fisher, anchor,"

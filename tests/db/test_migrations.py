@@ -33,7 +33,9 @@ def _differences(url: str) -> list[object]:
                 "compare_server_default": True,
                 "include_name": lambda name, kind, parents: kind != "schema" or name == SCHEMA,
                 # Large spaces have indexes of their own, which workers make.
-                "include_object": lambda _, name, kind, *rest: not str(name).startswith("remembered_query_hnsw_"),
+                "include_object": lambda _, name, kind, *rest: (
+                    not str(name).startswith(("remembered_query_hnsw_", "pattern_hnsw_"))
+                ),
             },
         )
         found = compare_metadata(context, metadata)

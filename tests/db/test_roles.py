@@ -42,8 +42,12 @@ APP_INSERTS = {
     },
     "score": {"space_id", "score_id", "trajectory_id", "item_id", "name", "value"},
     "pending_trajectory": {"space_id", "trajectory_id"},
+    "pattern_access": {"space_id", "pattern_id", "access_count", "last_accessed"},
 }  # fmt: skip
-"""Everything that an application may write."""
+"""Everything that an application may add."""
+
+APP_UPDATES = {"pattern_access": {"access_count", "last_accessed"}}
+"""Columns that it may rewrite."""
 
 WORKER_UPDATES = {
     "space": {
@@ -75,7 +79,7 @@ WORKER_READS = {"forgotten_user"}
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
     "item_outcome", "answer_outcome", "loop_schedule", "loop_run",
-    "pattern", "pattern_state", "verdict",
+    "pattern", "pattern_access", "pattern_state", "verdict",
 }  # fmt: skip
 
 READING_VOLATILES = {
@@ -83,14 +87,14 @@ READING_VOLATILES = {
 }  # fmt: skip
 """Functions that are volatile and write nothing all the same."""
 
-APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch"}
+APP_FUNCTIONS = {"record", "record_batch", "score", "score_batch", "_count_accesses"}
 
 WORKER_FUNCTIONS = {
     "create_space", "drop_space", "set_items", "admit_queries", "_index_queries", "_drop_queries_index", "grant_space",
     "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
     "_delete_orphan_scores", "_delete_steps", "_changeable_space", "_log_deployment", "_publish", "_freeze", "deploy",
     "set_control_share", "prune_versions", "set_schedule", "run_cycle",
-    "describe_pattern",
+    "describe_pattern", "index_patterns", "_index_patterns", "_drop_patterns_index",
 }  # fmt: skip
 
 DEFINERS = {
@@ -98,6 +102,8 @@ DEFINERS = {
     "_may_grant": "the same; and whether a space has any grants shows only to the owner",
     "_index_queries": "only the owner of a table can make its indexes",
     "_drop_queries_index": "or drop them",
+    "_index_patterns": "the same of patterns",
+    "_drop_patterns_index": "and their end",
 }
 """SECURITY DEFINER functions, and why."""
 
@@ -178,7 +184,9 @@ def test_no_table_takes_what_is_not_for_the_role_to_write(
             )
             if not insertable:
                 _denied(own, f"INSERT INTO sona.{table} ({column}) VALUES (DEFAULT)")
-            updatable = worker_writes and (table in WORKER_REWRITES or column in WORKER_UPDATES.get(table, set()))
+            updatable = (
+                worker_writes and (table in WORKER_REWRITES or column in WORKER_UPDATES.get(table, set()))
+            ) or (kind == "app" and column in APP_UPDATES.get(table, set()))
             if not updatable:
                 _denied(own, f"UPDATE sona.{table} SET {column} = DEFAULT")
 
@@ -240,6 +248,8 @@ def test_a_reader_cannot_record_score_nor_create(world: World, login: Callable[[
         "SELECT sona.drop_space('alpha')",
         "SELECT sona.set_items('alpha', 'shop.items', 'id', 'embedding')",
         "SELECT sona.admit_queries('alpha')",
+        "SELECT sona.index_patterns('alpha')",
+        "SELECT sona._count_accesses(1, '{1}', '{1}')",
         "SELECT sona.set_strategy('alpha', 'frozen')",
         "SELECT sona.set_control_share('alpha', 0)",
         "SELECT sona.deploy('alpha', 'frozen')",
@@ -358,7 +368,12 @@ def test_a_worker_learns_what_an_application_recorded(
     assert app.execute("SELECT sona._queries_index(%s) IS NOT NULL", (world.ids["alpha"],)).fetchall() == [(True,)]
     foreign = world.ids["beta"]
     worker_login = connect(world.login("alpha_worker"))
-    for statement in ("SELECT sona._index_queries(%s, 3, %s)", "SELECT sona._drop_queries_index(%s, %s)"):
+    for statement in (
+        "SELECT sona._index_queries(%s, 3, %s)",
+        "SELECT sona._drop_queries_index(%s, %s)",
+        "SELECT sona._index_patterns(%s, 3, %s)",
+        "SELECT sona._drop_patterns_index(%s, %s)",
+    ):
         for caller in (world.logins["alpha_worker"], world.logins["beta_worker"], "postgres"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 worker_login.execute(statement, (foreign, caller))  # type: ignore[arg-type]

@@ -173,6 +173,9 @@ GOOD: dict[str, Text] = {
     "hint text": st.just("hint"),
     "id text": st.just("id"),
     "id_column name": st.just("id"),
+    "counts bigint[]": st.sampled_from(("{1,2}", "{0,-1}", "{9223372036854775807,9223372036854775807}")),
+    "defaults jsonb": st.sampled_from(("{}", '{"a": 1, "z": null}')),
+    "ids bigint[]": st.sampled_from(("{1,2}", "{3,3}", "{99}")),
     "ids text[]": st.sampled_from(("{1,2,40}", "{1,1}", "{gone}")),
     "implicit_feedback boolean": st.sampled_from(("true", "false")),
     "item_column text": st.just("id"),
@@ -309,6 +312,7 @@ GOOD_OF: dict[str, dict[str, Text]] = {
 
 HOSTILE: dict[str, Text] = {
     "bigint": integer,
+    "bigint[]": arrays(integer),
     # A state is for a learner to write, who may write any.
     "bytea": st.sampled_from(("\\xg", "\\x0", "\\")),
     "boolean": st.sampled_from(("true", "false", "", "maybe")),

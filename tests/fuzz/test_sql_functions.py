@@ -33,9 +33,11 @@ NAMES_OBJECTS = {
     "_comparison",
     "_condition",
     "_freeze",
+    "_drop_patterns_index",
     "_drop_queries_index",
     "_filtered_as",
     "_grantable_spaces",
+    "_index_patterns",
     "_index_queries",
     "_item_distances",
     "_lock_learner",
@@ -113,6 +115,18 @@ def connection(url: str) -> Iterator[Connection]:
             " FROM sona.space s, public.fuzz_items i WHERE s.name = ANY(%s)",
             (list(SPACES),),
         )
+        made.execute(
+            "INSERT INTO sona.pattern_state (space_id, settings) SELECT space_id, '{\"similarity_width\": 0.05}'"
+            " FROM sona.space WHERE name = ANY(%s)",
+            (list(SPACES),),
+        )
+        made.execute(
+            "INSERT INTO sona.verdict (space_id, pattern_id, parameter, state, evidence, best_value, best_confidence)"
+            " SELECT p.space_id, p.pattern_id, 'a', '{}', '[]',"
+            "  '[1, 2.5, 1, \"x\"]'::jsonb -> (p.pattern_id %% 4)::int, 0.5"
+            " FROM sona.pattern p JOIN sona.space s USING (space_id) WHERE s.name = ANY(%s)",
+            (list(SPACES),),
+        )
         yield made
 
 
@@ -188,9 +202,11 @@ EVERY = (
     "_compared_as",
     "_comparison",
     "_condition",
+    "_count_accesses",
     "_delete_orphan_scores",
     "_delete_steps",
     "_delete_trajectories",
+    "_drop_patterns_index",
     "_drop_queries_index",
     "_events_before",
     "_familiar",
@@ -200,8 +216,10 @@ EVERY = (
     "_grantable_spaces",
     "_in_force_because",
     "_in_windows",
+    "_index_patterns",
     "_index_queries",
     "_indexed_embedding",
+    "_indexed_patterns",
     "_indexed_type",
     "_is_member",
     "_item_distances",
@@ -221,6 +239,7 @@ EVERY = (
     "_nearest_items",
     "_numbers",
     "_parts",
+    "_patterns_index",
     "_publish",
     "_queries_index",
     "_refuse",
@@ -247,8 +266,10 @@ EVERY = (
     "find_patterns",
     "get_verdict",
     "grant_space",
+    "index_patterns",
     "nearest_queries",
     "new_trajectory_id",
+    "optimized_params",
     "prune_versions",
     "recall",
     "recall_batch",

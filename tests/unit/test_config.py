@@ -166,6 +166,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "publish_every_events": (0, (1 << 31) + 1),
         "publish_every_seconds": (0, (1 << 31) + 1),
         "exact_search_rows": (-1, (1 << 31) + 1),
+        "access_interval_seconds": (-0.001, 86_400.5),
         "spool_max_bytes": (-1, (1 << 50) + 1),
         "spool_segment_bytes": (0, (1 << 32) + 1),
         "spool_batch": (0, 100_001),

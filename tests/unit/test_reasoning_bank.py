@@ -15,7 +15,14 @@ from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.reasoning_bank import ReasoningBank, quality_of
-from sona_pg.learning.recommendation import NearPattern, Recommendation, best_value, optimized_params
+from sona_pg.learning.recommendation import (
+    Best,
+    NearPattern,
+    Recommendation,
+    best_value,
+    best_values,
+    optimized_params,
+)
 from sona_pg.learning.verdicts import Outcome, Verdict
 from sona_pg.types import EMPTY, Answer, Json, QueryTrajectory, TrajectoryStep
 
@@ -267,30 +274,40 @@ def test_nothing_known_is_the_default() -> None:
     }
 
 
+def best(value: Json, other: Json) -> dict[str, Best | None]:
+    return best_values({"x": sure(value, other)}, VerdictConfig())
+
+
 def sure(value: Json, other: Json) -> Verdict:
     return Verdict("x").updated([Outcome(value, 0.9), Outcome(other, 0.1)] * 40, VerdictConfig())
 
 
 def test_numbers_are_interpolated_and_categories_voted() -> None:
-    config = VerdictConfig(similarity_width=0.1)
-    near = [NearPattern(1, 0.9, {"x": sure(1.0, 9.0)}), NearPattern(2, 0.8, {"x": sure(3.0, 9.0)})]
+    width = 0.1
+    near = [NearPattern(1, 0.9, best(1.0, 9.0)), NearPattern(2, 0.8, best(3.0, 9.0))]
     weight = math.exp(-1)
-    found = optimized_params(near, config)["x"]
+    found = optimized_params(near, width)["x"]
     assert found.value == pytest.approx((1 + 3 * weight) / (1 + weight), abs=1e-6)
     assert found.source == (1, 2)
     assert 0.95 <= found.confidence <= 1
-    whole = [NearPattern(1, 0.9, {"x": sure(10, 90)}), NearPattern(2, 0.9, {"x": sure(21, 90)})]
-    assert optimized_params(whole, config)["x"].value == 16
+    whole = [NearPattern(1, 0.9, best(10, 90)), NearPattern(2, 0.9, best(21, 90))]
+    assert optimized_params(whole, width)["x"].value == 16
     votes = [
-        NearPattern(1, 0.9, {"x": sure("a", "z")}),
-        NearPattern(2, 0.89, {"x": sure("b", "z")}),
-        NearPattern(3, 0.89, {"x": sure("b", "z")}),
+        NearPattern(1, 0.9, best("a", "z")),
+        NearPattern(2, 0.89, best("b", "z")),
+        NearPattern(3, 0.89, best("b", "z")),
     ]
-    chosen = optimized_params(votes, config)["x"]
+    chosen = optimized_params(votes, width)["x"]
     assert (chosen.value, chosen.source) == ("b", (2, 3))
     assert chosen.confidence < 0.7
-    mixed = [NearPattern(1, 0.9, {"x": sure(1, 2)}), NearPattern(2, 0.5, {"x": sure("b", "z")})]
-    assert optimized_params(mixed, config)["x"].value == 1
+    mixed = [NearPattern(1, 0.9, best(1, 2)), NearPattern(2, 0.5, best("b", "z"))]
+    assert optimized_params(mixed, width)["x"].value == 1
+    huge = [NearPattern(id, 0.9, {"x": (1.5e308, 1.0)}) for id in (1, 2, 3)] + [
+        NearPattern(4, 0.9, {"x": (1.6e308, 1.0)})
+    ]
+    assert optimized_params(huge, width)["x"].value == pytest.approx(1.525e308)
+    far = [NearPattern(1, 0.9, {"x": None}), NearPattern(2, -0.9, {"x": ("b", 0.5)})]
+    assert optimized_params(far, 1e-3)["x"].value == "b"
 
 
 def test_what_is_proven_to_be_worse_is_not_recommended() -> None:
