@@ -267,6 +267,7 @@ class _Forgetting:
         report = self._delete(transaction, ids)
         reached("forget.after_rows")
         patterns = transaction.forget_patterns(entries[0].ordinal)
+        transaction.forget_base()
         transaction.delete_entries(lost.trajectories)
         transaction.close_ranks(entries, replay.became)
         reached("forget.after_ledger")

@@ -14,6 +14,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
+from sona_pg.store.base import forget_base
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
 from sona_pg.store.ledger import LOOP, TAUGHT
@@ -185,6 +186,10 @@ class ForgetTransaction:
     def forget_patterns(self, first: int) -> int:
         """Let no pattern hold the ledger entry of ordinal `first`, or one after it; how many patterns went."""
         return forget_patterns(self._connection, self._space, first)
+
+    def forget_base(self) -> None:
+        """Forget how far the base LoRA has read the ledger, and its tasks: it is learned anew."""
+        forget_base(self._connection, self._space)
 
     def write_edges(self, edges: Mapping[Edge, float]) -> int:
         """Set the co-access edges of the space; how many there are fewer than before."""

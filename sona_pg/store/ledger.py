@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sona_pg.learning.outcome import OutcomeEvent, next_revision
+from sona_pg.learning.outcome import OutcomeEvent, next_revision, with_scores
 from sona_pg.store.connection import Connection, translated
 from sona_pg.store.spaces import Space
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
@@ -141,6 +141,20 @@ def read_ledger(
         ):
             history.setdefault(id, {})[revision] = (cycle, learned)
     return LedgerBatch(rows, recorded, scores, history)
+
+
+def judged_events(
+    connection: Connection, space: Space, ids: Sequence[uuid.UUID], *, with_activations: bool = True
+) -> list[OutcomeEvent]:
+    """Trajectories with all the outcomes that the ledger has taken in, in the order of `ids`; those that are there."""
+    with translated():
+        recorded = trajectories(connection, space, ids, with_activations=with_activations)
+        scores = _scores_taken_in(connection, space, list(recorded))
+    return [
+        OutcomeEvent(with_scores(recorded[id], [score for _, score in scores.get(id, ())]))
+        for id in ids
+        if id in recorded
+    ]
 
 
 def _scores_taken_in(
