@@ -16,7 +16,16 @@ setup(
                 include_dirs=["cython_ext", numpy.get_include()],
                 depends=[
                     f"cython_ext/{header}"
-                    for header in ("simd_types.h", "simd.h", "panels.h", "listwise.h", "fusion.h", "kmeans.h", "ring.h")
+                    for header in (
+                        "simd_types.h",
+                        "simd.h",
+                        "outer.h",
+                        "panels.h",
+                        "listwise.h",
+                        "fusion.h",
+                        "kmeans.h",
+                        "ring.h",
+                    )
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,

@@ -37,6 +37,22 @@ def backward(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floa
     return np.float32(scale) * np.vstack([np.outer(up @ gradient, x), np.outer(down @ x, gradient)])
 
 
+def backward_batch(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floats:
+    """`backward` summed over samples, x and gradient (n, dim): ``s (G Bᵀ)ᵀ X`` over ``s (X A)ᵀ G``."""
+    rank = len(weights) // 2
+    down, up = weights[:rank], weights[rank:]
+    both = np.vstack([(gradient @ up.T).T @ x, (x @ down.T).T @ gradient])
+    return np.asarray(np.float32(scale) * both, dtype=np.float32)
+
+
+def fisher_batch(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floats:
+    """The squares of `backward`, summed over samples: ``s² ((G Bᵀ)²)ᵀ X²`` over ``s² ((X A)²)ᵀ G²``."""
+    rank = len(weights) // 2
+    down, up = weights[:rank], weights[rank:]
+    both = np.vstack([((gradient @ up.T) ** 2).T @ x**2, ((x @ down.T) ** 2).T @ gradient**2])
+    return np.asarray(np.float32(scale) ** 2 * both, dtype=np.float32)
+
+
 def draw(seed: int, size: int, n: int, skip: NDArray[np.int64]) -> NDArray[np.int64]:
     """Up to n distinct rows of a pool of `size`, none in `skip`, by splitmix64 (Steele et al. 2014)."""
     drawn: list[int] = []

@@ -169,8 +169,7 @@ def _moment_root(projected: Doubles) -> Doubles:
     # What no query sees is as good as any other.
     if size == 0:
         return np.eye(k)
-    root: Doubles = np.linalg.cholesky(moment + size * np.eye(k)).T
-    return root
+    return np.asarray(np.linalg.cholesky(moment + size * np.eye(k)).T, dtype=np.float64)
 
 
 def _made(left: Doubles, sigma: Doubles, right: Doubles) -> LowRank:
