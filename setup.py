@@ -25,12 +25,13 @@ setup(
                         "fusion.h",
                         "kmeans.h",
                         "ring.h",
+                        "ewc.h",
                     )
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire")
+            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc")
         ],
         include_path=["."],
         language_level=3,

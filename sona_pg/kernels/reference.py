@@ -129,6 +129,37 @@ def listwise_step(
     return loss
 
 
+def fisher_average(fisher: Floats, gradients: Floats, weight: float) -> None:
+    """``F += weight (mean g² - F)`` for per-sample gradients (n, p)."""
+    mean = np.square(gradients).mean(axis=0)
+    np.subtract(mean, fisher, out=mean)
+    np.multiply(mean, np.float32(weight), out=mean)
+    np.add(fisher, mean, out=fisher)
+
+
+def constrain(
+    gradient: Floats, theta: Floats, stiffness: Floats, pull: Floats, learning_rate: float, out: Floats
+) -> None:
+    """``out = (g + S θ - T) / (1 + η S)``."""
+    numerator = stiffness * theta
+    np.add(numerator, gradient, out=numerator)
+    np.subtract(numerator, pull, out=numerator)
+    np.multiply(stiffness, np.float32(learning_rate), out=out)
+    np.add(out, np.float32(1), out=out)
+    np.divide(numerator, out, out=out)
+
+
+def proximal(theta: Floats, stiffness: Floats, pull: Floats, step: float, steps: Floats | None, out: Floats) -> None:
+    """``out = (θ + η T) / (1 + η S)``, with one step size for all parameters, or one for each."""
+    rate = np.float32(step) if steps is None else steps
+    np.divide(theta + rate * pull, np.float32(1) + rate * stiffness, out=out)
+
+
+def add_drift(fisher: Floats, theta: Floats, anchor: Floats, weight: float, out: Floats) -> None:
+    """``out += weight F (θ - θ*)²``."""
+    out += np.float32(weight) * fisher * np.square(theta - anchor)
+
+
 @dataclass(frozen=True)
 class OutcomeNeighbours:
     """The events nearest to a query, nearest first; items are rows of a table, -1 where they are not in it.
