@@ -783,6 +783,45 @@ class BoundaryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseTrainingConfig:
+    """How a candidate for the base is made: the query adapter's recipe, several times over what was judged.
+
+    Parameters
+    ----------
+    rank
+        Of the base.
+    epochs
+        How often a list is learned in a cycle.
+    learning_rate
+        Adam's step size in the beginning; it falls linearly to 0.
+    decay
+        How much of B a step of that size takes away: towards the frozen embedding, where nothing is learned.
+    reservoir
+        Earlier lists that are learned again, a uniform sample of all.
+    """
+
+    rank: int = 16
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    decay: float = 1.0
+    reservoir: int = 4096
+
+    def __post_init__(self) -> None:
+        _whole("rank", self.rank, 1, 64)
+        _whole("epochs", self.epochs, 0, 100)
+        _within("learning_rate", self.learning_rate, 0.0, 1.0)
+        _within("decay", self.decay, 0.0, 100.0)
+        _whole("reservoir", self.reservoir, 1, 1 << 20)
+
+    @classmethod
+    def for_dim(cls, dim: int) -> BaseTrainingConfig:
+        """The defaults for a space of `dim` components: a rank that it can have."""
+        if not isinstance(dim, int):
+            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
+        return cls(rank=max(1, min(cls().rank, dim)))
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """What a worker process shows of itself: metrics and health.
 

@@ -12,6 +12,7 @@ import pytest
 from sona_pg import config
 from sona_pg.config import (
     BackgroundConfig,
+    BaseTrainingConfig,
     BoundaryConfig,
     EvidenceConfig,
     EwcConfig,
@@ -31,6 +32,7 @@ from sona_pg.errors import ConfigError
 
 ALL: list[type[Any]] = [
     BackgroundConfig,
+    BaseTrainingConfig,
     BoundaryConfig,
     EvidenceConfig,
     EwcConfig,
@@ -73,6 +75,13 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "lambda_rate": (-0.1, 11.0),
         "learning_rate": (-1e-9, 1e7),
         "sparsity": (-0.1, 1e7),
+    },
+    BaseTrainingConfig: {
+        "rank": (0, 65),
+        "epochs": (-1, 101),
+        "learning_rate": (-1e-9, 1.1),
+        "decay": (-1e-9, 101.0),
+        "reservoir": (0, (1 << 20) + 1),
     },
     InstantLoopConfig: {
         "micro_lora_rank": (0, 3),
