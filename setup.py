@@ -16,12 +16,22 @@ setup(
                 include_dirs=["cython_ext", numpy.get_include()],
                 depends=[
                     f"cython_ext/{header}"
-                    for header in ("simd_types.h", "simd.h", "panels.h", "listwise.h", "fusion.h", "kmeans.h", "ring.h")
+                    for header in (
+                        "simd_types.h",
+                        "simd.h",
+                        "outer.h",
+                        "panels.h",
+                        "listwise.h",
+                        "fusion.h",
+                        "kmeans.h",
+                        "ring.h",
+                        "ewc.h",
+                    )
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire")
+            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc")
         ],
         include_path=["."],
         language_level=3,

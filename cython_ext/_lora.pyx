@@ -35,6 +35,8 @@ cdef extern from "listwise.h":
 cdef float LARGEST_SQUARE = 1e18
 MOST_NEGATIVES = 1 << 20
 LARGEST_POOL = 1 << 32
+# Rows that pass together: inputs and gradients of 64 samples stay in the cache of a core.
+cdef Py_ssize_t SAMPLES = 64
 
 
 def aligned_zeros(Py_ssize_t rows, Py_ssize_t dim):
@@ -221,6 +223,83 @@ cdef class LowRank:
         for i in range(self.rank):
             factor = weight * self._scale * self.z[i]
             k.add_rows(&gp, 1, &factor, self.dim, &out[self.rank + i, 0])
+
+    def backward_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0):
+        """Add the gradient of the weights over n samples, given those of the output: `backward` for rows at once.
+
+        ``∂/∂A = scale (G Bᵀ)ᵀ X`` and ``∂/∂B = scale (X A)ᵀ G``, times `weight`.
+
+        Parameters
+        ----------
+        x, gradient
+            Inputs and gradients at the output, float32 (n, dim), contiguous.
+        out
+            float32 block (2 rank, dim) in the layout of `weights`; changed in place.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If a shape does not fit, or a row holds NaN or is longer than 1e9; `out` is then unchanged.
+        """
+        self._accumulate(x, gradient, out, weight, False)
+
+    def fisher_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0):
+        """Add the squares of the gradients of single samples: the diagonal of the empirical Fisher information.
+
+        A sample's gradient is an outer product, so its squares are one too, and the sum over the samples is the
+        product of squares ``scale² ((G Bᵀ)²)ᵀ X²`` and ``scale² ((X A)²)ᵀ G²``: none of them is ever written down.
+        Arguments and errors are those of `backward_batch`; `weight` multiplies the squares.
+        """
+        self._accumulate(x, gradient, out, weight, True)
+
+    cdef int _accumulate(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight,
+                         bint squares) except -1:
+        cdef Py_ssize_t n = x.shape[0], d = self.dim, r = self.rank, begin, count, i
+        cdef const sona_simd *k = simd()
+        cdef const float *row
+        cdef float square
+        if x.shape[1] != d:
+            raise DimensionMismatch(d, x.shape[1], "input")
+        if gradient.shape[1] != d:
+            raise DimensionMismatch(d, gradient.shape[1], "gradient")
+        if gradient.shape[0] != n:
+            raise InvalidInput(f"gradient has {gradient.shape[0]} rows, expected {n}")
+        if out.shape[0] != 2 * r or out.shape[1] != d:
+            raise InvalidInput(f"out has shape {(out.shape[0], out.shape[1])}, expected {(2 * r, d)}")
+        for i in range(2 * n):
+            row = &x[i, 0] if i < n else &gradient[i - n, 0]
+            k.dot_rows(&row, 1, row, d, &square)
+            if not square < LARGEST_SQUARE:
+                raise InvalidInput("an input or gradient holds NaN, or is longer than 1e9: scale the vectors down")
+        cdef const float **samples = <const float **>malloc((2 * SAMPLES + 2 * r) * sizeof(void *))
+        cdef float *z = <float *>malloc(2 * SAMPLES * r * sizeof(float))
+        if samples == NULL or z == NULL:
+            free(samples)
+            free(z)
+            raise MemoryError
+        cdef float **sums = <float **>(samples + 2 * SAMPLES)
+        for i in range(2 * r):
+            sums[i] = &out[i, 0]
+        with nogil:
+            begin = 0
+            while begin < n:
+                count = min(SAMPLES, n - begin)
+                # G Bᵀ goes with the inputs, X A with the gradients.
+                for i in range(count):
+                    samples[i] = &x[begin + i, 0]
+                    samples[count + i] = &gradient[begin + i, 0]
+                    k.dot_rows(<const float *const *>self.rows + r, r, samples[count + i], d, z + i * r)
+                    k.dot_rows(<const float *const *>self.rows, r, samples[i], d, z + (count + i) * r)
+                for i in range(2 * count * r):
+                    z[i] *= self._scale
+                    z[i] *= weight * z[i] if squares else weight
+                for i in range(2):
+                    (k.add_squares if squares else k.add_outer)(samples + i * count, count, z + i * count * r, r, d,
+                                                                sums + i * r)
+                begin += count
+        free(samples)
+        free(z)
+        return 0
 
     def add(self, float[:, ::1] step, float factor):
         """``weights += factor * step`` for a block (2 rank, dim)."""

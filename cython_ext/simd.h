@@ -257,13 +257,15 @@ SONA_AVX512 static int all_finite_avx512(const float *x, ptrdiff_t n) {
 
 #endif /* SONA_X86 */
 
+#include "outer.h"
 #include "panels.h"
 
 /* ---- choice ---------------------------------------------------------------------------------------------------- */
 
-#define SONA_SIMD_TABLE(isa)                                                                                        \
-    {                                                                                                               \
-        #isa, dot_rows_##isa, add_rows_##isa, adam_row_##isa, all_finite_##isa, panel_scores_##isa, steady_dots_##isa \
+#define SONA_SIMD_TABLE(isa)                                                                                 \
+    {                                                                                                        \
+        #isa, dot_rows_##isa, add_rows_##isa, adam_row_##isa, all_finite_##isa, panel_scores_##isa,          \
+            steady_dots_##isa, add_outer_##isa, add_squares_##isa                                            \
     }
 
 static const sona_simd SIMD_SCALAR = SONA_SIMD_TABLE(scalar);

@@ -33,6 +33,11 @@ typedef struct {
                          float *out);
     /* dot_rows with the same bits on every instruction set */
     void (*steady_dots)(const float *const *rows, ptrdiff_t n, const float *x, ptrdiff_t d, float *out);
+    /* out[c] += sum_i weight[i, c] * rows[i] for `count` rows of out, and the same of the squares of rows (outer.h) */
+    void (*add_outer)(const float *const *rows, ptrdiff_t n, const float *weight, ptrdiff_t count, ptrdiff_t d,
+                      float *const *out);
+    void (*add_squares)(const float *const *rows, ptrdiff_t n, const float *weight, ptrdiff_t count, ptrdiff_t d,
+                        float *const *out);
 } sona_simd;
 
 #endif

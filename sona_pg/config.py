@@ -694,6 +694,138 @@ class BackgroundConfig:
         _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
 
 
+FISHER_KINDS = ("empirical", "sampled", "exact", "batched")
+"""Whose gradients a Fisher is of: the observed label's, that of a label drawn from the model, the expectation over the
+model's labels, or (as some libraries do, and too small by far) whole batches' (van de Ven 2025, arXiv 2502.11756)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EwcConfig:
+    """EWC++: how what earlier tasks need is remembered, and how strongly it is held.
+
+    Parameters
+    ----------
+    param_count
+        Number of parameters; None takes it from the parameter vector.
+    max_tasks
+        Tasks that are remembered; one more, and the oldest is forgotten.
+    initial_lambda
+        Strength of the penalty to begin with.
+    min_lambda, max_lambda
+        Range in which the strength adapts.
+    fisher_ema_decay
+        Decay of the Fisher's moving average for each sample.
+    fisher_kind
+        Whose gradients `update_fisher` is given, one of `FISHER_KINDS`; kept beside what is remembered.
+    tolerated_loss
+        Loss on the remembered tasks that the strength is adapted to, nats.
+    lambda_rate
+        How fast it adapts: the exponent of a step at which nothing was lost.
+    learning_rate
+        Step size that `apply_constraints` assumes where it is not told.
+    sparsity
+        Weight of the penalty Σ|θ|, part of the same proximal step.
+    project_gradients
+        Whether a gradient loses its part that would raise the loss on the remembered tasks before it is constrained.
+    """
+
+    param_count: int | None = None
+    max_tasks: int = 10
+    initial_lambda: float = 1000.0
+    min_lambda: float = 100.0
+    max_lambda: float = 10_000.0
+    fisher_ema_decay: float = 0.999
+    fisher_kind: str = "empirical"
+    tolerated_loss: float = 0.1
+    lambda_rate: float = 0.1
+    learning_rate: float = 1e-4
+    sparsity: float = 0.0
+    project_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        if self.param_count is not None:
+            _whole("param_count", self.param_count, 1, 1 << 31)
+        _whole("max_tasks", self.max_tasks, 1, 1000)
+        _within("min_lambda", self.min_lambda, 1e-9, 1e9)
+        _within("max_lambda", self.max_lambda, self.min_lambda, 1e9)
+        _within("initial_lambda", self.initial_lambda, self.min_lambda, self.max_lambda)
+        _within("fisher_ema_decay", self.fisher_ema_decay, 0.0, 0.999999)
+        if not isinstance(self.fisher_kind, str) or self.fisher_kind not in FISHER_KINDS:
+            raise ConfigError(f"fisher_kind is {self.fisher_kind!r}, expected one of {', '.join(FISHER_KINDS)}")
+        _within("tolerated_loss", self.tolerated_loss, 1e-6, 1e6)
+        _within("lambda_rate", self.lambda_rate, 0.0, 10.0)
+        _within("learning_rate", self.learning_rate, 0.0, 1e6)
+        _within("sparsity", self.sparsity, 0.0, 1e6)
+        _flag("project_gradients", self.project_gradients)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryConfig:
+    """When a stream of vectors counts as having changed.
+
+    Parameters
+    ----------
+    run_length
+        Fewest steps between false alarms in the mean; P(false alarm by step n) is at most n / run_length.
+    warm_up
+        First vectors, which the mean and the variance of each component are taken from.
+    window
+        Latest scores that the next one is ranked among.
+    seed
+        Of the order of equal scores.
+    """
+
+    run_length: float = 10_000.0
+    warm_up: int = 32
+    window: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("run_length", self.run_length, 1.0, 1e12)
+        _whole("warm_up", self.warm_up, 2, 100_000)
+        _whole("window", self.window, 16, 1_000_000)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTrainingConfig:
+    """How a candidate for the base is made: the query adapter's recipe, several times over what was judged.
+
+    Parameters
+    ----------
+    rank
+        Of the base.
+    epochs
+        How often a list is learned in a cycle.
+    learning_rate
+        Adam's step size in the beginning; it falls linearly to 0.
+    decay
+        How much of B a step of that size takes away: towards the frozen embedding, where nothing is learned.
+    reservoir
+        Earlier lists that are learned again, a uniform sample of all.
+    """
+
+    rank: int = 16
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    decay: float = 1.0
+    reservoir: int = 4096
+
+    def __post_init__(self) -> None:
+        _whole("rank", self.rank, 1, 64)
+        _whole("epochs", self.epochs, 0, 100)
+        _within("learning_rate", self.learning_rate, 0.0, 1.0)
+        _within("decay", self.decay, 0.0, 100.0)
+        _whole("reservoir", self.reservoir, 1, 1 << 20)
+
+    @classmethod
+    def for_dim(cls, dim: int) -> BaseTrainingConfig:
+        """The defaults for a space of `dim` components: a rank that it can have."""
+        if not isinstance(dim, int):
+            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
+        return cls(rank=max(1, min(cls().rank, dim)))
+
+
 @dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """What a worker process shows of itself: metrics and health.

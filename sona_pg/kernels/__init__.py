@@ -3,6 +3,7 @@
 The instruction set is chosen when this is imported: the best that the CPU runs, or what ``SONA_SIMD`` asks for.
 """
 
+from sona_pg.kernels._ewc import add_drift, constrain, fisher_average, proximal
 from sona_pg.kernels._fusion import (
     OutcomeNeighbours,
     adam_step,
@@ -35,14 +36,17 @@ __all__ = [
     "Ring",
     "active",
     "adam_step",
+    "add_drift",
     "add_rows",
     "as_vector",
     "assign",
     "available",
+    "constrain",
     "dot_rows",
     "draw",
     "empty_call",
     "empty_call_views",
+    "fisher_average",
     "floats_wire",
     "fusion_features",
     "is_held",
@@ -50,6 +54,7 @@ __all__ = [
     "listwise_gradient",
     "order_by_score",
     "owned",
+    "proximal",
     "shuffled_sums",
     "single",
     "top_k",

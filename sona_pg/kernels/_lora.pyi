@@ -21,6 +21,20 @@ class LowRank:
     def forward(self, x: ArrayLike, out: NDArray[np.float32]) -> None: ...
     def forward_batch(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
     def backward(self, x: ArrayLike, gradient: ArrayLike, out: NDArray[np.float32], weight: float = 1.0) -> None: ...
+    def backward_batch(
+        self,
+        x: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        out: NDArray[np.float32],
+        weight: float = 1.0,
+    ) -> None: ...
+    def fisher_batch(
+        self,
+        x: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        out: NDArray[np.float32],
+        weight: float = 1.0,
+    ) -> None: ...
     def add(self, step: NDArray[np.float32], factor: float) -> None: ...
 
 class ListwiseTrainer:

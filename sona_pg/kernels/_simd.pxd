@@ -15,6 +15,10 @@ cdef extern from "simd_types.h":
         void (*panel_scores)(const float *const *rows, Py_ssize_t n, const float *panels, Py_ssize_t count, Py_ssize_t d,
                              float *out) noexcept nogil
         void (*steady_dots)(const float *const *rows, Py_ssize_t n, const float *x, Py_ssize_t d, float *out) noexcept nogil
+        void (*add_outer)(const float *const *rows, Py_ssize_t n, const float *weight, Py_ssize_t count, Py_ssize_t d,
+                          float *const *out) noexcept nogil
+        void (*add_squares)(const float *const *rows, Py_ssize_t n, const float *weight, Py_ssize_t count, Py_ssize_t d,
+                            float *const *out) noexcept nogil
 
 cdef const sona_simd *simd() noexcept nogil
 cdef object float_vector(object value, Py_ssize_t dim, str what)

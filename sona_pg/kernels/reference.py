@@ -37,6 +37,22 @@ def backward(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floa
     return np.float32(scale) * np.vstack([np.outer(up @ gradient, x), np.outer(down @ x, gradient)])
 
 
+def backward_batch(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floats:
+    """`backward` summed over samples, x and gradient (n, dim): ``s (G Bᵀ)ᵀ X`` over ``s (X A)ᵀ G``."""
+    rank = len(weights) // 2
+    down, up = weights[:rank], weights[rank:]
+    both = np.vstack([(gradient @ up.T).T @ x, (x @ down.T).T @ gradient])
+    return np.asarray(np.float32(scale) * both, dtype=np.float32)
+
+
+def fisher_batch(weights: Floats, scale: float, x: Floats, gradient: Floats) -> Floats:
+    """The squares of `backward`, summed over samples: ``s² ((G Bᵀ)²)ᵀ X²`` over ``s² ((X A)²)ᵀ G²``."""
+    rank = len(weights) // 2
+    down, up = weights[:rank], weights[rank:]
+    both = np.vstack([((gradient @ up.T) ** 2).T @ x**2, ((x @ down.T) ** 2).T @ gradient**2])
+    return np.asarray(np.float32(scale) ** 2 * both, dtype=np.float32)
+
+
 def draw(seed: int, size: int, n: int, skip: NDArray[np.int64]) -> NDArray[np.int64]:
     """Up to n distinct rows of a pool of `size`, none in `skip`, by splitmix64 (Steele et al. 2014)."""
     drawn: list[int] = []
@@ -111,6 +127,37 @@ def listwise_step(
     state.weights -= step * state.moment1 / (np.sqrt(state.moment2 / (1 - beta2**state.steps)) + epsilon)
     state.served += (1 - average) * (state.weights - state.served)
     return loss
+
+
+def fisher_average(fisher: Floats, gradients: Floats, weight: float) -> None:
+    """``F += weight (mean g² - F)`` for per-sample gradients (n, p)."""
+    mean = np.square(gradients).mean(axis=0)
+    np.subtract(mean, fisher, out=mean)
+    np.multiply(mean, np.float32(weight), out=mean)
+    np.add(fisher, mean, out=fisher)
+
+
+def constrain(
+    gradient: Floats, theta: Floats, stiffness: Floats, pull: Floats, learning_rate: float, out: Floats
+) -> None:
+    """``out = (g + S θ - T) / (1 + η S)``."""
+    numerator = stiffness * theta
+    np.add(numerator, gradient, out=numerator)
+    np.subtract(numerator, pull, out=numerator)
+    np.multiply(stiffness, np.float32(learning_rate), out=out)
+    np.add(out, np.float32(1), out=out)
+    np.divide(numerator, out, out=out)
+
+
+def proximal(theta: Floats, stiffness: Floats, pull: Floats, step: float, steps: Floats | None, out: Floats) -> None:
+    """``out = (θ + η T) / (1 + η S)``, with one step size for all parameters, or one for each."""
+    rate = np.float32(step) if steps is None else steps
+    np.divide(theta + rate * pull, np.float32(1) + rate * stiffness, out=out)
+
+
+def add_drift(fisher: Floats, theta: Floats, anchor: Floats, weight: float, out: Floats) -> None:
+    """``out += weight F (θ - θ*)²``."""
+    out += np.float32(weight) * fisher * np.square(theta - anchor)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,3 +45,8 @@ class ItemPool:
     def row(self, item_id: str) -> int | None:
         """Row of an item, if the sample holds it."""
         return self._row.get(item_id)
+
+    def rows(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Rows of those of the items that the sample holds."""
+        found = [row for item in item_ids if (row := self._row.get(item)) is not None]
+        return np.array(found, dtype=np.int64)

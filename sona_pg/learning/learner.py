@@ -5,32 +5,27 @@ from __future__ import annotations
 import enum
 import hashlib
 import uuid
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import MAX_DIM, InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, LearningError
-from sona_pg.ids import learning_seed
-from sona_pg.kernels import unit
 from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList, Resolve, judged_list
 from sona_pg.learning.lora import MicroLoRA
-from sona_pg.learning.outcome import OutcomeEvent, judged_items
+from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.packing import pack, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.running_mean import RunningMean
 from sona_pg.learning.serving import Serving
-from sona_pg.types import FloatVector, LearningSignal
+from sona_pg.types import LearningSignal
 
 STATE_FORMAT = 1
 
 WITHHELD_SHARE = "withheld_share"
 """Part of the state that is there where something is withheld."""
-
-Resolve = Callable[[str], FloatVector | None]
-"""Gives the embedding of an item by its id, if it is known."""
 
 
 class Learned(enum.StrEnum):
@@ -139,41 +134,30 @@ class Learner:
         self.events += learned in (Learned.ADAPTER, Learned.MICRO)
         return learned
 
-    def _learn_items(self, event: OutcomeEvent, resolve: Resolve | None) -> Learned:
-        judged = judged_items(
+    def judged_list(self, event: OutcomeEvent, resolve: Resolve | None = None) -> JudgedList | None:
+        """What an event teaches about items; None when nothing newly helped."""
+        return judged_list(
             event,
+            self.pool,
             implicit_feedback=self.space_config.implicit_feedback,
             max_marked=self.adapter.config.max_marked,
+            resolve=resolve,
         )
-        items: list[FloatVector] = []
-        targets: list[float] = []
-        skip: list[int] = []
-        for item in judged:
-            row = self.pool.row(item.item_id)
-            embedding: FloatVector | None = None
-            if row is not None:
-                skip.append(row)
-            if item.activations.size:
-                embedding = unit(item.activations)
-            elif row is not None:
-                embedding = self.pool.embeddings[row]
-            elif resolve is not None and (found := resolve(item.item_id)) is not None and found.size == self.dim:
-                embedding = unit(found)
-            if embedding is not None:
-                items.append(embedding)
-                targets.append(item.target)
-        if not judged:
+
+    def _learn_items(self, event: OutcomeEvent, resolve: Resolve | None) -> Learned:
+        judged = self.judged_list(event, resolve)
+        if judged is None:
             return Learned.NO_OUTCOME
-        if not any(target > 0 for target in targets):
+        if not judged.teaches:
             return Learned.NO_EMBEDDING
         try:
             self.adapter.learn(
-                event.trajectory.query_embedding,
-                items,
-                targets,
+                judged.query,
+                list(judged.items),
+                list(judged.targets),
                 pool=self.pool.embeddings,
-                skip=np.array(skip, dtype=np.int64),
-                seed=learning_seed(event.trajectory.id, event.revision),
+                skip=self.pool.rows(judged.item_ids),
+                seed=judged.seed,
             )
         except LearningError:
             return Learned.REFUSED

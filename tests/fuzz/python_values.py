@@ -340,6 +340,11 @@ GOOD: dict[str, Any_] = {
 ANSWER = uuid.UUID(int=7)
 """An answer that the engine has recorded, which can be asked why."""
 
+_batch: dict[str, Any_] = {
+    **{name: st.just(np.ones((3, DIM), dtype=np.float32)) for name in ("x", "gradient")},
+    "out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32)),
+}
+
 GOOD_OF: dict[str, dict[str, Any_]] = {
     "EdgeWeights.__init__": {"scale": st.sampled_from((None, 0.01))},
     "InstantLoop.__init__": {"space": settings_of["space_config"], "pool": st.none(), "store": st.none()},
@@ -350,6 +355,8 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "LearningSignal.from_trajectory": {"trajectory": good_trajectories},
     "MicroLoRA.accumulate_gradient": {"signal": good_signals},
     "MicroLoRA.backward": {"out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32))},
+    "MicroLoRA.backward_batch": _batch,
+    "MicroLoRA.fisher_batch": _batch,
     "MicroLoRA.forward_batch": {
         "x": st.just(np.ones((3, DIM), dtype=np.float32)),
         "out": st.builds(lambda: np.zeros((3, DIM), dtype=np.float32)),

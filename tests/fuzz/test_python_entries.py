@@ -42,7 +42,10 @@ def public_entries() -> list[str]:
 
 ENTRIES = public_entries()
 
-KERNEL = {f"MicroLoRA.{name}" for name in ("add", "backward", "forward_batch", "load", "refresh", "set_scale")}
+KERNEL = {
+    f"MicroLoRA.{name}"
+    for name in ("add", "backward", "backward_batch", "fisher_batch", "forward_batch", "load", "refresh", "set_scale")
+}
 """Compiled, for the code that learns: Cython checks the types of their arguments, and adds what it is told."""
 
 

@@ -12,7 +12,10 @@ import pytest
 from sona_pg import config
 from sona_pg.config import (
     BackgroundConfig,
+    BaseTrainingConfig,
+    BoundaryConfig,
     EvidenceConfig,
+    EwcConfig,
     InstantLoopConfig,
     PatternConfig,
     QueryAdapterConfig,
@@ -29,7 +32,10 @@ from sona_pg.errors import ConfigError
 
 ALL: list[type[Any]] = [
     BackgroundConfig,
+    BaseTrainingConfig,
+    BoundaryConfig,
     EvidenceConfig,
+    EwcConfig,
     InstantLoopConfig,
     PatternConfig,
     QueryAdapterConfig,
@@ -51,6 +57,31 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "minimum": (0, 1_000_001),
         "max_trajectories": (0, 10_000_001),
         "max_vector_bytes": ((1 << 20) - 1, (1 << 40) + 1),
+    },
+    BoundaryConfig: {
+        "run_length": (0.9, 1e13),
+        "warm_up": (1, 100_001),
+        "window": (15, 1_000_001),
+        "seed": (-1, 1 << 63),
+    },
+    EwcConfig: {
+        "param_count": (0, (1 << 31) + 1),
+        "max_tasks": (0, 1001),
+        "initial_lambda": (99.9, 10_001.0),
+        "min_lambda": (0, 1e10),
+        "max_lambda": (99.9, 1e10),
+        "fisher_ema_decay": (-0.1, 1.0),
+        "tolerated_loss": (0, 1e7),
+        "lambda_rate": (-0.1, 11.0),
+        "learning_rate": (-1e-9, 1e7),
+        "sparsity": (-0.1, 1e7),
+    },
+    BaseTrainingConfig: {
+        "rank": (0, 65),
+        "epochs": (-1, 101),
+        "learning_rate": (-1e-9, 1.1),
+        "decay": (-1e-9, 101.0),
+        "reservoir": (0, (1 << 20) + 1),
     },
     InstantLoopConfig: {
         "micro_lora_rank": (0, 3),

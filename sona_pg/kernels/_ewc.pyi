@@ -1,0 +1,13 @@
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+def fisher_average(fisher: Floats, gradients: Floats, weight: float) -> None: ...
+def constrain(
+    gradient: Floats, theta: Floats, stiffness: Floats, pull: Floats, learning_rate: float, out: Floats
+) -> None: ...
+def proximal(
+    theta: Floats, stiffness: Floats, pull: Floats, step: float, steps: Floats | None, out: Floats
+) -> None: ...
+def add_drift(fisher: Floats, theta: Floats, anchor: Floats, weight: float, out: Floats) -> None: ...
