@@ -279,18 +279,13 @@ class BaseLoRA:
                 hidden_dim,
                 self.config.rank,
                 index,
-                scale=self.alpha_of(self.config) / self.config.rank,
+                scale=self.alpha / self.config.rank,
                 train_down=self.config.train_down,
                 items=items,
                 seed=(first + index) % (1 << 64),
             )
             for index in range(self.config.num_layers)
         )
-
-    @staticmethod
-    def alpha_of(config: LoraConfig) -> float:
-        """α of a config: the rank, where it says nothing."""
-        return float(config.rank if config.alpha is None else config.alpha)
 
     @property
     def num_layers(self) -> int:
@@ -305,7 +300,7 @@ class BaseLoRA:
     @property
     def alpha(self) -> float:
         """α; every layer's output is scaled by α / rank."""
-        return self.alpha_of(self.config)
+        return float(self.rank if self.config.alpha is None else self.config.alpha)
 
     @property
     def param_count(self) -> int:
