@@ -224,7 +224,8 @@ cdef class LowRank:
             factor = weight * self._scale * self.z[i]
             k.add_rows(&gp, 1, &factor, self.dim, &out[self.rank + i, 0])
 
-    def backward_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0):
+    def backward_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0,
+                       bint up_only=False):
         """Add the gradient of the weights over n samples, given those of the output: `backward` for rows at once.
 
         ``∂/∂A = scale (G Bᵀ)ᵀ X`` and ``∂/∂B = scale (X A)ᵀ G``, times `weight`.
@@ -235,26 +236,30 @@ cdef class LowRank:
             Inputs and gradients at the output, float32 (n, dim), contiguous.
         out
             float32 block (2 rank, dim) in the layout of `weights`; changed in place.
+        up_only
+            Whether A is frozen: `out` is then (rank, dim), the gradient of B.
 
         Raises
         ------
         DimensionMismatch, InvalidInput
             If a shape does not fit, or a row holds NaN or is longer than 1e9; `out` is then unchanged.
         """
-        self._accumulate(x, gradient, out, weight, False)
+        self._accumulate(x, gradient, out, weight, up_only, False)
 
-    def fisher_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0):
+    def fisher_batch(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight=1.0,
+                     bint up_only=False):
         """Add the squares of the gradients of single samples: the diagonal of the empirical Fisher information.
 
         A sample's gradient is an outer product, so its squares are one too, and the sum over the samples is the
         product of squares ``scale² ((G Bᵀ)²)ᵀ X²`` and ``scale² ((X A)²)ᵀ G²``: none of them is ever written down.
         Arguments and errors are those of `backward_batch`; `weight` multiplies the squares.
         """
-        self._accumulate(x, gradient, out, weight, True)
+        self._accumulate(x, gradient, out, weight, up_only, True)
 
     cdef int _accumulate(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight,
-                         bint squares) except -1:
+                         bint up_only, bint squares) except -1:
         cdef Py_ssize_t n = x.shape[0], d = self.dim, r = self.rank, begin, count, i
+        cdef Py_ssize_t expected = r if up_only else 2 * r
         cdef const sona_simd *k = simd()
         cdef const float *row
         cdef float square
@@ -264,8 +269,8 @@ cdef class LowRank:
             raise DimensionMismatch(d, gradient.shape[1], "gradient")
         if gradient.shape[0] != n:
             raise InvalidInput(f"gradient has {gradient.shape[0]} rows, expected {n}")
-        if out.shape[0] != 2 * r or out.shape[1] != d:
-            raise InvalidInput(f"out has shape {(out.shape[0], out.shape[1])}, expected {(2 * r, d)}")
+        if out.shape[0] != expected or out.shape[1] != d:
+            raise InvalidInput(f"out has shape {(out.shape[0], out.shape[1])}, expected {(expected, d)}")
         for i in range(2 * n):
             row = &x[i, 0] if i < n else &gradient[i - n, 0]
             k.dot_rows(&row, 1, row, d, &square)
@@ -278,24 +283,25 @@ cdef class LowRank:
             free(z)
             raise MemoryError
         cdef float **sums = <float **>(samples + 2 * SAMPLES)
-        for i in range(2 * r):
+        for i in range(expected):
             sums[i] = &out[i, 0]
         with nogil:
             begin = 0
             while begin < n:
                 count = min(SAMPLES, n - begin)
-                # G Bᵀ goes with the inputs, X A with the gradients.
+                # X A goes with the gradients, and G Bᵀ with the inputs.
                 for i in range(count):
-                    samples[i] = &x[begin + i, 0]
-                    samples[count + i] = &gradient[begin + i, 0]
-                    k.dot_rows(<const float *const *>self.rows + r, r, samples[count + i], d, z + i * r)
-                    k.dot_rows(<const float *const *>self.rows, r, samples[i], d, z + (count + i) * r)
-                for i in range(2 * count * r):
+                    samples[i] = &gradient[begin + i, 0]
+                    samples[count + i] = &x[begin + i, 0]
+                    k.dot_rows(<const float *const *>self.rows, r, samples[count + i], d, z + i * r)
+                    if not up_only:
+                        k.dot_rows(<const float *const *>self.rows + r, r, samples[i], d, z + (count + i) * r)
+                for i in range(count * expected):
                     z[i] *= self._scale
                     z[i] *= weight * z[i] if squares else weight
-                for i in range(2):
+                for i in range(expected // r):
                     (k.add_squares if squares else k.add_outer)(samples + i * count, count, z + i * count * r, r, d,
-                                                                sums + i * r)
+                                                                sums + expected - (i + 1) * r)
                 begin += count
         free(samples)
         free(z)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sona_pg.config import (
         EvidenceConfig,
         InstantLoopConfig,
+        LoraConfig,
         PatternConfig,
         QueryAdapterConfig,
         SignalConfig,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         UnknownVersion,
         UnsupportedServer,
     )
+    from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.edges import EdgeWeights
     from sona_pg.learning.lora import MicroLoRA
     from sona_pg.learning.patterns import LearnedPattern
@@ -72,6 +74,7 @@ _MODULES = {
     "sona_pg.config": (
         "EvidenceConfig",
         "InstantLoopConfig",
+        "LoraConfig",
         "PatternConfig",
         "QueryAdapterConfig",
         "SignalConfig",
@@ -109,6 +112,7 @@ _MODULES = {
         "UnknownVersion",
         "UnsupportedServer",
     ),
+    "sona_pg.learning.base_lora": ("BaseLoRA",),
     "sona_pg.learning.edges": ("EdgeWeights",),
     "sona_pg.learning.lora": ("MicroLoRA",),
     "sona_pg.learning.patterns": ("LearnedPattern",),
@@ -133,6 +137,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "BaseLoRA",
     "ConfigError",
     "DamagedVersion",
     "DatabaseBusy",
@@ -154,6 +159,7 @@ __all__ = [
     "LearningError",
     "LearningSignal",
     "LockLost",
+    "LoraConfig",
     "MemoryGraphError",
     "MicroLoRA",
     "PatternConfig",

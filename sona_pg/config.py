@@ -121,6 +121,43 @@ class QueryAdapterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """The base LoRA, which the background loop trains.
+
+    Parameters
+    ----------
+    rank
+        Rank of every layer: 4 to 16 as a rule, less where the dimension is.
+    num_layers
+        How many layers there are; an adapter of queries has one.
+    alpha
+        The output is scaled by alpha / rank; None is the rank, a scale of 1.
+    train_down
+        Whether A is trained, too. A frozen orthonormal A makes B the coordinates of ΔW: a Fisher penalty then charges
+        the same function the same, whatever its factors.
+    """
+
+    rank: int = 8
+    num_layers: int = 1
+    alpha: float | None = None
+    train_down: bool = False
+
+    def __post_init__(self) -> None:
+        _whole("rank", self.rank, 1, 16)
+        _whole("num_layers", self.num_layers, 1, 1024)
+        if self.alpha is not None:
+            _within("alpha", self.alpha, 1e-6, 1e6)
+        _flag("train_down", self.train_down)
+
+    @classmethod
+    def for_dim(cls, dim: int) -> LoraConfig:
+        """The defaults for layers of `dim` components: a rank that they can have."""
+        if not isinstance(dim, int):
+            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
+        return cls(rank=max(1, min(cls().rank, dim)))
+
+
+@dataclass(frozen=True, slots=True)
 class SignalConfig:
     """How rewards become REINFORCE signals.
 

@@ -27,6 +27,7 @@ class LowRank:
         gradient: NDArray[np.float32],
         out: NDArray[np.float32],
         weight: float = 1.0,
+        up_only: bool = False,
     ) -> None: ...
     def fisher_batch(
         self,
@@ -34,6 +35,7 @@ class LowRank:
         gradient: NDArray[np.float32],
         out: NDArray[np.float32],
         weight: float = 1.0,
+        up_only: bool = False,
     ) -> None: ...
     def add(self, step: NDArray[np.float32], factor: float) -> None: ...
 

@@ -1,1 +1,1 @@
-"""How learning works: arrays in, arrays out. Nothing here reads a file or speaks to a database."""
+"""How learning works: arrays in, arrays out. Nothing here speaks to a database, and a file is touched by name alone."""

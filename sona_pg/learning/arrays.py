@@ -46,6 +46,14 @@ def as_matrix(value: ArrayLike, dim: int, what: str) -> NDArray[np.float32]:
     return rows
 
 
+def is_matrix(value: ArrayLike) -> bool:
+    """Whether a value is meant as rows: an array of two dimensions, or a sequence of sequences."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 2
+    # A list of rows that differ in length is no matrix, and must be refused as one, not as a vector.
+    return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], list | tuple | np.ndarray)
+
+
 def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, dim) scaled to unit length; a zero row stays zero."""
     # In double precision: the squares of very long and very short rows leave the range of float32.

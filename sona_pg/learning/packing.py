@@ -18,6 +18,11 @@ Arrays = dict[str, NDArray[np.generic]]
 
 _DIGEST = hashlib.sha256().digest_size
 _SQUEEZED = b"sona squeezed 1\n"
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, SyntaxError),
+    *(OSError, EOFError, MemoryError, RecursionError, RuntimeError, zlib.error),
+)
+"""What NumPy, zipfile and json raise at data that are not theirs."""
 
 
 def pack(header: Mapping[str, int], arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
@@ -36,21 +41,40 @@ def unpack(data: bytes, expected: Mapping[str, int], what: str) -> Arrays:
     LearningError
         If the data are damaged, or belong to something else than `expected`.
     """
-    digest, archive = data[:_DIGEST], data[_DIGEST:]
-    if hashlib.sha256(archive).digest() != digest:
-        raise LearningError(f"the {what}'s state is damaged (its checksum differs): deploy an earlier version")
-    try:
-        with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
-            arrays = {name: parts[name] for name in parts.files}
-        header = json.loads(arrays.pop("header").tobytes())
-    except (ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as cause:
-        raise LearningError(f"the {what}'s state lacks a part ({cause}): deploy an earlier version") from cause
+    header, arrays = unpack_any(data, what)
     if header != dict(expected):
         raise LearningError(
             f"the {what}'s state is of {header}, expected {dict(expected)}: "
             "use the settings that the space was learned with"
         )
     return arrays
+
+
+def unpack_any(data: bytes, what: str) -> tuple[dict[str, int], Arrays]:
+    """Header and arrays of what `pack` gave, whatever it belongs to; the caller checks the header.
+
+    Takes no more memory than the data have, whatever they claim.
+
+    Raises
+    ------
+    LearningError
+        If the data are damaged.
+    """
+    digest, archive = data[:_DIGEST], data[_DIGEST:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise LearningError(f"the {what}'s state is damaged (its checksum differs): deploy an earlier version")
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as members:
+            if sum(member.file_size for member in members.infolist()) > len(archive):
+                raise ValueError("it claims to be larger than it is")
+        with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
+            arrays = {name: parts[name] for name in parts.files}
+        header = json.loads(arrays.pop("header").tobytes())
+        if not isinstance(header, dict):
+            raise TypeError("its header is no object")
+    except (*_UNREADABLE, zipfile.BadZipFile) as cause:
+        raise LearningError(f"the {what}'s state lacks a part ({cause}): deploy an earlier version") from cause
+    return header, arrays
 
 
 def squeeze(data: bytes, known: Mapping[str, NDArray[np.generic]]) -> bytes:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import StrategyConfig
 from sona_pg.kernels import LowRank, as_vector, unit
-from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.arrays import as_matrix, is_matrix
 from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, is_control
 
 
@@ -52,7 +52,7 @@ class Serving:
         DimensionMismatch, InvalidInput
             If the input has another dimension, or holds NaN or infinity.
         """
-        if _is_matrix(x):
+        if is_matrix(x):
             return self._adapt_rows(x)
         vector = as_vector(x, self.dim, "query")
         out = vector.copy()
@@ -130,10 +130,3 @@ class ServedStrategy:
             return query
         other = unit((self.careful if strategy == "stake" else self.proven).adapt(base))
         return np.float32(1 - share) * base + np.float32(share) * other
-
-
-def _is_matrix(x: ArrayLike) -> bool:
-    if isinstance(x, np.ndarray):
-        return x.ndim == 2
-    # A list of rows that differ in length is no matrix, and must be refused as one, not as a vector.
-    return isinstance(x, list | tuple) and len(x) > 0 and isinstance(x[0], list | tuple | np.ndarray)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import sona_pg
-from sona_pg import InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
+from sona_pg import InstantLoopConfig, LoraConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
 from sona_pg.config import EvidenceConfig, PatternConfig, StrategyConfig, VerdictConfig
 from sona_pg.learning.edges import EdgeUpdate
 from sona_pg.store.search import Found
@@ -216,6 +216,13 @@ def micro() -> sona_pg.MicroLoRA:
     return made
 
 
+def base() -> sona_pg.BaseLoRA:
+    """One that is not zero."""
+    made = sona_pg.BaseLoRA(DIM, 2, 2)
+    made.layers[1].set_parameters(np.ones(2 * DIM))
+    return made
+
+
 def adapter() -> sona_pg.QueryAdapter:
     """A fresh one."""
     return sona_pg.QueryAdapter(DIM, QueryAdapterConfig(rank=2))
@@ -293,9 +300,11 @@ GOOD: dict[str, Any_] = {
     "items": _unit,
     "k": st.integers(1, 20),
     "latency_us": st.just(0),
+    "layer_idx": st.sampled_from((0, 1)),
     "learning_rate": st.just(0.01),
     "limit": st.just(5),
     "metadata": st.just(None),
+    "model_weights": st.builds(lambda: np.eye(DIM)),
     "name": st.just("reward"),
     "out": st.builds(lambda: np.zeros(DIM, dtype=np.float32)),
     "position": st.just(1),
@@ -315,6 +324,7 @@ GOOD: dict[str, Any_] = {
     "space": st.just("fuzz python"),
     "targets": st.just([1.0, 0.0]),
     "trajectory_id": st.uuids(),
+    "up_only": st.just(False),
     "updates": edge_updates,
     "user_id": st.none(),
     "value": rewards,
@@ -345,7 +355,24 @@ _batch: dict[str, Any_] = {
     "out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32)),
 }
 
+_lora = {"config": st.sampled_from((None, LoraConfig(rank=1, num_layers=2, train_down=True)))}
+_no_paths = st.one_of(
+    st.sampled_from(("", "/", "\0", "/nonexistent/base", "\ud800", b"base", None)), numbers, arrays, st.just(Path("/"))
+)
+"""What no file can be written to: another text would be one in the working directory."""
+
 GOOD_OF: dict[str, dict[str, Any_]] = {
+    "BaseLoRA.__init__": {
+        **_lora,
+        "rank": st.sampled_from((None, 1, 2)),
+        "num_layers": st.sampled_from((None, 1, 3)),
+        "items": st.just(np.eye(DIM, dtype=np.float32)),
+    },
+    "BaseLoRA.from_bytes": {"data": st.builds(lambda: base().to_bytes())},
+    "BaseLoRA.load": {"path": st.just("/nonexistent/base")},
+    "BaseLoRA.load_state": {"state": st.builds(lambda: base().state())},
+    "BaseLoRA.save": {"path": st.just("/dev/null/base")},
+    "BaseLoRA.set_alpha": {"alpha": st.just(2.0)},
     "EdgeWeights.__init__": {"scale": st.sampled_from((None, 0.01))},
     "InstantLoop.__init__": {"space": settings_of["space_config"], "pool": st.none(), "store": st.none()},
     "InstantLoop.on_inference": {"trajectory": good_trajectories},
@@ -406,6 +433,20 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
 }
 
 HOSTILE_OF: dict[str, dict[str, Any_]] = {
+    "BaseLoRA.__init__": _lora,
+    "BaseLoRA.from_bytes": {
+        "data": st.one_of(
+            st.binary(max_size=99),
+            st.builds(
+                lambda at, bit: bytes(b ^ (bit * (i == at)) for i, b in enumerate(base().to_bytes())),
+                st.integers(0, 3000),
+                st.integers(0, 255),
+            ),
+        )
+    },
+    "BaseLoRA.load": {"path": st.one_of(_no_paths, texts)},
+    "BaseLoRA.load_state": {"state": _state_of(base)},
+    "BaseLoRA.save": {"path": _no_paths},
     "InstantLoop.__init__": {
         name: GOOD_OF["InstantLoop.__init__"].get(name, GOOD.get(name, st.none()))
         for name in ("config", "adapter", "signal", "space", "pool", "store")
@@ -443,6 +484,7 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
 """Where not anything at all is hostile, but something of a kind."""
 
 MAKERS: dict[str, Callable[[], Any]] = {
+    "BaseLoRA": base,
     "EdgeWeights": sona_pg.EdgeWeights,
     "InstantLoop": lambda: sona_pg.InstantLoop(DIM),
     "MicroLoRA": micro,
@@ -465,6 +507,7 @@ def _commit(edges: sona_pg.EdgeWeights) -> list[Any]:
 
 
 NUMBERS_OF: dict[str, Callable[[Any], list[Any]]] = {
+    "BaseLoRA": lambda base: list(base.state().values()),
     "EdgeWeights": _commit,
     "InstantLoop": _learn_on,
     "MicroLoRA": lambda lora: list(lora.state().values()),

@@ -55,6 +55,19 @@ def test_batch_is_the_sum_over_its_samples(isa: str, dim: int, squares: bool, rn
                 assert bits(out) == bits(before)
 
 
+def test_of_a_frozen_down_projection_no_gradient_is_taken(isa: str, dim: int, rng: np.random.Generator) -> None:
+    for rank in RANKS:
+        low_rank, x, g = make(some(rng, 2 * rank, dim), 0.7), some(rng, 70, dim), some(rng, 70, dim)
+        for method in (low_rank.backward_batch, low_rank.fisher_batch):
+            both, around = np.ones((2 * rank, dim), np.float32), np.ones((rank + 2, dim), np.float32)
+            method(x, g, both, 0.3)
+            method(x, g, around[1:-1], 0.3, up_only=True)
+            assert bits(around[1:-1]) == bits(both[rank:])
+            assert (around[[0, -1]] == 1).all()
+            with pytest.raises(InvalidInput, match="out has shape"):
+                method(x, g, both, up_only=True)
+
+
 def test_one_sample_is_that_of_backward(isa: str, dim: int, rng: np.random.Generator) -> None:
     low_rank, x, g = make(some(rng, 10, dim), 0.7), some(rng, 1, dim), some(rng, 1, dim)
     single, batch, squares = (np.zeros((10, dim), np.float32) for _ in range(3))

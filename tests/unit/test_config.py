@@ -17,6 +17,7 @@ from sona_pg.config import (
     EvidenceConfig,
     EwcConfig,
     InstantLoopConfig,
+    LoraConfig,
     PatternConfig,
     QueryAdapterConfig,
     ScheduleConfig,
@@ -37,6 +38,7 @@ ALL: list[type[Any]] = [
     EvidenceConfig,
     EwcConfig,
     InstantLoopConfig,
+    LoraConfig,
     PatternConfig,
     QueryAdapterConfig,
     ScheduleConfig,
@@ -92,6 +94,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "max_unflushed": (0, (1 << 24) + 1),
         "patience_seconds": (0, 3601),
     },
+    LoraConfig: {"rank": (0, 17), "num_layers": (0, 1025), "alpha": (0, 1.1e6)},
     QueryAdapterConfig: {
         "rank": (0, 65),
         "learning_rate": (-1e-9, 1.1),
@@ -295,6 +298,16 @@ def test_defaults_of_the_query_adapter_are_the_recipe() -> None:
 @pytest.mark.parametrize(("dim", "rank"), [(1, 1), (4, 4), (8, 8), (9, 8), (16_000, 8)])
 def test_recipe_of_a_dimension_has_a_rank_that_fits(dim: int, rank: int) -> None:
     assert QueryAdapterConfig.for_dim(dim) == QueryAdapterConfig(rank=rank)
+
+
+def test_base_lora_of_the_reference_has_a_scale_of_one() -> None:
+    assert LoraConfig() == LoraConfig(rank=8, num_layers=1, alpha=None, train_down=False)
+    for alpha in (math.nan, math.inf, "8"):
+        with pytest.raises(ConfigError, match="alpha is"):
+            LoraConfig(alpha=alpha)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="train_down is"):
+        LoraConfig(train_down=1)  # type: ignore[arg-type]
+    assert [LoraConfig.for_dim(dim).rank for dim in (1, 4, 9, 16_000)] == [1, 4, 8, 8]
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.5), (0.5, 0.5), (-1.0, 0.0), (-2.0, -1.0)])

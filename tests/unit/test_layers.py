@@ -18,11 +18,12 @@ BASE = {"errors", "config", "ids", "kernels", "types"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
+    "files": {"errors"},
     "config": {"errors"},
     "kernels": {"errors"},
     "steps": {"errors"},
     "types": {"errors", "config", "ids", "kernels"},
-    "learning": BASE,
+    "learning": BASE | {"files"},
     "store": BASE | {"learning", "steps"},
     "loops": BASE | {"learning", "steps", "store", "telemetry"},
     "signals": set(),
