@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sona_pg.config import BaseTrainingConfig
+from sona_pg.config import BaseTrainingConfig, GateConfig
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import SPACE, Feedback
 from sona_pg.evaluation.metrics import FloatMatrix, QueryScores, rank_documents, score_ranking
@@ -15,20 +15,30 @@ from sona_pg.evaluation.protocol import Stream
 from sona_pg.evaluation.splits import SplitKind, make_split
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_trainer import MergedBase, merged_base, train_base
+from sona_pg.learning.gate import Decision, compare, decide, relation_of
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, Reservoir
+from sona_pg.learning.judged_list import JudgedList, Reservoir, reservoir_hash
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
 
+Lists = list[JudgedList]
+
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """nDCG@10 of the held-out queries: before a cycle, merged alone, and of the candidate."""
+    """nDCG@10 of the held-out queries: before a cycle, merged alone, and of the candidate; and what the gate said."""
 
     before: float
     merged: float
-    after: float
+    candidate: float
+    decision: Decision
+    is_gated: bool
+
+    @property
+    def after(self) -> float:
+        """Of what is served then."""
+        return self.candidate if self.decision.publishes or not self.is_gated else self.before
 
 
 class Hours:
@@ -38,9 +48,22 @@ class Hours:
     ----------
     collection, kind, index
         The split.
+    gate
+        Withholds events, and decides by them; every candidate is published without.
+    reservoir
+        Earlier lists that are kept.
     """
 
-    def __init__(self, collection: Collection, kind: SplitKind, index: int) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        kind: SplitKind,
+        index: int,
+        *,
+        gate: GateConfig | None = None,
+        reservoir: int = 4096,
+    ) -> None:
+        self.is_gated, self.gate = gate is not None, gate or GateConfig()
         self.collection = collection
         self.split = make_split(collection, kind, index)
         self.stream = Stream(collection, self.split, Feedback.FULL)
@@ -48,6 +71,10 @@ class Hours:
         self.held_out = collection.queries[list(self.split.held_out)]
         self.relevant = [collection.relevant[query] for query in self.split.held_out]
         self.frozen = self.quality([])
+        self.base: LowRank | None = None
+        self.reservoir = Reservoir(reservoir)
+        self.learner = self.fresh()
+        self.hour = 0
 
     def quality(self, maps: Sequence[LowRank], then: Serving | None = None) -> float:
         """Mean nDCG@10 of the held-out queries."""
@@ -60,51 +87,66 @@ class Hours:
             adapted = then.adapt(adapted)
         return score_ranking(rank_documents(adapted, self.collection.unit_docs), self.relevant)
 
-    def learn(self, events: Sequence[int], base: LowRank | None) -> tuple[Learner, list[JudgedList]]:
-        """An hour of the instant tier, and its judged lists as they were asked."""
-        dim = self.collection.docs.shape[1]
-        learner, lists = Learner(dim, self.pool, space=SPACE), []
+    def learn(self, events: Sequence[int], base: LowRank | None, learner: Learner) -> tuple[Lists, Lists]:
+        """An hour of the instant tier: its judged lists as they were asked, those learned and those withheld."""
+        learned: Lists = []
+        withheld: Lists = []
         for event in events:
             query = self.stream.query(event)
             asked = query if base is None else Serving([base]).adapt(query)
             shown = rank_documents(learner.serving().adapt(asked)[np.newaxis], self.collection.unit_docs)[0]
             trajectory = self.stream.trajectory(event, shown)
-            if (judged := learner.judged_list(OutcomeEvent(trajectory))) is not None:
-                lists.append(judged)
-            learner.learn(OutcomeEvent(replace(trajectory, query_embedding=asked)))
-        return learner, lists
+            judged = learner.judged_list(OutcomeEvent(trajectory))
+            is_withheld = self.is_gated and reservoir_hash(trajectory.id) < self.gate.withheld * 2**64
+            if judged is not None:
+                (withheld if is_withheld else learned).append(judged)
+            if not is_withheld:
+                learner.learn(OutcomeEvent(replace(trajectory, query_embedding=asked)))
+        return learned, withheld
 
-    def run(
-        self,
-        hours: int,
-        config: BaseTrainingConfig,
-    ) -> list[Cycle]:
+    def run(self, hours: int, config: BaseTrainingConfig) -> list[Cycle]:
         """All hours, each with its cycle."""
-        base: LowRank | None = None
-        reservoir = Reservoir(config.reservoir)
-        cycles = []
-        for hour, events in enumerate(np.array_split(np.arange(len(self.split.stream)), hours)):
-            learner, new = self.learn(events.tolist(), base)
-            merged = self.merge(base, learner, new, config)
-            trained = train_base(
-                merged.map,
-                [*reservoir, *new],
-                items=self.pool.embeddings,
-                config=config,
-                recipe=learner.adapter.config,
-                seed=hour,
-            )
-            before = self.quality([] if base is None else [base], learner.serving())
-            cycle = Cycle(before, self.quality([merged.map]), self.quality([trained.map]))
-            base = trained.map
-            for judged in new:
-                reservoir.add(judged)
-            cycles.append(cycle)
-        return cycles
+        parts = np.array_split(np.arange(len(self.split.stream)), hours)
+        return [self.cycle(events.tolist(), config) for events in parts]
 
-    def merge(
-        self, base: LowRank | None, learner: Learner, new: Sequence[JudgedList], config: BaseTrainingConfig
-    ) -> MergedBase:
-        """The instant tier of an hour in the base."""
+    def cycle(self, events: Sequence[int], config: BaseTrainingConfig) -> Cycle:
+        """An hour, and its cycle: what it leaves behind is the next hour's."""
+        new, withheld = self.learn(events, self.base, self.learner)
+        base = None if self.base is None else Serving([self.base])
+        merged = self.merge(new, config)
+        trained = train_base(
+            merged.map,
+            [*self.reservoir, *new],
+            items=self.pool.embeddings,
+            config=config,
+            recipe=self.learner.adapter.config,
+            seed=self.hour,
+        )
+        self.hour += 1
+        instant = self.learner.serving()
+
+        def served(queries: FloatMatrix) -> FloatMatrix:
+            return instant.adapt(queries if base is None else base.adapt(queries))
+
+        decision = decide(
+            relation_of([*new, *withheld], None if base is None else base.adapt),
+            compare(withheld, served, Serving([trained.map]).adapt, self.pool),
+            self.gate,
+        )
+        before = self.quality([] if self.base is None else [self.base], instant)
+        cycle = Cycle(before, self.quality([merged.map]), self.quality([trained.map]), decision, self.is_gated)
+        if decision.publishes or not self.is_gated:
+            self.base, self.learner = trained.map, self.fresh()
+            for judged in [*new, *withheld]:
+                self.reservoir.add(judged)
+        return cycle
+
+    def fresh(self) -> Learner:
+        """An instant tier that has learned nothing."""
+        return Learner(self.collection.docs.shape[1], self.pool, space=SPACE)
+
+    def merge(self, new: Lists, config: BaseTrainingConfig) -> MergedBase:
+        """The instant tier in the base."""
+        learner = self.learner
         sample: FloatMatrix = np.stack([judged.query for judged in new]) if new else self.held_out[:0]
-        return merged_base(base, [learner.adapter.served, learner.micro], config.rank, queries=sample)
+        return merged_base(self.base, [learner.adapter.served, learner.micro], config.rank, queries=sample)

@@ -33,6 +33,8 @@ class JudgedList:
         Ids and unit embeddings (dim,) of the judged items that have one.
     targets
         How much each helped, 0 if it did not.
+    shown
+        Whether each was part of the answer; else somebody marked it as helpful.
     """
 
     key: tuple[uuid.UUID, int]
@@ -40,6 +42,7 @@ class JudgedList:
     item_ids: tuple[str, ...]
     items: tuple[FloatVector, ...]
     targets: tuple[float, ...]
+    shown: tuple[bool, ...]
 
     @property
     def seed(self) -> int:
@@ -75,6 +78,7 @@ def judged_list(
     ids: list[str] = []
     items: list[FloatVector] = []
     targets: list[float] = []
+    shown: list[bool] = []
     judged = judged_items(event, implicit_feedback=implicit_feedback, max_marked=max_marked)
     for item in judged:
         row = pool.row(item.item_id)
@@ -89,7 +93,8 @@ def judged_list(
             ids.append(item.item_id)
             items.append(embedding)
             targets.append(item.target)
-    return JudgedList(event.key, query, tuple(ids), tuple(items), tuple(targets)) if judged else None
+            shown.append(item.was_shown)
+    return JudgedList(event.key, query, tuple(ids), tuple(items), tuple(targets), tuple(shown)) if judged else None
 
 
 class Reservoir:

@@ -45,6 +45,7 @@ class JudgedItem(NamedTuple):
     item_id: str
     target: float
     activations: FloatVector
+    was_shown: bool
 
 
 def judged_items(event: OutcomeEvent, *, implicit_feedback: bool, max_marked: int) -> list[JudgedItem]:
@@ -68,7 +69,7 @@ def judged_items(event: OutcomeEvent, *, implicit_feedback: bool, max_marked: in
             if reward > 0 and marked == max_marked:
                 continue
             marked += reward > 0
-        seen[item] = JudgedItem(item, max(reward, 0.0), step.activations)
+        seen[item] = JudgedItem(item, max(reward, 0.0), step.activations, step.position is not None)
     items = list(seen.values())
     return items if any(i.target > 0 for i in items) else []
 

@@ -16,6 +16,7 @@ from sona_pg.config import (
     BoundaryConfig,
     EvidenceConfig,
     EwcConfig,
+    GateConfig,
     InstantLoopConfig,
     LoraConfig,
     PatternConfig,
@@ -37,6 +38,7 @@ ALL: list[type[Any]] = [
     BoundaryConfig,
     EvidenceConfig,
     EwcConfig,
+    GateConfig,
     InstantLoopConfig,
     LoraConfig,
     PatternConfig,
@@ -84,6 +86,12 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "learning_rate": (-1e-9, 1.1),
         "decay": (-1e-9, 101.0),
         "reservoir": (0, (1 << 20) + 1),
+    },
+    GateConfig: {
+        "withheld": (-1e-9, 0.51),
+        "related_z": (-1e-9, 10.1),
+        "min_events": (1, 1_000_001),
+        "losing_z": (-1e-9, 10.1),
     },
     InstantLoopConfig: {
         "micro_lora_rank": (0, 3),
