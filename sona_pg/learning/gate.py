@@ -154,7 +154,13 @@ def decide(relation: Relation, differences: Sequence[Difference], config: GateCo
     return Decision(verdict, relation, n, mean, z, ndcg)
 
 
-def relation_of(lists: Sequence[JudgedList], served: Adapt | None = None) -> Relation:
+def relation_of(
+    lists: Sequence[JudgedList],
+    served: Adapt | None = None,
+    *,
+    withheld: Sequence[JudgedList] = (),
+    candidate: Adapt | None = None,
+) -> Relation:
     """Whether the outcomes of an hour have to do with its queries.
 
     Were outcomes shuffled among the events, the query of an event would be any of the hour's, seen from what helped
@@ -167,7 +173,20 @@ def relation_of(lists: Sequence[JudgedList], served: Adapt | None = None) -> Rel
         Of the hour.
     served
         The base as it was before the hour, which makes near what belongs together; none for a fresh space.
+    withheld, candidate
+        Those of them that the candidate was not trained on, and the candidate. Where the embedding does not know what
+        belongs together, and this has learned it, only this can tell; what it learned of shuffled outcomes tells
+        nothing about those that it has not seen. The larger of both counts.
     """
+    first = _relation(lists, served)
+    if candidate is None:
+        return first
+    second = _relation(withheld, candidate)
+    which = [z for z in (first.which_z, second.which_z) if z is not None]
+    return Relation(first.events, max(first.whose_z, second.whose_z), max(which) if which else None)
+
+
+def _relation(lists: Sequence[JudgedList], served: Adapt | None) -> Relation:
     lists = sorted((judged for judged in lists if judged.teaches), key=lambda judged: reservoir_hash(judged.key[0]))
     if len(lists) < 2:
         return Relation(len(lists), 0.0, None)

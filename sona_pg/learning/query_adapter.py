@@ -12,6 +12,7 @@ from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, Learnin
 from sona_pg.kernels import ListwiseTrainer, LowRank, as_vector
 from sona_pg.learning.arrays import as_matrix, check_parts
 from sona_pg.learning.lora import checked_seed, orthonormal_rows
+from sona_pg.learning.merging import composed
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
@@ -118,18 +119,13 @@ class QueryAdapter:
 
     @property
     def map(self) -> LowRank:
-        """What answers as one map of the input, base included: a copy where there is one, else `served` itself.
-
-        ``y + (y A) B = x + (x A_b) B_b + (x A') B`` with ``A' = A + A_b (B_b A)``.
-        """
+        """What answers as one map of the input, base included: a copy where there is one, else `served` itself."""
         base, own = self.base, self.served
         if base is None:
             return own
-        r, rank = base.rank, own.rank
-        down, up = base.weights[:r], np.float32(base.scale) * base.weights[r:]
-        own_down = own.weights[:rank]
-        joint = LowRank(self.dim, r + rank)
-        joint.load(np.vstack([down, own_down + (own_down @ up.T) @ down, up, own.weights[rank:]]))
+        r, rank, then = base.rank, own.rank, composed(base, own).weights
+        joint, first = LowRank(self.dim, r + rank), _scaled(base)
+        joint.load(np.vstack([first[:r], then[:rank], first[r:], then[rank:]]))
         return joint
 
     @property

@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, VerdictConfig
+from sona_pg.config import (
+    BACKGROUND_SCHEDULE,
+    BackgroundConfig,
+    BaseTrainingConfig,
+    GateConfig,
+    PatternConfig,
+    VerdictConfig,
+)
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
+from sona_pg.loops.base import BasePhase
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
 from sona_pg.store.connection import Connection
 from sona_pg.store.patterns import PatternState, index_patterns, pattern_reader, write_advance
@@ -123,18 +131,19 @@ def background_loop(
     config: BackgroundConfig | None = None,
     patterns: PatternConfig | None = None,
     verdicts: VerdictConfig | None = None,
+    training: BaseTrainingConfig | None = None,
+    gate: GateConfig | None = None,
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
-    phase = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
+    bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
     index = _Index()
-    return Loop(
-        NAME,
-        BACKGROUND_SCHEDULE,
-        (
-            Phase("patterns", phase.read, phase.compute, phase.write),
-            Phase("index", index.read, index.compute, index.write),
-        ),
+    base = BasePhase(training or BaseTrainingConfig(), gate or GateConfig())
+    phases = (
+        Phase("patterns", bank.read, bank.compute, bank.write),
+        Phase("index", index.read, index.compute, index.write),
+        Phase("base", base.read, base.compute, base.write),
     )
+    return Loop(NAME, BACKGROUND_SCHEDULE, phases)
 
 
 BACKGROUND = background_loop()

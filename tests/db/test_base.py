@@ -1,0 +1,349 @@
+"""Loop B's base: what the instant tier learned becomes part of it, and only what does not lose is published."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg import SonaEngine, SpaceConfig, StoreConfig
+from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, WorkerConfig
+from sona_pg.learning.learner import Learner, is_withheld
+from sona_pg.loops import base as base_loop
+from sona_pg.loops.background import background_loop
+from sona_pg.loops.coordinator import LoopCoordinator
+from sona_pg.loops.cycle import Loop
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.database import Database
+from sona_pg.store.learning import read_state
+from sona_pg.store.migrate import migrate
+
+DIM, ITEMS = 24, 200
+RANK = 6
+LOOP = background_loop(
+    BackgroundConfig(minimum=1),
+    training=BaseTrainingConfig(rank=RANK, reservoir=400),
+    # Ids are drawn anew each time: what is neutral by chance must not fail a test.
+    gate=GateConfig(withheld=0.2, losing_z=4.0),
+)
+_tables = itertools.count()
+
+Vector = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def base_url(make_database: Callable[[], str]) -> str:
+    made = make_database()
+    migrate(made)
+    return made
+
+
+@pytest.fixture
+def connection(base_url: str) -> Iterator[Connection]:
+    with connect(base_url) as opened:
+        yield opened
+        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
+            opened.execute("SELECT sona.drop_space(%s)", (name,))
+
+
+class World:
+    """What answers a query is the item it comes from, turned in the planes in which items differ most."""
+
+    def __init__(self, url: str, name: str, seed: int = 0) -> None:
+        self.url, self.rng = url, np.random.default_rng(seed)
+        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [1.0] * (DIM - 8)))
+        table = f"public.base_{next(_tables)}"
+        with connect(url) as connection:
+            connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
+            connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(self.items)))
+        self.engine = SonaEngine.connect(
+            url,
+            space=name,
+            dim=DIM,
+            background=False,
+            space_config=SpaceConfig(control_share=0.0, implicit_feedback=True, strategy="adapted"),
+        )
+        self.engine.set_items(table, "id", "embedding")
+
+    def ask(self, item: int) -> Vector:
+        query, x, y = self.items[item].copy(), self.items[item, 0:8:2], self.items[item, 1:8:2]
+        query[0:8:2], query[1:8:2] = 0.4 * x - 0.9 * y, 0.9 * x + 0.4 * y
+        return _unit(query + 0.05 * self.rng.standard_normal(DIM))
+
+    def teach(self, events: int, user: str | None = None, *, shuffled: bool = False) -> None:
+        wanted = self.rng.integers(0, ITEMS // 2, events)
+        helped = self.rng.permutation(wanted) if shuffled else wanted
+        for item, answer in zip(wanted, helped, strict=True):
+            found = self.engine.recall(self.ask(int(item)))
+            self.engine.record(found, rewards={str(answer): 1.0}, user_id=user)
+        self.engine.flush()
+
+    def quality(self, engine: SonaEngine | None = None) -> float:
+        """Mean reciprocal rank over items that nobody asked for."""
+        queries = np.stack([self.ask(item) for item in range(ITEMS // 2, ITEMS)])
+        scores = _unit((engine or self.engine).adapt(queries)) @ self.items.T
+        own = scores[np.arange(len(queries)), np.arange(ITEMS // 2, ITEMS)]
+        return float((1 / (scores >= own[:, np.newaxis]).sum(axis=1)).mean())
+
+    def cycle(self, loop: Loop = LOOP) -> dict[str, Any]:
+        """Facts of a cycle that is asked for."""
+        with connect(self.url) as connection:
+            connection.execute("SELECT sona.run_cycle(%s, 'background')", (self.engine.space.name,))
+            coordinator = LoopCoordinator(Database(self.url, StoreConfig()), loop, WorkerConfig())
+            assert coordinator.step() == 1
+            coordinator.close()
+            ((state, facts, reason),) = connection.execute(
+                "SELECT state, facts, reason FROM sona.runs WHERE space = %s ORDER BY run_id DESC LIMIT 1",
+                (self.engine.space.name,),
+            ).fetchall()
+        assert state == "done", reason
+        return dict(facts)
+
+    def learner(self) -> Learner:
+        """As the database has it."""
+        own = self.engine.instant.learner
+        made = own.anew(own.pool)
+        with connect(self.url) as connection:
+            state = read_state(connection, self.engine.space)
+        assert state is not None
+        made.load_bytes(state)
+        return made
+
+
+def _unit(rows: NDArray[np.floating]) -> Vector:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
+
+
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something in every cycle, after it has read and before it writes."""
+    train = base_loop.train_base
+
+    def trained(*args: object, **kwargs: object) -> object:
+        made = train(*args, **kwargs)  # type: ignore[arg-type]
+        act()
+        return made
+
+    monkeypatch.setattr(base_loop, "train_base", trained)
+
+
+@pytest.fixture
+def world(base_url: str, connection: Connection, space_name: str) -> Iterator[World]:
+    made = World(base_url, space_name)
+    yield made
+    made.engine.close()
+
+
+def test_the_first_cycle_only_begins_to_withhold(world: World, connection: Connection) -> None:
+    world.teach(100)
+    query = world.ask(0)
+    before = world.engine.adapt(query).tobytes()
+    facts = world.cycle()
+    assert (facts["base"], facts["base_reason"]) == ("kept", "no withheld event has an outcome")
+    world.engine.flush()
+    assert world.engine.adapt(query).tobytes() == before
+    world.teach(100)
+    learned = dict(
+        connection.execute(
+            "SELECT trajectory_id, learned FROM sona.learning_event e JOIN sona.space s USING (space_id)"
+            " WHERE s.name = %s AND e.ordinal >= 100",
+            (world.engine.space.name,),
+        ).fetchall()
+    )
+    assert {id for id, became in learned.items() if became == "withheld"} == {
+        id for id in learned if is_withheld(id, 0.2)
+    }
+    assert 5 <= sum(became == "withheld" for became in learned.values()) <= 40
+
+
+def test_what_was_learned_becomes_part_of_the_base_and_is_published(world: World, connection: Connection) -> None:
+    frozen = world.quality()
+    world.teach(100)
+    world.cycle()
+    world.teach(200)
+    learned = world.quality()
+    facts = world.cycle()
+    assert (facts["base"], facts["base_reason"]) == ("published", "does not lose")
+    assert facts["withheld"] >= 20
+    world.engine.flush()
+    published = world.quality()
+    assert published > frozen + 0.1, (frozen, learned, published)
+    assert published > learned - 0.03, (frozen, learned, published)
+    learner = world.learner()
+    assert learner.adapter.base is not None
+    assert learner.adapter.base.rank == RANK
+    assert learner.adapter.steps == 0
+    assert learner.micro.is_zero
+    rows = connection.execute(
+        "SELECT version, cause FROM sona.versions(%s) ORDER BY version DESC LIMIT 1", (world.engine.space.name,)
+    ).fetchall()
+    assert rows[0][0] == facts["base_version"]
+    assert rows[0][1].startswith("base: ")
+    # SQL answers by it as Python does.
+    query = world.ask(3)
+    found = connection.execute("SELECT sona.adapt(%s, %s)", (world.engine.space.name, query)).fetchall()[0][0]
+    assert np.abs(found - world.engine.adapt(query)).max() < 1e-5
+    # And learning goes on, on top of it.
+    world.teach(60)
+    assert world.learner().adapter.steps > 0
+    assert world.learner().adapter.base is not None
+    assert world.quality() > published - 0.05
+
+
+def test_what_comes_during_a_cycle_is_learned_on_the_new_base(
+    world: World, base_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.teach(100)
+    world.cycle()
+    world.teach(200)
+    _meanwhile(monkeypatch, lambda: world.teach(30))
+    facts = world.cycle()
+    assert facts["base"] == "published"
+    after = world.learner()
+    assert 15 <= after.adapter.steps <= 30
+    # As if it had come afterwards, bit for bit.
+    monkeypatch.undo()
+    assert after.adapter.base is not None
+    again = after.anew(after.pool)
+    again.adapter.stand_on(after.adapter.base)
+    again.withheld_share = 0.2
+    with connect(base_url) as connection:
+        from sona_pg.store.ledger import ledger_events
+
+        for entry in ledger_events(connection, world.engine.space, 300, 1000):
+            assert entry.event is not None
+            again.learn(entry.event)
+    assert np.array_equal(again.adapter.trained.weights, after.adapter.trained.weights)
+
+
+def test_a_poisoned_hour_is_refused_and_stays_out_of_the_reservoir(world: World, connection: Connection) -> None:
+    world.teach(200)
+    world.cycle()
+    world.teach(200)
+    assert world.cycle()["base"] == "published"
+    before = world.learner().adapter.base
+    world.teach(200, shuffled=True)
+    facts = world.cycle()
+    assert (facts["base"], facts["base_reason"]) == ("kept", "outcomes have nothing to do with queries")
+    after = world.learner().adapter.base
+    assert before is not None
+    assert after is not None
+    assert np.array_equal(before.weights, after.weights)
+    ((held,),) = connection.execute(
+        "SELECT count(*) FROM sona.base_state b JOIN sona.learning_event e ON e.space_id = b.space_id"
+        " AND e.trajectory_id = ANY(b.reservoir) JOIN sona.space s ON s.space_id = b.space_id"
+        " WHERE s.name = %s AND e.ordinal >= 400",
+        (world.engine.space.name,),
+    ).fetchall()
+    assert held == 0
+
+
+def test_a_deploy_during_a_cycle_wins(world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.teach(100)
+    world.cycle()
+    world.teach(200)
+    version = world.engine.instant.publish("by hand")
+    _meanwhile(monkeypatch, lambda: world.engine.deploy(str(version)))
+    connection.execute("SELECT sona.run_cycle(%s, 'background')", (world.engine.space.name,))
+    coordinator = LoopCoordinator(Database(world.url, StoreConfig()), LOOP, WorkerConfig())
+    assert coordinator.step() == 0
+    monkeypatch.undo()
+    assert world.learner().adapter.base is None
+    # What was read before belongs to what is gone; the next worker reads anew.
+    assert coordinator.step() == 1
+    coordinator.close()
+
+
+def test_a_version_from_before_the_base_brings_back_what_answered_then(world: World) -> None:
+    world.teach(100)
+    world.cycle()
+    world.teach(100)
+    query = world.ask(1)
+    before = world.engine.adapt(query)
+    version = world.engine.instant.publish("before the base")
+    world.teach(100)
+    facts = world.cycle()
+    assert facts["base"] == "published"
+    world.engine.flush()
+    with_base = world.engine.adapt(query)
+    assert not np.array_equal(with_base, before)
+    world.engine.deploy(str(version))
+    world.engine.flush()
+    assert world.engine.adapt(query).tobytes() == before.tobytes()
+    world.engine.deploy(str(facts["base_version"]))
+    world.engine.flush()
+    assert world.engine.adapt(query).tobytes() == with_base.tobytes()
+
+
+def test_who_is_forgotten_takes_the_base_along_until_it_is_learned_anew(world: World, connection: Connection) -> None:
+    world.teach(100)
+    world.cycle()
+    world.teach(200)
+    world.teach(10, user="u")
+    assert world.cycle()["base"] == "published"
+    world.engine.forget("u")
+    assert world.learner().adapter.base is None
+    rows = connection.execute(
+        "SELECT b.consumed, b.judged, b.version, b.reservoir, g.base_version FROM sona.base_state b"
+        " JOIN sona.strategist g USING (space_id) JOIN sona.space s USING (space_id) WHERE s.name = %s",
+        (world.engine.space.name,),
+    ).fetchall()
+    assert rows == [(0, 0, None, [], None)]
+    assert world.learner().events == 300
+    world.cycle()
+    world.teach(100)
+    facts = world.cycle()
+    assert facts["base"] == "published", repr(dict(facts))
+    world.engine.flush()
+    assert world.quality() > 0.15
+
+
+def test_the_strategist_goes_on_with_the_base(world: World, connection: Connection) -> None:
+    world.teach(100)
+    world.cycle()
+    world.teach(200)
+    facts = world.cycle()
+    ((adopted,),) = connection.execute(
+        "SELECT base_version FROM sona.strategist g JOIN sona.space s USING (space_id) WHERE s.name = %s",
+        (world.engine.space.name,),
+    ).fetchall()
+    assert adopted is None
+    world.engine.evidence.advance()
+    rows = connection.execute(
+        "SELECT g.base_version, count(w.ordinal) FROM sona.strategist g JOIN sona.space s USING (space_id)"
+        " JOIN sona.served_row w ON w.space_id = s.space_id AND w.tier = 'proven' WHERE s.name = %s GROUP BY 1",
+        (world.engine.space.name,),
+    ).fetchall()
+    assert rows == [(facts["base_version"], RANK + world.engine.instant.adapter_config.rank)]
+    world.teach(20)
+    own, learner = world.engine.evidence.served.proven, world.learner()
+    query = world.ask(2)
+    world.engine.evidence.refresh()
+    own = world.engine.evidence.served.proven
+    assert np.abs(own.adapt(query) - learner.serving().adapt(query)).max() < 1e-5
+
+
+def test_a_space_that_teaches_no_items_has_no_base(base_url: str, connection: Connection, space_name: str) -> None:
+    with SonaEngine.connect(base_url, space=space_name, dim=4, background=False) as engine:
+        for _ in range(20):
+            engine.record(np.ones(4), ["a"], quality=0.5)
+        engine.flush()
+        connection.execute("SELECT sona.run_cycle(%s, 'background')", (space_name,))
+        coordinator = LoopCoordinator(Database(base_url, StoreConfig()), LOOP, WorkerConfig())
+        assert coordinator.step() == 1
+        coordinator.close()
+        ((state, facts),) = connection.execute(
+            "SELECT state, facts FROM sona.runs WHERE space = %s", (space_name,)
+        ).fetchall()
+        assert state == "done"
+        assert facts["base"] == "kept"
+
+
+def test_a_table_of_items_that_is_gone_stops_no_cycle(world: World, connection: Connection) -> None:
+    world.teach(60)
+    connection.execute(psycopg.sql.SQL("DROP TABLE {}").format(psycopg.sql.SQL(f"public.base_{next(_tables) - 1}")))
+    assert world.cycle()["base"] == "kept"
