@@ -25,6 +25,7 @@ NAMES = (
     "outage",
     "loops",
     "patterns",
+    "background",
 )
 
 

@@ -1,0 +1,249 @@
+"""Tasks of a base: stretches of traffic of one kind, and how far each lets the base move.
+
+A base is the matrix ``ΔW = A B``, and the same matrix has many factors. Here A has orthonormal columns, the frame of a
+task, so that B holds the coordinates of ΔW in it, and what B may not leave ΔW may not leave either. In another frame A'
+the coordinates are ``Rᵀ B`` with ``R = Aᵀ A'``, and the penalty on them is taken along: its diagonal is
+``(R∘R)ᵀ F``, its pull ``Rᵀ (F∘B)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.config import FISHER_KINDS, BoundaryConfig, EwcConfig, QueryAdapterConfig
+from sona_pg.errors import LearningError
+from sona_pg.kernels import ListwiseTrainer, LowRank, unit
+from sona_pg.learning.arrays import check_parts
+from sona_pg.learning.ewc import EwcPlusPlus
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList
+from sona_pg.learning.task_boundary import TaskBoundary
+from sona_pg.learning.task_memory import TaskMemory
+from sona_pg.types import FloatVector
+
+FloatMatrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseTask:
+    """A task that a base has learned.
+
+    Parameters
+    ----------
+    id
+        For life.
+    signature
+        Mean direction of its queries, unit (dim,).
+    frame, anchor
+        A (rank, dim), orthonormal rows, and B (rank, dim) at the end of the task.
+    fisher
+        Diagonal Fisher information of B, (rank, dim), not negative: the mean over samples.
+    samples
+        How many outcomes it is a mean of.
+    quality
+        What the task's answers were worth, 0 to 1.
+    times_met
+        How often it has come.
+    """
+
+    id: int
+    signature: FloatVector
+    frame: FloatMatrix
+    anchor: FloatMatrix
+    fisher: FloatMatrix
+    samples: int
+    quality: float
+    times_met: int = 1
+
+    def in_frame(self, frame: FloatMatrix) -> TaskMemory:
+        """Its penalty on B (rank', dim), flattened, in another frame (rank', dim)."""
+        turn = self.frame.astype(np.float64) @ frame.T.astype(np.float64)
+        fisher = (turn * turn).T @ self.fisher
+        pull = turn.T @ (self.fisher * self.anchor)
+        anchor = np.divide(pull, fisher, out=np.zeros_like(pull), where=fisher > 0)
+        return TaskMemory(
+            np.ascontiguousarray(fisher, dtype=np.float32).ravel(),
+            np.ascontiguousarray(anchor, dtype=np.float32).ravel(),
+            self.samples,
+            self.quality,
+        )
+
+
+def signature_of(queries: Sequence[FloatVector]) -> FloatVector:
+    """Mean direction of queries (dim,) of any length, a unit vector; zero where they cancel."""
+    total = np.sum(np.stack([unit(query) for query in queries]), axis=0, dtype=np.float64)
+    return unit(np.asarray(total, dtype=np.float32))
+
+
+def recognised(tasks: Sequence[BaseTask], signature: FloatVector, threshold: float) -> BaseTask | None:
+    """The task whose queries have this mean direction; None where none is that near."""
+    if not tasks or not signature.any():
+        return None
+    cosines = np.array([float(task.signature @ signature) for task in tasks])
+    place = int(cosines.argmax())
+    return tasks[place] if cosines[place] >= threshold else None
+
+
+def learned_task(
+    base: LowRank, lists: Sequence[JudgedList], quality: float, known: ItemPool, recipe: QueryAdapterConfig, id: int
+) -> BaseTask | None:
+    """What to remember of a task that has ended; None where nothing in it teaches.
+
+    The Fisher information is the empirical one: the mean square of the gradients that the outcomes of single lists
+    gave, at the base as it was in the end (Kirkpatrick et al. 2017; on which Fisher, van de Ven 2025).
+
+    Parameters
+    ----------
+    base
+        What answered, A with orthonormal columns and scale 1, as `sona_pg.learning.base_trainer` gives it.
+    lists
+        Of the task.
+    quality
+        What its answers were worth, 0 to 1.
+    known
+        Items that negatives are drawn from.
+    """
+    lists = [judged for judged in lists if judged.teaches]
+    if not lists:
+        return None
+    rank, dim = base.rank, base.dim
+    still, served = LowRank(dim, rank), LowRank(dim, rank)
+    for low_rank in (still, served):
+        low_rank.load(base.weights)
+    trainer = ListwiseTrainer(still, served, recipe.temperature, recipe.beta1, recipe.beta2, recipe.epsilon)
+    fisher, samples = np.zeros((rank, dim)), 0
+    for judged in lists:
+        trainer.moment1.fill(0)
+        try:
+            trainer.step(
+                judged.query,
+                list(judged.items),
+                list(judged.targets),
+                known.embeddings,
+                known.rows(judged.item_ids),
+                judged.seed,
+                recipe.negatives,
+                0.0,
+                1.0,
+            )
+        except LearningError:
+            continue
+        # After one step from nothing the first moment is a tenth of the gradient.
+        fisher += (trainer.moment1[rank:].astype(np.float64) / (1 - recipe.beta1)) ** 2
+        samples += 1
+    if not samples:
+        return None
+    return BaseTask(
+        id,
+        signature_of([judged.query for judged in lists]),
+        base.weights[:rank].copy(),
+        base.weights[rank:].copy(),
+        (fisher / samples).astype(np.float32),
+        samples,
+        quality,
+    )
+
+
+def met_again(known: BaseTask, again: BaseTask) -> BaseTask:
+    """A task that has come once more: where it ended last, by the outcomes of all times."""
+    total = known.samples + again.samples
+    share = again.samples / total
+    mean = (1 - share) * known.signature + share * again.signature
+    old = known.in_frame(again.frame).fisher.reshape(again.fisher.shape)
+    return replace(
+        again,
+        id=known.id,
+        signature=unit(mean.astype(np.float32)),
+        fisher=((1 - share) * old + share * again.fisher).astype(np.float32),
+        samples=total,
+        quality=(1 - share) * known.quality + share * again.quality,
+        times_met=known.times_met + 1,
+    )
+
+
+class TaskConstraint:
+    """Keeps a base that is trained where other tasks need it: A stays, and B is drawn to what they need.
+
+    Parameters
+    ----------
+    weights
+        The base before the training, (2 rank, dim), A orthonormal.
+    tasks
+        At least one.
+    config
+        Settings; the strength is `strength`.
+    strength
+        λ.
+    """
+
+    def __init__(self, weights: FloatMatrix, tasks: Sequence[BaseTask], config: EwcConfig, strength: float) -> None:
+        rank = len(weights) // 2
+        self._frame = weights[:rank].copy()
+        count = rank * weights.shape[1]
+        self.ewc = EwcPlusPlus(replace(config, param_count=count, fisher_kind=FISHER_KINDS[0]))
+        self.ewc.set_lambda(min(max(strength, config.min_lambda), config.max_lambda))
+        for task in tasks[-config.max_tasks :]:
+            self.ewc.remember(task.in_frame(self._frame))
+
+    def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
+        """Change `theta` (2 rank, dim) in place, after an optimiser's step of the sizes `step`."""
+        rank = len(self._frame)
+        theta[:rank] = self._frame
+        self.ewc.proximal_step(theta[rank:], step if isinstance(step, float | int) else np.asarray(step)[rank:])
+
+    def strength_after(self, weights: FloatMatrix) -> float:
+        """λ for the next time, by what the trained weights cost the tasks."""
+        rank = len(self._frame)
+        # In the frame in which it was held.
+        coordinates = (self._frame @ weights[:rank].T) @ weights[rank:]
+        return self.ewc.adapt_lambda(np.ascontiguousarray(coordinates, dtype=np.float32).ravel())
+
+
+class Traffic:
+    """The task at hand: whether its queries are still of one kind, and since when.
+
+    Parameters
+    ----------
+    dim
+        Dimension of queries.
+    config
+        Settings.
+    """
+
+    def __init__(self, dim: int, config: BoundaryConfig | None = None) -> None:
+        self._boundary = TaskBoundary(dim, config)
+        self.since = 0
+        """Ledger entry with which the task began."""
+        self.strength = 0.0
+        """λ as it was adapted last; 0 before."""
+
+    def observe(self, query: FloatVector, ordinal: int) -> bool:
+        """Take in the query of a ledger entry; whether another task began about here."""
+        if not self._boundary.observe(unit(query)):
+            return False
+        self.since = ordinal
+        return True
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything that a continuation needs, as arrays."""
+        return {
+            **self._boundary.state(),
+            "since": np.array(self.since, dtype=np.int64),
+            "strength": np.array(self.strength),
+        }
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit.
+
+        Raises
+        ------
+        LearningError
+            If it is damaged, or of another dimension or other settings; nothing was changed.
+        """
+        check_parts("traffic", state, self.state())
+        self._boundary.load_state(state)
+        self.since, self.strength = int(state["since"]), float(state["strength"])

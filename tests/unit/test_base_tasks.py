@@ -1,0 +1,254 @@
+"""Tasks of a base: what they need is the same in every frame, they are known again, and learning leaves them alone."""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, QueryAdapterConfig
+from sona_pg.errors import LearningError
+from sona_pg.kernels import LowRank
+from sona_pg.learning.base_tasks import (
+    BaseTask,
+    TaskConstraint,
+    Traffic,
+    learned_task,
+    met_again,
+    recognised,
+    signature_of,
+)
+from sona_pg.learning.base_trainer import fixed_form, train_base
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList, helpful_items
+from sona_pg.learning.merging import merge
+
+from .samples import Floats, axis, unit_rows
+
+DIM, RANK, ITEMS = 24, 4, 120
+RECIPE = QueryAdapterConfig(rank=RANK)
+
+
+def _frame(rng: np.random.Generator, rank: int = RANK) -> NDArray[np.float32]:
+    q, _ = np.linalg.qr(rng.standard_normal((DIM, rank)))
+    return np.ascontiguousarray(q.T, dtype=np.float32)
+
+
+def _task(rng: np.random.Generator, id: int = 1, **parts: object) -> BaseTask:
+    given: dict[str, object] = {
+        "id": id,
+        "signature": axis(0, DIM),
+        "frame": _frame(rng),
+        "anchor": rng.standard_normal((RANK, DIM)).astype(np.float32),
+        "fisher": rng.random((RANK, DIM)).astype(np.float32),
+        "samples": 10,
+        "quality": 0.5,
+    }
+    return BaseTask(**(given | parts))  # type: ignore[arg-type]
+
+
+def _penalty(task: BaseTask, frame: NDArray[np.float32], up: NDArray[np.float64]) -> float:
+    """½ Σ F (A_kᵀ ΔW - B_k)², of the matrix itself."""
+    coordinates = task.frame.astype(np.float64) @ frame.T @ up
+    return float(0.5 * np.sum(task.fisher * (coordinates - task.anchor) ** 2))
+
+
+def test_in_its_own_frame_a_task_is_what_it_was() -> None:
+    task = _task(np.random.default_rng(0))
+    memory = task.in_frame(task.frame)
+    assert np.abs(memory.fisher - task.fisher.ravel()).max() < 1e-6
+    assert np.abs(memory.anchor - task.anchor.ravel()).max() < 1e-4
+
+
+def test_where_a_frame_is_turned_by_right_angles_the_penalty_is_the_same_one() -> None:
+    rng = np.random.default_rng(1)
+    task, order = _task(rng), rng.permutation(RANK)
+    turned = task.frame[order] * np.float32([[1], [-1], [1], [-1]])
+    memory, up = task.in_frame(turned), rng.standard_normal((RANK, DIM))
+    expected = _penalty(task, turned, up)
+    found = 0.5 * np.sum(memory.fisher * (up.ravel() - memory.anchor) ** 2)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_in_any_frame_the_pull_is_that_of_the_task() -> None:
+    # At B = 0 the gradient of the penalty is -T, whatever is left of the curvature.
+    rng = np.random.default_rng(2)
+    task, frame = _task(rng), _frame(rng)
+    memory = task.in_frame(frame)
+    step = 1e-6
+    for row, column in ((0, 0), (1, 5), (3, 23)):
+        up = np.zeros((RANK, DIM))
+        up[row, column] = step
+        slope = (_penalty(task, frame, up) - _penalty(task, frame, -up)) / (2 * step)
+        pull = (memory.fisher * memory.anchor).reshape(RANK, DIM)[row, column]
+        assert slope == pytest.approx(-pull, abs=1e-4)
+
+
+def test_a_frame_that_has_nothing_in_common_holds_nothing() -> None:
+    task = _task(np.random.default_rng(3), frame=np.eye(RANK, DIM, dtype=np.float32))
+    memory = task.in_frame(np.eye(RANK, DIM, RANK, dtype=np.float32))
+    assert not memory.fisher.any()
+    assert np.isfinite(memory.anchor).all()
+
+
+def test_a_task_is_known_again_by_the_direction_of_its_queries() -> None:
+    rng = np.random.default_rng(4)
+    tasks = [_task(rng, 1), _task(rng, 2, signature=axis(1, DIM))]
+    near = signature_of([axis(1, DIM) + 0.2 * axis(5, DIM), 3 * axis(1, DIM)])
+    found = recognised(tasks, near, 0.9)
+    assert found is not None
+    assert found.id == 2
+    assert recognised(tasks, axis(7, DIM), 0.9) is None
+    assert recognised([], near, 0.9) is None
+    assert recognised(tasks, signature_of([axis(1, DIM), -axis(1, DIM)]), -1.0) is None
+
+
+def test_what_has_come_again_is_one_task_with_the_outcomes_of_both_times() -> None:
+    rng = np.random.default_rng(5)
+    first, second = _task(rng, 3, samples=30, quality=0.2), _task(rng, 9, samples=10, quality=0.6)
+    both = met_again(first, second)
+    assert (both.id, both.samples, both.times_met) == (3, 40, 2)
+    assert both.quality == pytest.approx(0.3)
+    assert np.array_equal(both.anchor, second.anchor)
+    same = met_again(first, _task(rng, 9, frame=first.frame, fisher=np.zeros((RANK, DIM), dtype=np.float32)))
+    assert np.abs(same.fisher - 0.75 * first.fisher).max() < 1e-6
+
+
+class _Domain:
+    """Queries about items of their own, turned in planes of their own, of those in which items differ most."""
+
+    def __init__(self, seed: int, planes: tuple[int, ...]) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.items = unit_rows(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [0.7] * (DIM - 8)))
+        self.ids = [f"{seed}-{row}" for row in range(ITEMS)]
+        self.planes = planes
+        self.seed = seed
+
+    def ask(self, row: int) -> Floats:
+        query = self.items[row].copy()
+        for plane in self.planes:
+            x, y = self.items[row, plane], self.items[row, plane + 1]
+            query[plane], query[plane + 1] = -y, x
+        return unit_rows((query + 0.02 * self.rng.standard_normal(DIM))[np.newaxis])[0]
+
+    def lists(self, n: int) -> list[JudgedList]:
+        made = []
+        for number in range(n):
+            row = int(self.rng.integers(ITEMS))
+            others = self.rng.choice(ITEMS, 4, replace=False)
+            rows = [row, *(int(other) for other in others if other != row)]
+            made.append(
+                JudgedList(
+                    (uuid.UUID(int=(self.seed << 64) + number + 1), 0),
+                    self.ask(row),
+                    tuple(self.ids[r] for r in rows),
+                    tuple(self.items[r] for r in rows),
+                    (1.0, *(0.0 for _ in rows[1:])),
+                    tuple(True for _ in rows),
+                )
+            )
+        return made
+
+    def quality(self, base: LowRank) -> float:
+        """Mean reciprocal rank of the item that was asked for."""
+        found = []
+        for row in range(ITEMS):
+            query = self.ask(row)
+            out = query.copy()
+            base.forward(query, out)
+            scores = self.items @ out
+            found.append(1 / float((scores >= scores[row]).sum()))
+        return float(np.mean(found))
+
+
+def _learn(start: LowRank, domain: _Domain, constraint: TaskConstraint | None = None) -> LowRank:
+    return train_base(
+        start,
+        domain.lists(400),
+        items=domain.items,
+        config=BaseTrainingConfig(rank=RANK, learning_rate=3e-3),
+        recipe=RECIPE,
+        constraint=constraint,
+    ).map
+
+
+def test_what_a_task_needs_is_left_alone_when_another_one_is_learned() -> None:
+    # The second one wants back what the first one has turned.
+    first, second = _Domain(1, (0, 2)), _Domain(2, (4, 6))
+    base = _learn(LowRank(DIM, 1), first)
+    learned = first.quality(base)
+    assert learned > first.quality(LowRank(DIM, 1)) + 0.1
+    lists = first.lists(300)
+    task = learned_task(base, lists, 0.5, helpful_items(lists, 1000, DIM), RECIPE, 1)
+    assert task is not None
+    assert task.samples == 300
+    assert task.fisher.max() > 0
+    free = _learn(base, second)
+    weights = fixed_form(base, RANK, first.items)
+    config = EwcConfig(min_lambda=1e-3, max_lambda=1e9, initial_lambda=1e5)
+    held = _learn(base, second, TaskConstraint(weights, [task], config, 1e5))
+    quality = [learned, first.quality(free), first.quality(held)]
+    assert quality[2] > quality[1] + 0.1, quality
+    assert quality[2] > learned - 0.05, quality
+
+
+def test_a_weak_penalty_holds_nothing_and_an_endless_one_everything() -> None:
+    first, second = _Domain(3, (0, 2)), _Domain(4, (4, 6))
+    base, lists = _learn(LowRank(DIM, 1), first), first.lists(100)
+    task = learned_task(base, lists, 0.5, helpful_items(lists, 1000, DIM), RECIPE, 1)
+    assert task is not None
+    weights = fixed_form(base, RANK, first.items)
+    config = EwcConfig(min_lambda=1e-6, max_lambda=1e9, initial_lambda=1.0)
+    moved = []
+    for strength in (1e-6, 1e9):
+        held = _learn(base, second, TaskConstraint(weights, [task], config, strength))
+        difference, _ = merge([held, _negative(base)], 2 * RANK)
+        moved.append(float(np.linalg.norm(difference.weights[difference.rank :])))
+    assert moved[1] < 0.01 * moved[0]
+
+
+def _negative(base: LowRank) -> LowRank:
+    other = LowRank(base.dim, base.rank, -base.scale)
+    other.load(base.weights)
+    return other
+
+
+def test_the_strength_grows_where_the_tasks_lose() -> None:
+    rng = np.random.default_rng(6)
+    task = _task(rng)
+    weights = np.vstack([task.frame, task.anchor])
+    config = EwcConfig(min_lambda=1.0, max_lambda=1e6, initial_lambda=1000.0)
+    still, far = TaskConstraint(weights, [task], config, 1000.0), TaskConstraint(weights, [task], config, 1000.0)
+    assert still.strength_after(weights) < 1000.0
+    assert far.strength_after(np.vstack([task.frame, task.anchor + 10])) > 1000.0
+
+
+def test_nothing_that_teaches_is_no_task() -> None:
+    base, pool = LowRank(DIM, RANK), ItemPool.empty(DIM)
+    silent = JudgedList((uuid.UUID(int=1), 0), axis(0, DIM), ("a",), (axis(1, DIM),), (0.0,), (True,))
+    assert learned_task(base, [], 0.5, pool, RECIPE, 1) is None
+    assert learned_task(base, [silent], 0.5, pool, RECIPE, 1) is None
+
+
+def test_traffic_that_changes_is_noticed_and_goes_on_bit_for_bit() -> None:
+    rng = np.random.default_rng(7)
+    one, two = Traffic(DIM, BoundaryConfig(run_length=1000)), Traffic(DIM, BoundaryConfig(run_length=1000))
+    alarms = []
+    for ordinal in range(600):
+        mean = axis(0, DIM) if ordinal < 300 else axis(3, DIM)
+        query = np.asarray(mean + 0.2 * rng.standard_normal(DIM), dtype=np.float32)
+        if one.observe(query, ordinal):
+            alarms.append(ordinal)
+        two.observe(query, ordinal)
+        if ordinal == 310:
+            again = Traffic(DIM, BoundaryConfig(run_length=1000))
+            again.load_state(two.state())
+            two = again
+    assert len(alarms) == 1
+    assert 300 <= alarms[0] <= 315
+    assert one.since == alarms[0]
+    assert all(np.array_equal(part, two.state()[name]) for name, part in one.state().items())
+    with pytest.raises(LearningError):
+        Traffic(DIM + 1).load_state(one.state())
