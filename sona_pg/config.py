@@ -760,6 +760,8 @@ class EwcConfig:
         How fast it adapts: the exponent of a step at which nothing was lost.
     learning_rate
         Step size that `apply_constraints` assumes where it is not told.
+    same_task
+        Cosine of the mean direction of its queries from which a task is one that was there before.
     sparsity
         Weight of the penalty Σ|θ|, part of the same proximal step.
     project_gradients
@@ -776,6 +778,7 @@ class EwcConfig:
     tolerated_loss: float = 0.1
     lambda_rate: float = 0.1
     learning_rate: float = 1e-4
+    same_task: float = 0.9
     sparsity: float = 0.0
     project_gradients: bool = False
 
@@ -792,6 +795,7 @@ class EwcConfig:
         _within("tolerated_loss", self.tolerated_loss, 1e-6, 1e6)
         _within("lambda_rate", self.lambda_rate, 0.0, 10.0)
         _within("learning_rate", self.learning_rate, 0.0, 1e6)
+        _within("same_task", self.same_task, -1.0, 1.0)
         _within("sparsity", self.sparsity, 0.0, 1e6)
         _flag("project_gradients", self.project_gradients)
 

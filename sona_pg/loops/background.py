@@ -13,6 +13,8 @@ from sona_pg.config import (
     BACKGROUND_SCHEDULE,
     BackgroundConfig,
     BaseTrainingConfig,
+    BoundaryConfig,
+    EwcConfig,
     GateConfig,
     PatternConfig,
     VerdictConfig,
@@ -133,11 +135,15 @@ def background_loop(
     verdicts: VerdictConfig | None = None,
     training: BaseTrainingConfig | None = None,
     gate: GateConfig | None = None,
+    ewc: EwcConfig | None = None,
+    boundary: BoundaryConfig | None = None,
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
     bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
     index = _Index()
-    base = BasePhase(training or BaseTrainingConfig(), gate or GateConfig())
+    base = BasePhase(
+        training or BaseTrainingConfig(), gate or GateConfig(), ewc or EwcConfig(), boundary or BoundaryConfig()
+    )
     phases = (
         Phase("patterns", bank.read, bank.compute, bank.write),
         Phase("index", index.read, index.compute, index.write),

@@ -6,9 +6,15 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sona_pg.errors import LockLost
-from sona_pg.kernels import LowRank
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg.config import FISHER_KINDS
+from sona_pg.errors import LearningError, LockLost
+from sona_pg.kernels import LowRank, unit
+from sona_pg.learning.base_tasks import BaseTask
 from sona_pg.store.connection import Connection, transaction
 from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state, write_served
 from sona_pg.store.ledger import LOOP
@@ -82,14 +88,39 @@ class BaseReader:
             read_state(self._connection, self._space),
         )
 
-    def trajectories(self, first: int, last: int, learned: str) -> list[uuid.UUID]:
-        """Trajectories of which this became, by ledger entries from `first` to before `last`, in the ledger's order."""
+    def trajectories(self, first: int, last: int, learned: str) -> dict[uuid.UUID, int]:
+        """Trajectories of which this became, by ledger entries from `first` to before `last`, with their last one."""
         rows = self._connection.execute(
-            "SELECT trajectory_id FROM sona.learning_event WHERE space_id = %s AND loop = %s AND ordinal >= %s"
-            " AND ordinal < %s AND learned = %s GROUP BY trajectory_id ORDER BY max(ordinal)",
+            "SELECT trajectory_id, max(ordinal) FROM sona.learning_event WHERE space_id = %s AND loop = %s"
+            " AND ordinal >= %s AND ordinal < %s AND learned = %s GROUP BY trajectory_id ORDER BY max(ordinal)",
             (self._space.space_id, LOOP, first, last, learned),
         ).fetchall()
-        return [id for (id,) in rows]
+        return dict(rows)
+
+    def ordinals(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+        """Last ledger entry of these trajectories, of those that have one."""
+        rows = self._connection.execute(
+            "SELECT trajectory_id, max(ordinal) FROM sona.learning_event WHERE space_id = %s AND loop = %s"
+            " AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
+            (self._space.space_id, LOOP, list(ids)),
+        ).fetchall()
+        return dict(rows)
+
+    def tasks(self) -> tuple[list[BaseTask], list[str]]:
+        """The tasks that are remembered, those that ended last at the end; and why others cannot be used."""
+        rows = self._connection.execute(
+            "SELECT snapshot_id, signature, layout, kind, fisher, anchor, samples, quality, times_met"
+            " FROM sona.fisher_snapshot WHERE space_id = %s ORDER BY updated_at, snapshot_id",
+            (self._space.space_id,),
+            binary=True,
+        ).fetchall()
+        tasks, refused = [], []
+        for row in rows:
+            try:
+                tasks.append(_task(row, self._space.dim))
+            except LearningError as error:
+                refused.append(str(error))
+        return tasks, refused
 
 
 class BaseTransaction:
@@ -139,6 +170,29 @@ class BaseTransaction:
         )
         return version
 
+    def write_tasks(self, tasks: Sequence[BaseTask], strength: float, most: int) -> None:
+        """Keep these tasks, each under its id, and no more than `most` of all, those that ended last."""
+        space_id = self._run.space.space_id
+        self._connection.cursor().executemany(
+            "INSERT INTO sona.fisher_snapshot AS f (space_id, snapshot_id, signature, layout, kind, fisher, anchor,"
+            " lambda, samples, quality, times_met) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (space_id, snapshot_id) DO UPDATE SET signature = excluded.signature,"
+            " layout = excluded.layout, kind = excluded.kind, fisher = excluded.fisher, anchor = excluded.anchor,"
+            " lambda = excluded.lambda, samples = excluded.samples, quality = excluded.quality,"
+            " times_met = excluded.times_met, updated_at = clock_timestamp()",
+            [
+                (space_id, t.id, t.signature, _layout(*t.fisher.shape), FISHER_KINDS[0], _bytes(t.fisher))
+                + (_bytes(np.vstack([t.frame, t.anchor])), strength, t.samples, t.quality, t.times_met)
+                for t in tasks
+            ],
+        )
+        self._connection.execute(
+            "DELETE FROM sona.fisher_snapshot WHERE space_id = %(space)s AND snapshot_id IN (SELECT snapshot_id"
+            " FROM sona.fisher_snapshot WHERE space_id = %(space)s ORDER BY updated_at DESC, snapshot_id DESC"
+            " OFFSET %(most)s)",
+            {"space": space_id, "most": most},
+        )
+
     def advance(self, reservoir: Sequence[uuid.UUID], state: bytes, *, has_judged: bool) -> None:
         """Note down that what was read is taken in, and whether by what was withheld something was decided.
 
@@ -161,6 +215,34 @@ class BaseTransaction:
             raise LockLost(
                 f"a user of space {self._run.space.name!r} was forgotten meanwhile: the base is computed again"
             )
+
+
+def _layout(rank: int, dim: int) -> str:
+    """Which numbers a snapshot holds, in which order."""
+    return f"base: anchor frame ({rank}, {dim}) then coordinates ({rank}, {dim}), Fisher of the coordinates"
+
+
+def _bytes(block: NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(block, dtype="<f4").tobytes()
+
+
+def _task(row: tuple[Any, ...], dim: int) -> BaseTask:
+    id, signature, layout, kind, fisher, anchor, samples, quality, times_met = row
+    rank = len(fisher) // (4 * dim)
+    fits = rank > 0 and len(fisher) == 4 * rank * dim and len(anchor) == 2 * len(fisher)
+    if not fits or layout != _layout(rank, dim) or kind not in FISHER_KINDS or len(signature) != dim:
+        raise LearningError(
+            f"Fisher snapshot {id} is of {layout!r}, kind {kind!r}, with {len(fisher)} and {len(anchor)} bytes, "
+            f"expected the layout {_layout(max(rank, 1), dim)!r}: delete it from sona.fisher_snapshot, and its task "
+            "is remembered anew when it comes again"
+        )
+    weights = np.frombuffer(anchor, dtype="<f4").reshape(2 * rank, dim).astype(np.float32)
+    information = np.frombuffer(fisher, dtype="<f4").reshape(rank, dim).astype(np.float32)
+    if not (np.isfinite(weights).all() and np.isfinite(information).all() and information.min() >= 0):
+        raise LearningError(
+            f"Fisher snapshot {id} holds NaN, infinity or negative information: delete it from sona.fisher_snapshot"
+        )
+    return BaseTask(id, unit(signature), weights[:rank], weights[rank:], information, samples, quality, times_met)
 
 
 def forget_base(connection: Connection, space: Space) -> None:

@@ -76,6 +76,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "max_lambda": (99.9, 1e10),
         "fisher_ema_decay": (-0.1, 1.0),
         "tolerated_loss": (0, 1e7),
+        "same_task": (-1.1, 1.1),
         "lambda_rate": (-0.1, 11.0),
         "learning_rate": (-1e-9, 1e7),
         "sparsity": (-0.1, 1e7),
