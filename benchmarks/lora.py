@@ -8,8 +8,10 @@ import numpy as np
 
 from benchmarks.harness import Row, compare
 from sona_pg.config import QueryAdapterConfig
-from sona_pg.kernels import empty_call, empty_call_views, reference
+from sona_pg.kernels import LowRank, empty_call, empty_call_views, reference
+from sona_pg.learning.base_lora import LoRALayer
 from sona_pg.learning.lora import MicroLoRA
+from sona_pg.learning.merging import merge
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.serving import Serving
 from sona_pg.types import FloatVector, LearningSignal
@@ -18,10 +20,10 @@ DIM = 384
 
 
 def run(*, quick: bool) -> list[Row]:
-    """Forward and update of both adapters."""
+    """Forward and update of the adapters, batches of the base LoRA, and maps put together."""
     rounds = 50 if quick else 300
     random = np.random.default_rng(0)
-    return [*_micro(random, rounds), *_adapter(random, rounds)]
+    return [*_micro(random, rounds), *_adapter(random, rounds), *_base(random, rounds), _merging(random, rounds)]
 
 
 def _micro(random: np.random.Generator, rounds: int) -> list[Row]:
@@ -82,6 +84,53 @@ def _micro(random: np.random.Generator, rounds: int) -> list[Row]:
 
     rows.append(compare("micro update", params, update, "NumPy", numpy_update, rounds=rounds, inner=200))
     return rows
+
+
+def _base(random: np.random.Generator, rounds: int) -> list[Row]:
+    found = []
+    for dim, rank, n in ((384, 8, 1), (384, 8, 256), (384, 8, 4096), (384, 16, 256), (1536, 16, 256)):
+        layer = LoRALayer(dim, rank, train_down=True)
+        layer.set_parameters(random.standard_normal(2 * rank * dim) * 0.05)
+        weights = layer.weights.copy()
+        x, g, sink = (random.standard_normal((n, dim), dtype=np.float32) for _ in range(3))
+        out = np.zeros((2 * rank, dim), dtype=np.float32)
+        for name, ours, rival in (
+            (
+                "base forward, batch",
+                lambda layer=layer, x=x, sink=sink: layer.forward_batch(x, sink),
+                lambda w=weights, rank=rank, x=x, sink=sink: sink.__iadd__((x @ w[:rank].T) @ w[rank:]),
+            ),
+            (
+                "base gradient, batch",
+                lambda layer=layer, x=x, g=g, out=out: layer.backward_batch(x, g, out),
+                lambda w=weights, x=x, g=g, out=out: out.__iadd__(reference.backward_batch(w, 1.0, x, g)),
+            ),
+            (
+                "base Fisher, batch",
+                lambda layer=layer, x=x, g=g, out=out: layer.fisher_batch(x, g, out),
+                lambda w=weights, x=x, g=g, out=out: out.__iadd__(reference.fisher_batch(w, 1.0, x, g)),
+            ),
+        ):
+            params: dict[str, int | float | str] = {"d": dim, "rank": rank, "n": n}
+            inner = max(1, 2000 // n)
+            found.append(compare(name, params, ours, "NumPy", rival, rounds=rounds // 2, inner=inner))
+    return found
+
+
+def _merging(random: np.random.Generator, rounds: int) -> Row:
+    """Base, adapter and micro-LoRA as one map, against the singular values of the dense matrix."""
+    maps = []
+    for rank in (16, 8, 2):
+        low_rank = LowRank(DIM, rank)
+        low_rank.load(random.standard_normal((2 * rank, DIM)) * 0.05)
+        maps.append(low_rank)
+
+    def dense() -> None:
+        total = sum(m.weights[: m.rank].T.astype(np.float64) @ m.weights[m.rank :] for m in maps)
+        np.linalg.svd(total)
+
+    params: dict[str, int | float | str] = {"d": DIM, "ranks": "16+8+2", "to": 16}
+    return compare("merge", params, lambda: merge(maps, 16), "dense SVD", dense, rounds=max(5, rounds // 30), inner=1)
 
 
 def _adapter(random: np.random.Generator, rounds: int) -> list[Row]:

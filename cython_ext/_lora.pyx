@@ -35,8 +35,9 @@ cdef extern from "listwise.h":
 cdef float LARGEST_SQUARE = 1e18
 MOST_NEGATIVES = 1 << 20
 LARGEST_POOL = 1 << 32
-# Rows that pass together: inputs and gradients of 64 samples stay in the cache of a core.
+# Inputs and gradients that pass together: at most 64 samples, and fewer where they would leave the cache of a core.
 cdef Py_ssize_t SAMPLES = 64
+cdef Py_ssize_t SAMPLE_FLOATS = 32768
 
 
 def aligned_zeros(Py_ssize_t rows, Py_ssize_t dim):
@@ -259,7 +260,7 @@ cdef class LowRank:
     cdef int _accumulate(self, const float[:, ::1] x, const float[:, ::1] gradient, float[:, ::1] out, float weight,
                          bint up_only, bint squares) except -1:
         cdef Py_ssize_t n = x.shape[0], d = self.dim, r = self.rank, begin, count, i
-        cdef Py_ssize_t expected = r if up_only else 2 * r
+        cdef Py_ssize_t expected = r if up_only else 2 * r, block = max(8, min(SAMPLES, SAMPLE_FLOATS // d))
         cdef const sona_simd *k = simd()
         cdef const float *row
         cdef float square
@@ -276,19 +277,19 @@ cdef class LowRank:
             k.dot_rows(&row, 1, row, d, &square)
             if not square < LARGEST_SQUARE:
                 raise InvalidInput("an input or gradient holds NaN, or is longer than 1e9: scale the vectors down")
-        cdef const float **samples = <const float **>malloc((2 * SAMPLES + 2 * r) * sizeof(void *))
-        cdef float *z = <float *>malloc(2 * SAMPLES * r * sizeof(float))
+        cdef const float **samples = <const float **>malloc((2 * block + 2 * r) * sizeof(void *))
+        cdef float *z = <float *>malloc(2 * block * r * sizeof(float))
         if samples == NULL or z == NULL:
             free(samples)
             free(z)
             raise MemoryError
-        cdef float **sums = <float **>(samples + 2 * SAMPLES)
+        cdef float **sums = <float **>(samples + 2 * block)
         for i in range(expected):
             sums[i] = &out[i, 0]
         with nogil:
             begin = 0
             while begin < n:
-                count = min(SAMPLES, n - begin)
+                count = min(block, n - begin)
                 # X A goes with the gradients, and G Bᵀ with the inputs.
                 for i in range(count):
                     samples[i] = &gradient[begin + i, 0]

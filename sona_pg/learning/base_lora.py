@@ -423,6 +423,8 @@ class BaseLoRA:
         """
         header, arrays = unpack_any(data, "base LoRA")
         try:
+            if not isinstance(header, dict):
+                raise TypeError("its header is no object")
             if header["base_lora"] != FILE_FORMAT:
                 raise ConfigError(f"format is {header['base_lora']!r}, expected {FILE_FORMAT}")
             dim, layers = header["dim"], header["layers"]

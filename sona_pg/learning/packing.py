@@ -50,8 +50,8 @@ def unpack(data: bytes, expected: Mapping[str, int], what: str) -> Arrays:
     return arrays
 
 
-def unpack_any(data: bytes, what: str) -> tuple[dict[str, int], Arrays]:
-    """Header and arrays of what `pack` gave, whatever it belongs to; the caller checks the header.
+def unpack_any(data: bytes, what: str) -> tuple[object, Arrays]:
+    """Header, any JSON, and arrays of what `pack` gave, whatever it belongs to: the caller checks both.
 
     Takes no more memory than the data have, whatever they claim.
 
@@ -69,9 +69,7 @@ def unpack_any(data: bytes, what: str) -> tuple[dict[str, int], Arrays]:
                 raise ValueError("it claims to be larger than it is")
         with np.load(io.BytesIO(archive), allow_pickle=False) as parts:
             arrays = {name: parts[name] for name in parts.files}
-        header = json.loads(arrays.pop("header").tobytes())
-        if not isinstance(header, dict):
-            raise TypeError("its header is no object")
+        header: object = json.loads(arrays.pop("header").tobytes())
     except (*_UNREADABLE, zipfile.BadZipFile) as cause:
         raise LearningError(f"the {what}'s state lacks a part ({cause}): deploy an earlier version") from cause
     return header, arrays

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import sona_pg
 from sona_pg import InstantLoopConfig, LoraConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
 from sona_pg.config import EvidenceConfig, PatternConfig, StrategyConfig, VerdictConfig
+from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import EdgeUpdate
 from sona_pg.store.search import Found
 from sona_pg.types import EMPTY, Answer, LearningSignal, QueryTrajectory, Score, SignalMetadata, TrajectoryStep
@@ -392,6 +393,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "QueryAdapter.__init__": {"items": st.just(np.eye(DIM, dtype=np.float32))},
     "QueryAdapter.learn": {"pool": st.just(np.eye(DIM, dtype=np.float32))},
     "QueryAdapter.load_state": {"state": st.builds(lambda: adapter().state())},
+    "QueryAdapter.stand_on": {"base": st.sampled_from((base().layers[0], base().layers[1]))},
     "ReasoningBank.__init__": _banks,
     "ReasoningBank.add_trajectory": {
         "trajectory": good_trajectories,
@@ -463,6 +465,7 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "MicroLoRA.load_state": {"state": _state_of(micro)},
     "QueryAdapter.__init__": {"config": st.sampled_from((QueryAdapterConfig(rank=5), QueryAdapterConfig(rank=4)))},
     "QueryAdapter.load_state": {"state": _state_of(adapter)},
+    "QueryAdapter.stand_on": {"base": st.sampled_from((LowRank(DIM, 1), LowRank(DIM + 1, 1)))},
     "ReasoningBank.__init__": _banks,
     "ReasoningBank.add_trajectory": {"trajectory": st.one_of(typed_trajectories, anything)},
     "ReasoningBank.import_": {"exported": st.one_of(_damaged_export(), anything)},

@@ -55,6 +55,15 @@ def test_batch_is_the_sum_over_its_samples(isa: str, dim: int, squares: bool, rn
                 assert bits(out) == bits(before)
 
 
+@pytest.mark.parametrize("squares", [False, True])
+def test_wide_samples_pass_in_smaller_blocks(isa: str, squares: bool, rng: np.random.Generator) -> None:
+    weights, x, g = some(rng, 6, 5001), some(rng, 19, 5001), some(rng, 19, 5001)
+    out = np.zeros((6, 5001), np.float32)
+    (make(weights).fisher_batch if squares else make(weights).backward_batch)(x, g, out)
+    step, bound = exact(weights, 1.0, x, g, squares)
+    assert (np.abs(out - step) <= bound).all()
+
+
 def test_of_a_frozen_down_projection_no_gradient_is_taken(isa: str, dim: int, rng: np.random.Generator) -> None:
     for rank in RANKS:
         low_rank, x, g = make(some(rng, 2 * rank, dim), 0.7), some(rng, 70, dim), some(rng, 70, dim)
