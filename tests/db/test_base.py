@@ -57,6 +57,8 @@ class World:
     def __init__(self, url: str, name: str, seed: int = 0) -> None:
         self.url, self.rng = url, np.random.default_rng(seed)
         self.items = _unit(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [1.0] * (DIM - 8)))
+        self.moved = np.zeros(DIM)
+        """What all queries have in common."""
         table = f"public.base_{next(_tables)}"
         with connect(url) as connection:
             connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
@@ -73,7 +75,7 @@ class World:
     def ask(self, item: int) -> Vector:
         query, x, y = self.items[item].copy(), self.items[item, 0:8:2], self.items[item, 1:8:2]
         query[0:8:2], query[1:8:2] = 0.4 * x - 0.9 * y, 0.9 * x + 0.4 * y
-        return _unit(query + 0.05 * self.rng.standard_normal(DIM))
+        return _unit(query + 0.05 * self.rng.standard_normal(DIM) + self.moved)
 
     def teach(self, events: int, user: str | None = None, *, shuffled: bool = False) -> None:
         wanted = self.rng.integers(0, ITEMS // 2, events)
@@ -347,3 +349,56 @@ def test_a_table_of_items_that_is_gone_stops_no_cycle(world: World, connection: 
     world.teach(60)
     connection.execute(psycopg.sql.SQL("DROP TABLE {}").format(psycopg.sql.SQL(f"public.base_{next(_tables) - 1}")))
     assert world.cycle()["base"] == "kept"
+
+
+def _snapshots(connection: Connection, world: World) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        "SELECT snapshot_id, times_met, samples, kind, quality FROM sona.fisher_snapshot f"
+        " JOIN sona.space s USING (space_id) WHERE s.name = %s ORDER BY 1",
+        (world.engine.space.name,),
+    ).fetchall()
+
+
+def test_a_task_that_ends_is_remembered_and_known_again_when_it_comes_back(
+    world: World, connection: Connection
+) -> None:
+    here, there = 1.5 * np.eye(DIM)[20], -1.5 * np.eye(DIM)[21]
+    world.moved = here
+    world.teach(150)
+    assert world.cycle()["tasks_ended"] == 0
+    world.teach(100)
+    world.cycle()
+    world.moved = there
+    world.teach(150)
+    facts = world.cycle()
+    assert (facts["tasks_ended"], facts["tasks_held"]) == (1, 1)
+    ((id, times_met, samples, kind, quality),) = _snapshots(connection, world)
+    assert (id, times_met, kind) == (1, 1, "empirical")
+    assert 150 <= samples <= 260
+    assert 0 < quality <= 1
+    world.moved = here
+    world.teach(150)
+    facts = world.cycle()
+    # The other one has ended by now, and what is at hand is no stranger: it is not held against itself.
+    assert (facts["tasks_ended"], facts["tasks_held"]) == (1, 1)
+    assert [row[:2] for row in _snapshots(connection, world)] == [(1, 1), (2, 1)]
+    world.moved = there
+    world.teach(150)
+    world.cycle()
+    assert [row[:2] for row in _snapshots(connection, world)] == [(1, 2), (2, 1)]
+
+
+def test_a_snapshot_of_another_layout_is_left_aside_and_stated(world: World, connection: Connection) -> None:
+    world.teach(100)
+    world.cycle()
+    connection.execute(
+        "INSERT INTO sona.fisher_snapshot (space_id, snapshot_id, signature, layout, kind, fisher, anchor, lambda,"
+        " samples, quality) VALUES (%s, 7, %s, 'something else', 'empirical', 'ab', 'abcd', 1, 1, 0.5)",
+        (world.engine.space.space_id, world.ask(0)),
+    )
+    world.teach(100)
+    facts = world.cycle()
+    (refused,) = facts["tasks_refused"]
+    assert "snapshot 7" in refused
+    assert "something else" in refused
+    assert facts["base"] == "published"
