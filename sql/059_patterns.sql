@@ -19,7 +19,8 @@ CREATE OR REPLACE FUNCTION sona.find_patterns(space text, query @vector@.vector,
 RETURNS TABLE (pattern_id bigint, similarity double precision, cluster_size bigint, support bigint,
                avg_quality double precision, confidence double precision, best_strategy text, title text, description text,
                content text)
-LANGUAGE plpgsql STABLE
+-- Of the 1000 that are usual, who joins them with the patterns would read all patterns.
+LANGUAGE plpgsql STABLE ROWS 10
 SET search_path = pg_catalog, sona, pg_temp
 -- In its order, so that what the index gives is sorted.
 SET hnsw.iterative_scan = 'strict_order'

@@ -708,6 +708,6 @@ def test_the_queries_of_the_page_run(
     )
     _cycle(patterns_url, engine)
     statements = [statement for statement in block.split(";") if statement.strip()]
-    assert len(statements) == 9
+    assert len(statements) == 11
     for statement in statements:
         assert connection.execute(statement).fetchall(), statement  # type: ignore[arg-type]
