@@ -1,7 +1,7 @@
 """The background loop: a cycle over outcomes of which all are new, then a tenth, and what it takes in memory.
 
 The rival of a cycle is reading the same vectors, and making nothing of them; of its memory, what these take; of a
-search among patterns, the bare query. Microseconds, and KiB.
+search among patterns, the bare query, among many with the index of these. Microseconds, and KiB.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.bank_worlds import Floats, embeddings, noisy
 from benchmarks.harness import Row, row
 from benchmarks.postgres import SPACE, benchmark_engine
+from sona_pg import SonaEngine
 from sona_pg.config import BackgroundConfig, StoreConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
@@ -43,6 +45,8 @@ def run(*, quick: bool) -> list[Row]:
         rows += _cycle(connection, coordinator, space_id, {"outcomes": n, "new": n // 10, "dim": DIM})
         coordinator.close()
         rows.append(_search(connection, space_id, noisy(source, 200, DIM, 2)))
+        connection.execute("DELETE FROM sona.pattern WHERE space_id = %s", (space_id,))
+        rows += _search_many(connection, engine, noisy(source, n, DIM, 3), noisy(source, 1000, DIM, 4))
     return rows
 
 
@@ -145,3 +149,55 @@ def _search(connection: Connection, space_id: int, queries: Floats) -> Row:
     ((patterns,),) = connection.execute("SELECT count(*) FROM sona.pattern WHERE space_id = %s", (space_id,)).fetchall()
     ours, rival = map(np.array, times)
     return row("find_patterns", {"patterns": patterns, "dim": DIM}, ours, "the bare query", rival)
+
+
+def _search_many(connection: Connection, engine: SonaEngine, centroids: Floats, queries: Floats) -> Iterator[Row]:
+    """Through the index of so many patterns, beside the bare query with that index, as wide; and how much is found."""
+    space_id = engine.space.space_id
+    columns = "space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence, support"
+    with connection.cursor().copy(f"COPY sona.pattern ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["int8", "int8", "vector", "int8", "float8", "float8", "float8", "int8"])
+        for id, centroid in enumerate(centroids):
+            copy.write_row((space_id, id, centroid, 5, 5.0, 0.5, 0.5, 5))
+    connection.execute("SET maintenance_work_mem = '1GB'")
+    connection.execute("SELECT sona.index_patterns(%s)", (SPACE,))
+    connection.execute("VACUUM ANALYZE sona.pattern")
+    connection.execute("SET hnsw.iterative_scan = strict_order")
+    connection.execute("SET hnsw.ef_search = 100")
+    # The very expression of the index.
+    bare = (
+        f"SELECT {{}} FROM sona.pattern WHERE space_id = %s ORDER BY centroid::vector({DIM}) <=> %(query)s LIMIT 10"
+    ).replace("%s", str(space_id))
+    found = "pattern_id, {}, cluster_size, support, avg_quality, confidence, best_strategy, title, description, content"
+    ours = f"SELECT {found.format('similarity')} FROM sona.find_patterns('{SPACE}', %(query)s, 10)"
+    same = bare.format(found.format("1 - (centroid <=> %(query)s)"))
+
+    def fetch(statement: str, query: NDArray[np.float32]) -> list[tuple[int, ...]]:
+        return connection.execute(statement.encode(), {"query": query}, binary=True).fetchall()
+
+    hits = [
+        len({row[0] for row in fetch(ours, query)} & set(np.argpartition(-(centroids @ query), 10)[:10].tolist()))
+        for query in queries
+    ]
+    params: dict[str, int | float | str] = {
+        "patterns": len(centroids),
+        "dim": DIM,
+        "recall@10": round(float(np.mean(hits)) / 10, 4),
+    }
+    calls: tuple[tuple[str, Callable[[NDArray[np.float32]], object], Callable[[NDArray[np.float32]], object]], ...] = (
+        ("sona.find_patterns", lambda query: fetch(ours, query), lambda query: fetch(same, query)),
+        (
+            "SonaEngine.find_patterns",
+            lambda query: engine.find_patterns(query, 10),
+            lambda query: fetch(bare.format("*"), query),
+        ),
+    )
+    for name, call, rival in calls:
+        times: tuple[list[float], list[float]] = ([], [])
+        # Each call has a query of its own: one that was just asked is in the caches.
+        for pair in zip(queries, np.roll(queries, len(queries) // 2, axis=0), strict=True):
+            for query, work, spent in zip(pair, (call, rival), times, strict=True):
+                began = time.perf_counter()
+                work(query)
+                spent.append((time.perf_counter() - began) * 1e6)
+        yield row(name, params, np.array(times[0]), "the bare query, of the same columns", np.array(times[1]))

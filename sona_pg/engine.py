@@ -43,7 +43,7 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import improvement, patterns, spaces, strategist, versions
+from sona_pg.store import improvement, pattern_search, spaces, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.improvement import ImprovementMetrics
@@ -506,7 +506,7 @@ class SonaEngine:
         _check_k(k)
         vector = as_vector(query, self._space.dim, "query")
         with self._search.connection() as connection:
-            found = patterns.find_patterns(connection, self._space, vector, k)
+            found = pattern_search.find_patterns(connection, self._space, vector, k)
         self._accesses.found(pattern.id for pattern, _ in found)
         return found
 
@@ -544,7 +544,7 @@ class SonaEngine:
         vector = as_vector(query, self._space.dim, "query")
         given = {} if defaults is None else private_json(defaults, "defaults")
         with self._search.connection() as connection:
-            near, width = patterns.near_patterns(connection, self._space, vector, k)
+            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
         self._accesses.found(pattern.id for pattern in near)
         return optimized_params(near, width, given)
 

@@ -3,8 +3,8 @@
 CREATE OR REPLACE FUNCTION sona._indexed_type(dim integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 -- HNSW takes vectors of up to 2000 components, and 4000 of half precision.
-RETURN CASE WHEN dim <= 2000 THEN format('@vector@.vector(%s)', dim)
-            WHEN dim <= 4000 THEN format('@vector@.halfvec(%s)', dim) ELSE '@vector@.vector' END;
+RETURN CASE WHEN dim <= 2000 THEN '@vector@.vector(' || dim::text || ')'
+            WHEN dim <= 4000 THEN '@vector@.halfvec(' || dim::text || ')' ELSE '@vector@.vector' END;
 COMMENT ON FUNCTION sona._indexed_type IS 'Type under which vectors of a dimension are indexed.';
 
 CREATE OR REPLACE FUNCTION sona._indexed_embedding(dim integer) RETURNS text

@@ -5,51 +5,62 @@ LANGUAGE sql STABLE PARALLEL SAFE
 RETURN to_regclass('sona.pattern_hnsw_' || space_id);
 COMMENT ON FUNCTION sona._patterns_index IS 'The HNSW index of the patterns of a space; NULL where it has none.';
 
-CREATE OR REPLACE FUNCTION sona._indexed_patterns(space_id bigint, dim integer) RETURNS text
+CREATE OR REPLACE FUNCTION sona._indexed_patterns(space_id bigint, dim integer, columns text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
--- Literals: a partial index on an expression serves only the very same expression and predicate.
-RETURN format(
-    'SELECT ARRAY(SELECT p.pattern_id FROM sona.pattern p WHERE p.space_id = %s'
-    ' ORDER BY (p.centroid::%s) OPERATOR(@vector@.<=>) $1::%2$s LIMIT $2)',
-    coalesce(space_id, 0), sona._indexed_type(dim));
+-- Literals: a partial index on an expression serves only the very same expression and predicate. Not format(), which is
+-- no part of an expression that is put together in line.
+RETURN 'SELECT ' || columns || ' FROM sona.pattern p WHERE p.space_id = ' || coalesce(space_id, 0)::text
+    || ' ORDER BY (p.centroid::' || sona._indexed_type(dim) || ') OPERATOR(@vector@.<=>) $1::' || sona._indexed_type(dim)
+    || ' LIMIT $2';
 COMMENT ON FUNCTION sona._indexed_patterns IS
-    'A statement that finds, through the index of a space, the ids of the $2 patterns nearest to $1.';
+    'A statement that finds, through the index of a space, the $2 patterns p nearest to $1.';
 
 CREATE OR REPLACE FUNCTION sona.find_patterns(space text, query @vector@.vector, k integer DEFAULT 5)
 RETURNS TABLE (pattern_id bigint, similarity double precision, cluster_size bigint, support bigint,
                avg_quality double precision, confidence double precision, best_strategy text, title text, description text,
                content text)
-LANGUAGE plpgsql STABLE
+-- Of the 1000 that are usual, who joins them with the patterns would read all patterns.
+LANGUAGE plpgsql STABLE ROWS 10
 SET search_path = pg_catalog, sona, pg_temp
-SET hnsw.iterative_scan = 'relaxed_order' AS $$
+-- In its order, so that what the index gives is sorted.
+SET hnsw.iterative_scan = 'strict_order'
+-- Centroids lie in clumps, of which the usual 40 miss some.
+SET hnsw.ef_search = 100 AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE := sona._searched_space(find_patterns.space, query, k);
-    ef_search text;
-    ids bigint[];
+    nearest text;
+    found bigint := 0;
+    ids bigint[] := '{}';
 BEGIN
-    IF sona._patterns_index(s.space_id) IS NOT NULL THEN
-        ef_search := sona._widen_search(k);
-        EXECUTE sona._indexed_patterns(s.space_id, s.dim) INTO ids USING query, k;
-        PERFORM set_config('hnsw.ef_search', ef_search, true);
+    -- hnsw.ef_search is 1000 at most, and a scan that goes on for more finds less and less.
+    IF k <= 1000 AND sona._patterns_index(s.space_id) IS NOT NULL THEN
+        -- Set back when this function ends.
+        IF k > 100 THEN PERFORM sona._widen_search(k); END IF;
+        nearest := sona._indexed_patterns(
+            s.space_id, s.dim,
+            'p.pattern_id, coalesce(1 - nullif(p.centroid OPERATOR(@vector@.<=>) $1, ''NaN''), 0) AS similarity,'
+            ' p.cluster_size, p.support, p.avg_quality, p.confidence, p.best_strategy, p.title, p.description, p.content');
+        -- What is indexed by half is sorted in full.
+        IF s.dim > 2000 THEN
+            nearest := 'SELECT * FROM (' || nearest || ') n ORDER BY n.similarity DESC, n.pattern_id';
+        END IF;
+        -- One level, and only what is returned: this is planned at every call.
+        RETURN QUERY EXECUTE nearest USING query, k;
+        GET DIAGNOSTICS found = ROW_COUNT;
+        IF found > 0 AND found < k THEN
+            EXECUTE 'SELECT ARRAY(' || sona._indexed_patterns(s.space_id, s.dim, 'p.pattern_id') || ')'
+            INTO ids USING query, k;
+        END IF;
+        IF found = k THEN RETURN; END IF;
     END IF;
-    -- A query without a direction is unrelated to all.
-    IF cardinality(ids) = find_patterns.k THEN
-        -- An index that goes on after its first rows returns almost in order.
-        RETURN QUERY
-        SELECT n.pattern_id, coalesce(1 - nullif(n.away, 'NaN'), 0), n.cluster_size, n.support, n.avg_quality,
-               n.confidence, n.best_strategy, n.title, n.description, n.content
-        FROM (SELECT p.*, p.centroid OPERATOR(@vector@.<=>) find_patterns.query AS away FROM sona.pattern p
-              WHERE p.space_id = s.space_id AND p.pattern_id = ANY (ids)) n
-        ORDER BY n.away, n.pattern_id;
-        RETURN;
-    END IF;
-    -- No index, or one that has given up before it had found as many as are asked for.
+    -- All of them, where there is no index; else what it has not found. A query without a direction is unrelated to all.
     RETURN QUERY
     SELECT n.pattern_id, coalesce(1 - nullif(n.away, 'NaN'), 0), n.cluster_size, n.support, n.avg_quality, n.confidence,
            n.best_strategy, n.title, n.description, n.content
     FROM (SELECT p.*, p.centroid OPERATOR(@vector@.<=>) find_patterns.query AS away FROM sona.pattern p
-          WHERE p.space_id = s.space_id ORDER BY away, p.pattern_id LIMIT find_patterns.k) n
+          WHERE p.space_id = s.space_id AND p.pattern_id <> ALL (ids) ORDER BY away, p.pattern_id
+          LIMIT find_patterns.k - found) n
     ORDER BY n.away, n.pattern_id;
 END $$;
 COMMENT ON FUNCTION sona.find_patterns IS

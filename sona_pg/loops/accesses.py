@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from sona_pg.config import StoreConfig
 from sona_pg.errors import PermissionDenied, SonaError
 from sona_pg.store.connection import Connection
-from sona_pg.store.patterns import count_accesses
+from sona_pg.store.pattern_search import count_accesses
 from sona_pg.store.spaces import Space
 
 log = logging.getLogger("sona_pg")

@@ -12,7 +12,6 @@ from psycopg.types.json import Jsonb
 from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.recommendation import Best, NearPattern
 from sona_pg.learning.resumed_bank import Advance
 from sona_pg.learning.verdicts import Verdict
 from sona_pg.store.connection import Connection, transaction, translated
@@ -172,36 +171,41 @@ class PatternReader:
 
     def patterns(self) -> dict[int, LearnedPattern]:
         """All patterns, by id, without their text: that is the application's, and may be long."""
-        return read_patterns(self._connection, self._space, with_text=False)
+        return read_patterns(self._connection, self._space)
 
     def verdicts(self) -> dict[int, dict[str, Verdict]]:
         """All verdicts, by pattern and parameter."""
         return read_verdicts(self._connection, self._space)
 
 
-def read_patterns(
-    connection: Connection, space: Space, ids: Sequence[int] | None = None, *, with_text: bool = True
-) -> dict[int, LearnedPattern]:
-    """Patterns by id, all of them if no ids are given."""
+_COLUMNS = (
+    "p.pattern_id, p.centroid, p.cluster_size, p.total_weight, p.avg_quality, p.confidence, p.support, p.best_strategy,"
+    " p.abstraction_level, p.children, coalesce(a.access_count, 0),"
+    " extract(epoch FROM coalesce(a.last_accessed, p.created_at))::float8, extract(epoch FROM p.created_at)::float8,"
+    " extract(epoch FROM p.updated_at)::float8, extract(epoch FROM p.decayed_at)::float8"
+)
+
+PATTERN_COLUMNS = f"{_COLUMNS}, p.title, p.description, p.content"
+"""What `pattern_of` makes a pattern of: of a pattern p, and of its pattern_access a."""
+
+
+def read_patterns(connection: Connection, space: Space, ids: Sequence[int] | None = None) -> dict[int, LearnedPattern]:
+    """Patterns by id, all of them if no ids are given; without their text."""
     with translated():
         rows = connection.execute(
-            "SELECT p.pattern_id, p.centroid, p.cluster_size, p.total_weight, p.avg_quality, p.confidence, p.support,"
-            " p.best_strategy, CASE WHEN %(text)s THEN p.title END, CASE WHEN %(text)s THEN p.description END,"
-            " CASE WHEN %(text)s THEN p.content END, p.abstraction_level, p.children, coalesce(a.access_count, 0),"
-            " extract(epoch FROM coalesce(a.last_accessed, p.created_at))::float8,"
-            " extract(epoch FROM p.created_at)::float8, extract(epoch FROM p.updated_at)::float8,"
-            " extract(epoch FROM p.decayed_at)::float8"
-            " FROM sona.pattern p LEFT JOIN sona.pattern_access a USING (space_id, pattern_id)"
+            f"SELECT {_COLUMNS} FROM sona.pattern p LEFT JOIN sona.pattern_access a USING (space_id, pattern_id)"
             " WHERE p.space_id = %(space)s AND (%(all)s OR p.pattern_id = ANY(%(ids)s)) ORDER BY p.pattern_id",
-            {"space": space.space_id, "all": ids is None, "ids": list(ids or []), "text": with_text},
+            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
             binary=True,
         ).fetchall()
-    return {row[0]: _pattern(row) for row in rows}
+    return {row[0]: pattern_of(row) for row in rows}
 
 
-def _pattern(row: tuple[Any, ...]) -> LearnedPattern:
-    id, centroid, size, weight, quality, confidence, support, strategy, title, description, content, *rest = row
-    level, children, accesses, accessed, created, updated, decayed = rest
+def pattern_of(row: Sequence[Any]) -> LearnedPattern:
+    """A pattern from its columns, with or without text."""
+    id, centroid, size, weight, quality, confidence, support, strategy, level, children, *rest = row
+    accesses, accessed, created, updated, decayed, *text = rest
+    title, description, content = text or (None, None, None)
     return LearnedPattern(
         id=id,
         centroid=centroid,
@@ -261,7 +265,7 @@ def write_advance(
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
-    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned], with_text=False)
+    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned])
     gone = list(before)
     cursor = connection.cursor()
     # Texts are the application's: somebody may have attached one since they were read.
@@ -411,55 +415,3 @@ def index_patterns(connection: Connection, space: Space, config: StoreConfig) ->
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
     row = connection.execute("SELECT sona.index_patterns(%s, %s)", (space.name, config.exact_search_rows)).fetchone()
     return row is not None and bool(row[0])
-
-
-def find_patterns(
-    connection: Connection, space: Space, query: FloatVector, k: int
-) -> list[tuple[LearnedPattern, float]]:
-    """The k patterns nearest to a query (dim,) by cosine, nearest first, with the cosine."""
-    with transaction(connection):
-        near = connection.execute(
-            "SELECT pattern_id, similarity FROM sona.find_patterns(%s, %s, %s)", (space.name, query, k)
-        ).fetchall()
-        patterns = read_patterns(connection, space, [id for id, _ in near])
-    return [(patterns[id], similarity) for id, similarity in near if id in patterns]
-
-
-def near_patterns(connection: Connection, space: Space, query: FloatVector, k: int) -> tuple[list[NearPattern], float]:
-    """The k patterns nearest to a query (dim,) with what they recommend, and the similarity width to weigh them by.
-
-    No pattern is near before a cycle has said by what it recommends.
-    """
-    with translated():
-        rows = connection.execute(
-            "SELECT n.pattern_id, n.similarity, v.parameter, v.best_value, v.best_confidence, v.best_value IS NULL,"
-            " (p.settings ->> 'similarity_width')::float8 FROM sona.find_patterns(%(name)s, %(query)s, %(k)s) n"
-            " JOIN sona.pattern_state p ON p.space_id = %(space)s AND p.settings IS NOT NULL"
-            " LEFT JOIN sona.verdict v ON v.space_id = p.space_id AND v.pattern_id = n.pattern_id",
-            {"name": space.name, "space": space.space_id, "query": query, "k": k},
-        ).fetchall()
-    near: dict[int, NearPattern] = {}
-    best: dict[int, dict[str, Best | None]] = {}
-    for id, cosine, parameter, value, confidence, has_none, _ in rows:
-        near.setdefault(id, NearPattern(id, cosine, best.setdefault(id, {})))
-        if parameter is not None:
-            best[id][parameter] = None if has_none else (value, confidence)
-    return list(near.values()), rows[0][-1] if rows else 1.0
-
-
-def count_accesses(connection: Connection, space: Space, counts: Mapping[int, int], config: StoreConfig) -> None:
-    """Add how often patterns were found, by id; those that are gone are left out.
-
-    Raises
-    ------
-    DatabaseBusy
-        If a cycle merges some of them and takes too long; nothing is counted.
-    PermissionDenied
-        If this role may only read the space.
-    """
-    with transaction(connection):
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
-        connection.execute(
-            "SELECT sona._count_accesses(%s, %s::bigint[], %s::bigint[])",
-            (space.space_id, list(counts), list(counts.values())),
-        )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
 from sona_pg import DimensionMismatch, InvalidInput, PermissionDenied, SonaEngine, SpaceConfig, StoreConfig
-from sona_pg.config import BackgroundConfig, PatternConfig, WorkerConfig
+from sona_pg.config import BackgroundConfig, PatternConfig, VerdictConfig, WorkerConfig
 from sona_pg.loops import background
 from sona_pg.loops.background import BACKGROUND, background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
@@ -105,11 +105,13 @@ def _ask(
     return ids
 
 
-def _cycle(url: str, engine: SonaEngine, loop: Loop = SMALL) -> tuple[str, dict[str, int], str | None]:
+def _cycle(
+    url: str, engine: SonaEngine, loop: Loop = SMALL, store: StoreConfig | None = None
+) -> tuple[str, dict[str, int], str | None]:
     """A cycle that is asked for: its state, facts and reason."""
     with connect(url) as connection:
         connection.execute("SELECT sona.run_cycle(%s, 'background')", (engine.space.name,))
-        coordinator = LoopCoordinator(Database(url, StoreConfig()), loop, WorkerConfig())
+        coordinator = LoopCoordinator(Database(url, store or StoreConfig()), loop, WorkerConfig())
         assert coordinator.step() >= 1
         coordinator.close()
         (found,) = connection.execute(
@@ -537,6 +539,122 @@ def test_nothing_is_lost_and_nothing_counts_twice_whoever_dies(
     assert set(_verdicts(connection, engine).values()) == {50}
 
 
+def test_a_cycle_adds_up_what_was_counted_and_keeps_what_was_counted_meanwhile(
+    patterns_url: str,
+    connection: Connection,
+    engine: SonaEngine,
+    topics: Vector,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _ask(engine, topics, rng, 80)
+    _cycle(patterns_url, engine)
+    space_id, kept = engine.space.space_id, _nearest(connection, engine, topics[0])
+    connection.execute(
+        "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence,"
+        " support) SELECT space_id, 99, centroid, 10, 10, 0.9, 0.5, 10 FROM sona.pattern WHERE pattern_id = %s",
+        (kept,),
+    )
+    connection.execute("UPDATE sona.pattern_state SET last_id = 99")
+    count = "SELECT sona._count_accesses(%s, %s, %s)"
+    connection.execute(count, (space_id, [kept, 99], [2, 3]))
+    before = background.write_advance
+
+    def late(connection: Connection, run: Run, *rest: object) -> None:
+        with connect(patterns_url) as other:
+            other.execute(count, (space_id, [kept, 99], [10, 20]))
+        before(connection, run, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(background, "write_advance", late)
+    _ask(engine, topics, rng, 40)
+    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    counts = dict(_patterns(connection, engine, "pattern_id, access_count"))
+    assert counts == {id: 35 if id == kept else 0 for id in (1, 2, 3, 4)}
+    left = connection.execute("SELECT pattern_id FROM sona.pattern_access WHERE space_id = %s", (space_id,)).fetchall()
+    assert left == [(kept,)], "what is gone leaves no count"
+
+
+def test_what_is_bad_and_old_stays_while_it_is_used(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    _ask(engine, topics, rng, 80, quality=lambda *_: 0.1)
+    _cycle(patterns_url, engine)
+    long_ago = "now() - interval '60 days'"
+    connection.execute(f"UPDATE sona.pattern SET created_at = {long_ago}, updated_at = {long_ago}")
+    often, lately, unused, fed = (_nearest(connection, engine, topic) for topic in topics)
+    connection.execute("SELECT sona._count_accesses(%s, %s, '{5,1}')", (engine.space.space_id, [often, lately]))
+    connection.execute(f"UPDATE sona.pattern_access SET last_accessed = {long_ago} WHERE pattern_id = %s", (often,))
+    loop = background_loop(BackgroundConfig(minimum=1, max_trajectories=20))
+    _ask(engine, topics[3:], rng, 20, quality=lambda *_: 0.1)
+    assert _cycle(patterns_url, engine, loop)[1]["pruned"] == 1
+    assert [id for (id,) in _patterns(connection, engine, "pattern_id")] == sorted({often, lately, fed})
+    assert unused not in (often, lately, fed)
+
+
+def test_other_settings_recommend_anew_without_news(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    def metadata(topic: int, i: int) -> dict[str, Json]:
+        return {"parameters": {"model": "ab"[i // TOPICS % 2]}}
+
+    _ask(engine, topics, rng, 240, metadata, lambda topic, i: 0.8 if i // TOPICS % 2 == topic % 2 else 0.4)
+    _cycle(patterns_url, engine)
+    in_sql = "SELECT value, source[1] FROM sona.optimized_params(%s, %s) WHERE parameter = 'model'"
+    for topic, centre in enumerate(topics):
+        rows = connection.execute(in_sql, (engine.space.name, centre)).fetchall()
+        assert rows == [("ab"[topic % 2], _nearest(connection, engine, centre))]
+    assert _cycle(patterns_url, engine, BACKGROUND)[0] == "skipped"
+    careful = background_loop(verdicts=VerdictConfig(min_support=1000))
+    state, facts, _ = _cycle(patterns_url, engine, careful)
+    assert (state, facts["new"]) == ("done", 0)
+    assert connection.execute(in_sql, (engine.space.name, topics[0])).fetchall() == [(None, None)]
+    assert engine.optimized_params(topics[0])["model"].source == ()
+    assert _cycle(patterns_url, engine, careful)[0] == "skipped"
+
+
+def test_levels_and_children_are_kept(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    _ask(engine, topics, rng, 80)
+    _cycle(patterns_url, engine)
+    assert _patterns(connection, engine, "abstraction_level, children") == [(0, [])] * TOPICS
+    kept = _nearest(connection, engine, topics[0])
+    # A pattern of patterns, and a second one of the first topic that will be merged into it.
+    connection.execute(
+        "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence,"
+        " support, abstraction_level, children) SELECT space_id, g.id, CASE g.level WHEN 0 THEN centroid ELSE"
+        " l2_normalize(centroid + %s) END, 10, 10, 0.9, 0.5, 10, g.level, g.children FROM sona.pattern,"
+        " (VALUES (98, 0, '{}'::bigint[]), (99, 1, ARRAY[98, 2])) g (id, level, children) WHERE pattern_id = %s",
+        (topics[1], kept),
+    )
+    connection.execute("UPDATE sona.pattern_state SET last_id = 99")
+    _ask(engine, topics, rng, 40)
+    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    assert _patterns(connection, engine, "pattern_id, abstraction_level, children")[-1] == (99, 1, [kept, 2])
+    found = {pattern.id: pattern for pattern, _ in engine.find_patterns(topics[0], 5)}
+    assert (found[99].abstraction_level, found[99].children) == (1, (kept, 2))
+
+
+def test_a_cycle_makes_the_index_and_forgetting_drops_it(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    store = StoreConfig(exact_search_rows=TOPICS - 1)
+    has_index = "SELECT sona._patterns_index(%s) IS NOT NULL"
+    for topic, made in ((topics[:3], False), (topics, True), (topics, False)):
+        _ask(engine, topic, rng, 40, user="ann")
+        assert _cycle(patterns_url, engine, store=store)[1]["indexed"] is made
+    assert connection.execute(has_index, (engine.space.space_id,)).fetchall() == [(True,)]
+    _ask(engine, topics[:1], rng, 5, user="eve")
+    assert engine.forget("eve").patterns == 0
+    assert connection.execute(has_index, (engine.space.space_id,)).fetchall() == [(True,)]
+    assert engine.forget("ann").patterns == TOPICS
+    assert connection.execute(has_index, (engine.space.space_id,)).fetchall() == [(False,)]
+    counted = connection.execute(
+        "SELECT count(*) FROM sona.pattern_access WHERE space_id = %s", (engine.space.space_id,)
+    )
+    assert counted.fetchall() == [(0,)]
+
+
 def test_decayed_weight_is_not_written_for_nothing(
     patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
@@ -590,6 +708,6 @@ def test_the_queries_of_the_page_run(
     )
     _cycle(patterns_url, engine)
     statements = [statement for statement in block.split(";") if statement.strip()]
-    assert len(statements) == 9
+    assert len(statements) == 11
     for statement in statements:
         assert connection.execute(statement).fetchall(), statement  # type: ignore[arg-type]

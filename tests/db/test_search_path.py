@@ -117,7 +117,7 @@ CALLS = {
     "grant_space": "SELECT sona.grant_space({space}, 'sona_app', false)",
     "describe_pattern": "SELECT sona.describe_pattern({space}, 1, 'a', 'b', 'c')",
     "_patterns_index": "SELECT sona._patterns_index({space_id})::pg_catalog.oid",
-    "_indexed_patterns": "SELECT sona._indexed_patterns({space_id}, 3) IS NULL",
+    "_indexed_patterns": "SELECT sona._indexed_patterns({space_id}, 3, 'p.support') IS NULL",
     "_index_patterns": f"SELECT sona._index_patterns({{space_id}}, {DIM}, {{login}})",
     "_drop_patterns_index": "SELECT sona._drop_patterns_index({space_id}, {login})",
     "_count_accesses": "SELECT sona._count_accesses({space_id}, '{{1,2}}', '{{3,4}}')",
