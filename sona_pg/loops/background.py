@@ -9,17 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sona_pg.config import (
-    BACKGROUND_SCHEDULE,
-    BackgroundConfig,
-    BaseTrainingConfig,
-    BoundaryConfig,
-    EwcConfig,
-    GateConfig,
-    PatternConfig,
-    VerdictConfig,
-)
+from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, VerdictConfig
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.loops.base import BasePhase
@@ -133,21 +125,16 @@ def background_loop(
     config: BackgroundConfig | None = None,
     patterns: PatternConfig | None = None,
     verdicts: VerdictConfig | None = None,
-    training: BaseTrainingConfig | None = None,
-    gate: GateConfig | None = None,
-    ewc: EwcConfig | None = None,
-    boundary: BoundaryConfig | None = None,
+    base: BaseConfig | None = None,
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
     bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
     index = _Index()
-    base = BasePhase(
-        training or BaseTrainingConfig(), gate or GateConfig(), ewc or EwcConfig(), boundary or BoundaryConfig()
-    )
+    publishing = BasePhase(base or BaseConfig())
     phases = (
         Phase("patterns", bank.read, bank.compute, bank.write),
         Phase("index", index.read, index.compute, index.write),
-        Phase("base", base.read, base.compute, base.write),
+        Phase("base", publishing.read, publishing.compute, publishing.write),
     )
     return Loop(NAME, BACKGROUND_SCHEDULE, phases)
 

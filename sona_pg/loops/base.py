@@ -10,32 +10,18 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, GateConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_tasks import (
-    BaseTask,
-    TaskConstraint,
-    Traffic,
-    learned_task,
-    met_again,
-    recognised,
-    signature_of,
-)
-from sona_pg.learning.base_trainer import TrainedBase, fixed_form, train_base
-from sona_pg.learning.gate import Decision, Verdict, compare, decide, relation_of
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
+from sona_pg.learning.base_tasks import Traffic
+from sona_pg.learning.gate import Decision, Verdict
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, helpful_items, reservoir_hash
+from sona_pg.learning.judged_list import reservoir_hash
 from sona_pg.learning.learner import Learned, Learner
-from sona_pg.learning.merging import merge
 from sona_pg.learning.outcome import worth_of
 from sona_pg.learning.packing import pack, unpack
-from sona_pg.learning.serving import Serving
 from sona_pg.loops.cycle import Cycle
 from sona_pg.store import spaces
 from sona_pg.store.base import BaseState, BaseTransaction, base_reader
@@ -68,55 +54,28 @@ class _Found:
         How far the base is.
     learner
         What answers; None before anything was learned.
-    new, withheld, earlier
-        Trajectories of the hour that were learned, those that wait to be judged by, and those that are learned again,
-        each with the last ledger entry of it.
-    lists, worth
-        Judged lists of all of them, by trajectory, and what the answers were worth; of those that are there.
-    tasks, refused
-        What is remembered of earlier ones, and why some of it cannot be used.
+    new, withheld
+        Trajectories that were learned since the last cycle, and those that wait to be judged by.
+    hour
+        Of all of them that are there, and of earlier ones, what was judged.
+    refused
+        Why some of the tasks that are remembered cannot be used.
     """
 
     state: BaseState
-    learner: Learner | None
-    new: Mapping[uuid.UUID, int] = field(default_factory=dict)
-    withheld: Mapping[uuid.UUID, int] = field(default_factory=dict)
-    earlier: Mapping[uuid.UUID, int] = field(default_factory=dict)
-    lists: Mapping[uuid.UUID, JudgedList] = field(default_factory=dict)
-    worth: Mapping[uuid.UUID, float] = field(default_factory=dict)
-    tasks: Sequence[BaseTask] = ()
+    learner: Learner | None = None
+    new: Collection[uuid.UUID] = ()
+    withheld: Collection[uuid.UUID] = ()
+    hour: Hour | None = None
     refused: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a cycle has come to.
-
-    Parameters
-    ----------
-    found
-        What it began with.
-    trained
-        The candidate.
-    merge_error
-        What the merged tiers differ by from what they were merged of, relative to what they do.
-    decision
-        Of the gate.
-    traffic
-        The task at hand.
-    ended
-        Tasks that have ended meanwhile.
-    held
-        Tasks that the candidate was kept from leaving.
-    """
+    """What it has come to; no candidate where nothing was learned from items yet."""
 
     found: _Found
-    trained: TrainedBase
-    merge_error: float
-    decision: Decision
-    traffic: Traffic
-    ended: Sequence[BaseTask]
-    held: int
+    candidate: Candidate | None
 
 
 class BasePhase:
@@ -124,14 +83,12 @@ class BasePhase:
 
     Parameters
     ----------
-    training, gate, ewc, boundary
-        Settings; the rank is at most the dimension of the space.
+    config
+        Settings.
     """
 
-    def __init__(
-        self, training: BaseTrainingConfig, gate: GateConfig, ewc: EwcConfig, boundary: BoundaryConfig
-    ) -> None:
-        self._training, self._gate, self._ewc, self._boundary = training, gate, ewc, boundary
+    def __init__(self, config: BaseConfig) -> None:
+        self._config = config
 
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         """Judged lists: a sample of the hour, of earlier ones, and all that was withheld."""
@@ -140,142 +97,85 @@ class BasePhase:
         with base_reader(connection, space) as reader:
             state = reader.state()
             if state.learner is None:
-                return _Found(state, None)
+                return _Found(state)
             pool = ItemPool(*spaces.item_sample(connection, space))
             learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
             learner.load_bytes(state.learner)
+            traffic = Traffic(space.dim, self._config.boundary)
+            if state.state:
+                traffic.load_state(unpack(state.state, _header(space.dim), "base"))
             until = state.head.ordinal
             new = reader.trajectories(state.consumed, until, Learned.ADAPTER)
             withheld = reader.trajectories(state.judged, until, Learned.WITHHELD)
-            earlier, tasks = reader.ordinals(state.reservoir), reader.tasks()
-            for problem in tasks[1]:
+            earlier = reader.ordinals(state.reservoir)
+            tasks, refused = reader.tasks()
+            for problem in refused:
                 log.error("space %r: %s", space.name, problem)
-            wanted = [*dict.fromkeys([*state.reservoir, *_sample(new, self._training.reservoir), *withheld])]
-            lists: dict[uuid.UUID, JudgedList] = {}
-            worth: dict[uuid.UUID, float] = {}
-            for start in range(0, len(wanted), _READ_AT_ONCE):
-                _read_lists(connection, cycle, learner, wanted[start : start + _READ_AT_ONCE], lists, worth)
-                cycle.check_stop()
-        return _Found(state, learner, new, withheld, earlier, lists, worth, *tasks)
-
-    def compute(self, found: _Found, cycle: Cycle) -> _Made | None:
-        """A candidate, and what the gate says of it; None where nothing was learned from items yet."""
-        learner, lists = found.learner, found.lists
-        if learner is None or not lists:
-            return None
-        rank = min(self._training.rank, learner.dim)
-        config = replace(self._training, rank=rank)
-        hour = [lists[id] for id in found.new if id in lists]
-        judged = [lists[id] for id in found.withheld if id in lists]
-        taught = [one for id, one in lists.items() if id not in found.withheld]
-        queries = np.stack([one.query for one in hour or taught or judged])
-        merged, error = merge([learner.adapter.map, learner.micro], rank, queries=queries)
-        traffic, ended = self._tasks(found, learner, merged)
-        constraint = self._constraint(found, traffic, ended, fixed_form(merged, rank, learner.pool.embeddings))
-        trained = train_base(
-            merged,
-            taught,
-            items=learner.pool.embeddings,
-            config=config,
-            recipe=learner.adapter.config,
-            constraint=constraint,
-            # A cycle that is run again, by another worker, comes to the same.
-            seed=found.state.head.ordinal,
-            on_progress=lambda taken, total: cycle.check_stop(),
+            size = self._config.training.reservoir
+            answered = _answered(
+                connection, cycle, learner, {**earlier, **{id: new[id] for id in _sample(new, size)}, **withheld}
+            )
+        hour = Hour(
+            learner.adapter.base,
+            [learner.adapter.map, learner.micro],
+            pool,
+            adapter,
+            [answered[id] for id in new if id in answered],
+            [answered[id] for id in earlier if id in answered and id not in new],
+            [answered[id] for id in withheld if id in answered],
+            tasks,
+            traffic,
         )
-        base, candidate = learner.adapter.base, Serving([trained.map])
-        relation = relation_of(
-            [*hour, *judged],
-            None if base is None else Serving([base]).adapt,
-            withheld=judged,
-            candidate=candidate.adapt,
-        )
-        differences = compare(judged, learner.serving().adapt, candidate.adapt, learner.pool)
-        decision = decide(relation, differences, self._gate)
-        held = 0
-        if constraint is not None:
-            held = constraint.ewc.task_count
-            if decision.publishes:
-                traffic.strength = constraint.strength_after(trained.map.weights)
-        return _Made(found, trained, error, decision, traffic, ended, held)
+        return _Found(state, learner, new, withheld, hour, refused)
 
-    def _tasks(self, found: _Found, learner: Learner, merged: LowRank) -> tuple[Traffic, list[BaseTask]]:
-        """The task at hand after the queries of the hour, and those that ended in it."""
-        traffic = Traffic(learner.dim, self._boundary)
-        if found.state.state:
-            traffic.load_state(unpack(found.state.state, _header(learner.dim), "base"))
-        # What answered while the task was at hand; before there is a base, what has come of it.
-        base, rank = learner.adapter.base, min(self._training.rank, learner.dim)
-        served = merged if base is None else merge([base], rank)[0]
-        ended: list[BaseTask] = []
-        for id, ordinal in found.new.items():
-            began = traffic.since
-            if id not in found.lists or not traffic.observe(found.lists[id].query, ordinal):
-                continue
-            own = [i for i, at in {**found.earlier, **found.new}.items() if began <= at < ordinal and i in found.lists]
-            lists = [found.lists[i] for i in own]
-            quality = float(np.mean([found.worth[i] for i in own])) if own else 0.0
-            known = helpful_items(lists, learner.adapter.config.pool_size, learner.dim)
-            tasks = [*found.tasks, *ended]
-            new_id = 1 + max((task.id for task in tasks), default=0)
-            task = learned_task(served, lists, quality, known, learner.adapter.config, new_id)
-            if task is None:
-                continue
-            again = recognised(tasks, task.signature, self._ewc.same_task)
-            ended.append(task if again is None else met_again(again, task))
-        return traffic, ended
+    def compute(self, found: _Found, cycle: Cycle) -> _Made:
+        """A candidate, and what the gate says of it."""
+        if found.hour is None:
+            return _Made(found, None)
+        # A cycle that is run again, by another worker, comes to the same.
+        seed = found.state.head.ordinal
+        made = make_candidate(found.hour, self._config, seed=seed, on_progress=lambda taken, total: cycle.check_stop())
+        return _Made(found, made)
 
-    def _constraint(
-        self, found: _Found, traffic: Traffic, ended: Sequence[BaseTask], weights: NDArray[np.float32]
-    ) -> TaskConstraint | None:
-        """What holds the candidate where tasks other than the one at hand need it."""
-        tasks = list({task.id: task for task in (*found.tasks, *ended)}.values())
-        if not tasks:
-            return None
-        own = [found.lists[id].query for id, at in found.new.items() if at >= traffic.since and id in found.lists]
-        here = recognised(tasks, signature_of(own), self._ewc.same_task) if own else None
-        others = [task for task in tasks if task is not here]
-        strength = traffic.strength or self._ewc.initial_lambda
-        return TaskConstraint(weights, others, self._ewc, strength) if others else None
-
-    def write(self, connection: Connection, made: _Made | None, cycle: Cycle) -> Facts:
+    def write(self, connection: Connection, made: _Made, cycle: Cycle) -> Facts:
         """Publish, or keep what answers; and note down how far the ledger is taken in."""
-        if made is None:
+        found, candidate, learner = made.found, made.candidate, made.found.learner
+        if candidate is None or learner is None:
             return {"base": "kept", "base_reason": "nothing was learned from items yet"}
-        found, decision, learner = made.found, made.decision, made.found.learner
-        assert learner is not None
+        decision, strength = candidate.decision, self._config.strength(candidate.traffic)
         transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
         has_judged = decision.verdict not in _UNDECIDED
-        is_noise = decision.verdict is Verdict.UNRELATED
         # What was judged by is learned from the next cycle on, like all that an hour brought that means something.
         known = [*found.new, *(found.withheld if has_judged else ())]
-        sample = _sample({*found.state.reservoir, *(() if is_noise else known)}, self._training.reservoir)
-        state = pack(_header(learner.dim), made.traffic.state())
+        if decision.verdict is Verdict.UNRELATED:
+            known = []
+        sample = _sample({*found.state.reservoir, *known}, self._config.training.reservoir)
+        state = pack(_header(learner.dim), candidate.traffic.state())
         transaction.advance(sample, state, has_judged=has_judged)
-        transaction.write_tasks(made.ended, made.traffic.strength or self._ewc.initial_lambda, _MOST_TASKS)
+        transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
         version = None
         current = _current(learner, transaction)
         if decision.publishes:
-            rebased = _rebased(current, made.trained.map)
+            rebased = _rebased(current, candidate.trained.map)
             _catch_up(connection, cycle, rebased, found.state.head.ordinal)
-            rebased.withheld_share = self._gate.withheld
+            rebased.withheld_share = self._config.gate.withheld
             version = _write(transaction, rebased, decision)
-        elif current.withheld_share != self._gate.withheld:
-            current.withheld_share = self._gate.withheld
+        elif current.withheld_share != self._config.gate.withheld:
+            current.withheld_share = self._config.gate.withheld
             _write(transaction, current, None)
         return {
             "base": "kept" if version is None else "published",
             "base_reason": decision.verdict.value,
             "base_version": version,
-            "lists": made.trained.lists,
+            "lists": candidate.trained.lists,
             "withheld": decision.withheld,
             "log_rank_gain": round(decision.log_rank, 6),
             "ndcg_gain": round(decision.ndcg, 6),
-            "merge_error": round(made.merge_error, 6),
-            "tasks_ended": len(made.ended),
-            "tasks_held": made.held,
+            "merge_error": round(candidate.merge_error, 6),
+            "tasks_ended": len(candidate.ended),
+            "tasks_held": candidate.held,
             "tasks_refused": list(found.refused),
-            "ewc_lambda": made.traffic.strength or self._ewc.initial_lambda,
+            "ewc_lambda": round(strength, 3),
         }
 
 
@@ -327,24 +227,23 @@ def _header(dim: int) -> dict[str, int]:
     return {"format": _STATE_FORMAT, "dim": dim}
 
 
-def _read_lists(
-    connection: Connection,
-    cycle: Cycle,
-    learner: Learner,
-    ids: Sequence[uuid.UUID],
-    lists: dict[uuid.UUID, JudgedList],
-    worth: dict[uuid.UUID, float],
-) -> None:
-    """Judged lists of trajectories, and what the answers were worth, into `lists` and `worth`."""
-    events = judged_events(connection, cycle.space, ids)
-    shown = (step for event in events for step in event.trajectory.steps if not step.activations.size)
-    items = {step.item_id for step in shown if step.item_id is not None}
-    embeddings = _embeddings(connection, cycle, learner.pool, items)
-    for event in events:
-        judged = learner.judged_list(event, embeddings.get)
-        if judged is not None and judged.teaches:
-            lists[event.trajectory.id] = judged
-            worth[event.trajectory.id] = worth_of(event.trajectory, cycle.space.config) or 0.0
+def _answered(
+    connection: Connection, cycle: Cycle, learner: Learner, ordinals: Mapping[uuid.UUID, int]
+) -> dict[uuid.UUID, Answered]:
+    """What was judged in trajectories, by ledger entry; of those that are there and in which something helped."""
+    wanted, found = list(ordinals), {}
+    for start in range(0, len(wanted), _READ_AT_ONCE):
+        events = judged_events(connection, cycle.space, wanted[start : start + _READ_AT_ONCE])
+        shown = (step for event in events for step in event.trajectory.steps if not step.activations.size)
+        items = {step.item_id for step in shown if step.item_id is not None}
+        embeddings = _embeddings(connection, cycle, learner.pool, items)
+        for event in events:
+            judged = learner.judged_list(event, embeddings.get)
+            if judged is not None and judged.teaches:
+                id, worth = event.trajectory.id, worth_of(event.trajectory, cycle.space.config)
+                found[id] = Answered(ordinals[id], judged, worth or 0.0)
+        cycle.check_stop()
+    return found
 
 
 def _embeddings(

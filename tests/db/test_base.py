@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, WorkerConfig
+from sona_pg.learning import base_cycle
+from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.learner import Learner, is_withheld
-from sona_pg.loops import base as base_loop
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.cycle import Loop
@@ -27,9 +28,11 @@ DIM, ITEMS = 24, 200
 RANK = 6
 LOOP = background_loop(
     BackgroundConfig(minimum=1),
-    training=BaseTrainingConfig(rank=RANK, reservoir=400),
-    # Ids are drawn anew each time: what is neutral by chance must not fail a test.
-    gate=GateConfig(withheld=0.2, losing_z=4.0),
+    base=BaseConfig(
+        training=BaseTrainingConfig(rank=RANK, reservoir=400),
+        # Ids are drawn anew each time: what is neutral by chance must not fail a test.
+        gate=GateConfig(withheld=0.2, losing_z=4.0),
+    ),
 )
 _tables = itertools.count()
 
@@ -123,14 +126,14 @@ def _unit(rows: NDArray[np.floating]) -> Vector:
 
 def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something in every cycle, after it has read and before it writes."""
-    train = base_loop.train_base
+    train = base_cycle.train_base
 
     def trained(*args: object, **kwargs: object) -> object:
         made = train(*args, **kwargs)  # type: ignore[arg-type]
         act()
         return made
 
-    monkeypatch.setattr(base_loop, "train_base", trained)
+    monkeypatch.setattr(base_cycle, "train_base", trained)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ WORKER_READS = {"forgotten_user"}
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
     "item_outcome", "answer_outcome", "loop_schedule", "loop_run",
-    "pattern", "pattern_access", "pattern_state", "verdict",
+    "pattern", "pattern_access", "pattern_state", "verdict", "base_state", "fisher_snapshot",
 }  # fmt: skip
 
 READING_VOLATILES = {

@@ -1,0 +1,214 @@
+"""A cycle of the base: from the tiers that answer, and what was judged, to a candidate and what the gate says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, GateConfig, QueryAdapterConfig
+from sona_pg.kernels import LowRank
+from sona_pg.learning.base_tasks import (
+    BaseTask,
+    TaskConstraint,
+    Traffic,
+    learned_task,
+    met_again,
+    recognised,
+    signature_of,
+)
+from sona_pg.learning.base_trainer import TrainedBase, fixed_form, train_base
+from sona_pg.learning.gate import Decision, compare, decide, relation_of
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList, helpful_items
+from sona_pg.learning.merging import merge
+from sona_pg.learning.serving import Serving
+
+
+class Answered(NamedTuple):
+    """An answer that was judged.
+
+    Parameters
+    ----------
+    ordinal
+        Its place in the order in which answers were judged.
+    judged
+        Its judged list.
+    worth
+        What it was worth, 0 to 1.
+    """
+
+    ordinal: int
+    judged: JudgedList
+    worth: float
+
+
+@dataclass(frozen=True, slots=True)
+class BaseConfig:
+    """Settings of a cycle of the base; the rank is at most the dimension.
+
+    Parameters
+    ----------
+    training, gate, ewc, boundary
+        Of its parts.
+    """
+
+    training: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    ewc: EwcConfig = field(default_factory=EwcConfig)
+    boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
+
+    def strength(self, traffic: Traffic) -> float:
+        """λ of what is held, as it was adapted last."""
+        return traffic.strength or self.ewc.initial_lambda
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """What a cycle begins with.
+
+    Parameters
+    ----------
+    base
+        What the instant tier stands on; None before the first.
+    tiers
+        All that answers, as maps of the query; their sum is served.
+    pool
+        Sample of the items.
+    recipe
+        Of the query adapter.
+    new, earlier, withheld
+        Answers that were learned since the last cycle, in order; those that are learned again; and those that nothing
+        was learned from, to judge by.
+    tasks
+        Remembered ones.
+    traffic
+        The task at hand; goes on with the cycle.
+    """
+
+    base: LowRank | None
+    tiers: Sequence[LowRank]
+    pool: ItemPool
+    recipe: QueryAdapterConfig
+    new: Sequence[Answered]
+    earlier: Sequence[Answered]
+    withheld: Sequence[Answered]
+    tasks: Sequence[BaseTask]
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a cycle has come to.
+
+    Parameters
+    ----------
+    trained
+        The candidate.
+    merge_error
+        What the merged tiers differ by from what they were merged of, relative to what they do.
+    decision
+        Of the gate.
+    traffic
+        The task at hand.
+    ended
+        Tasks that have ended meanwhile.
+    held
+        Tasks that the candidate was kept from leaving.
+    """
+
+    trained: TrainedBase
+    merge_error: float
+    decision: Decision
+    traffic: Traffic
+    ended: Sequence[BaseTask]
+    held: int
+
+
+def make_candidate(
+    hour: Hour, config: BaseConfig, *, seed: int, on_progress: Callable[[int, int], None] | None = None
+) -> Candidate | None:
+    """Merge the tiers, train what comes of it under what earlier tasks need, and ask the gate.
+
+    Parameters
+    ----------
+    hour
+        What it begins with; its traffic is changed.
+    config
+        Settings.
+    seed
+        The same hour and seed come to the same.
+    on_progress
+        See `train_base`.
+
+    Returns
+    -------
+    Candidate or None
+        None where nothing was judged.
+    """
+    dim = hour.tiers[0].dim
+    training = replace(config.training, rank=min(config.training.rank, dim))
+    new, withheld = ([one.judged for one in answers] for answers in (hour.new, hour.withheld))
+    taught = list({one.judged.key[0]: one.judged for one in (*hour.earlier, *hour.new)}.values())
+    if not taught and not withheld:
+        return None
+    queries = np.stack([judged.query for judged in new or taught or withheld])
+    merged, error = merge(hour.tiers, training.rank, queries=queries)
+    # What answered while a task was at hand; before there is a base, what has come of it.
+    ended = _ended(hour, config, merged if hour.base is None else merge([hour.base], training.rank)[0])
+    constraint = _constraint(hour, config, ended, fixed_form(merged, training.rank, hour.pool.embeddings))
+    trained = train_base(
+        merged,
+        taught,
+        items=hour.pool.embeddings,
+        config=training,
+        recipe=hour.recipe,
+        seed=seed,
+        constraint=constraint,
+        on_progress=on_progress,
+    )
+    served, candidate = Serving(hour.tiers), Serving([trained.map])
+    before = None if hour.base is None else Serving([hour.base]).adapt
+    relation = relation_of([*new, *withheld], before, withheld=withheld, candidate=candidate.adapt)
+    differences = compare(withheld, served.adapt, candidate.adapt, hour.pool)
+    decision = decide(relation, differences, config.gate)
+    if constraint is not None and decision.publishes:
+        hour.traffic.strength = constraint.strength_after(trained.map.weights)
+    held = 0 if constraint is None else constraint.ewc.task_count
+    return Candidate(trained, error, decision, hour.traffic, ended, held)
+
+
+def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
+    """The tasks that ended in the hour, by its queries in order."""
+    ended: list[BaseTask] = []
+    for one in hour.new:
+        began = hour.traffic.since
+        if not hour.traffic.observe(one.judged.query, one.ordinal):
+            continue
+        own = [other for other in (*hour.earlier, *hour.new) if began <= other.ordinal < one.ordinal]
+        if not own:
+            continue
+        lists = [other.judged for other in own]
+        quality = float(np.mean([other.worth for other in own]))
+        known = helpful_items(lists, hour.recipe.pool_size, served.dim)
+        tasks = [*hour.tasks, *ended]
+        id = 1 + max((task.id for task in tasks), default=0)
+        task = learned_task(served, lists, quality, known, hour.recipe, id)
+        if task is not None:
+            again = recognised(tasks, task.signature, config.ewc.same_task)
+            ended.append(task if again is None else met_again(again, task))
+    return ended
+
+
+def _constraint(
+    hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
+) -> TaskConstraint | None:
+    """What holds the candidate where tasks other than the one at hand need it."""
+    tasks = list({task.id: task for task in (*hour.tasks, *ended)}.values())
+    own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
+    here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
+    others = [task for task in tasks if task is not here]
+    return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic)) if others else None
