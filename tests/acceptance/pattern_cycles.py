@@ -55,7 +55,8 @@ _ALWAYS = {
         "  WHERE x.space_id = s.space_id AND v.parameter = 'model' GROUP BY 1) counted"
         " FULL JOIN (SELECT t.metadata -> 'parameters' -> 'model' AS value, count(*) AS times"
         "  FROM sona.answer_outcome o JOIN sona.trajectory t USING (space_id, trajectory_id)"
-        "  WHERE o.space_id = s.space_id AND o.ordinal < s.consumed AND o.ordinal <> ALL(s.waiting) GROUP BY 1) used USING (value)"
+        "  WHERE o.space_id = s.space_id AND o.ordinal < s.consumed AND o.ordinal <> ALL(s.waiting)"
+        "  GROUP BY 1) used USING (value)"
         " WHERE counted.times IS DISTINCT FROM used.times) FROM sona.pattern_state s WHERE s.space_id = %(space)s"
     ),
     "two patterns are one": (
