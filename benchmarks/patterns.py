@@ -1,7 +1,8 @@
 """The background loop: a cycle over outcomes of which all are new, then a tenth, and what it takes in memory.
 
 The rival of a cycle is reading the same vectors, and making nothing of them; of its memory, what these take; of a
-search among patterns, the bare query. Microseconds, and KiB.
+search among patterns, the bare query. Microseconds, and KiB. Then an application that uses what is recommended: what it
+loses to whoever knows the best parameters, in percent, beside a fixed default, median and worst of the seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bank_replay import replay
 from benchmarks.bank_worlds import Floats, embeddings, noisy
 from benchmarks.harness import Row, row
 from benchmarks.postgres import SPACE, benchmark_engine
@@ -25,12 +27,13 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 
 DIM = 384
+REPLAY_DIM = 128
 MODELS = ("small", "medium", "large")
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def run(*, quick: bool) -> list[Row]:
-    """100,000 outcomes; 20,000 with --quick."""
+    """100,000 outcomes and 5 replays; 20,000 and one with --quick."""
     n = 20_000 if quick else 100_000
     source = embeddings()
     with benchmark_engine(DIM) as engine, connect(engine.url) as connection:
@@ -43,7 +46,7 @@ def run(*, quick: bool) -> list[Row]:
         rows += _cycle(connection, coordinator, space_id, {"outcomes": n, "new": n // 10, "dim": DIM})
         coordinator.close()
         rows.append(_search(connection, space_id, noisy(source, 200, DIM, 2)))
-    return rows
+    return [*rows, *_useful(seeds=1 if quick else 5)]
 
 
 def _fill(connection: Connection, space_id: int, first: int, queries: Floats) -> None:
@@ -145,3 +148,19 @@ def _search(connection: Connection, space_id: int, queries: Floats) -> Row:
     ((patterns,),) = connection.execute("SELECT count(*) FROM sona.pattern WHERE space_id = %s", (space_id,)).fetchall()
     ours, rival = map(np.array, times)
     return row("find_patterns", {"patterns": patterns, "dim": DIM}, ours, "the bare query", rival)
+
+
+def _useful(seeds: int) -> list[Row]:
+    """What is missing at the end to the quality of the oracle's parameters, and to good patterns."""
+    found = []
+    for seed in range(seeds):
+        with benchmark_engine(REPLAY_DIM) as engine:
+            found.append(replay(engine, seed))
+    lost = np.array([100 * (1 - each.usefulness.recommended / each.usefulness.oracle) for each in found])
+    default = np.array([100 * (1 - each.usefulness.default / each.usefulness.oracle) for each in found])
+    missing = np.array([100 * (1 - each.good_quality) for each in found])
+    params: dict[str, int | float | str] = {"events": 2000, "topics": 20, "sd": 0.2, "seeds": seeds}
+    return [
+        row("quality lost to the oracle, %", params, lost, "fixed default", default),
+        row("missing to the quality of good patterns, %", params, missing, "allowed", np.array([30.0])),
+    ]
