@@ -6,9 +6,7 @@ once, and a replay of the cycles gives the patterns that are stored.
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +25,7 @@ from sona_pg.store.database import Database
 from sona_pg.store.patterns import KnownOutcome, PatternReader, PatternState
 from sona_pg.worker import InstantWorker
 
+from . import background_worker
 from .audit import MANY
 from .cycle_chaos import CycleChaos, main
 
@@ -90,13 +89,10 @@ class PatternChaos(CycleChaos):
         super().__init__(home, seed)
         self._outcomes: dict[int, list[bool]] = {space_id: [] for space_id in self.spaces}
         self._names = dict(self._connection.execute("SELECT space_id, name FROM sona.space").fetchall())
-        self.start([*self._worker("instant"), "--poll-interval=0.01"])
-
-    def _worker(self, loop: str) -> list[str]:
-        return [sys.executable, "-m", "sona_pg", "worker", loop, f"--url={self.url}"]
+        self.start([sys.executable, "-m", "sona_pg", "worker", "instant", "--poll-interval=0.01", f"--url={self.url}"])
 
     def command(self) -> list[str]:
-        return [*self._worker("background"), "--minimum=1"]
+        return [sys.executable, background_worker.__file__, self.url]
 
     def grow(self) -> None:
         """As an SQL client: a trajectory, and a late score of an earlier one; sometimes somebody asks for a cycle."""
@@ -136,7 +132,7 @@ class PatternChaos(CycleChaos):
         worker.close()
         for name in self._names.values():
             self._connection.execute("SELECT sona.run_cycle(%s, %s)", (name, self.loop.name))
-        subprocess.run([*self.command(), "--once"], check=True, capture_output=True)
+        background_worker.run(self.url, once=True)
 
     def wrong_now(self, space_id: int) -> Iterator[str]:
         key = {"space": space_id, "same": PatternConfig().merge_threshold + 1e-6}
@@ -162,12 +158,12 @@ class PatternChaos(CycleChaos):
         taken_in = {id for (id,) in rows}
         if recorded != taken_in:
             yield f"space {space_id}: {len(recorded - taken_in)} outcomes are lost, {len(taken_in - recorded)} made up"
-        states = Counter(
-            state
-            for (state,) in self._connection.execute("SELECT state FROM sona.loop_run WHERE space_id = %s", (space_id,))
+        unfinished = self._connection.execute(
+            "SELECT state, reason FROM sona.loop_run WHERE space_id = %s AND state NOT IN ('done', 'skipped')",
+            (space_id,),
         )
-        if set(states) - {"done", "skipped"}:
-            yield f"space {space_id}: cycles are {dict(states)}, expected all of them done or skipped"
+        for state, reason in unfinished.fetchall():
+            yield f"space {space_id}: a cycle is {state}, expected all of them done or skipped: {reason}"
         yield from (f"space {space_id}: {wrong}" for wrong in self._differences(space_id))
 
     def _differences(self, space_id: int) -> Iterator[str]:
