@@ -7,6 +7,7 @@ once, and a replay of the cycles gives the patterns that are stored.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from sona_pg.worker import InstantWorker
 
 from . import background_worker
 from .audit import MANY
-from .cycle_chaos import CycleChaos, main
+from .cycle_chaos import PATIENCE_SECONDS, CycleChaos, main
 
 DIM = 24
 MODELS = 7
@@ -132,7 +133,11 @@ class PatternChaos(CycleChaos):
         worker.close()
         for name in self._names.values():
             self._connection.execute("SELECT sona.run_cycle(%s, %s)", (name, self.loop.name))
-        background_worker.run(self.url, once=True)
+        # One that was interrupted goes before one that is asked for, and the server takes its time to let the dead go.
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._connection.execute("SELECT FROM sona.loop_run WHERE finished_at IS NULL").fetchall():
+            assert time.monotonic() < deadline, f"cycles are left after {PATIENCE_SECONDS} s"
+            background_worker.run(self.url, once=True)
 
     def wrong_now(self, space_id: int) -> Iterator[str]:
         key = {"space": space_id, "same": PatternConfig().merge_threshold + 1e-6}
