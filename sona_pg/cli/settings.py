@@ -64,7 +64,8 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(PatternConfig, "merge_threshold", "Patterns with a cosine above this become one."),
         Setting(PatternConfig, "half_life_seconds", "Time in which the weight of a pattern halves."),
         Setting(PatternConfig, "quality_threshold", "Mean quality below which a pattern may be pruned."),
-        Setting(PatternConfig, "prune_age_seconds", "Such a pattern is pruned once nothing has fed it for this long."),
+        Setting(PatternConfig, "prune_accesses", "One that was found so often is not pruned, whatever its quality."),
+        Setting(PatternConfig, "prune_age_seconds", "Others are, once they were neither fed nor found for this long."),
     )
 }
 """By loop what may be set; no two fields of a loop have one name."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from sona_pg.config import PatternConfig, StoreConfig, VerdictConfig
 from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import ResumedBank
 from sona_pg.learning.verdicts import Verdict
 from sona_pg.loops.background import BACKGROUND
@@ -175,7 +176,7 @@ class PatternChaos(CycleChaos):
         """Compare what is stored with a replay of the cycles, in their order, in which nobody died."""
         with self._snapshot():
             reader = PatternReader(self._connection, spaces.get_space(self._connection, self._names[space_id]))
-            state = reader.state(MANY)
+            state = reader.state(MANY, recommending(VerdictConfig()))
             stored = reader.patterns()
             everything = replace(state, consumed=0, waiting=frozenset())
             outcomes = list(reader.outcomes(everything, MANY))
