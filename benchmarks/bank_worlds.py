@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sona_pg.config import PatternConfig
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.reasoning_bank import ReasoningBank
+from sona_pg.learning.recommendation import Recommendation
 from sona_pg.types import Json, QueryTrajectory
 
 Floats = NDArray[np.float32]
@@ -22,6 +24,10 @@ DATA = Path(os.environ.get("SONA_DATA", "../shared/data"))
 
 TIERS = ("small", "medium", "large")
 EFFORTS = (20, 40, 80, 160)
+DEFAULTS: Mapping[str, Json] = {"tier": TIERS[0], "effort": EFFORTS[1]}
+
+Recommend = Callable[[Floats, Mapping[str, Json]], Mapping[str, Recommendation]]
+"""What gives parameters for a query, or defaults."""
 
 
 def embeddings(data: Path = DATA) -> Floats:
@@ -49,6 +55,21 @@ def trajectory(query: Floats, quality: float | None, parameters: dict[str, Json]
     """One that used these parameters."""
     metadata: dict[str, Json] = {} if parameters is None else {"parameters": parameters}
     return QueryTrajectory(uuid.UUID(int=0), query, final_quality=quality, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Usefulness:
+    """Mean expected quality on new queries of the parameters that a bank recommends, and of others.
+
+    Parameters
+    ----------
+    recommended, oracle, default
+        Of the bank, of whoever knows the topics, and of one fixed pair of parameters.
+    """
+
+    recommended: float
+    oracle: float
+    default: float
 
 
 @dataclass(frozen=True)
@@ -89,28 +110,33 @@ class Topics:
         distance = abs(np.log2(max(float(str(effort)), 1.0) / EFFORTS[best_effort]))
         return 0.6 + 0.2 * (tier == best_tier) + 0.1 * max(0.0, 1.0 - float(distance))
 
+    def observed(self, topic: int, tier: Json, effort: Json, random: np.random.Generator, spread: float) -> float:
+        """The quality with noise of this spread, 0 to 1."""
+        return float(np.clip(self.quality(topic, tier, effort) + spread * random.standard_normal(), 0, 1))
+
+    def usefulness(self, recommend: Recommend, random: np.random.Generator, queries: int = 400) -> Usefulness:
+        """What is recommended for new queries is worth."""
+        qualities = []
+        for _ in range(queries):
+            topic = int(random.integers(len(self.best)))
+            found = recommend(self.query(topic, random), DEFAULTS)
+            best_tier, best_effort = self.best[topic]
+            qualities.append(
+                (
+                    self.quality(topic, found["tier"].value, found["effort"].value),
+                    self.quality(topic, best_tier, EFFORTS[best_effort]),
+                    self.quality(topic, DEFAULTS["tier"], DEFAULTS["effort"]),
+                )
+            )
+        return Usefulness(*(float(mean) for mean in np.mean(qualities, axis=0)))
+
     def replay(self, bank: ReasoningBank, events: int, random: np.random.Generator, spread: float = 0.1) -> None:
         """Events with parameters drawn at random, and qualities with noise of this spread."""
         for _ in range(events):
             topic = int(random.integers(len(self.best)))
             tier, effort = TIERS[random.integers(len(TIERS))], EFFORTS[random.integers(len(EFFORTS))]
-            quality = float(np.clip(self.quality(topic, tier, effort) + spread * random.standard_normal(), 0, 1))
+            quality = self.observed(topic, tier, effort, random, spread)
             bank.add_trajectory(trajectory(self.query(topic, random), quality, {"tier": tier, "effort": effort}))
-
-
-@dataclass(frozen=True)
-class Usefulness:
-    """Mean expected quality on new queries of the parameters that a bank recommends, and of others.
-
-    Parameters
-    ----------
-    recommended, oracle, default
-        Of the bank, of whoever knows the topics, and of one fixed pair of parameters.
-    """
-
-    recommended: float
-    oracle: float
-    default: float
 
 
 def usefulness(
@@ -125,17 +151,4 @@ def usefulness(
     bank.extract_patterns(now=1.0)
     world.replay(bank, events - half, random, spread)
     bank.extract_patterns(now=2.0)
-    defaults: dict[str, Json] = {"tier": TIERS[0], "effort": EFFORTS[1]}
-    qualities = []
-    for _ in range(400):
-        topic = int(random.integers(topics))
-        found = bank.optimized_params(world.query(topic, random), defaults=defaults)
-        best_tier, best_effort = world.best[topic]
-        qualities.append(
-            (
-                world.quality(topic, found["tier"].value, found["effort"].value),
-                world.quality(topic, best_tier, EFFORTS[best_effort]),
-                world.quality(topic, defaults["tier"], defaults["effort"]),
-            )
-        )
-    return Usefulness(*(float(mean) for mean in np.mean(qualities, axis=0)))
+    return world.usefulness(lambda query, defaults: bank.optimized_params(query, defaults=defaults), random)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sona_pg.errors import LearningError
@@ -34,16 +34,14 @@ class Supervisor:
 
     Parameters
     ----------
-    loops
-        Names, as in `sona worker NAME`.
-    options
-        What each worker is started with.
+    workers
+        By name of the loop, as in `sona worker NAME`, the options that its worker is started with.
     drain_seconds
         How long a worker may take to end, by itself.
     """
 
-    def __init__(self, loops: Sequence[str], options: Sequence[str], drain_seconds: float) -> None:
-        self._loops, self._options, self._drain_seconds = loops, options, drain_seconds
+    def __init__(self, workers: Mapping[str, Sequence[str]], drain_seconds: float) -> None:
+        self._workers, self._drain_seconds = workers, drain_seconds
         self._children: list[_Child] = []
 
     def run(self, stop: threading.Event) -> None:
@@ -56,7 +54,7 @@ class Supervisor:
         """
         try:
             # One by one: whoever is started is in the list, and ended with the others whatever happens next.
-            for loop in self._loops:
+            for loop in self._workers:
                 self._children.append(self._start(loop))
             while not stop.wait(_LOOK_SECONDS):
                 for place, child in enumerate(self._children):
@@ -66,7 +64,7 @@ class Supervisor:
 
     def _start(self, loop: str) -> _Child:
         # A group of its own: an interrupt from the keyboard comes to the children by this process alone, and once.
-        command = [sys.executable, "-m", "sona_pg", "worker", loop, *self._options]
+        command = [sys.executable, "-m", "sona_pg", "worker", loop, *self._workers[loop]]
         return _Child(loop, subprocess.Popen(command, start_new_session=True))
 
     def _replaced(self, child: _Child) -> _Child:

@@ -8,9 +8,10 @@ import threading
 import click
 
 from sona_pg.cli import logs
+from sona_pg.cli.settings import Number, as_options, loop_of, settings_options
 from sona_pg.cli.spaces import url_option
 from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
-from sona_pg.errors import ConfigError, LearningError
+from sona_pg.errors import LearningError
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.space_store import SpaceStore
@@ -112,6 +113,7 @@ def _cycles_command(name: str, does: str) -> None:
 
     @worker.command(name, help=does)
     @once_option
+    @settings_options(name)
     @poll_option
     @drain_option
     @metrics_port_option
@@ -124,11 +126,9 @@ def _cycles_command(name: str, does: str) -> None:
         metrics_port: int | None,
         metrics_host: str,
         url: str | None,
+        **settings: Number,
     ) -> None:
-        loop = LOOPS.get(name)
-        if loop is None:
-            there = " or ".join(["instant", *LOOPS])
-            raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
+        loop = loop_of(name, settings)
         stop = stop_at_signals(drain_seconds)
         database = _open(name, url, StoreConfig())
         with contextlib.ExitStack() as stack:
@@ -151,15 +151,19 @@ _cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 
 
 @worker.command("all")
+@settings_options("background")
 @poll_option
 @drain_option
 @url_option
-def run_all(poll_interval: float, drain_seconds: float, url: str | None) -> None:
+def run_all(poll_interval: float, drain_seconds: float, url: str | None, **settings: Number) -> None:
     """All loops, a process for each; one that dies is started again. SIGTERM ends them all."""
+    for loop in LOOPS:
+        loop_of(loop, settings)  # what is out of range is refused before anything is started
     stop = stop_at_signals(None)
     database = open_database(url)  # what is wrong with it is said once
-    options = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
-    Supervisor(["instant", *LOOPS], options, drain_seconds).run(stop)
+    common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
+    workers = {loop: [*common, *as_options(loop, settings)] for loop in ("instant", *LOOPS)}
+    Supervisor(workers, drain_seconds).run(stop)
 
 
 def _open(loop: str, url: str | None, store: StoreConfig) -> Database:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import chaos, cycles
+from . import chaos
+from .cycle_chaos import aims_of, run
+from .cycles import DemonstrationChaos
+from .pattern_cycles import PatternChaos
 
 
 def test_processes_killed_at_every_step_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -17,7 +20,14 @@ def test_processes_killed_at_every_step_lose_and_double_nothing(tmp_path: Path) 
 
 
 def test_workers_killed_at_every_step_of_a_cycle_lose_and_double_nothing(tmp_path: Path) -> None:
-    report, violations, kills = cycles.run(tmp_path, seed=11, at_step=1, at_random=3, cuts=1, stops=1)
+    report, violations, kills = run(DemonstrationChaos, tmp_path, seed=11, at_step=1, at_random=3, cuts=1, stops=1)
     print(report)
     assert not violations
-    assert kills == len(cycles.AIMS) + 3 == 16
+    assert kills == len(aims_of(DemonstrationChaos.loop)) + 3 == 16
+
+
+def test_workers_killed_while_they_make_patterns_count_every_outcome_once(tmp_path: Path) -> None:
+    report, violations, kills = run(PatternChaos, tmp_path, seed=11, at_step=1, at_random=2, cuts=1, stops=1)
+    print(report)
+    assert not violations
+    assert kills == len(aims_of(PatternChaos.loop)) + 2 >= 15

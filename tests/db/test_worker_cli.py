@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from sona_pg.config import BackgroundConfig
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.store.connection import Connection, connect
 
@@ -31,9 +32,9 @@ def space(url: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _all_workers(url: str) -> Iterator[subprocess.Popen[str]]:
+def _all_workers(url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "sona_pg", "worker", "all", "--url", url, "--poll-interval", "0.1"],
+        [sys.executable, "-m", "sona_pg", "worker", "all", "--url", url, "--poll-interval", "0.1", *options],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -115,6 +116,60 @@ def test_a_worker_refuses_another_schema(empty_url: str, loop: str, revision: st
     assert done.returncode == 1
     assert f"revision {revision}" in done.stderr
     assert "sona migrate" in done.stderr
+
+
+def _skipped(connection: Connection, space: str) -> list[str]:
+    """Why cycles were skipped, the newest first."""
+    rows = connection.execute(
+        "SELECT reason FROM sona.runs WHERE space = %s AND state = 'skipped' ORDER BY run_id DESC", (space,)
+    )
+    return [reason for (reason,) in rows]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "minimum"),
+    [
+        ((), {}, BackgroundConfig().minimum),
+        ((), {"SONA_BACKGROUND_MINIMUM": ""}, BackgroundConfig().minimum),
+        ((), {"SONA_BACKGROUND_MINIMUM": "7"}, 7),
+        (("--minimum", "5"), {"SONA_BACKGROUND_MINIMUM": "7"}, 5),
+    ],
+)
+def test_a_setting_is_the_option_then_the_environment_then_the_default(
+    url: str, space: str, options: tuple[str, ...], environment: dict[str, str], minimum: int
+) -> None:
+    with connect(url) as connection:
+        connection.execute("SELECT sona.run_cycle(%s, 'background')", (space,))
+        done = sona("worker", "background", "--once", *options, url=url, **environment)
+        assert done.returncode == 0, done.stderr
+        assert _skipped(connection, space)[0] == f"0 of {minimum} new trajectories with an outcome"
+
+
+def test_settings_reach_the_processes_of_all_loops(url: str, space: str) -> None:
+    with connect(url) as connection:
+        connection.execute("SELECT sona.run_cycle(%s, 'background')", (space,))
+        with _all_workers(url, "--minimum", "3"):
+            _until(lambda: _skipped(connection, space), "the cycle")
+        assert _skipped(connection, space)[0] == "0 of 3 new trajectories with an outcome"
+
+
+@pytest.mark.parametrize("command", ["background", "all"])
+@pytest.mark.parametrize(
+    ("options", "environment", "says"),
+    [
+        (("--minimum", "0"), {}, "minimum is 0, expected 1"),
+        (("--quality-threshold", "nan"), {}, "quality_threshold is nan"),
+        (("--max-trajectories", "many"), {}, "'many' is not a valid integer"),
+        ((), {"SONA_BACKGROUND_K_CLUSTERS": "0"}, "k_clusters is 0, expected 1"),
+        ((), {"SONA_BACKGROUND_PRUNE_AGE_SECONDS": "soon"}, "SONA_BACKGROUND_PRUNE_AGE_SECONDS"),
+    ],
+)
+def test_settings_that_are_none_are_wrong_usage(
+    url: str, command: str, options: tuple[str, ...], environment: dict[str, str], says: str
+) -> None:
+    done = sona("worker", command, *options, url=url, **environment)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 def test_an_unknown_loop_is_wrong_usage() -> None:

@@ -21,7 +21,7 @@ class _Scripted(Supervisor):
     """Starts scripts instead of workers: for each loop the next, the last one again and again."""
 
     def __init__(self, scripts: dict[str, list[str]], age_seconds: float) -> None:
-        super().__init__(list(scripts), (), 1.0)
+        super().__init__(dict.fromkeys(scripts, ()), 1.0)
         self._scripts, self._age_seconds = scripts, age_seconds
         self.started: list[subprocess.Popen[bytes]] = []
 

@@ -1,0 +1,119 @@
+"""Settings of the slow loops on the command line: option, then environment, then the default of `sona_pg.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import click
+
+from sona_pg.config import BackgroundConfig, PatternConfig
+from sona_pg.errors import ConfigError
+from sona_pg.loops.background import background_loop
+from sona_pg.loops.catalog import LOOPS
+from sona_pg.loops.cycle import Loop
+
+Number = int | float
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A field of a loop's configuration that operators set.
+
+    Parameters
+    ----------
+    config
+        Its class, which has the default and refuses what is out of range.
+    field
+        Its name there, and that of the option.
+    help
+        What the option says of it.
+    """
+
+    config: type[BackgroundConfig] | type[PatternConfig]
+    field: str
+    help: str
+
+    @property
+    def option(self) -> str:
+        """As it is given on the command line."""
+        return "--" + self.field.replace("_", "-")
+
+    @property
+    def default(self) -> Number:
+        """As the configuration has it."""
+        value = getattr(self.config(), self.field)
+        assert isinstance(value, int | float)
+        return value
+
+    def variable(self, loop: str) -> str:
+        """The environment variable that is asked where the option is not given."""
+        return f"SONA_{loop}_{self.field}".upper()
+
+
+SETTINGS: Mapping[str, Sequence[Setting]] = {
+    "background": (
+        Setting(BackgroundConfig, "minimum", "New outcomes without which a cycle is skipped."),
+        Setting(BackgroundConfig, "max_trajectories", "Outcomes of which patterns are made, the newest."),
+        Setting(BackgroundConfig, "max_vector_bytes", "Memory for their queries; fewer are read where it takes more."),
+        Setting(PatternConfig, "k_clusters", "Clusters of a cycle, at most."),
+        Setting(PatternConfig, "min_cluster_size", "A cluster of fewer outcomes begins no pattern."),
+        Setting(PatternConfig, "match_threshold", "Cosine from which a cluster may be a pattern that is there."),
+        Setting(PatternConfig, "merge_threshold", "Patterns with a cosine above this become one."),
+        Setting(PatternConfig, "half_life_seconds", "Time in which the weight of a pattern halves."),
+        Setting(PatternConfig, "quality_threshold", "Mean quality below which a pattern may be pruned."),
+        Setting(PatternConfig, "prune_accesses", "One that was found so often is not pruned, whatever its quality."),
+        Setting(PatternConfig, "prune_age_seconds", "Others are, once they were neither fed nor found for this long."),
+    )
+}
+"""By loop what may be set; no two fields of a loop have one name."""
+
+
+def settings_options(loop: str) -> Callable[[Command], Command]:
+    """A decorator that gives a command the options of a loop's settings; none where it has none."""
+
+    def decorate(command: Command) -> Command:
+        for setting in reversed(SETTINGS.get(loop, ())):
+            command = click.option(
+                setting.option,
+                type=type(setting.default),
+                default=setting.default,
+                show_default=True,
+                envvar=setting.variable(loop),
+                show_envvar=True,
+                help=setting.help,
+            )(command)
+        return command
+
+    return decorate
+
+
+def as_options(loop: str, given: Mapping[str, Number]) -> list[str]:
+    """The options that give another process the same settings of a loop."""
+    return [f"{setting.option}={given[setting.field]!r}" for setting in SETTINGS.get(loop, ())]
+
+
+def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
+    """A loop with its settings.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range, or there is no such loop.
+    """
+    if name == "background":
+        return background_loop(_config(BackgroundConfig, name, given), _config(PatternConfig, name, given))
+    if name not in LOOPS:
+        there = " or ".join(["instant", *LOOPS])
+        raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
+    return LOOPS[name]
+
+
+Config = TypeVar("Config", BackgroundConfig, PatternConfig)
+
+
+def _config(config: type[Config], loop: str, given: Mapping[str, Number]) -> Config:
+    own = {setting.field: given[setting.field] for setting in SETTINGS[loop] if setting.config is config}
+    return config(**own)  # type: ignore[arg-type]

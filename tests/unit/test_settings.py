@@ -1,0 +1,83 @@
+"""Settings of the slow loops on the command line, which are those of their configurations."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sona_pg.cli import settings
+from sona_pg.cli.settings import SETTINGS, Number, Setting, as_options, loop_of
+from sona_pg.cli.worker import worker
+from sona_pg.errors import ConfigError
+from sona_pg.loops.catalog import LOOPS
+from sona_pg.loops.cycle import Loop
+
+from .test_config import OUT_OF_RANGE
+
+EVERY = [(loop, setting) for loop, known in SETTINGS.items() for setting in known]
+DEFAULTS: dict[str, Number] = {setting.field: setting.default for _, setting in EVERY}
+
+
+def _given(loop: str) -> dict[str, Number]:
+    """Every setting as it is not by default."""
+    return {s.field: s.default + 1 if isinstance(s.default, int) else s.default * 0.75 for s in SETTINGS[loop]}
+
+
+@pytest.mark.parametrize("command", ["background", "all"])
+def test_help_says_default_and_variable_of_every_setting(command: str) -> None:
+    said = CliRunner().invoke(worker, [command, "--help"], terminal_width=1000).output
+    for setting in SETTINGS["background"]:
+        (line,) = [line for line in said.splitlines() if f" {setting.option} " in line]
+        (default,) = [field.default for field in fields(setting.config) if field.name == setting.field]
+        assert f"[env var: {setting.variable('background')}; default: {default}]" in line
+
+
+def test_settings_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: dict[str, Number] = {}
+
+    def loop(*configs: object) -> Loop:
+        for setting, config in ((s, c) for s in SETTINGS["background"] for c in configs if isinstance(c, s.config)):
+            reached[setting.field] = getattr(config, setting.field)
+        return LOOPS["background"]
+
+    monkeypatch.setattr(settings, "background_loop", loop)
+    given = _given("background")
+    assert all(given[name] != DEFAULTS[name] for name in given)
+    loop_of("background", given)
+    assert reached == given
+
+
+def test_options_give_another_process_the_same() -> None:
+    reached: dict[str, Number] = {}
+
+    @settings.settings_options("background")
+    def command(**given: Number) -> None:
+        reached.update(given)
+
+    given = _given("background")
+    assert CliRunner().invoke(click.command(command), as_options("background", given)).exit_code == 0
+    assert reached == given
+    assert as_options("instant", given) == []
+
+
+@pytest.mark.parametrize(("loop", "setting"), EVERY, ids=lambda it: it.field if isinstance(it, Setting) else it)
+def test_what_is_out_of_range_is_refused(loop: str, setting: Setting) -> None:
+    for value in OUT_OF_RANGE[setting.config][setting.field]:
+        with pytest.raises(ConfigError, match=f"^{setting.field} is"):
+            loop_of(loop, {**DEFAULTS, setting.field: value})
+
+
+def test_a_loop_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no loop 'sideways', expected instant or background"):
+        loop_of("sideways", {})
+
+
+def test_the_page_has_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`(--[a-z-]+)`", page.split("## Metrics")[0]))
+    assert named == {setting.option for setting in SETTINGS["background"]} | {"--help"}
