@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sona_pg.config import (
+        BackgroundLoopConfig,
         EvidenceConfig,
         InstantLoopConfig,
         LoraConfig,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.learning.reasoning_bank import ReasoningBank
+    from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
@@ -72,6 +74,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "sona_pg.config": (
+        "BackgroundLoopConfig",
         "EvidenceConfig",
         "InstantLoopConfig",
         "LoraConfig",
@@ -118,6 +121,7 @@ _MODULES = {
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
+    "sona_pg.loops.background_loop": ("BackgroundLoop", "BackgroundResult"),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
@@ -137,6 +141,9 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "BackgroundLoop",
+    "BackgroundLoopConfig",
+    "BackgroundResult",
     "BaseLoRA",
     "ConfigError",
     "DamagedVersion",

@@ -24,6 +24,19 @@ def _flag(name: str, value: bool) -> None:
         raise ConfigError(f"{name} is {value!r}, expected True or False")
 
 
+BACKGROUND_SECONDS = 3600.0
+"""Time between two cycles of loop B."""
+
+MIN_TRAJECTORIES = 100
+"""New trajectories without which a cycle of loop B is skipped."""
+
+BASE_LEARNING_RATE = 5e-4
+"""Step size of the base, see `BaseTrainingConfig`."""
+
+EWC_LAMBDA = 1000.0
+"""Strength by which earlier tasks are held to begin with."""
+
+
 @dataclass(frozen=True, slots=True)
 class InstantLoopConfig:
     """Loop A: what happens at every request.
@@ -703,7 +716,7 @@ class ScheduleConfig:
             _whole("amount", self.amount, 1, 1 << 62)
 
 
-BACKGROUND_SCHEDULE = ScheduleConfig(every_seconds=3600.0)
+BACKGROUND_SCHEDULE = ScheduleConfig(every_seconds=BACKGROUND_SECONDS)
 """Loop B: hourly."""
 
 
@@ -721,7 +734,7 @@ class BackgroundConfig:
         Most that their queries take in memory: in spaces of many dimensions there are fewer.
     """
 
-    minimum: int = 100
+    minimum: int = MIN_TRAJECTORIES
     max_trajectories: int = 100_000
     max_vector_bytes: int = 160 << 20
 
@@ -770,7 +783,7 @@ class EwcConfig:
 
     param_count: int | None = None
     max_tasks: int = 10
-    initial_lambda: float = 1000.0
+    initial_lambda: float = EWC_LAMBDA
     min_lambda: float = 100.0
     max_lambda: float = 10_000.0
     fisher_ema_decay: float = 0.999
@@ -849,7 +862,7 @@ class BaseTrainingConfig:
 
     rank: int = 16
     epochs: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float = BASE_LEARNING_RATE
     decay: float = 1.0
     reservoir: int = 4096
 
@@ -866,6 +879,34 @@ class BaseTrainingConfig:
         if not isinstance(dim, int):
             raise ConfigError(f"dimension is {dim!r}, expected a whole number")
         return cls(rank=max(1, min(cls().rank, dim)))
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundLoopConfig:
+    """Loop B in memory.
+
+    Parameters
+    ----------
+    extraction_interval_seconds
+        Time between two cycles.
+    min_trajectories
+        Trajectories without which a cycle is skipped.
+    base_lora_lr
+        Step size of the base, as in `BaseTrainingConfig`.
+    ewc_lambda
+        Strength by which other tasks are held to begin with, as in `EwcConfig`.
+    """
+
+    extraction_interval_seconds: float = BACKGROUND_SECONDS
+    min_trajectories: int = MIN_TRAJECTORIES
+    base_lora_lr: float = BASE_LEARNING_RATE
+    ewc_lambda: float = EWC_LAMBDA
+
+    def __post_init__(self) -> None:
+        _within("extraction_interval_seconds", self.extraction_interval_seconds, 0.0, 366 * 86_400.0)
+        _whole("min_trajectories", self.min_trajectories, 1, 1_000_000)
+        _within("base_lora_lr", self.base_lora_lr, 0.0, 1.0)
+        _within("ewc_lambda", self.ewc_lambda, 1e-9, 1e9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,10 @@ class Verdict(enum.StrEnum):
     """What is served is better."""
 
 
+UNDECIDED = (Verdict.NOTHING_WITHHELD, Verdict.TOO_FEW)
+"""After these what is withheld goes on waiting: nothing was decided by it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """Whether the outcomes of an hour have to do with its queries.

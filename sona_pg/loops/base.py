@@ -16,7 +16,7 @@ from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
 from sona_pg.learning.base_tasks import Traffic
-from sona_pg.learning.gate import Decision, Verdict
+from sona_pg.learning.gate import UNDECIDED, Decision, Verdict
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import reservoir_hash
 from sona_pg.learning.learner import Learned, Learner
@@ -39,9 +39,6 @@ _MOST_TASKS = 100
 """Tasks that are remembered; the penalty is made of the latest `EwcConfig.max_tasks`, the others are known again."""
 
 _STATE_FORMAT = 1
-
-_UNDECIDED = (Verdict.NOTHING_WITHHELD, Verdict.TOO_FEW)
-"""What is withheld goes on waiting: nothing was decided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +141,7 @@ class BasePhase:
             return {"base": "kept", "base_reason": "nothing was learned from items yet"}
         decision, strength = candidate.decision, self._config.strength(candidate.traffic)
         transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
-        has_judged = decision.verdict not in _UNDECIDED
+        has_judged = decision.verdict not in UNDECIDED
         # What was judged by is learned from the next cycle on, like all that an hour brought that means something.
         known = [*found.new, *(found.withheld if has_judged else ())]
         if decision.verdict is Verdict.UNRELATED:

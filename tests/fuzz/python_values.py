@@ -224,6 +224,11 @@ def base() -> sona_pg.BaseLoRA:
     return made
 
 
+def background() -> sona_pg.BackgroundLoop:
+    """One that has seen nothing, and takes in anything."""
+    return sona_pg.BackgroundLoop(sona_pg.BackgroundLoopConfig(min_trajectories=1), DIM)
+
+
 def adapter() -> sona_pg.QueryAdapter:
     """A fresh one."""
     return sona_pg.QueryAdapter(DIM, QueryAdapterConfig(rank=2))
@@ -356,6 +361,14 @@ _batch: dict[str, Any_] = {
     "out": st.builds(lambda: np.zeros((2, DIM), dtype=np.float32)),
 }
 
+_background: dict[str, Any_] = {
+    "config": st.sampled_from((None, sona_pg.BackgroundLoopConfig(min_trajectories=1))),
+    "items": st.none(),
+    "patterns": st.sampled_from((None, PatternConfig(k_clusters=3))),
+    "verdicts": st.sampled_from((None, VerdictConfig(max_values=2))),
+    "base": st.none(),
+    "space": settings_of["space_config"],
+}
 _lora = {"config": st.sampled_from((None, LoraConfig(rank=1, num_layers=2, train_down=True)))}
 _no_paths = st.one_of(
     st.sampled_from(("", "/", "\0", "/nonexistent/base", "\ud800", b"base", None)), numbers, arrays, st.just(Path("/"))
@@ -363,6 +376,12 @@ _no_paths = st.one_of(
 """What no file can be written to: another text would be one in the working directory."""
 
 GOOD_OF: dict[str, dict[str, Any_]] = {
+    "BackgroundLoop.__init__": _background,
+    "BackgroundLoop.is_due": {"waiting": st.just(3), "now": st.just(1.0)},
+    "BackgroundLoop.run_cycle": {
+        "trajectories": st.lists(good_trajectories, min_size=1, max_size=3),
+        "now": st.sampled_from((None, 1.0)),
+    },
     "BaseLoRA.__init__": {
         **_lora,
         "rank": st.sampled_from((None, 1, 2)),
@@ -435,6 +454,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
 }
 
 HOSTILE_OF: dict[str, dict[str, Any_]] = {
+    "BackgroundLoop.__init__": _background,
     "BaseLoRA.__init__": _lora,
     "BaseLoRA.from_bytes": {
         "data": st.one_of(
@@ -487,6 +507,7 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
 """Where not anything at all is hostile, but something of a kind."""
 
 MAKERS: dict[str, Callable[[], Any]] = {
+    "BackgroundLoop": background,
     "BaseLoRA": base,
     "EdgeWeights": sona_pg.EdgeWeights,
     "InstantLoop": lambda: sona_pg.InstantLoop(DIM),

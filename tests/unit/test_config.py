@@ -12,6 +12,7 @@ import pytest
 from sona_pg import config
 from sona_pg.config import (
     BackgroundConfig,
+    BackgroundLoopConfig,
     BaseTrainingConfig,
     BoundaryConfig,
     EvidenceConfig,
@@ -87,6 +88,12 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "learning_rate": (-1e-9, 1.1),
         "decay": (-1e-9, 101.0),
         "reservoir": (0, (1 << 20) + 1),
+    },
+    BackgroundLoopConfig: {
+        "extraction_interval_seconds": (-1.0, 366 * 86_400.0 + 1),
+        "min_trajectories": (0, 1_000_001),
+        "base_lora_lr": (-1e-9, 1.1),
+        "ewc_lambda": (0.0, 1.1e9),
     },
     GateConfig: {
         "withheld": (-1e-9, 0.51),

@@ -1,0 +1,312 @@
+"""Loop B in memory: the same bank, base, tasks and gate as in Postgres, for applications that have arrays alone."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sona_pg.config import (
+    MAX_DIM,
+    BackgroundLoopConfig,
+    PatternConfig,
+    QueryAdapterConfig,
+    SpaceConfig,
+    VerdictConfig,
+)
+from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.kernels import unit
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
+from sona_pg.learning.base_lora import BaseLoRA
+from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.base_trainer import fixed_form
+from sona_pg.learning.ewc import EwcPlusPlus
+from sona_pg.learning.gate import UNDECIDED, Verdict
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList, judged_list, reservoir_hash
+from sona_pg.learning.learner import is_withheld
+from sona_pg.learning.outcome import OutcomeEvent, worth_of
+from sona_pg.learning.reasoning_bank import ReasoningBank
+from sona_pg.types import QueryTrajectory, finite_or_none
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundResult:
+    """What a cycle has done.
+
+    Parameters
+    ----------
+    status
+        ``published``, ``kept: …`` or ``skipped: …``, with the reason.
+    trajectories_processed
+        Trajectories that were taken in; 0 if it was skipped.
+    patterns_extracted
+        Patterns that there are by now.
+    lists, withheld
+        Judged lists that taught the candidate, and events that judged it.
+    log_rank_gain
+        How much higher what helped stands on these, -1 to 1 in the mean.
+    tasks_ended
+        Tasks that ended in it.
+    elapsed_seconds
+        How long it took.
+    """
+
+    status: str
+    trajectories_processed: int = 0
+    patterns_extracted: int = 0
+    lists: int = 0
+    withheld: int = 0
+    log_rank_gain: float = 0.0
+    tasks_ended: int = 0
+    elapsed_seconds: float = 0.0
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the base changed."""
+        return self.status == PUBLISHED
+
+
+PUBLISHED = "published"
+
+
+class BackgroundLoop:
+    """Patterns, verdicts and a base LoRA from trajectories, cycle by cycle, without a database.
+
+    Steps that name an item, or have activations and a reward, teach the base: what helped is moved nearer to the query.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    hidden_dim
+        Dimension of queries and activations.
+    items
+        Embeddings of items that steps name; without, those of the steps themselves.
+    patterns, verdicts, base, space
+        Settings of the bank, of the base's cycle, and of rewards.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sona_pg.types import TrajectoryBuilder
+    >>> loop = BackgroundLoop(BackgroundLoopConfig(min_trajectories=1), 4)
+    >>> builder = TrajectoryBuilder(1, [1.0, 0.0, 0.0, 0.0])
+    >>> builder.add_step([0.0, 1.0, 0.0, 0.0], reward=1.0)
+    >>> builder.add_step([0.0, 0.0, 1.0, 0.0], reward=0.0)
+    >>> loop.run_cycle([builder.build(1.0)]).status
+    'kept: no withheld event has an outcome'
+    """
+
+    def __init__(
+        self,
+        config: BackgroundLoopConfig | None = None,
+        hidden_dim: int = 256,
+        *,
+        items: ItemPool | None = None,
+        patterns: PatternConfig | None = None,
+        verdicts: VerdictConfig | None = None,
+        base: BaseConfig | None = None,
+        space: SpaceConfig | None = None,
+    ) -> None:
+        if not isinstance(hidden_dim, int) or isinstance(hidden_dim, bool) or not 1 <= hidden_dim <= MAX_DIM:
+            raise ConfigError(f"dimension is {hidden_dim!r}, expected a whole number from 1 to {MAX_DIM}")
+        self.config = BackgroundLoopConfig() if config is None else config
+        given = BaseConfig() if base is None else base
+        strength = self.config.ewc_lambda
+        self._cycle = replace(
+            given,
+            training=replace(
+                given.training,
+                rank=min(given.training.rank, hidden_dim, 16),
+                learning_rate=self.config.base_lora_lr,
+            ),
+            ewc=replace(
+                given.ewc,
+                initial_lambda=strength,
+                min_lambda=min(given.ewc.min_lambda, strength),
+                max_lambda=max(given.ewc.max_lambda, strength),
+            ),
+        )
+        self._base = BaseLoRA(hidden_dim, self._cycle.training.rank)
+        self._pool = ItemPool.empty(hidden_dim) if items is None else items
+        self._space = SpaceConfig() if space is None else space
+        self._recipe = QueryAdapterConfig.for_dim(hidden_dim)
+        bank = PatternConfig() if patterns is None else patterns
+        self._bank = ReasoningBank(replace(bank, embedding_dim=hidden_dim), verdicts)
+        self._traffic = Traffic(hidden_dim, self._cycle.boundary)
+        self._tasks: list[BaseTask] = []
+        self._reservoir: dict[uuid.UUID, Answered] = {}
+        self._withheld: dict[uuid.UUID, Answered] = {}
+        self._seen = 0
+        self._ran_at: float | None = None
+
+    def reasoning_bank(self) -> ReasoningBank:
+        """The bank that trajectories are added to."""
+        return self._bank
+
+    def base_lora(self) -> BaseLoRA:
+        """The base that was published last; a fresh one before. It changes in place."""
+        return self._base
+
+    def ewc(self) -> EwcPlusPlus:
+        """What the tasks that ended need of the base's B, (rank · dim,), as it is now: a copy."""
+        layer, rank = self._base.layers[0], self._base.rank
+        config = replace(self._cycle.ewc, param_count=rank * layer.dim)
+        made = EwcPlusPlus(config, np.ascontiguousarray(layer.weights[rank:]).ravel(), embedding_dim=layer.dim)
+        made.set_lambda(min(max(self._cycle.strength(self._traffic), config.min_lambda), config.max_lambda))
+        for task in self._tasks[-config.max_tasks :]:
+            made.remember(task.in_frame(layer.weights[:rank]))
+        return made
+
+    def is_due(self, waiting: int, now: float) -> bool:
+        """Whether a cycle is due: the interval has passed since the last one, and enough waits.
+
+        Parameters
+        ----------
+        waiting
+            Trajectories that wait.
+        now
+            Seconds, by the clock that `run_cycle` is told, or the monotonic one.
+        """
+        at, enough = _number(now, "now"), _number(waiting, "waiting") >= self.config.min_trajectories
+        return enough and (self._ran_at is None or at - self._ran_at >= self.config.extraction_interval_seconds)
+
+    def run_cycle(self, trajectories: Sequence[QueryTrajectory], *, now: float | None = None) -> BackgroundResult:
+        """Take trajectories in, and publish a base if it does not lose. Below the minimum nothing is consumed.
+
+        Parameters
+        ----------
+        trajectories
+            In the order in which they were answered.
+        now
+            Seconds; the monotonic clock without.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If a trajectory does not fit; nothing of any was taken in.
+        """
+        began = time.monotonic()
+        at = began if now is None else _number(now, "now")
+        if isinstance(trajectories, str) or not isinstance(trajectories, Sequence):
+            raise InvalidInput(f"trajectories are a {type(trajectories).__name__}, expected a list of them")
+        if len(trajectories) < self.config.min_trajectories:
+            return BackgroundResult(f"skipped: {len(trajectories)} of {self.config.min_trajectories} trajectories")
+        # First all that may be refused.
+        answers = [self._answered(trajectory, self._seen + place) for place, trajectory in enumerate(trajectories)]
+        trial = ReasoningBank(self._bank.config, self._bank.verdict_config)
+        for trajectory in trajectories:
+            trial.add_trajectory(trajectory)
+        for trajectory in trajectories:
+            self._bank.add_trajectory(trajectory)
+        patterns = self._bank.extract_patterns(now=at)
+        self._bank.consolidate_patterns(now=at)
+        self._bank.prune_patterns(now=at)
+        self._seen += len(trajectories)
+        self._ran_at = at
+        candidate, status = self._advance([answer for answer in answers if answer is not None])
+        done = BackgroundResult(status, len(trajectories), len(self._bank.patterns) if patterns else 0)
+        if candidate is not None:
+            done = replace(
+                done,
+                lists=candidate.trained.lists,
+                withheld=candidate.decision.withheld,
+                log_rank_gain=candidate.decision.log_rank,
+                tasks_ended=len(candidate.ended),
+            )
+        return replace(done, elapsed_seconds=time.monotonic() - began)
+
+    def _advance(self, answers: Sequence[Answered]) -> tuple[Candidate | None, str]:
+        share = self._cycle.gate.withheld
+        self._withheld |= {a.judged.key[0]: a for a in answers if is_withheld(a.judged.key[0], share)}
+        new = {a.judged.key[0]: a for a in answers if a.judged.key[0] not in self._withheld}
+        layer = self._base.layers[0]
+        hour = Hour(
+            None if layer.is_zero else layer,
+            [layer],
+            self._known_items(),
+            self._recipe,
+            list(new.values()),
+            [answer for id, answer in self._reservoir.items() if id not in new],
+            list(self._withheld.values()),
+            self._tasks,
+            self._traffic,
+        )
+        candidate = make_candidate(hour, self._cycle, seed=self._seen)
+        if candidate is None:
+            return None, "kept: nothing was judged from which something could be learned"
+        verdict = candidate.decision.verdict
+        known = dict(self._reservoir)
+        if verdict is not Verdict.UNRELATED:
+            known |= new
+        if verdict not in UNDECIDED:
+            known |= {} if verdict is Verdict.UNRELATED else self._withheld
+            self._withheld = {}
+        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[: self._cycle.training.reservoir]
+        self._reservoir = {id: known[id] for id in kept}
+        ended = {task.id: task for task in candidate.ended}
+        self._tasks = [task for task in self._tasks if task.id not in ended] + list(ended.values())
+        if not candidate.decision.publishes:
+            return candidate, f"kept: {verdict.value}"
+        layer.load(fixed_form(candidate.trained.map, self._base.rank, hour.pool.embeddings))
+        return candidate, PUBLISHED
+
+    def _known_items(self) -> ItemPool:
+        """The pool; without one, what was judged."""
+        if len(self._pool):
+            return self._pool
+        found = {
+            id: item
+            for answer in (*self._reservoir.values(), *self._withheld.values())
+            for id, item in zip(answer.judged.item_ids, answer.judged.items, strict=True)
+        }
+        kept = sorted(found)[: self._recipe.pool_size]
+        return ItemPool(kept, np.stack([found[id] for id in kept])) if kept else ItemPool.empty(self._base.hidden_dim)
+
+    def _answered(self, trajectory: QueryTrajectory, ordinal: int) -> Answered | None:
+        if not isinstance(trajectory, QueryTrajectory):
+            raise InvalidInput(f"a {type(trajectory).__name__} was given, expected a QueryTrajectory")
+        judged: JudgedList | None = None
+        if trajectory.shows_items:
+            judged = judged_list(
+                OutcomeEvent(trajectory),
+                self._pool,
+                implicit_feedback=self._space.implicit_feedback,
+                max_marked=self._recipe.max_marked,
+            )
+        else:
+            judged = _judged_steps(trajectory)
+        if judged is None or not judged.teaches:
+            return None
+        return Answered(ordinal, judged, worth_of(trajectory, self._space) or 0.0)
+
+
+def _number(value: float, what: str) -> float:
+    found = finite_or_none(value, what)
+    if found is None:
+        raise InvalidInput(f"{what} is None, expected a number")
+    return found
+
+
+def _judged_steps(trajectory: QueryTrajectory) -> JudgedList | None:
+    """Steps that are no items: what was worth more than the mean of the trajectory helped, by as much."""
+    steps = [
+        (f"{trajectory.id}/{place}", step.activations, step.reward)
+        for place, step in enumerate(trajectory.steps)
+        if step.reward is not None and step.activations.size == trajectory.query_embedding.size
+    ]
+    if not steps:
+        return None
+    mean = float(np.mean([reward for _, _, reward in steps]))
+    return JudgedList(
+        (trajectory.id, 0),
+        trajectory.query_embedding,
+        tuple(id for id, _, _ in steps),
+        tuple(unit(activations) for _, activations, _ in steps),
+        tuple(max(float(reward) - mean, 0.0) for _, _, reward in steps),
+        tuple(True for _ in steps),
+    )
