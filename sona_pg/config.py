@@ -754,8 +754,11 @@ class EwcConfig:
         Decay of the Fisher's moving average for each sample.
     fisher_kind
         Whose gradients `update_fisher` is given, one of `FISHER_KINDS`; kept beside what is remembered.
+    anchors
+        'own': every task is held where it was learned. 'latest': all are held where the latest one ended, which was
+        found under the penalty of the others already, so that nothing is counted twice (Huszár 2018).
     tolerated_loss
-        Loss on the remembered tasks that the strength is adapted to, nats.
+        Loss on the remembered tasks that the strength is adapted to, nats; several times that beside a reservoir.
     lambda_rate
         How fast it adapts: the exponent of a step at which nothing was lost.
     learning_rate
@@ -770,12 +773,13 @@ class EwcConfig:
 
     param_count: int | None = None
     max_tasks: int = 10
-    initial_lambda: float = 1000.0
-    min_lambda: float = 100.0
+    initial_lambda: float = 30.0
+    min_lambda: float = 1.0
     max_lambda: float = 10_000.0
     fisher_ema_decay: float = 0.999
     fisher_kind: str = "empirical"
-    tolerated_loss: float = 0.1
+    anchors: str = "own"
+    tolerated_loss: float = 0.02
     lambda_rate: float = 0.1
     learning_rate: float = 1e-4
     same_task: float = 0.9
@@ -792,6 +796,8 @@ class EwcConfig:
         _within("fisher_ema_decay", self.fisher_ema_decay, 0.0, 0.999999)
         if not isinstance(self.fisher_kind, str) or self.fisher_kind not in FISHER_KINDS:
             raise ConfigError(f"fisher_kind is {self.fisher_kind!r}, expected one of {', '.join(FISHER_KINDS)}")
+        if not isinstance(self.anchors, str) or self.anchors not in ("own", "latest"):
+            raise ConfigError(f"anchors is {self.anchors!r}, expected 'own' or 'latest'")
         _within("tolerated_loss", self.tolerated_loss, 1e-6, 1e6)
         _within("lambda_rate", self.lambda_rate, 0.0, 10.0)
         _within("learning_rate", self.learning_rate, 0.0, 1e6)

@@ -71,9 +71,9 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
     EwcConfig: {
         "param_count": (0, (1 << 31) + 1),
         "max_tasks": (0, 1001),
-        "initial_lambda": (99.9, 10_001.0),
+        "initial_lambda": (0.9, 10_001.0),
         "min_lambda": (0, 1e10),
-        "max_lambda": (99.9, 1e10),
+        "max_lambda": (29.9, 1e10),
         "fisher_ema_decay": (-0.1, 1.0),
         "tolerated_loss": (0, 1e7),
         "same_task": (-1.1, 1.1),
