@@ -779,7 +779,7 @@ class EwcConfig:
     fisher_ema_decay: float = 0.999
     fisher_kind: str = "empirical"
     anchors: str = "own"
-    tolerated_loss: float = 0.02
+    tolerated_loss: float = 0.015
     lambda_rate: float = 0.1
     learning_rate: float = 1e-4
     same_task: float = 0.9
