@@ -779,8 +779,8 @@ class EwcConfig:
     fisher_ema_decay: float = 0.999
     fisher_kind: str = "empirical"
     anchors: str = "own"
-    tolerated_loss: float = 0.015
-    lambda_rate: float = 0.1
+    tolerated_loss: float = 0.01
+    lambda_rate: float = 0.5
     learning_rate: float = 1e-4
     same_task: float = 0.9
     sparsity: float = 0.0
