@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sona_pg.config import (
+        BoundaryConfig,
         EvidenceConfig,
+        EwcConfig,
         InstantLoopConfig,
         LoraConfig,
         PatternConfig,
@@ -49,10 +51,13 @@ if TYPE_CHECKING:
     )
     from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.edges import EdgeWeights
+    from sona_pg.learning.ewc import EwcPlusPlus
     from sona_pg.learning.lora import MicroLoRA
     from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.learning.reasoning_bank import ReasoningBank
+    from sona_pg.learning.task_boundary import TaskBoundary
+    from sona_pg.learning.task_memory import TaskMemory
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
@@ -72,7 +77,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "sona_pg.config": (
+        "BoundaryConfig",
         "EvidenceConfig",
+        "EwcConfig",
         "InstantLoopConfig",
         "LoraConfig",
         "PatternConfig",
@@ -114,10 +121,13 @@ _MODULES = {
     ),
     "sona_pg.learning.base_lora": ("BaseLoRA",),
     "sona_pg.learning.edges": ("EdgeWeights",),
+    "sona_pg.learning.ewc": ("EwcPlusPlus",),
     "sona_pg.learning.lora": ("MicroLoRA",),
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
+    "sona_pg.learning.task_boundary": ("TaskBoundary",),
+    "sona_pg.learning.task_memory": ("TaskMemory",),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
@@ -138,6 +148,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Answer",
     "BaseLoRA",
+    "BoundaryConfig",
     "ConfigError",
     "DamagedVersion",
     "DatabaseBusy",
@@ -147,6 +158,8 @@ __all__ = [
     "EdgeWeights",
     "EmbedderMismatch",
     "EvidenceConfig",
+    "EwcConfig",
+    "EwcPlusPlus",
     "ForgetReport",
     "ImprovementMetrics",
     "IncompleteLedger",
@@ -180,6 +193,8 @@ __all__ = [
     "SpaceConfig",
     "StoreConfig",
     "StrategyConfig",
+    "TaskBoundary",
+    "TaskMemory",
     "TrajectoryBuffer",
     "TrajectoryBuilder",
     "TrajectoryStep",

@@ -788,7 +788,7 @@ class EwcConfig:
 
     def __post_init__(self) -> None:
         if self.param_count is not None:
-            _whole("param_count", self.param_count, 1, 1 << 31)
+            _whole("param_count", self.param_count, 1, 1 << 28)
         _whole("max_tasks", self.max_tasks, 1, 1000)
         _within("min_lambda", self.min_lambda, 1e-9, 1e9)
         _within("max_lambda", self.max_lambda, self.min_lambda, 1e9)

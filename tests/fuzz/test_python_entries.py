@@ -22,7 +22,10 @@ from .budget import tries
 from .python_values import ANSWER, DIM, MAKERS, NUMBERS_OF, anything
 from .sweep import learn_all, not_finite
 
-PLAIN = {"ForgetReport", "ImprovementMetrics", "InstantLoopMetrics", "LearnedPattern", "TrajectoryStep", "Score"}
+PLAIN = {
+    *("ForgetReport", "ImprovementMetrics", "InstantLoopMetrics", "LearnedPattern", "TaskMemory", "TrajectoryStep"),
+    "Score",
+}
 """Tuples and counts that check nothing and do nothing: what takes them is fuzzed with them."""
 UNFIT = {"SonaEngine.__init__", "SonaEngine.close"}
 """`connect` makes engines, and a closed one takes nothing."""

@@ -69,7 +69,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "seed": (-1, 1 << 63),
     },
     EwcConfig: {
-        "param_count": (0, (1 << 31) + 1),
+        "param_count": (0, (1 << 28) + 1),
         "max_tasks": (0, 1001),
         "initial_lambda": (0.9, 10_001.0),
         "min_lambda": (0, 1e10),

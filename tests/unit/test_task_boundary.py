@@ -84,9 +84,6 @@ def test_a_shift_of_norm_8_is_found_within_ten_steps(before: int) -> None:
 def test_mean_absolute_z_would_not_have_found_it() -> None:
     random = np.random.default_rng(0)
     shift = np.zeros(DIM)
-    shift[:] = 32 / math.sqrt(DIM)
-    assert np.abs(gaussian(random, 1000, DIM) + shift).mean(axis=1).max() > 2  # by a shift in every component alone
-    shift[:] = 0
     shift[0] = 32
     assert np.abs(gaussian(random, 1000, DIM) + shift).mean(axis=1).max() < 2
     boundary = TaskBoundary(DIM)
