@@ -16,6 +16,8 @@ NAMES = (
     "record",
     "ingest",
     "kmeans",
+    "fisher",
+    "digits",
     "search",
     "strategist",
     "versions",

@@ -31,10 +31,27 @@ cdef inline const sona_ewc *loops() noexcept nogil:
     return sona_ewc_find(simd().name)
 
 
-cdef inline int same(Py_ssize_t expected, Py_ssize_t found, str what) except -1:
-    if found != expected:
-        raise InvalidInput(f"{what} has {found} parameters, expected {expected}: all vectors belong to one model")
-    return 0
+cdef const float *vector(object value, Py_ssize_t p, str what) except? NULL:
+    """The numbers of a contiguous float32 vector of p; typed views of five arrays would cost two microseconds."""
+    cdef cnp.ndarray array
+    if not (cnp.PyArray_Check(value) and cnp.PyArray_TYPE(<cnp.ndarray>value) == cnp.NPY_FLOAT32
+            and cnp.PyArray_NDIM(<cnp.ndarray>value) == 1 and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>value)
+            and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>value)):
+        raise InvalidInput(f"{what} is not a contiguous float32 vector: pass it through as_vector first")
+    array = <cnp.ndarray>value
+    if cnp.PyArray_DIM(array, 0) != p:
+        raise InvalidInput(
+            f"{what} has {cnp.PyArray_DIM(array, 0)} parameters, expected {p}: all vectors belong to one model"
+        )
+    return <const float *>cnp.PyArray_DATA(array)
+
+
+cdef float *target(object value, Py_ssize_t p, str what) except? NULL:
+    """The same of one that is written to."""
+    cdef const float *numbers = vector(value, p, what)
+    if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>value):
+        raise InvalidInput(f"{what} is read-only: it is changed in place")
+    return <float *>numbers
 
 
 cdef inline int not_negative(float value, str what) except -1:
@@ -49,7 +66,7 @@ cdef inline int finite(int is_finite, str what) except -1:
     return 0
 
 
-def fisher_average(float[::1] fisher, const float[:, ::1] gradients, float weight):
+def fisher_average(fisher, cnp.ndarray gradients not None, float weight):
     """``fisher += weight * (mean(gradients ** 2) - fisher)``, the mean over per-sample gradients.
 
     Parameters
@@ -68,11 +85,15 @@ def fisher_average(float[::1] fisher, const float[:, ::1] gradients, float weigh
     LearningError
         If a gradient is not finite, or its square leaves the range of float32; nothing was changed.
     """
-    cdef Py_ssize_t n = gradients.shape[0], p = fisher.shape[0]
+    if not (cnp.PyArray_TYPE(gradients) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(gradients) == 2
+            and cnp.PyArray_IS_C_CONTIGUOUS(gradients) and cnp.PyArray_ISNOTSWAPPED(gradients)):
+        raise InvalidInput("gradients are not a contiguous float32 matrix: pass them through as_matrix first")
+    cdef Py_ssize_t n = cnp.PyArray_DIM(gradients, 0), p = cnp.PyArray_DIM(gradients, 1)
+    cdef const float *rows = <const float *>cnp.PyArray_DATA(gradients)
+    cdef float *f = target(fisher, p, "the Fisher")
     cdef const sona_ewc *k = loops()
     cdef float *mean = NULL
     cdef int is_usable
-    same(p, gradients.shape[1], "a gradient")
     if n == 0:
         raise InvalidInput("no gradients: the Fisher is a mean over at least one sample")
     if not 0 <= weight <= 1:
@@ -85,20 +106,19 @@ def fisher_average(float[::1] fisher, const float[:, ::1] gradients, float weigh
             raise MemoryError
     with nogil:
         if n == 1:
-            is_usable = k.squarable(&gradients[0, 0], p)
+            is_usable = k.squarable(rows, p)
             if is_usable:
-                k.fisher(&fisher[0], &gradients[0, 0], p, weight)
+                k.fisher(f, rows, p, weight)
         else:
-            is_usable = k.mean_square(&gradients[0, 0], n, p, mean)
+            is_usable = k.mean_square(rows, n, p, mean)
             if is_usable:
-                k.blend(&fisher[0], mean, p, weight)
+                k.blend(f, mean, p, weight)
     free(mean)
     if not is_usable:
         raise LearningError("a gradient is NaN, infinite, or above 1e18: the Fisher is a mean of squares")
 
 
-def constrain(const float[::1] gradient, const float[::1] theta, const float[::1] stiffness, const float[::1] pull,
-              float learning_rate, float[::1] out):
+def constrain(cnp.ndarray gradient not None, theta, stiffness, pull, float learning_rate, out):
     """``out = (g + S θ - T) / (1 + η S)``: a step of η along it is the exact proximal step of the penalty.
 
     Parameters
@@ -117,22 +137,20 @@ def constrain(const float[::1] gradient, const float[::1] theta, const float[::1
     LearningError
         If the result is not finite.
     """
-    cdef Py_ssize_t p = gradient.shape[0]
+    cdef Py_ssize_t p = gradient.size
+    cdef const float *g = vector(gradient, p, "gradient")
+    cdef const float *at = vector(theta, p, "theta")
+    cdef const float *s = vector(stiffness, p, "stiffness")
+    cdef const float *t = vector(pull, p, "pull")
+    cdef float *result = target(out, p, "out")
     cdef int is_finite
-    same(p, theta.shape[0], "theta")
-    same(p, stiffness.shape[0], "stiffness")
-    same(p, pull.shape[0], "pull")
-    same(p, out.shape[0], "out")
     not_negative(learning_rate, "learning rate")
-    if p == 0:
-        return
     with nogil:
-        is_finite = loops().constrain(&gradient[0], &theta[0], &stiffness[0], &pull[0], p, learning_rate, &out[0])
+        is_finite = loops().constrain(g, at, s, t, p, learning_rate, result)
     finite(is_finite, "the constrained gradient")
 
 
-def proximal(const float[::1] theta, const float[::1] stiffness, const float[::1] pull, float step,
-             const float[::1] steps, float[::1] out):
+def proximal(cnp.ndarray theta not None, stiffness, pull, float step, steps, out):
     """``out = (θ + η T) / (1 + η S)``, with one step size for all parameters, or one for each.
 
     Parameters
@@ -151,24 +169,20 @@ def proximal(const float[::1] theta, const float[::1] stiffness, const float[::1
     LearningError
         If the result is not finite.
     """
-    cdef Py_ssize_t p = theta.shape[0]
-    cdef const float *each = NULL
+    cdef Py_ssize_t p = theta.size
+    cdef const float *at = vector(theta, p, "theta")
+    cdef const float *s = vector(stiffness, p, "stiffness")
+    cdef const float *t = vector(pull, p, "pull")
+    cdef const float *each = NULL if steps is None else vector(steps, p, "steps")
+    cdef float *result = target(out, p, "out")
     cdef int is_finite
-    same(p, stiffness.shape[0], "stiffness")
-    same(p, pull.shape[0], "pull")
-    same(p, out.shape[0], "out")
     not_negative(step, "step")
-    if p == 0:
-        return
-    if steps is not None:
-        same(p, steps.shape[0], "steps")
-        each = &steps[0]
     with nogil:
-        is_finite = loops().proximal(&theta[0], &stiffness[0], &pull[0], p, step, each, &out[0])
+        is_finite = loops().proximal(at, s, t, p, step, each, result)
     finite(is_finite, "the result of the proximal step")
 
 
-def add_drift(const float[::1] fisher, const float[::1] theta, const float[::1] anchor, float weight, float[::1] out):
+def add_drift(cnp.ndarray fisher not None, theta, anchor, float weight, out):
     """``out += weight * F * (θ - θ*) ** 2``: what each parameter's drift from θ* costs, float32 (p,) all of them.
 
     Raises
@@ -178,14 +192,13 @@ def add_drift(const float[::1] fisher, const float[::1] theta, const float[::1] 
     LearningError
         If the result is not finite.
     """
-    cdef Py_ssize_t p = fisher.shape[0]
+    cdef Py_ssize_t p = fisher.size
+    cdef const float *f = vector(fisher, p, "the Fisher")
+    cdef const float *at = vector(theta, p, "theta")
+    cdef const float *from_here = vector(anchor, p, "anchor")
+    cdef float *result = target(out, p, "out")
     cdef int is_finite
-    same(p, theta.shape[0], "theta")
-    same(p, anchor.shape[0], "anchor")
-    same(p, out.shape[0], "out")
     not_negative(weight, "weight")
-    if p == 0:
-        return
     with nogil:
-        is_finite = loops().drift(&fisher[0], &theta[0], &anchor[0], p, weight, &out[0])
+        is_finite = loops().drift(f, at, from_here, p, weight, result)
     finite(is_finite, "the cost of drift")

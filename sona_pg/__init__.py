@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sona_pg.config import (
         BackgroundLoopConfig,
+        BoundaryConfig,
         EvidenceConfig,
+        EwcConfig,
         InstantLoopConfig,
         LoraConfig,
         PatternConfig,
@@ -50,10 +52,13 @@ if TYPE_CHECKING:
     )
     from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.edges import EdgeWeights
+    from sona_pg.learning.ewc import EwcPlusPlus
     from sona_pg.learning.lora import MicroLoRA
     from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.learning.reasoning_bank import ReasoningBank
+    from sona_pg.learning.task_boundary import TaskBoundary
+    from sona_pg.learning.task_memory import TaskMemory
     from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.forget import ForgetReport
@@ -75,7 +80,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "sona_pg.config": (
         "BackgroundLoopConfig",
+        "BoundaryConfig",
         "EvidenceConfig",
+        "EwcConfig",
         "InstantLoopConfig",
         "LoraConfig",
         "PatternConfig",
@@ -117,10 +124,13 @@ _MODULES = {
     ),
     "sona_pg.learning.base_lora": ("BaseLoRA",),
     "sona_pg.learning.edges": ("EdgeWeights",),
+    "sona_pg.learning.ewc": ("EwcPlusPlus",),
     "sona_pg.learning.lora": ("MicroLoRA",),
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
+    "sona_pg.learning.task_boundary": ("TaskBoundary",),
+    "sona_pg.learning.task_memory": ("TaskMemory",),
     "sona_pg.loops.background_loop": ("BackgroundLoop", "BackgroundResult"),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
     "sona_pg.loops.forget": ("ForgetReport",),
@@ -145,6 +155,7 @@ __all__ = [
     "BackgroundLoopConfig",
     "BackgroundResult",
     "BaseLoRA",
+    "BoundaryConfig",
     "ConfigError",
     "DamagedVersion",
     "DatabaseBusy",
@@ -154,6 +165,8 @@ __all__ = [
     "EdgeWeights",
     "EmbedderMismatch",
     "EvidenceConfig",
+    "EwcConfig",
+    "EwcPlusPlus",
     "ForgetReport",
     "ImprovementMetrics",
     "IncompleteLedger",
@@ -187,6 +200,8 @@ __all__ = [
     "SpaceConfig",
     "StoreConfig",
     "StrategyConfig",
+    "TaskBoundary",
+    "TaskMemory",
     "TrajectoryBuffer",
     "TrajectoryBuilder",
     "TrajectoryStep",

@@ -33,7 +33,7 @@ MIN_TRAJECTORIES = 100
 BASE_LEARNING_RATE = 5e-4
 """Step size of the base, see `BaseTrainingConfig`."""
 
-EWC_LAMBDA = 1000.0
+EWC_LAMBDA = 30.0
 """Strength by which earlier tasks are held to begin with."""
 
 
@@ -767,8 +767,11 @@ class EwcConfig:
         Decay of the Fisher's moving average for each sample.
     fisher_kind
         Whose gradients `update_fisher` is given, one of `FISHER_KINDS`; kept beside what is remembered.
+    anchors
+        'own': every task is held where it was learned. 'latest': all are held where the latest one ended, which was
+        found under the penalty of the others already, so that nothing is counted twice (Huszár 2018).
     tolerated_loss
-        Loss on the remembered tasks that the strength is adapted to, nats.
+        Loss on the remembered tasks that the strength is adapted to, nats; several times that beside a reservoir.
     lambda_rate
         How fast it adapts: the exponent of a step at which nothing was lost.
     learning_rate
@@ -784,12 +787,13 @@ class EwcConfig:
     param_count: int | None = None
     max_tasks: int = 10
     initial_lambda: float = EWC_LAMBDA
-    min_lambda: float = 100.0
+    min_lambda: float = 1.0
     max_lambda: float = 10_000.0
     fisher_ema_decay: float = 0.999
     fisher_kind: str = "empirical"
-    tolerated_loss: float = 0.1
-    lambda_rate: float = 0.1
+    anchors: str = "own"
+    tolerated_loss: float = 0.01
+    lambda_rate: float = 0.5
     learning_rate: float = 1e-4
     same_task: float = 0.9
     sparsity: float = 0.0
@@ -797,7 +801,7 @@ class EwcConfig:
 
     def __post_init__(self) -> None:
         if self.param_count is not None:
-            _whole("param_count", self.param_count, 1, 1 << 31)
+            _whole("param_count", self.param_count, 1, 1 << 28)
         _whole("max_tasks", self.max_tasks, 1, 1000)
         _within("min_lambda", self.min_lambda, 1e-9, 1e9)
         _within("max_lambda", self.max_lambda, self.min_lambda, 1e9)
@@ -805,6 +809,8 @@ class EwcConfig:
         _within("fisher_ema_decay", self.fisher_ema_decay, 0.0, 0.999999)
         if not isinstance(self.fisher_kind, str) or self.fisher_kind not in FISHER_KINDS:
             raise ConfigError(f"fisher_kind is {self.fisher_kind!r}, expected one of {', '.join(FISHER_KINDS)}")
+        if not isinstance(self.anchors, str) or self.anchors not in ("own", "latest"):
+            raise ConfigError(f"anchors is {self.anchors!r}, expected 'own' or 'latest'")
         _within("tolerated_loss", self.tolerated_loss, 1e-6, 1e6)
         _within("lambda_rate", self.lambda_rate, 0.0, 10.0)
         _within("learning_rate", self.learning_rate, 0.0, 1e6)

@@ -85,5 +85,5 @@ def check_parts(
                 "it is damaged, or was learned with other settings"
             )
         is_count = given.dtype.kind == "i" and name not in signed
-        if not np.isfinite(given).all() or (is_count and given.min() < 0):
+        if not np.isfinite(given).all() or (is_count and given.min(initial=0) < 0):
             raise LearningError(f"{name} of the {what}'s state is not finite, or negative: it is damaged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -251,7 +252,10 @@ class EwcPlusPlus:
         if not self._fisher.samples:
             return None
         task = TaskMemory(self._fisher.value.copy(), anchor, self._fisher.samples, reached, self.config.fisher_kind)
-        self.remember(task)
+        earlier = tuple(self._ring)
+        if self.config.anchors == "latest":
+            earlier = tuple(replace(other, anchor=anchor) for other in earlier)
+        self._replace([*earlier, task])
         self._fisher.reset()
         return task
 

@@ -39,8 +39,8 @@ class TaskBoundary:
     """
 
     def __init__(self, dim: int, config: BoundaryConfig | None = None) -> None:
-        if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= 1 << 31:
-            raise ConfigError(f"dimension is {dim!r}, expected a whole number of at least 1")
+        if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= 1 << 28:
+            raise ConfigError(f"dimension is {dim!r}, expected 1 to {1 << 28}")
         self.config = BoundaryConfig() if config is None else config
         self.dim = dim
         self._steps = 0

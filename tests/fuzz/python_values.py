@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import sona_pg
 from sona_pg import InstantLoopConfig, LoraConfig, QueryAdapterConfig, SignalConfig, SpaceConfig, StoreConfig
-from sona_pg.config import EvidenceConfig, PatternConfig, StrategyConfig, VerdictConfig
+from sona_pg.config import BoundaryConfig, EvidenceConfig, EwcConfig, PatternConfig, StrategyConfig, VerdictConfig
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import EdgeUpdate
 from sona_pg.store.search import Found
@@ -244,6 +244,41 @@ def bank() -> sona_pg.ReasoningBank:
     return made
 
 
+def ewc() -> sona_pg.EwcPlusPlus:
+    """One that remembers a task, and has a Fisher of the next."""
+    made = sona_pg.EwcPlusPlus(EwcConfig(param_count=DIM), boundary=BoundaryConfig(warm_up=2))
+    for k in range(2):
+        made.update_fisher(np.eye(DIM))
+        if not k:
+            made.start_new_task(np.ones(DIM), 0.5)
+    return made
+
+
+def boundary() -> sona_pg.TaskBoundary:
+    """One past its warm-up."""
+    made = sona_pg.TaskBoundary(DIM, BoundaryConfig(warm_up=2))
+    for k in range(4):
+        made.observe(np.full(DIM, k % 3))
+    return made
+
+
+_tasks = st.builds(
+    sona_pg.TaskMemory,
+    typed_arrays,
+    typed_arrays,
+    st.integers(-1, 9),
+    st.one_of(st.none(), st.floats()),
+    st.one_of(st.just("exact"), texts),
+    st.floats(),
+)
+_ewcs = {
+    "config": st.sampled_from((EwcConfig(param_count=DIM), EwcConfig(DIM, sparsity=0.1, project_gradients=True))),
+    "theta": st.one_of(st.none(), vectors),
+    "boundary": st.sampled_from((None, BoundaryConfig(warm_up=2))),
+    "embedding_dim": st.sampled_from((None, DIM)),
+}
+
+
 def _damaged_export() -> Any_:
     """An export, of which a part is missing or replaced, anywhere in it."""
 
@@ -297,6 +332,10 @@ GOOD: dict[str, Any_] = {
     "filter_columns": st.sampled_from(((), ("id",))),
     "final_quality": rewards,
     "gradient": vectors,
+    "gradients": vectors,
+    "lambda_": st.just(30.0),
+    "theta": vectors,
+    "vector": vectors,
     "gradient_estimate": vectors,
     "hidden_dim": st.just(DIM),
     "id": ids,
@@ -394,6 +433,10 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "BaseLoRA.save": {"path": st.just("/dev/null/base")},
     "BaseLoRA.set_alpha": {"alpha": st.just(2.0)},
     "EdgeWeights.__init__": {"scale": st.sampled_from((None, 0.01))},
+    "EwcPlusPlus.__init__": _ewcs,
+    "EwcPlusPlus.load_state": {"state": st.builds(lambda: ewc().state())},
+    "EwcPlusPlus.proximal_step": {"step": st.one_of(st.just(0.1), vectors.map(np.abs))},
+    "EwcPlusPlus.remember": {"task": st.builds(lambda: ewc().tasks[0])},
     "InstantLoop.__init__": {"space": settings_of["space_config"], "pool": st.none(), "store": st.none()},
     "InstantLoop.on_inference": {"trajectory": good_trajectories},
     "InstantLoop.publish": {"cause": texts},
@@ -449,6 +492,8 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "SonaEngine.optimized_params": {"defaults": st.sampled_from((None, {"a": 1, "z": None}))},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "SonaEngine.why": {"trajectory_id": st.sampled_from((ANSWER, uuid.UUID(int=1)))},
+    "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
+    "TaskBoundary.load_state": {"state": st.builds(lambda: boundary().state())},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
     "TrajectoryBuffer.record": {"trajectory": good_trajectories},
 }
@@ -473,6 +518,9 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
         name: GOOD_OF["InstantLoop.__init__"].get(name, GOOD.get(name, st.none()))
         for name in ("config", "adapter", "signal", "space", "pool", "store")
     },
+    "EwcPlusPlus.__init__": {**_ewcs, "theta": st.one_of(typed_arrays, arrays), "embedding_dim": numbers},
+    "EwcPlusPlus.load_state": {"state": _state_of(ewc)},
+    "EwcPlusPlus.remember": {"task": _tasks},
     "InstantLoop.on_inference": {"trajectory": st.one_of(hostile_trajectories, typed_trajectories, anything)},
     "InstantLoop.on_score": {"score": st.builds(Score, anything, anything, anything, anything, anything)},
     "LearningSignal.from_trajectory": {
@@ -501,6 +549,8 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "SonaEngine.record": {
         "answered": st.one_of(hostile_recalls, hostile_trajectories, typed_trajectories, good_trajectories, anything)
     },
+    "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
+    "TaskBoundary.load_state": {"state": _state_of(boundary)},
     "TrajectoryBuffer.drain_into": GOOD_OF["TrajectoryBuffer.drain_into"],
     "TrajectoryBuilder.build": {"answer": hostile_answers},
 }
@@ -510,10 +560,12 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "BackgroundLoop": background,
     "BaseLoRA": base,
     "EdgeWeights": sona_pg.EdgeWeights,
+    "EwcPlusPlus": ewc,
     "InstantLoop": lambda: sona_pg.InstantLoop(DIM),
     "MicroLoRA": micro,
     "QueryAdapter": adapter,
     "ReasoningBank": bank,
+    "TaskBoundary": boundary,
     "TrajectoryBuffer": lambda: sona_pg.TrajectoryBuffer(2),
     "TrajectoryBuilder": lambda: sona_pg.TrajectoryBuilder(1, np.ones(DIM)),
 }
@@ -533,10 +585,12 @@ def _commit(edges: sona_pg.EdgeWeights) -> list[Any]:
 NUMBERS_OF: dict[str, Callable[[Any], list[Any]]] = {
     "BaseLoRA": lambda base: list(base.state().values()),
     "EdgeWeights": _commit,
+    "EwcPlusPlus": lambda ewc: [*ewc.state().values(), ewc.stiffness, ewc.pull],
     "InstantLoop": _learn_on,
     "MicroLoRA": lambda lora: list(lora.state().values()),
     "QueryAdapter": lambda adapter: list(adapter.state().values()),
     "ReasoningBank": lambda bank: [p.centroid for p in bank.extract_patterns(now=2.0)],
+    "TaskBoundary": lambda boundary: list(boundary.state().values()),
     "TrajectoryBuilder": lambda builder: (
         [s.activations for s in builder._steps] + [s.attention_weights for s in builder._steps]
     ),

@@ -23,11 +23,7 @@ from .python_values import ANSWER, DIM, MAKERS, NUMBERS_OF, anything
 from .sweep import learn_all, not_finite
 
 PLAIN = {
-    "BackgroundResult",
-    "ForgetReport",
-    "ImprovementMetrics",
-    "InstantLoopMetrics",
-    "LearnedPattern",
+    *("BackgroundResult", "ForgetReport", "ImprovementMetrics", "InstantLoopMetrics", "LearnedPattern", "TaskMemory"),
     "TrajectoryStep",
     "Score",
 }
