@@ -26,6 +26,7 @@ NAMES = (
     "loops",
     "patterns",
     "background",
+    "base",
 )
 
 
