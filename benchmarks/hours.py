@@ -136,9 +136,12 @@ class Hours:
         def served(queries: FloatMatrix) -> FloatMatrix:
             return instant.adapt(queries if base is None else base.adapt(queries))
 
+        candidate = Serving([trained.map]).adapt
         decision = decide(
-            relation_of([*new, *withheld], None if base is None else base.adapt),
-            compare(withheld, served, Serving([trained.map]).adapt, self.pool),
+            relation_of(
+                [*new, *withheld], None if base is None else base.adapt, withheld=withheld, candidate=candidate
+            ),
+            compare(withheld, served, candidate, self.pool),
             self.gate,
         )
         decided_at = time.perf_counter()

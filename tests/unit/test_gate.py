@@ -107,6 +107,25 @@ class TestRelation:
         relation = relation_of(turned, lambda queries: queries @ turn.T)
         assert decide(relation, [Difference(0.0, 0.0)]).publishes
 
+    def test_a_candidate_may_know_what_belongs_together_where_the_embedding_does_not(self) -> None:
+        hour, unseen = an_hour(1), an_hour(2, 40)
+        turn = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0].astype(np.float32)
+        turned, held = ([replace(one, query=one.query @ turn) for one in part] for part in (hour, unseen))
+
+        def candidate(queries: Floats) -> Floats:
+            return queries @ turn.T
+
+        relation = relation_of([*turned, *held], withheld=held, candidate=candidate)
+        assert decide(relation, [Difference(0.0, 0.0)]).publishes
+        shuffled = outcomes_shuffled(held, 0)
+        relation = relation_of([*outcomes_shuffled(turned, 0), *shuffled], withheld=shuffled, candidate=candidate)
+        assert decide(relation, [Difference(0.5, 0.5)]).verdict is Verdict.UNRELATED
+
+    def test_a_few_withheld_events_do_not_ask_what_the_hour_does_not(self) -> None:
+        lists = [replace(judged, shown=tuple(t == 0 for t in judged.targets)) for judged in an_hour(0)]
+        few = an_hour(3, 4)
+        assert relation_of([*lists, *few], withheld=few, candidate=lambda queries: queries).which_z is None
+
 
 class TestDecision:
     def test_nothing_withheld_keeps_what_is_served_and_says_so(self) -> None:
