@@ -96,6 +96,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "min_trajectories": (0, 1_000_001),
         "base_lora_lr": (-1e-9, 1.1),
         "ewc_lambda": (0.0, 1.1e9),
+    },
     DistillationConfig: {
         "queries": (0, (1 << 20) + 1),
         "weight": (-1e-9, 1.1e6),
