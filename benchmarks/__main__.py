@@ -28,6 +28,7 @@ NAMES = (
     "loops",
     "patterns",
     "background",
+    "base",
 )
 
 

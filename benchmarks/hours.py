@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from sona_pg.learning.outcome import OutcomeEvent
 from sona_pg.learning.serving import Serving
 
 Lists = list[JudgedList]
+State = tuple[LowRank | None, bytes, tuple[JudgedList, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class Cycle:
     candidate: float
     decision: Decision
     is_gated: bool
+    merge_seconds: float
+    training_seconds: float
+    gate_seconds: float
 
     @property
     def after(self) -> float:
@@ -113,7 +118,9 @@ class Hours:
         """An hour, and its cycle: what it leaves behind is the next hour's."""
         new, withheld = self.learn(events, self.base, self.learner)
         base = None if self.base is None else Serving([self.base])
+        began = time.perf_counter()
         merged = self.merge(new, config)
+        merged_at = time.perf_counter()
         trained = train_base(
             merged.map,
             [*self.reservoir, *new],
@@ -122,24 +129,47 @@ class Hours:
             recipe=self.learner.adapter.config,
             seed=self.hour,
         )
+        trained_at = time.perf_counter()
         self.hour += 1
         instant = self.learner.serving()
 
         def served(queries: FloatMatrix) -> FloatMatrix:
             return instant.adapt(queries if base is None else base.adapt(queries))
 
+        candidate = Serving([trained.map]).adapt
         decision = decide(
-            relation_of([*new, *withheld], None if base is None else base.adapt),
-            compare(withheld, served, Serving([trained.map]).adapt, self.pool),
+            relation_of(
+                [*new, *withheld], None if base is None else base.adapt, withheld=withheld, candidate=candidate
+            ),
+            compare(withheld, served, candidate, self.pool),
             self.gate,
         )
-        before = self.quality([] if self.base is None else [self.base], instant)
-        cycle = Cycle(before, self.quality([merged.map]), self.quality([trained.map]), decision, self.is_gated)
+        decided_at = time.perf_counter()
+        cycle = Cycle(
+            self.quality([] if self.base is None else [self.base], instant),
+            self.quality([merged.map]),
+            self.quality([trained.map]),
+            decision,
+            self.is_gated,
+            merged_at - began,
+            trained_at - merged_at,
+            decided_at - trained_at,
+        )
         if decision.publishes or not self.is_gated:
             self.base, self.learner = trained.map, self.fresh()
             for judged in [*new, *withheld]:
                 self.reservoir.add(judged)
         return cycle
+
+    def state(self) -> State:
+        """What an hour changes, to go back to."""
+        return self.base, self.learner.to_bytes(), tuple(self.reservoir), self.hour
+
+    def restore(self, state: State) -> None:
+        """Go back."""
+        self.base, learner, lists, self.hour = state
+        self.learner, self.reservoir = self.fresh(), Reservoir(self.reservoir.capacity, lists)
+        self.learner.load_bytes(learner)
 
     def fresh(self) -> Learner:
         """An instant tier that has learned nothing."""
@@ -150,3 +180,25 @@ class Hours:
         learner = self.learner
         sample: FloatMatrix = np.stack([judged.query for judged in new]) if new else self.held_out[:0]
         return merged_base(self.base, [learner.adapter.served, learner.micro], config.rank, queries=sample)
+
+
+def synthetic(seed: int, *, dim: int = 64, docs: int = 400, queries: int = 1500) -> Collection:
+    """Queries that are their documents, turned in the planes in which documents differ most, and noise."""
+    random = np.random.RandomState(seed)
+    items = random.randn(docs, dim) * np.where(np.arange(dim) < 8, 3.0, 1.0)
+    items /= np.linalg.norm(items, axis=1, keepdims=True)
+    wanted = random.randint(0, docs, queries)
+    asked = items[wanted].copy()
+    angle = 1.25
+    for plane in range(0, 8, 2):
+        x, y = items[wanted, plane], items[wanted, plane + 1]
+        asked[:, plane] = np.cos(angle) * x - np.sin(angle) * y
+        asked[:, plane + 1] = np.sin(angle) * x + np.cos(angle) * y
+    asked += 0.15 * random.randn(queries, dim)
+    return Collection(
+        f"synthetic {seed}",
+        [str(doc) for doc in range(docs)],
+        items.astype(np.float32),
+        asked.astype(np.float32),
+        [{int(doc): 1.0} for doc in wanted],
+    )

@@ -946,6 +946,31 @@ class GateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DistillationConfig:
+    """Holds what one adapter answered in earlier domains, while it learns another.
+
+    Parameters
+    ----------
+    queries
+        Remembered of each domain.
+    weight
+        μ, how much a squared error of the output counts against nats of the listwise loss.
+    batch
+        Remembered queries, of all domains, by which a step is held. Fewer are noisier, and noise moves outputs too:
+        with 64 twice as much was forgotten.
+    """
+
+    queries: int = 200
+    weight: float = 30.0
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        _whole("queries", self.queries, 1, 1 << 20)
+        _within("weight", self.weight, 0.0, 1e6)
+        _whole("batch", self.batch, 1, 1 << 16)
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryConfig:
     """What a worker process shows of itself: metrics and health.
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import click
 
 from sona_pg import kernels
+from sona_pg.cli.continual import evaluate_in_sequence
 from sona_pg.cli.output import print_json, print_table
+from sona_pg.cli.progress import progress_bar
 from sona_pg.config import QueryAdapterConfig
 from sona_pg.evaluation.collection import load_collection
 from sona_pg.evaluation.feedback import Feedback
 from sona_pg.evaluation.plot import check_plot, save_plot
-from sona_pg.evaluation.protocol import SPLITS, Progress, SystemFactory, evaluate_collection
+from sona_pg.evaluation.protocol import SPLITS, SystemFactory, evaluate_collection
 from sona_pg.evaluation.report import CollectionReport, StrategyReport, report_json
 from sona_pg.evaluation.splits import SplitKind
 from sona_pg.evaluation.strategies import StrategySystem
@@ -52,6 +51,17 @@ from sona_pg.types import Json
     metavar="FILE",
     help="Draw the gains event by event: .png, .svg or .pdf.",
 )
+@click.option(
+    "--continual",
+    is_flag=True,
+    help="Learn the directories one after the other; what is forgotten of the earlier ones?",
+)
+@click.option(
+    "--rotated",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="With --continual: a further domain, this directory turned by a seeded orthogonal matrix.",
+)
 @click.option("--url", metavar="URL", help="Database for --through-postgres; the embedded server without.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evaluate(
@@ -65,6 +75,8 @@ def evaluate(
     shuffle_outcomes: bool,
     baselines: bool,
     plot: Path | None,
+    continual: bool,
+    rotated: tuple[Path, ...],
     url: str | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +85,13 @@ def evaluate(
     A directory holds docs.npy, queries.npy and qrels.tsv. Each event of the stream is answered by the strategy that
     is proven best so far, and learned once; the held-out queries are never learned from. Every strategy is reported.
     """
+    if rotated and not continual:
+        raise click.UsageError("--rotated goes with --continual")
+    if continual:
+        if through_postgres or continuing or shuffle_outcomes or baselines or plot or events:
+            raise click.UsageError("--continual goes with --splits, --split, --feedback, --rotated and --json alone")
+        evaluate_in_sequence(directories, rotated, splits, SplitKind(kind), Feedback(feedback), as_json=as_json)
+        return
     if url is not None and not through_postgres:
         raise click.UsageError("--url goes with --through-postgres")
     if plot is not None and through_postgres:
@@ -87,7 +106,7 @@ def evaluate(
     reports = []
     for directory in directories:
         collection = load_collection(directory)
-        with _progress(collection.name) as progress:
+        with progress_bar(collection.name) as progress:
             reports.append(
                 evaluate_collection(
                     collection,
@@ -124,16 +143,6 @@ def evaluate(
         _print_reports(reports, f"{feedback} feedback, {splits} {kind} splits")
     if plot is not None:
         save_plot(reports, plot)
-
-
-@contextlib.contextmanager
-def _progress(label: str) -> Iterator[Progress]:
-    with click.progressbar(length=100, label=label, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.update(100 * done // total - bar.pos)
-
-        yield advance
 
 
 def _print_reports(reports: list[CollectionReport], protocol: str) -> None:

@@ -111,7 +111,6 @@ def train_base(
     config: BaseTrainingConfig | None = None,
     recipe: QueryAdapterConfig | None = None,
     seed: int = 0,
-    remembered: Sequence[JudgedList] = (),
     constraint: Constraint | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainedBase:
@@ -137,8 +136,6 @@ def train_base(
         Settings of the training, and of the query adapter.
     seed
         Of order and negatives.
-    remembered
-        Lists of other domains that one adapter serves, see `remembered_lists`: one is learned after each list.
     constraint
         What holds the weights where earlier tasks need them. Its weights must be of the form that `fixed_form` gives.
     on_progress
@@ -152,12 +149,11 @@ def train_base(
     config = BaseTrainingConfig.for_dim(start.dim) if config is None else config
     recipe = QueryAdapterConfig.for_dim(start.dim) if recipe is None else recipe
     random = np.random.Generator(np.random.PCG64(checked_seed(seed)))
-    for judged in (*lists, *remembered):
+    for judged in lists:
         if judged.query.size != start.dim:
             raise DimensionMismatch(start.dim, judged.query.size, "query of a judged list")
-    known = helpful_items([*lists, *remembered], recipe.pool_size, start.dim)
+    known = helpful_items(lists, recipe.pool_size, start.dim)
     examples = [example for judged in lists if (example := _Example.of(judged, known)) is not None]
-    memory = [example for judged in remembered if (example := _Example.of(judged, known)) is not None]
     weights = fixed_form(start, config.rank, items)
     training = _Training(weights, known, config, recipe, constraint, total=config.epochs * len(examples))
     losses: list[float] = []
@@ -165,8 +161,6 @@ def train_base(
         total = 0.0
         for number in random.permutation(len(examples)):
             total += training.learn(examples[number], random)
-            if memory:
-                training.learn(memory[random.integers(len(memory))], random, is_new=False)
             if on_progress is not None and training.taken % PROGRESS_STEPS == 0:
                 on_progress(training.taken, training.total)
         losses.append(total / len(examples))
@@ -252,7 +246,7 @@ class _Training:
         self._known, self._config, self._recipe, self._constraint = known, config, recipe, constraint
         self.total, self.taken, self.refused = total, 0, 0
 
-    def learn(self, example: _Example, random: np.random.Generator, *, is_new: bool = True) -> float:
+    def learn(self, example: _Example, random: np.random.Generator) -> float:
         """One step; the loss before it."""
         c, t = self._recipe, self._trainer.steps + 1
         rate = self._config.learning_rate * max(1 - self.taken / max(self.total, 1), 0.0)
@@ -260,7 +254,7 @@ class _Training:
         # Decoupled from Adam's moments, and before the step, so that the average takes part in it.
         self._trained.weights[self._config.rank :] *= np.float32(1 - rate * self._config.decay)
         seed = int(random.integers(1 << 63))
-        self.taken += is_new
+        self.taken += 1
         try:
             loss = self._trainer.step(
                 example.query,

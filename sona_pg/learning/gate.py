@@ -186,8 +186,11 @@ def relation_of(
     if candidate is None:
         return first
     second = _relation(withheld, candidate)
-    which = [z for z in (first.which_z, second.which_z) if z is not None]
-    return Relation(first.events, max(first.whose_z, second.whose_z), max(which) if which else None)
+    which = first.which_z
+    if which is not None and second.which_z is not None:
+        # Where the hour does not tell, a few withheld events do not either.
+        which = max(which, second.which_z)
+    return Relation(first.events, max(first.whose_z, second.whose_z), which)
 
 
 def _relation(lists: Sequence[JudgedList], served: Adapt | None) -> Relation:

@@ -15,6 +15,7 @@ from sona_pg.config import (
     BackgroundLoopConfig,
     BaseTrainingConfig,
     BoundaryConfig,
+    DistillationConfig,
     EvidenceConfig,
     EwcConfig,
     GateConfig,
@@ -36,6 +37,7 @@ from sona_pg.errors import ConfigError
 ALL: list[type[Any]] = [
     BackgroundConfig,
     BaseTrainingConfig,
+    DistillationConfig,
     BoundaryConfig,
     EvidenceConfig,
     EwcConfig,
@@ -94,6 +96,11 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "min_trajectories": (0, 1_000_001),
         "base_lora_lr": (-1e-9, 1.1),
         "ewc_lambda": (0.0, 1.1e9),
+    },
+    DistillationConfig: {
+        "queries": (0, (1 << 20) + 1),
+        "weight": (-1e-9, 1.1e6),
+        "batch": (0, (1 << 16) + 1),
     },
     GateConfig: {
         "withheld": (-1e-9, 0.51),

@@ -1,0 +1,161 @@
+"""One adapter for several domains, one after the other: what it answered in earlier ones is held while it learns.
+
+An adapter per space forgets nothing of the others by construction, and gains more. This is for where one must do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg.config import DistillationConfig, EwcConfig, QueryAdapterConfig
+from sona_pg.errors import LearningError
+from sona_pg.kernels import LowRank, draw
+from sona_pg.learning.arrays import as_matrix, normalized_rows
+from sona_pg.learning.ewc import EwcPlusPlus
+from sona_pg.learning.judged_list import JudgedList
+from sona_pg.learning.query_adapter import initial_directions
+
+FloatMatrix = NDArray[np.float32]
+
+
+class SharedAdapter:
+    """``adapt(x) = x + (x A) B``, trained on judged lists as `QueryAdapter` is, with what protects earlier domains.
+
+    *Distillation* (Li & Hoiem 2017): of every earlier domain some queries are remembered, with what the adapter added
+    to them when the domain ended. ``μ Σ_domains mean ½ |(x A) B - then|²`` is part of the loss. It protects outputs,
+    whatever the factors A and B that give them.
+
+    *EWC++*: a penalty on the factors, by their Fisher information on the remembered lists; its proximal step follows
+    each of Adam's, with that coordinate's step size.
+
+    Parameters
+    ----------
+    dim
+        Dimension of queries and items.
+    recipe
+        Of the query adapter.
+    items
+        Sample of the items (n, dim) of the first domain, for the initial directions.
+    distillation, ewc
+        Protections; none of those that are not given.
+    seed
+        Of what is remembered, and of the queries by which a step is held.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        recipe: QueryAdapterConfig | None = None,
+        *,
+        items: ArrayLike,
+        distillation: DistillationConfig | None = None,
+        ewc: EwcConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.recipe = QueryAdapterConfig.for_dim(dim) if recipe is None else recipe
+        rank = self.recipe.rank
+        self._distillation = distillation
+        self._random = np.random.Generator(np.random.PCG64(seed))
+        weights = np.vstack([initial_directions(as_matrix(items, dim, "items"), rank), np.zeros((rank, dim))])
+        self._trained, self.served = LowRank(dim, rank), LowRank(dim, rank)
+        self._trained.load(weights)
+        self.served.load(weights)
+        self._moment1, self._moment2 = (np.zeros((2 * rank, dim), dtype=np.float32) for _ in range(2))
+        self._steps = 0
+        self._queries: FloatMatrix = np.zeros((0, dim), dtype=np.float32)
+        self._then: FloatMatrix = np.zeros((0, dim), dtype=np.float32)
+        self._domains = 0
+        self._ewc = None if ewc is None else EwcPlusPlus(ewc, self._trained.weights.reshape(-1))
+
+    def learn(self, judged: JudgedList, pool: FloatMatrix, skip: NDArray[np.int64]) -> float:
+        """One step on one judged list; the loss before it, in nats.
+
+        Parameters
+        ----------
+        pool, skip
+            Unit rows (n, dim) to draw negatives from, and those that must not be drawn.
+
+        Raises
+        ------
+        LearningError
+            If the list teaches nothing or the loss is not finite; nothing was changed.
+        """
+        c, trained = self.recipe, self._trained
+        gradient, loss = self._gradient(judged, pool, skip)
+        if self._distillation is not None and self._domains:
+            self._hold_outputs(gradient, self._distillation)
+        if not np.isfinite(gradient).all():
+            raise LearningError("the loss or its gradient is out of range: the weights have run away")
+        self._steps += 1
+        t = self._steps
+        self._moment1 += np.float32(1 - c.beta1) * (gradient - self._moment1)
+        self._moment2 += np.float32(1 - c.beta2) * (gradient * gradient - self._moment2)
+        root = np.sqrt(self._moment2 / np.float32(1 - c.beta2**t)) + np.float32(c.epsilon)
+        trained.weights[...] -= np.float32(c.learning_rate / (1 - c.beta1**t)) * self._moment1 / root
+        if self._ewc is not None:
+            self._ewc.proximal_step(trained.weights, np.float32(c.learning_rate) / root)
+        average = min(c.average_decay, (1 + t) / (10 + t))
+        self.served.weights[...] += np.float32(1 - average) * (trained.weights - self.served.weights)
+        trained.refresh()
+        self.served.refresh()
+        return loss
+
+    def end_domain(self, lists: list[JudgedList], pool: FloatMatrix, skips: list[NDArray[np.int64]]) -> None:
+        """Remember a domain before the next one begins.
+
+        Parameters
+        ----------
+        lists, skips
+            Of the domain; of so many as are remembered the queries are kept, drawn at random.
+        pool
+            Its items.
+        """
+        most = DistillationConfig().queries if self._distillation is None else self._distillation.queries
+        chosen = self._random.permutation(len(lists))[:most]
+        if not len(chosen):
+            return
+        self._domains += 1
+        if self._distillation is not None:
+            queries = normalized_rows(np.stack([lists[number].query for number in chosen]))
+            then = np.zeros_like(queries)
+            self.served.forward_batch(queries, then)
+            self._queries, self._then = np.vstack([self._queries, queries]), np.vstack([self._then, then])
+        if self._ewc is not None:
+            for number in chosen:
+                gradient, _ = self._gradient(lists[number], pool, skips[number])
+                self._ewc.update_fisher(gradient.reshape(1, -1))
+            self._ewc.start_new_task(self.served.weights.reshape(-1))
+
+    def _gradient(self, judged: JudgedList, pool: FloatMatrix, skip: NDArray[np.int64]) -> tuple[FloatMatrix, float]:
+        """Of the listwise loss, as `sona_pg.kernels.ListwiseTrainer` takes it."""
+        if not judged.teaches:
+            raise LearningError("nothing in the list helped: there is nothing to learn")
+        c, trained = self.recipe, self._trained
+        drawn = draw(judged.seed, len(pool), c.negatives, skip)
+        candidates = np.vstack([np.stack(judged.items), pool[drawn]])
+        targets = np.zeros(len(candidates), dtype=np.float32)
+        targets[: len(judged.targets)] = judged.targets
+        targets /= targets.sum()
+        adapted = judged.query.copy()
+        trained.forward(judged.query, adapted)
+        norm = np.float32(np.linalg.norm(adapted))
+        if not norm > 0:
+            raise LearningError("the query is the zero vector: it has no direction")
+        adapted /= norm
+        scores = candidates @ adapted / np.float32(c.temperature)
+        scores -= scores.max()
+        likely = np.exp(scores)
+        total = likely.sum()
+        at_output = ((likely / total - targets) / np.float32(c.temperature)) @ candidates
+        at_output = (at_output - (at_output @ adapted) * adapted) / norm
+        gradient = np.zeros_like(trained.weights)
+        trained.backward(judged.query, at_output, gradient)
+        return gradient, float(np.log(total) - targets @ scores)
+
+    def _hold_outputs(self, gradient: FloatMatrix, config: DistillationConfig) -> None:
+        chosen = self._random.integers(0, len(self._queries), config.batch)
+        queries = self._queries[chosen]
+        off = -self._then[chosen]
+        self._trained.forward_batch(queries, off)
+        self._trained.backward_batch(queries, off, gradient, config.weight * self._domains / config.batch)
