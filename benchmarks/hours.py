@@ -1,44 +1,48 @@
-"""A stream in hours: the instant tier learns on the output of the base, and every hour ends with a cycle."""
+"""A stream in hours: the instant tier learns on top of the base, and every hour ends with a cycle of the base."""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sona_pg.config import BaseTrainingConfig, GateConfig
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import SPACE, Feedback
-from sona_pg.evaluation.metrics import FloatMatrix, QueryScores, rank_documents, score_ranking
+from sona_pg.evaluation.metrics import QueryScores, rank_documents, score_ranking
 from sona_pg.evaluation.protocol import Stream
 from sona_pg.evaluation.splits import SplitKind, make_split
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_trainer import MergedBase, merged_base, train_base
-from sona_pg.learning.gate import Decision, compare, decide, relation_of
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Hour, make_candidate
+from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.gate import UNDECIDED, Decision, Verdict
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, Reservoir, reservoir_hash
-from sona_pg.learning.learner import Learner
-from sona_pg.learning.outcome import OutcomeEvent
+from sona_pg.learning.judged_list import reservoir_hash
+from sona_pg.learning.learner import Learned, Learner
+from sona_pg.learning.outcome import OutcomeEvent, worth_of
 from sona_pg.learning.serving import Serving
 
-Lists = list[JudgedList]
-State = tuple[LowRank | None, bytes, tuple[JudgedList, ...], int]
+Answers = dict[uuid.UUID, Answered]
+State = tuple[bytes, Answers, Answers, list[BaseTask], dict[str, NDArray[np.generic]], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """nDCG@10 of the held-out queries: before a cycle, merged alone, and of the candidate; and what the gate said."""
+    """nDCG@10 of the held-out queries before a cycle, of the candidate alone, and what the gate said of it.
+
+    `seconds` is what the cycle took, and `hour_seconds` what the instant tier took to answer and learn the hour.
+    """
 
     before: float
-    merged: float
     candidate: float
     decision: Decision
     is_gated: bool
-    merge_seconds: float
-    training_seconds: float
-    gate_seconds: float
+    seconds: float
+    hour_seconds: float
 
     @property
     def after(self) -> float:
@@ -47,7 +51,7 @@ class Cycle:
 
 
 class Hours:
-    """One split of a collection.
+    """One split of a collection, cycle by cycle as loop B makes them.
 
     Parameters
     ----------
@@ -55,8 +59,8 @@ class Hours:
         The split.
     gate
         Withholds events, and decides by them; every candidate is published without.
-    reservoir
-        Earlier lists that are kept.
+    training
+        Settings of the base.
     """
 
     def __init__(
@@ -66,9 +70,11 @@ class Hours:
         index: int,
         *,
         gate: GateConfig | None = None,
-        reservoir: int = 4096,
+        training: BaseTrainingConfig | None = None,
     ) -> None:
-        self.is_gated, self.gate = gate is not None, gate or GateConfig()
+        dim = collection.docs.shape[1]
+        self.is_gated = gate is not None
+        self.config = BaseConfig(training or BaseTrainingConfig.for_dim(dim), gate or GateConfig(withheld=0.0))
         self.collection = collection
         self.split = make_split(collection, kind, index)
         self.stream = Stream(collection, self.split, Feedback.FULL)
@@ -76,110 +82,96 @@ class Hours:
         self.held_out = collection.queries[list(self.split.held_out)]
         self.relevant = [collection.relevant[query] for query in self.split.held_out]
         self.frozen = self.quality([])
-        self.base: LowRank | None = None
-        self.reservoir = Reservoir(reservoir)
-        self.learner = self.fresh()
-        self.hour = 0
+        self.learner = Learner(dim, self.pool, space=SPACE)
+        self.learner.withheld_share = self.config.gate.withheld
+        self.traffic = Traffic(dim, self.config.boundary)
+        self.tasks: list[BaseTask] = []
+        self.reservoir: Answers = {}
+        self.withheld: Answers = {}
+        self.events = 0
 
-    def quality(self, maps: Sequence[LowRank], then: Serving | None = None) -> float:
-        """Mean nDCG@10 of the held-out queries."""
-        return float(self.scores(maps, then).ndcg10.mean())
+    def quality(self, maps: Sequence[LowRank]) -> float:
+        """Mean nDCG@10 of the held-out queries, asked through maps that are added up."""
+        return float(self.scores(maps).ndcg10.mean())
 
-    def scores(self, maps: Sequence[LowRank], then: Serving | None = None) -> QueryScores:
-        """Of each held-out query, asked through `maps` and then the instant tier."""
+    def scores(self, maps: Sequence[LowRank]) -> QueryScores:
+        """Of each held-out query."""
         adapted = Serving(maps).adapt(self.held_out) if maps else self.held_out
-        if then is not None:
-            adapted = then.adapt(adapted)
         return score_ranking(rank_documents(adapted, self.collection.unit_docs), self.relevant)
 
-    def learn(self, events: Sequence[int], base: LowRank | None, learner: Learner) -> tuple[Lists, Lists]:
-        """An hour of the instant tier: its judged lists as they were asked, those learned and those withheld."""
-        learned: Lists = []
-        withheld: Lists = []
+    @property
+    def served(self) -> list[LowRank]:
+        """What answers."""
+        return [self.learner.adapter.map, self.learner.micro]
+
+    def learn(self, events: Sequence[int]) -> Answers:
+        """An hour of the instant tier: what it learned; what is withheld goes on waiting."""
+        learned: Answers = {}
         for event in events:
             query = self.stream.query(event)
-            asked = query if base is None else Serving([base]).adapt(query)
-            shown = rank_documents(learner.serving().adapt(asked)[np.newaxis], self.collection.unit_docs)[0]
-            trajectory = self.stream.trajectory(event, shown)
-            judged = learner.judged_list(OutcomeEvent(trajectory))
-            is_withheld = self.is_gated and reservoir_hash(trajectory.id) < self.gate.withheld * 2**64
-            if judged is not None:
-                (withheld if is_withheld else learned).append(judged)
-            if not is_withheld:
-                learner.learn(OutcomeEvent(replace(trajectory, query_embedding=asked)))
-        return learned, withheld
+            adapted = self.learner.serving().adapt(query)
+            shown = rank_documents(adapted[np.newaxis], self.collection.unit_docs)[0]
+            outcome = OutcomeEvent(self.stream.trajectory(event, shown))
+            became, judged = self.learner.learn(outcome), self.learner.judged_list(outcome)
+            if judged is not None and judged.teaches:
+                answered = Answered(self.events, judged, worth_of(outcome.trajectory, SPACE) or 0.0)
+                (self.withheld if became is Learned.WITHHELD else learned)[outcome.trajectory.id] = answered
+            self.events += 1
+        return learned
 
-    def run(self, hours: int, config: BaseTrainingConfig) -> list[Cycle]:
+    def run(self, hours: int) -> list[Cycle]:
         """All hours, each with its cycle."""
         parts = np.array_split(np.arange(len(self.split.stream)), hours)
-        return [self.cycle(events.tolist(), config) for events in parts]
+        return [self.cycle(events.tolist()) for events in parts]
 
-    def cycle(self, events: Sequence[int], config: BaseTrainingConfig) -> Cycle:
+    def cycle(self, events: Sequence[int]) -> Cycle:
         """An hour, and its cycle: what it leaves behind is the next hour's."""
-        new, withheld = self.learn(events, self.base, self.learner)
-        base = None if self.base is None else Serving([self.base])
         began = time.perf_counter()
-        merged = self.merge(new, config)
-        merged_at = time.perf_counter()
-        trained = train_base(
-            merged.map,
-            [*self.reservoir, *new],
-            items=self.pool.embeddings,
-            config=config,
-            recipe=self.learner.adapter.config,
-            seed=self.hour,
+        new = self.learn(events)
+        hour_seconds = time.perf_counter() - began
+        earlier = [answered for id, answered in self.reservoir.items() if id not in new]
+        hour = Hour(
+            self.learner.adapter.base,
+            self.served,
+            self.pool,
+            self.learner.adapter.config,
+            list(new.values()),
+            earlier,
+            list(self.withheld.values()),
+            self.tasks,
+            self.traffic,
         )
-        trained_at = time.perf_counter()
-        self.hour += 1
-        instant = self.learner.serving()
-
-        def served(queries: FloatMatrix) -> FloatMatrix:
-            return instant.adapt(queries if base is None else base.adapt(queries))
-
-        candidate = Serving([trained.map]).adapt
-        decision = decide(
-            relation_of(
-                [*new, *withheld], None if base is None else base.adapt, withheld=withheld, candidate=candidate
-            ),
-            compare(withheld, served, candidate, self.pool),
-            self.gate,
-        )
-        decided_at = time.perf_counter()
-        cycle = Cycle(
-            self.quality([] if self.base is None else [self.base], instant),
-            self.quality([merged.map]),
-            self.quality([trained.map]),
-            decision,
-            self.is_gated,
-            merged_at - began,
-            trained_at - merged_at,
-            decided_at - trained_at,
-        )
+        began = time.perf_counter()
+        candidate = make_candidate(hour, self.config, seed=self.events)
+        assert candidate is not None
+        seconds, decision = time.perf_counter() - began, candidate.decision
+        before, after = self.quality(self.served), self.quality([candidate.trained.map])
+        cycle = Cycle(before, after, decision, self.is_gated, seconds, hour_seconds)
+        known = {**self.reservoir, **({} if decision.verdict is Verdict.UNRELATED and self.is_gated else new)}
+        if decision.verdict not in UNDECIDED:
+            known |= {} if decision.verdict is Verdict.UNRELATED else self.withheld
+            self.withheld = {}
+        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[: self.config.training.reservoir]
+        self.reservoir = {id: known[id] for id in kept}
+        ended = {task.id: task for task in candidate.ended}
+        self.tasks = [*(task for task in self.tasks if task.id not in ended), *ended.values()]
         if decision.publishes or not self.is_gated:
-            self.base, self.learner = trained.map, self.fresh()
-            for judged in [*new, *withheld]:
-                self.reservoir.add(judged)
+            self.learner = self.learner.anew(self.pool)
+            self.learner.withheld_share = self.config.gate.withheld
+            self.learner.adapter.stand_on(candidate.trained.map)
         return cycle
 
     def state(self) -> State:
         """What an hour changes, to go back to."""
-        return self.base, self.learner.to_bytes(), tuple(self.reservoir), self.hour
+        memory = dict(self.reservoir), dict(self.withheld), list(self.tasks)
+        return self.learner.to_bytes(), *memory, self.traffic.state(), self.events
 
     def restore(self, state: State) -> None:
         """Go back."""
-        self.base, learner, lists, self.hour = state
-        self.learner, self.reservoir = self.fresh(), Reservoir(self.reservoir.capacity, lists)
+        learner, self.reservoir, self.withheld, self.tasks, traffic, self.events = state
+        self.traffic.load_state(traffic)
+        self.learner = self.learner.anew(self.pool)
         self.learner.load_bytes(learner)
-
-    def fresh(self) -> Learner:
-        """An instant tier that has learned nothing."""
-        return Learner(self.collection.docs.shape[1], self.pool, space=SPACE)
-
-    def merge(self, new: Lists, config: BaseTrainingConfig) -> MergedBase:
-        """The instant tier in the base."""
-        learner = self.learner
-        sample: FloatMatrix = np.stack([judged.query for judged in new]) if new else self.held_out[:0]
-        return merged_base(self.base, [learner.adapter.served, learner.micro], config.rank, queries=sample)
 
 
 def synthetic(seed: int, *, dim: int = 64, docs: int = 400, queries: int = 1500) -> Collection:
