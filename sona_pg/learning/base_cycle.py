@@ -155,7 +155,8 @@ def make_candidate(
     taught = list({one.judged.key[0]: one.judged for one in (*hour.earlier, *hour.new)}.values())
     if not taught and not withheld:
         return None
-    queries = np.stack([judged.query for judged in new or taught or withheld])
+    # Of all that is known, not of the hour: what does not fit goes where it costs least, and that is no task before.
+    queries = np.stack([judged.query for judged in taught or withheld])
     merged, error = merge(hour.tiers, training.rank, queries=queries)
     # What answered while a task was at hand; before there is a base, what has come of it.
     ended = _ended(hour, config, merged if hour.base is None else merge([hour.base], training.rank)[0])

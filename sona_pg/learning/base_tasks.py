@@ -2,8 +2,8 @@
 
 A base is the matrix ``ΔW = A B``, and the same matrix has many factors. Here A has orthonormal columns, the frame of a
 task, so that B holds the coordinates of ΔW in it, and what B may not leave ΔW may not leave either. In another frame A'
-the coordinates are ``Rᵀ B`` with ``R = Aᵀ A'``, and the penalty on them is taken along: its diagonal is
-``(R∘R)ᵀ F``, its pull ``Rᵀ (F∘B)``.
+the penalty is ``½ Σ F (R B' - B)²`` with ``R = Aᵀ A'``, which couples the rows of B'. Around the B' at hand it is
+majorised by one that does not, ``S = |R|ᵀ (F ∘ |R| 1)``: what lowers that lowers the penalty (Hunter & Lange 2004).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sona_pg.learning.ewc import EwcPlusPlus
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList
 from sona_pg.learning.task_boundary import TaskBoundary
-from sona_pg.learning.task_memory import TaskMemory
+from sona_pg.learning.task_memory import Doubles, TaskMemory
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
@@ -59,18 +59,25 @@ class BaseTask:
     quality: float
     times_met: int = 1
 
-    def in_frame(self, frame: FloatMatrix) -> TaskMemory:
-        """Its penalty on B (rank', dim), flattened, in another frame (rank', dim)."""
-        turn = self.frame.astype(np.float64) @ frame.T.astype(np.float64)
-        fisher = (turn * turn).T @ self.fisher
-        pull = turn.T @ (self.fisher * self.anchor)
-        anchor = np.divide(pull, fisher, out=np.zeros_like(pull), where=fisher > 0)
+    def in_frame(self, frame: FloatMatrix, at: FloatMatrix) -> TaskMemory:
+        """Its penalty on B (rank', dim), flattened, in another frame (rank', dim), around `at` (rank', dim)."""
+        turn = self.turn(frame)
+        reach = np.abs(turn)
+        fisher = reach.T @ (self.fisher * reach.sum(axis=1, keepdims=True))
+        slope = turn.T @ (self.fisher * (turn @ at - self.anchor))
+        anchor = at - np.divide(slope, fisher, out=np.zeros_like(slope), where=fisher > 0)
         return TaskMemory(
             np.ascontiguousarray(fisher, dtype=np.float32).ravel(),
             np.ascontiguousarray(anchor, dtype=np.float32).ravel(),
             self.samples,
             self.quality,
         )
+
+    def turn(self, frame: FloatMatrix) -> Doubles:
+        """R, the coordinates of another frame (rank', dim) in its own, (rank, rank')."""
+        product = self.frame.astype(np.float64) @ frame.T.astype(np.float64)
+        # What is but rounding couples nothing.
+        return np.where(np.abs(product) > 1e-6, product, 0.0)
 
 
 def signature_of(queries: Sequence[FloatVector]) -> FloatVector:
@@ -153,7 +160,7 @@ def met_again(known: BaseTask, again: BaseTask) -> BaseTask:
     total = known.samples + again.samples
     share = again.samples / total
     mean = (1 - share) * known.signature + share * again.signature
-    old = known.in_frame(again.frame).fisher.reshape(again.fisher.shape)
+    old = (known.turn(again.frame) ** 2).T @ known.fisher
     return replace(
         again,
         id=known.id,
@@ -187,7 +194,7 @@ class TaskConstraint:
         self.ewc = EwcPlusPlus(replace(config, param_count=count, fisher_kind=FISHER_KINDS[0]))
         self.ewc.set_lambda(min(max(strength, config.min_lambda), config.max_lambda))
         for task in tasks[-config.max_tasks :]:
-            self.ewc.remember(task.in_frame(self._frame))
+            self.ewc.remember(task.in_frame(self._frame, weights[rank:]))
 
     def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
         """Change `theta` (2 rank, dim) in place, after an optimiser's step of the sizes `step`."""

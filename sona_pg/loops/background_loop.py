@@ -159,7 +159,7 @@ class BackgroundLoop:
         made = EwcPlusPlus(config, np.ascontiguousarray(layer.weights[rank:]).ravel(), embedding_dim=layer.dim)
         made.set_lambda(min(max(self._cycle.strength(self._traffic), config.min_lambda), config.max_lambda))
         for task in self._tasks[-config.max_tasks :]:
-            made.remember(task.in_frame(layer.weights[:rank]))
+            made.remember(task.in_frame(layer.weights[:rank], layer.weights[rank:]))
         return made
 
     def is_due(self, waiting: int, now: float) -> bool:
