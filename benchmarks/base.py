@@ -8,6 +8,7 @@ adapter alone at the end of the stream, `base` the base alone, `worst` the small
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.bank_worlds import DATA
 from benchmarks.harness import Row, row
 from benchmarks.hours import Cycle, Hours, synthetic
+from benchmarks.two_tasks import two_tasks
 from sona_pg.config import GateConfig
 from sona_pg.data import load_demo
 from sona_pg.errors import InvalidInput
@@ -36,7 +38,7 @@ def run(*, quick: bool) -> list[Row]:
             for hours in HOURS[: 2 if quick else 3]:
                 rows += _quality(collection, kind, hours, splits)
         rows.append(_gate(collection, 2 if quick else 8))
-    return rows
+    return [*rows, *_tasks(1 if quick else 3)]
 
 
 def collections() -> Iterator[Collection]:
@@ -76,6 +78,32 @@ def _quality(collection: Collection, kind: SplitKind, hours: int, splits: int) -
         "answering and learning the hour",
         1e6 * np.array([cycle.hour_seconds for run in runs for cycle in run]),
     )
+
+
+def _tasks(splits: int) -> Iterator[Row]:
+    """Two collections in sequence: how much of the first is lost where its Fisher holds the base, beside without."""
+    found = [collection for collection in collections() if collection.docs.shape[1] == 384]
+    for first, second in itertools.permutations([c for c in found if len(c.queries) >= 200], 2):
+        for reservoir in (4096, 200):
+            kept = {
+                holds: [two_tasks(first, second, i, reservoir=reservoir, holds=holds) for i in range(splits)]
+                for holds in (True, False)
+            }
+            lost = {holds: np.array([each.first - each.first_kept for each in runs]) for holds, runs in kept.items()}
+            yield row(
+                "points of the first task that are lost",
+                {
+                    "first": first.name,
+                    "second": second.name,
+                    "reservoir": reservoir,
+                    "of": round(float(np.mean([each.first for each in kept[True]])), 2),
+                    "second held": round(float(np.mean([each.second for each in kept[True]])), 2),
+                    "second free": round(float(np.mean([each.second for each in kept[False]])), 2),
+                },
+                lost[True],
+                "without EWC++",
+                lost[False],
+            )
 
 
 def _online(collection: Collection, kind: SplitKind, index: int) -> float:

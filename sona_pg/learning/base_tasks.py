@@ -173,7 +173,10 @@ def met_again(known: BaseTask, again: BaseTask) -> BaseTask:
 
 
 class TaskConstraint:
-    """Keeps a base that is trained where other tasks need it: A stays, and B is drawn to what they need.
+    """Keeps a base that is trained where other tasks need it: B is drawn to what they need, and A moves along.
+
+    A is free: with a frozen one the next task learned a third less, and the earlier ones were held no better
+    (`python -m benchmarks base`, two collections in sequence).
 
     Parameters
     ----------
@@ -199,13 +202,11 @@ class TaskConstraint:
     def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
         """Change `theta` (2 rank, dim) in place, after an optimiser's step of the sizes `step`."""
         rank = len(self._frame)
-        theta[:rank] = self._frame
         self.ewc.proximal_step(theta[rank:], step if isinstance(step, float | int) else np.asarray(step)[rank:])
 
     def strength_after(self, weights: FloatMatrix) -> float:
-        """λ for the next time, by what the trained weights cost the tasks."""
-        rank = len(self._frame)
-        # In the frame in which it was held.
+        """λ for the next time, by what trained weights (2 rank, dim) cost the tasks in the frame that was held."""
+        rank = len(weights) // 2
         coordinates = (self._frame @ weights[:rank].T) @ weights[rank:]
         return self.ewc.adapt_lambda(np.ascontiguousarray(coordinates, dtype=np.float32).ravel())
 

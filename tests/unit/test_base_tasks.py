@@ -23,7 +23,6 @@ from sona_pg.learning.base_tasks import (
 from sona_pg.learning.base_trainer import fixed_form, train_base
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList, helpful_items
-from sona_pg.learning.merging import merge
 from sona_pg.learning.task_memory import TaskMemory
 
 from .samples import Floats, axis, unit_rows
@@ -203,29 +202,21 @@ def test_what_a_task_needs_is_left_alone_when_another_one_is_learned() -> None:
     config = EwcConfig(min_lambda=1e-3, max_lambda=1e9, initial_lambda=1e5)
     held = _learn(base, second, TaskConstraint(weights, [task], config, 1e5))
     quality = [learned, first.quality(free), first.quality(held)]
-    assert quality[2] > quality[1] + 0.1, quality
-    assert quality[2] > learned - 0.05, quality
+    assert quality[2] > quality[1] + 0.15, quality
 
 
-def test_a_weak_penalty_holds_nothing_and_an_endless_one_everything() -> None:
+def test_the_stronger_the_penalty_the_more_is_held() -> None:
     first, second = _Domain(3, (0, 2)), _Domain(4, (4, 6))
     base, lists = _learn(LowRank(DIM, 1), first), first.lists(100)
     task = learned_task(base, lists, 0.5, helpful_items(lists, 1000, DIM), RECIPE, 1)
     assert task is not None
     weights = fixed_form(base, RANK, first.items)
     config = EwcConfig(min_lambda=1e-6, max_lambda=1e9, initial_lambda=1.0)
-    moved = []
-    for strength in (1e-6, 1e9):
-        held = _learn(base, second, TaskConstraint(weights, [task], config, strength))
-        difference, _ = merge([held, _negative(base)], 2 * RANK)
-        moved.append(float(np.linalg.norm(difference.weights[difference.rank :])))
-    assert moved[1] < 0.01 * moved[0]
-
-
-def _negative(base: LowRank) -> LowRank:
-    other = LowRank(base.dim, base.rank, -base.scale)
-    other.load(base.weights)
-    return other
+    held = [
+        first.quality(_learn(base, second, TaskConstraint(weights, [task], config, strength)))
+        for strength in (1e-6, 100.0, 1e6)
+    ]
+    assert held[0] < held[1] < held[2], held
 
 
 def test_the_strength_grows_where_the_tasks_lose() -> None:
