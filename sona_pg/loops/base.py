@@ -153,17 +153,17 @@ class BasePhase:
         state = pack(_header(learner.dim), candidate.traffic.state())
         transaction.advance(sample, state, has_judged=has_judged)
         transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
-        version = None
+        version, current = None, _current(learner, transaction)
         if decision.publishes:
+            if not transaction.is_published():
+                transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
             rebased = _rebased(learner, candidate.trained.map)
             _catch_up(connection, cycle, rebased, found.state.head.ordinal)
             rebased.withheld_share = self._config.gate.withheld
             version = _write(transaction, rebased, decision)
-        else:
-            current = _current(learner, transaction)
-            if current.withheld_share != self._config.gate.withheld:
-                current.withheld_share = self._config.gate.withheld
-                _write(transaction, current, None)
+        elif current.withheld_share != self._config.gate.withheld:
+            current.withheld_share = self._config.gate.withheld
+            _write(transaction, current, None)
         return {
             "base": "kept" if version is None else "published",
             "base_reason": decision.verdict.value,

@@ -158,3 +158,17 @@ def test_a_smaller_base_leaves_nothing_of_a_larger_one(world: World, connection:
     )
     own = world.engine.instant.adapter_config.rank
     assert (rows["adapter"], rows["proven"]) == (2 + own, 2 + own)
+
+
+def test_a_rollback_brings_back_what_answered_before_the_base(world: World) -> None:
+    world.teach(60)
+    world.cycle()
+    world.teach(100)
+    query = world.ask(1)
+    before = world.engine.adapt(query).tobytes()
+    assert world.cycle()["base"] == "published"
+    world.engine.flush()
+    assert world.engine.adapt(query).tobytes() != before
+    world.engine.deploy("rollback")
+    world.engine.flush()
+    assert world.engine.adapt(query).tobytes() == before
