@@ -194,7 +194,7 @@ def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
         lists = [other.judged for other in own]
         quality = float(np.mean([other.worth for other in own]))
         known = helpful_items(lists, hour.recipe.pool_size, served.dim)
-        tasks = _latest([*hour.tasks, *ended])
+        tasks = latest_tasks([*hour.tasks, *ended])
         id = 1 + max((task.id for task in tasks), default=0)
         task = learned_task(served, lists, quality, known, hour.recipe, id)
         if task is not None:
@@ -203,7 +203,7 @@ def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
     return ended
 
 
-def _latest(tasks: Sequence[BaseTask]) -> list[BaseTask]:
+def latest_tasks(tasks: Sequence[BaseTask]) -> list[BaseTask]:
     """Every task once, as it was when it ended last, those that ended last at the end."""
     latest: dict[int, BaseTask] = {}
     for task in tasks:
@@ -216,7 +216,7 @@ def _constraint(
     hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
 ) -> TaskConstraint | None:
     """What holds the candidate where tasks other than the one at hand need it."""
-    tasks = _latest([*hour.tasks, *ended])
+    tasks = latest_tasks([*hour.tasks, *ended])
     own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
     here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
     others = [task for task in tasks if task is not here]
