@@ -288,7 +288,10 @@ BEGIN
                                 SELECT g.restored FROM sona.strategist g
                                 WHERE g.space_id = key AND g.restored IS NOT NULL UNION ALL
                                 SELECT p.parent FROM sona.learner l JOIN sona.adapter_version p USING (space_id, version)
-                                WHERE l.space_id = key AND p.parent IS NOT NULL));
+                                WHERE l.space_id = key AND p.parent IS NOT NULL UNION ALL
+                                -- The strategist goes on with it, once it has come as far.
+                                SELECT b.version FROM sona.base_state b JOIN sona.strategist g USING (space_id)
+                                WHERE b.space_id = key AND b.version <> coalesce(g.base_version, 0)));
     gone := ARRAY(
         SELECT g FROM unnest(gone) g
         WHERE NOT EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = key AND t.version = g));
@@ -298,7 +301,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.prune_versions IS
     'Deletes old versions; of those to which a trajectory, and so sona.why, still refers none, nor the newest, nor the one '
-    'in force and its parent. Returns how many.';
+    'in force and its parent, nor a base that the strategies are yet to be weighed with. Returns how many.';
 
 CREATE OR REPLACE VIEW sona.deployments WITH (security_invoker = true) AS
 SELECT s.name AS space, d.created_at, d.actor, d.action, d.before, d.after, d.reason

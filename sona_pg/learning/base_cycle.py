@@ -195,7 +195,7 @@ def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
         lists = [other.judged for other in own]
         quality = float(np.mean([other.worth for other in own]))
         known = helpful_items(lists, hour.recipe.pool_size, served.dim)
-        tasks = [*hour.tasks, *ended]
+        tasks = latest_tasks([*hour.tasks, *ended])
         id = 1 + max((task.id for task in tasks), default=0)
         task = learned_task(served, lists, quality, known, hour.recipe, id)
         if task is not None:
@@ -204,11 +204,20 @@ def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
     return ended
 
 
+def latest_tasks(tasks: Sequence[BaseTask]) -> list[BaseTask]:
+    """Every task once, as it was when it ended last, those that ended last at the end."""
+    latest: dict[int, BaseTask] = {}
+    for task in tasks:
+        latest.pop(task.id, None)
+        latest[task.id] = task
+    return list(latest.values())
+
+
 def _constraint(
     hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
 ) -> TaskConstraint | None:
     """What holds the candidate where tasks other than the one at hand need it."""
-    tasks = list({task.id: task for task in (*hour.tasks, *ended)}.values())
+    tasks = latest_tasks([*hour.tasks, *ended])
     own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
     here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
     others = [task for task in tasks if task is not here]

@@ -35,6 +35,8 @@ COMPARED_QUERIES = 512
 """Queries among which it is told whose answer an item was."""
 FEWEST_UNHELPFUL = 10
 """Items that were shown and did not help, without which they tell nothing."""
+LEAST_VARIANCE = 0.1
+"""Of ranks among shuffles, in parts of that of uniform ones, without which hardly any query differs from others."""
 BLOCK_ROWS = 256
 
 _PRIOR_EVENTS, _PRIOR_SQUARES = 5.0, 0.05
@@ -70,14 +72,14 @@ class Relation:
         In which something helped.
     whose_z
         How much nearer what helped is to the query that it helped than to the others, in standard deviations of
-        what shuffled outcomes give.
+        what shuffled outcomes give; None where shuffling changes next to nothing, as where almost all ask the same.
     which_z
         The same of how much nearer to its query what was shown and helped is than what was shown and did not; None
         where most of what helped was not shown, or hardly anything was unhelpful.
     """
 
     events: int
-    whose_z: float
+    whose_z: float | None
     which_z: float | None
 
 
@@ -145,11 +147,12 @@ def decide(relation: Relation, differences: Sequence[Difference], config: GateCo
     squares = math.fsum(gain * gain for gain in gains)
     z = math.fsum(gains) / math.sqrt(squares + _PRIOR_SQUARES)
     ndcg = math.fsum(difference.ndcg for difference in differences) / n if n else 0.0
+    told = [z for z in (relation.whose_z, relation.which_z) if z is not None]
     if not n:
         verdict = Verdict.NOTHING_WITHHELD
-    elif relation.events < config.min_events:
+    elif relation.events < config.min_events or not told:
         verdict = Verdict.TOO_FEW
-    elif min(relation.whose_z, math.inf if relation.which_z is None else relation.which_z) < config.related_z:
+    elif min(told) < config.related_z:
         verdict = Verdict.UNRELATED
     elif z < -config.losing_z:
         verdict = Verdict.LOSES
@@ -167,9 +170,9 @@ def relation_of(
 ) -> Relation:
     """Whether the outcomes of an hour have to do with its queries.
 
-    Were outcomes shuffled among the events, the query of an event would be any of the hour's, seen from what helped
-    in it: its rank by cosine is uniform. Were rewards shuffled among the answers, what was shown and helped would be
-    no nearer to its query than what was shown and did not (Mann & Whitney 1947).
+    Were outcomes shuffled among the events, the query of an event would be any of the hour's, seen from what helped in
+    it: its rank by cosine is uniform. Were rewards shuffled among the answers, what was shown and helped would be no
+    nearer to its query than what was shown and did not (Mann & Whitney 1947).
 
     Parameters
     ----------
@@ -186,32 +189,36 @@ def relation_of(
     if candidate is None:
         return first
     second = _relation(withheld, candidate)
-    which = first.which_z
-    if which is not None and second.which_z is not None:
-        # Where the hour does not tell, a few withheld events do not either.
-        which = max(which, second.which_z)
-    return Relation(first.events, max(first.whose_z, second.whose_z), which)
+    return Relation(first.events, _larger(first.whose_z, second.whose_z), _larger(first.which_z, second.which_z))
+
+
+def _larger(hour: float | None, withheld: float | None) -> float | None:
+    """Where the hour does not tell, a few withheld events do not either."""
+    return hour if hour is None or withheld is None else max(hour, withheld)
 
 
 def _relation(lists: Sequence[JudgedList], served: Adapt | None) -> Relation:
     lists = sorted((judged for judged in lists if judged.teaches), key=lambda judged: reservoir_hash(judged.key[0]))
     if len(lists) < 2:
-        return Relation(len(lists), 0.0, None)
+        return Relation(len(lists), None, None)
     queries = np.stack([judged.query for judged in lists])
     queries = normalized_rows(queries if served is None else served(queries))
     return Relation(len(lists), _whose_z(lists, queries), _which_z(lists, queries))
 
 
-def _whose_z(lists: Sequence[JudgedList], queries: FloatMatrix) -> float:
-    """Sum of the ranks, centred, over its standard deviation: a uniform rank has the variance 1/12."""
+def _whose_z(lists: Sequence[JudgedList], queries: FloatMatrix) -> float | None:
+    """Sum of the ranks, centred, over its standard deviation at most: a uniform rank has the variance 1/12."""
     others = queries[:COMPARED_QUERIES]
-    total = 0.0
-    for judged, query in zip(lists, queries, strict=True):
+    total, ranks = 0.0, np.zeros((len(lists), len(others)), dtype=np.float32)
+    for judged, query, row in zip(lists, queries, ranks, strict=True):
         helped = np.stack([item for item, target in zip(judged.items, judged.targets, strict=True) if target > 0])
         cosines, own = others @ helped.T, helped @ query
         below = (cosines < own - 1e-6).mean(axis=0) + 0.5 * (np.abs(cosines - own) <= 1e-6).mean(axis=0)
         total += float(below.mean()) - 0.5
-    return total / math.sqrt(len(lists) / 12)
+        row += np.mean([_middle_ranks(column) for column in cosines.T], axis=0) / len(others) - 0.5
+    # What all of them say of a query stays, however they are shuffled (Hoeffding 1951).
+    varied = float(np.square(ranks - ranks.mean(axis=0)).mean(dtype=np.float64))
+    return total / math.sqrt(len(lists) / 12) if varied > LEAST_VARIANCE / 12 else None
 
 
 def _which_z(lists: Sequence[JudgedList], queries: FloatMatrix) -> float | None:
@@ -229,10 +236,15 @@ def _which_z(lists: Sequence[JudgedList], queries: FloatMatrix) -> float | None:
     k = len(helped) - m
     if k < FEWEST_UNHELPFUL or m < max(marked, 1):
         return None
-    _, place, count = np.unique(np.array(cosines).round(6), return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2
-    statistic = float(middle[place][np.array(helped)].sum()) - m * (m + 1) / 2
+    statistic = float(_middle_ranks(np.array(cosines))[np.array(helped)].sum()) - m * (m + 1) / 2
     return (statistic - m * k / 2) / math.sqrt(m * k * (m + k + 1) / 12)
+
+
+def _middle_ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, count = np.unique(values.round(6), return_inverse=True, return_counts=True)
+    middle: NDArray[np.float64] = (np.cumsum(count) - (count - 1) / 2)[place]
+    return middle
 
 
 def compare(lists: Sequence[JudgedList], served: Adapt, candidate: Adapt, items: ItemPool) -> list[Difference]:

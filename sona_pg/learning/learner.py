@@ -128,9 +128,11 @@ class Learner:
         if not event.trajectory.has_outcome:
             return Learned.NO_OUTCOME
         self.last = event.key
-        if self.withheld_share and is_withheld(event.trajectory.id, self.withheld_share):
+        shows_items = event.trajectory.shows_items
+        # The gate judges by items alone.
+        if self.withheld_share and shows_items and is_withheld(event.trajectory.id, self.withheld_share):
             return Learned.WITHHELD
-        learned = self._learn_items(event, resolve) if event.trajectory.shows_items else self._learn_signal(event)
+        learned = self._learn_items(event, resolve) if shows_items else self._learn_signal(event)
         self.events += learned in (Learned.ADAPTER, Learned.MICRO)
         return learned
 

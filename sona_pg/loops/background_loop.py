@@ -19,7 +19,7 @@ from sona_pg.config import (
 )
 from sona_pg.errors import ConfigError, InvalidInput
 from sona_pg.kernels import unit
-from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, latest_tasks, make_candidate
 from sona_pg.learning.base_lora import BaseLoRA
 from sona_pg.learning.base_tasks import BaseTask, Traffic
 from sona_pg.learning.base_trainer import fixed_form
@@ -248,8 +248,7 @@ class BackgroundLoop:
             self._withheld = {}
         kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[: self._cycle.training.reservoir]
         self._reservoir = {id: known[id] for id in kept}
-        ended = {task.id: task for task in candidate.ended}
-        self._tasks = [task for task in self._tasks if task.id not in ended] + list(ended.values())
+        self._tasks = latest_tasks([*self._tasks, *candidate.ended])
         if not candidate.decision.publishes:
             return candidate, f"kept: {verdict.value}"
         layer.load(fixed_form(candidate.trained.map, self._base.rank, hour.pool.embeddings))

@@ -55,6 +55,8 @@ class _Found:
         Trajectories that were learned since the last cycle, and those that wait to be judged by.
     hour
         Of all of them that are there, and of earlier ones, what was judged.
+    gone
+        Of those that were looked for, what there is nothing left to learn from: retention has deleted it.
     refused
         Why some of the tasks that are remembered cannot be used.
     """
@@ -64,6 +66,7 @@ class _Found:
     new: Collection[uuid.UUID] = ()
     withheld: Collection[uuid.UUID] = ()
     hour: Hour | None = None
+    gone: Collection[uuid.UUID] = ()
     refused: Sequence[str] = ()
 
 
@@ -109,9 +112,9 @@ class BasePhase:
             for problem in refused:
                 log.error("space %r: %s", space.name, problem)
             size = self._config.training.reservoir
-            answered = _answered(
-                connection, cycle, learner, {**earlier, **{id: new[id] for id in _sample(new, size)}, **withheld}
-            )
+            judging = {id: withheld[id] for id in _sample(withheld.keys() - earlier.keys() - new.keys(), size)}
+            wanted = {**earlier, **{id: new[id] for id in _sample(new, size)}, **judging}
+            answered, gone = _answered(connection, cycle, learner, wanted)
         hour = Hour(
             learner.adapter.base,
             [learner.adapter.map, learner.micro],
@@ -119,11 +122,11 @@ class BasePhase:
             adapter,
             [answered[id] for id in new if id in answered],
             [answered[id] for id in earlier if id in answered and id not in new],
-            [answered[id] for id in withheld if id in answered],
+            [answered[id] for id in withheld if id in judging and id in answered],
             tasks,
             traffic,
         )
-        return _Found(state, learner, new, withheld, hour, refused)
+        return _Found(state, learner, new, withheld, hour, gone, refused)
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:
         """A candidate, and what the gate says of it."""
@@ -146,14 +149,15 @@ class BasePhase:
         known = [*found.new, *(found.withheld if has_judged else ())]
         if decision.verdict is Verdict.UNRELATED:
             known = []
-        sample = _sample({*found.state.reservoir, *known}, self._config.training.reservoir)
+        sample = _sample({*found.state.reservoir, *known}.difference(found.gone), self._config.training.reservoir)
         state = pack(_header(learner.dim), candidate.traffic.state())
         transaction.advance(sample, state, has_judged=has_judged)
         transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
-        version = None
-        current = _current(learner, transaction)
+        version, current = None, _current(learner, transaction)
         if decision.publishes:
-            rebased = _rebased(current, candidate.trained.map)
+            if not transaction.is_published():
+                transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
+            rebased = _rebased(learner, candidate.trained.map)
             _catch_up(connection, cycle, rebased, found.state.head.ordinal)
             rebased.withheld_share = self._config.gate.withheld
             version = _write(transaction, rebased, decision)
@@ -226,9 +230,9 @@ def _header(dim: int) -> dict[str, int]:
 
 def _answered(
     connection: Connection, cycle: Cycle, learner: Learner, ordinals: Mapping[uuid.UUID, int]
-) -> dict[uuid.UUID, Answered]:
-    """What was judged in trajectories, by ledger entry; of those that are there and in which something helped."""
-    wanted, found = list(ordinals), {}
+) -> tuple[dict[uuid.UUID, Answered], set[uuid.UUID]]:
+    """What was judged in trajectories in which something helped; and of which there is nothing left."""
+    wanted, found, gone = list(ordinals), {}, set(ordinals)
     for start in range(0, len(wanted), _READ_AT_ONCE):
         events = judged_events(connection, cycle.space, wanted[start : start + _READ_AT_ONCE])
         shown = (step for event in events for step in event.trajectory.steps if not step.activations.size)
@@ -236,11 +240,14 @@ def _answered(
         embeddings = _embeddings(connection, cycle, learner.pool, items)
         for event in events:
             judged = learner.judged_list(event, embeddings.get)
-            if judged is not None and judged.teaches:
-                id, worth = event.trajectory.id, worth_of(event.trajectory, cycle.space.config)
+            if judged is None:
+                continue
+            id, worth = event.trajectory.id, worth_of(event.trajectory, cycle.space.config)
+            gone.discard(id)
+            if judged.teaches:
                 found[id] = Answered(ordinals[id], judged, worth or 0.0)
         cycle.check_stop()
-    return found
+    return found, gone
 
 
 def _embeddings(

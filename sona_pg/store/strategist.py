@@ -349,7 +349,11 @@ class StrategistTransaction:
             return state
 
     def adopt(self, adopted: Adopted) -> None:
-        """Note down what was taken over."""
+        """Note down what was taken over; to be followed by `write`."""
+        # Another base may be of a smaller rank.
+        self._connection.execute(
+            "DELETE FROM sona.served_row WHERE space_id = %s AND tier = %s", (self._space.space_id, PROVEN)
+        )
         self._connection.execute(
             "UPDATE sona.strategist SET patterns_run = %s, base_version = %s WHERE space_id = %s",
             (*adopted, self._space.space_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from dataclasses import replace
 
@@ -222,8 +223,8 @@ def test_items_of_another_dimension_are_refused() -> None:
 
 
 def test_a_share_is_withheld_by_the_hash_of_the_id_and_teaches_nothing() -> None:
-    events = make_events(2000)
-    chosen = {event.key for event in events if is_withheld(event.trajectory.id, 0.05)}
+    events = make_events(4000)  # every other one shows items
+    chosen = {e.key for e in events if e.trajectory.shows_items and is_withheld(e.trajectory.id, 0.05)}
     assert 60 <= len(chosen) <= 140  # 100 are expected; beyond is a chance of one in a hundred thousand
     learner, without = make_learner(), make_learner()
     learner.withheld_share = 0.05
@@ -234,6 +235,14 @@ def test_a_share_is_withheld_by_the_hash_of_the_id_and_teaches_nothing() -> None
     assert learner.events == len(events) - len(chosen)
     later = replace(next(event for event in events if event.key in chosen), revision=1)
     assert learner.learn(later) is Learned.WITHHELD
+
+
+def test_what_names_no_item_is_learned_at_once() -> None:
+    # The gate could not judge by it, and nobody would ever learn it.
+    learner, id = make_learner(), next(n for n in itertools.count() if is_withheld(trajectory(QUERY, (), id=n).id, 0.5))
+    learner.withheld_share = 0.5
+    assert learner.learn(an_event(acted(axis(1, DIM), 1.0), acted(axis(2, DIM), 0.0), id=id)) is Learned.MICRO
+    assert learner.learn(an_event(shown("i1", 1.0), shown("i2", 0.0), id=id)) is Learned.WITHHELD
 
 
 def test_what_is_withheld_has_nothing_to_do_with_the_control_arm() -> None:

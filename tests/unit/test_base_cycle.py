@@ -1,0 +1,71 @@
+"""A cycle of the base, on hours in which tasks come and go."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from sona_pg.config import EwcConfig, QueryAdapterConfig
+from sona_pg.kernels import LowRank
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Hour, _constraint, make_candidate
+from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import JudgedList
+from sona_pg.types import FloatVector
+
+from .samples import axis, unit_rows
+
+DIM = 8
+HERE, THERE, ELSEWHERE = axis(0, DIM), axis(1, DIM), axis(2, DIM)
+
+
+class _Traffic(Traffic):
+    """That changes at given entries."""
+
+    def __init__(self, changes: Collection[int]) -> None:
+        super().__init__(DIM)
+        self._changes = changes
+
+    def observe(self, query: FloatVector, ordinal: int) -> bool:
+        if ordinal in self._changes:
+            self.since = ordinal
+        return ordinal in self._changes
+
+
+def _task(id: int, signature: FloatVector, up: float) -> BaseTask:
+    frame = np.eye(2, DIM, dtype=np.float32)
+    return BaseTask(id, signature, frame, up * np.ones_like(frame), np.ones_like(frame), 10, 0.5)
+
+
+def _hour(kinds: Sequence[FloatVector], tasks: Sequence[BaseTask], changes: Collection[int] = ()) -> Hour:
+    rng = np.random.default_rng(0)
+    pool = ItemPool([f"i{n}" for n in range(20)], unit_rows(rng.standard_normal((20, DIM))))
+    answers = []
+    for ordinal, query in enumerate(kinds):
+        rows = rng.choice(20, 2, replace=False)
+        items = tuple(pool.embeddings[row] for row in rows)
+        ids = tuple(f"i{row}" for row in rows)
+        judged = JudgedList((uuid.UUID(int=ordinal + 1), 0), query, ids, items, (1.0, 0.0), (True, True))
+        answers.append(Answered(ordinal, judged, 1.0))
+    tiers = [LowRank(DIM, 2)]
+    return Hour(None, tiers, pool, QueryAdapterConfig(rank=2), answers, [], [], tasks, _Traffic(changes))
+
+
+def test_a_task_that_ends_twice_in_an_hour_has_come_twice() -> None:
+    kinds = [HERE] * 10 + [THERE] * 10 + [HERE] * 10 + [THERE] * 10
+    found = make_candidate(_hour(kinds, [_task(7, HERE, 1.0)], (10, 20, 30)), BaseConfig(), seed=1)
+    assert found is not None
+    assert [(task.id, task.times_met, task.samples) for task in found.ended] == [(7, 2, 20), (8, 1, 10), (7, 3, 30)]
+
+
+def test_what_ended_last_is_held_though_it_was_known_first() -> None:
+    known, again = [_task(1, HERE, 1.0), _task(2, THERE, 2.0)], _task(1, HERE, 3.0)
+    config, weights = BaseConfig(ewc=EwcConfig(max_tasks=1)), np.eye(4, DIM, dtype=np.float32)
+    made = _constraint(_hour([ELSEWHERE] * 3, known), config, [again], weights)
+    assert made is not None
+    theta = weights.copy()
+    made.ewc.set_lambda(config.ewc.max_lambda)
+    made.proximal_step(theta, 1e6)
+    assert np.abs(theta[2:, 0] - again.anchor[:, 0]).max() < 1e-2
