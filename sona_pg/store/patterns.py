@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from psycopg.types.json import Jsonb
 
@@ -87,9 +88,18 @@ def _number_if_new(key: str) -> str:
     """A number in the metadata of what was not counted; where it is none, a text that says so and is not long."""
     return (
         f"CASE WHEN NOT m.is_new OR NOT t.metadata ? '{key}' THEN NULL"
-        f" WHEN jsonb_typeof(t.metadata -> '{key}') IN ('number', 'null') THEN t.metadata -> '{key}'"
-        " ELSE '\"no number\"'::jsonb END"
+        f" WHEN jsonb_typeof(t.metadata -> '{key}') IN ('number', 'null') THEN (t.metadata -> '{key}')::text"
+        " ELSE '\"no number\"' END"
     )
+
+
+def _json(text: str | None) -> Json:
+    """JSON that an application has recorded; a text that says so where Python cannot read it, as it may be any."""
+    try:
+        return None if text is None else cast(Json, json.loads(text))
+    except (ValueError, RecursionError):
+        # A number of more than 4,300 digits, a list in a list a thousand times.
+        return "unreadable"
 
 
 @contextlib.contextmanager
@@ -148,8 +158,8 @@ class PatternReader:
             cursor.execute(
                 "SELECT o.ordinal, t.query, o.value, o.strategy,"
                 " CASE WHEN m.is_new AND octet_length((t.metadata -> 'parameters')::text) <= %(bytes)s"
-                "  THEN t.metadata -> 'parameters'"
-                "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"'::jsonb END,"
+                "  THEN (t.metadata -> 'parameters')::text"
+                "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"' END,"
                 f" {_number_if_new('precision')}, {_number_if_new('recall')}"
                 " FROM (SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome"
                 "  WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) o"
@@ -166,8 +176,8 @@ class PatternReader:
                 },
                 binary=True,
             )
-            for row in cursor:
-                yield KnownOutcome(*row)
+            for *row, parameters, precision, recall in cursor:
+                yield KnownOutcome(*row, _json(parameters), _json(precision), _json(recall))
 
     def patterns(self) -> dict[int, LearnedPattern]:
         """All patterns, by id, without their text: that is the application's, and may be long."""

@@ -16,6 +16,7 @@ from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.connection import connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
+from sona_pg.worker import InstantWorker
 
 DIM = 8
 LOOP = background_loop(BackgroundConfig(minimum=1))
@@ -110,6 +111,31 @@ def test_a_query_without_direction_is_stated_and_belongs_to_no_pattern(engine: S
     assert _patterns(engine) == [(1, LEAST, LEAST, 0.5)]
     engine.record(_axis(1), ["1"], quality=0.5)
     assert _cycle(engine)[1]["without_direction"] == 0
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"parameters": {"x": 1e5000}}',
+        '{"parameters": {"x": ' + "[" * 3000 + "]" * 3000 + "}}",
+        '{"parameters": {"x": 1}, "precision": 1e5000}',
+        '{"parameters": {"x": 1}, "recall": -1e5000}',
+    ],
+    ids=["number", "depth", "precision", "recall"],
+)
+def test_json_that_python_does_not_read_is_stated_and_stops_no_worker(engine: SonaEngine, metadata: str) -> None:
+    with connect(engine.url) as connection:
+        for _ in range(2 * LEAST):
+            connection.execute(
+                "SELECT sona.record('inputs', %s, ARRAY['1'], quality => 0.5, metadata => %s::jsonb)",
+                (_axis(1), metadata),
+            )
+    worker = InstantWorker(Database(engine.url, StoreConfig()))
+    assert worker.step() == 2 * LEAST
+    worker.close()
+    state, facts = _cycle(engine)
+    assert (state, facts["new"], facts["unusable_parameters"]) == ("done", 2 * LEAST, 2 * LEAST)
+    assert _patterns(engine) == [(1, 2 * LEAST, 2 * LEAST, 0.5)]
 
 
 def test_rewards_that_are_missing_are_no_bad_ones(engine: SonaEngine) -> None:
