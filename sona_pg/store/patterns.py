@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
@@ -176,8 +176,9 @@ class PatternReader:
                 },
                 binary=True,
             )
-            for *row, parameters, precision, recall in cursor:
-                yield KnownOutcome(*row, _json(parameters), _json(precision), _json(recall))
+            for ordinal, query, quality, strategy, *recorded in cursor:
+                parameters, precision, recall = map(_json, recorded)
+                yield KnownOutcome(ordinal, query, quality, strategy, parameters, precision, recall)
 
     def patterns(self) -> dict[int, LearnedPattern]:
         """All patterns, by id, without their text: that is the application's, and may be long."""
@@ -286,6 +287,7 @@ def write_advance(
         " AND (g.title, g.description, g.content) IS DISTINCT FROM (NULL, NULL, NULL)",
         [(space_id, into, id) for id, into in advance.merged.items()],
     )
+    _lock_accesses(connection, space_id, [*advance.merged, *advance.merged.values(), *advance.pruned])
     _merge_accesses(connection, space_id, advance.merged)
     for table in ("verdict", "pattern"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND pattern_id = ANY(%s)", (space_id, gone))
@@ -334,17 +336,21 @@ def write_advance(
     )
 
 
+def _lock_accesses(connection: Connection, space_id: int, ids: Iterable[int] | None = None) -> None:
+    """Lock counts of patterns before they change, all of the space if no ids are given."""
+    # In the order in which they are counted: in another one each might wait for the other.
+    connection.execute(
+        "SELECT FROM sona.pattern_access WHERE space_id = %(space)s AND (%(all)s OR pattern_id = ANY(%(ids)s))"
+        " ORDER BY pattern_id FOR UPDATE",
+        {"space": space_id, "all": ids is None, "ids": list(ids or [])},
+    )
+
+
 def _merge_accesses(connection: Connection, space_id: int, merged: Mapping[int, int]) -> None:
     """Count what was found of patterns that are merged, as it is now, for what they are merged into."""
     if not merged:
         return
     key = {"space": space_id, "ids": list(merged), "into": list(merged.values())}
-    # In the order in which they are counted: in another one each might wait for the other.
-    connection.execute(
-        "SELECT FROM sona.pattern_access WHERE space_id = %(space)s AND pattern_id = ANY(%(ids)s || %(into)s)"
-        " ORDER BY pattern_id FOR UPDATE",
-        key,
-    )
     connection.execute(
         "INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)"
         " SELECT g.space_id, m.into_id, sum(g.access_count), max(g.last_accessed)"
@@ -401,6 +407,7 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
     ).fetchone()
     if row is None or not row[0]:
         return 0
+    _lock_accesses(connection, space.space_id)
     for table in ("verdict", "pattern_history", "pattern_access"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,11 @@ from psycopg.types.json import Jsonb
 from sona_pg import SonaEngine, StoreConfig
 from sona_pg.doctor import Verdict, examine
 from sona_pg.learning.recommendation import Best, NearPattern, Recommendation, optimized_params
-from sona_pg.store.connection import Connection, connect
+from sona_pg.learning.resumed_bank import Advance
+from sona_pg.store.connection import Connection, connect, transaction
+from sona_pg.store.patterns import PatternState, forget_patterns, write_advance
+from sona_pg.store.runs import Run
+from sona_pg.store.spaces import Space
 from sona_pg.types import Json
 
 DIM = 16
@@ -292,6 +298,60 @@ def test_counts_wait_where_the_database_does_not_take_them(url: str, connection:
             assert _accesses(connection, engine) == {1: 1}
         engine.flush()
         assert _accesses(connection, engine) == {1: 2}
+
+
+def _cycle_writes(connection: Connection, space: Space) -> None:
+    """A cycle that merges pattern 3 into 2, and removes 1."""
+    advance = Advance((), (), {3: 2}, (1,), {}, {}, {}, last_id=3)
+    state = PatternState(0, 0, 3, 0, frozenset(), 0.0, is_stale=False)
+    with transaction(connection):
+        write_advance(connection, Run(space, "background", 1, 1, 1, 0), state, advance, [], {})
+
+
+def _user_is_forgotten(connection: Connection, space: Space) -> None:
+    with transaction(connection):
+        assert forget_patterns(connection, space, 0) == 3
+
+
+def _space_is_dropped(connection: Connection, space: Space) -> None:
+    connection.execute("SELECT sona.drop_space(%s)", (space.name,))
+
+
+@pytest.mark.parametrize("write", [_cycle_writes, _user_is_forgotten, _space_is_dropped])
+def test_who_counts_and_who_removes_patterns_do_not_wait_for_each_other(
+    url: str, connection: Connection, engine: SonaEngine, write: Callable[[Connection, Space], None]
+) -> None:
+    space = engine.space
+    _add(connection, engine, np.eye(DIM, dtype=np.float32)[:3])
+    connection.execute("INSERT INTO sona.pattern_state (space_id, consumed) VALUES (%s, 1)", (space.space_id,))
+    count = "SELECT sona._count_accesses(%s, %s, %s)"
+    for id in (2, 3, 1):  # as they lie in the table
+        connection.execute(count, (space.space_id, [id], [1]))
+
+    def waiting(most: int) -> None:
+        waits = "SELECT FROM pg_stat_activity WHERE application_name = 'waiter' AND wait_event_type = 'Lock'"
+        while len(connection.execute(waits).fetchall()) < most:
+            time.sleep(0.01)
+
+    with (
+        connect(url, application="waiter") as writer,
+        connect(url, application="waiter") as counter,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        with connect(url) as other, other.transaction():
+            other.execute(
+                "SELECT FROM sona.pattern_access WHERE space_id = %s AND pattern_id = 3 FOR UPDATE", (space.space_id,)
+            )
+            writes = pool.submit(write, writer, space)
+            waiting(1)
+            counts = pool.submit(counter.execute, count, (space.space_id, [1, 2], [1, 1]))
+            waiting(2)
+        writes.result(timeout=60)
+        if write is _space_is_dropped:
+            with pytest.raises(psycopg.errors.ForeignKeyViolation):
+                counts.result(timeout=60)
+        else:
+            counts.result(timeout=60)
 
 
 def test_an_application_counts_and_a_reader_does_not(
