@@ -176,8 +176,8 @@ def trajectories(
 ) -> dict[uuid.UUID, QueryTrajectory]:
     """Trajectories as they were recorded, of those that are there; without metadata.
 
-    Nothing is learned from that, and what SQL has recorded there may be JSON that Python does not read: a number of more
-    than 4,300 digits, a list in a list a thousand times.
+    Nothing is learned from that, and what SQL has recorded there may be JSON that Python does not read: a number of
+    more than 4,300 digits, a list in a list a thousand times.
     """
     if not ids:
         return {}
