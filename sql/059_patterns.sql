@@ -125,7 +125,8 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     counted bigint;
 BEGIN
-    -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him.
+    -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him. An
+    -- application may have written any count: of two such ones the sum would be no bigint.
     INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)
     SELECT p.space_id, p.pattern_id, c.times, clock_timestamp()
     FROM (SELECT u.id, least(sum(least(u.times, 2147483647)), 2147483647)::bigint AS times
@@ -133,7 +134,7 @@ BEGIN
     JOIN sona.pattern p ON p.space_id = _count_accesses.space_id AND p.pattern_id = c.id
     ORDER BY p.pattern_id
     ON CONFLICT (space_id, pattern_id) DO UPDATE
-    SET access_count = a.access_count + excluded.access_count,
+    SET access_count = least(a.access_count, 1::bigint << 61) + excluded.access_count,
         last_accessed = greatest(a.last_accessed, excluded.last_accessed);
     GET DIAGNOSTICS counted = ROW_COUNT;
     RETURN counted;

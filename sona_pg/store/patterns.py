@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from psycopg.types.json import Jsonb
@@ -14,7 +14,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance
-from sona_pg.learning.verdicts import Verdict
+from sona_pg.learning.verdicts import Evidence, Verdict
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
@@ -22,6 +22,9 @@ from sona_pg.types import FloatVector, Json
 
 MAX_PARAMETERS_BYTES = 64 << 10
 """Longest parameters of a trajectory, as JSON in UTF-8: more of them than any bank keeps."""
+
+_MOST_ACCESSES = 1 << 61
+"""What is added up: an application may have written any count, and the sum of two would be no bigint."""
 
 _READ_AT_ONCE = 500
 """Outcomes that the driver holds."""
@@ -353,13 +356,19 @@ def _merge_accesses(connection: Connection, space_id: int, merged: Mapping[int, 
     key = {"space": space_id, "ids": list(merged), "into": list(merged.values())}
     connection.execute(
         "INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)"
-        " SELECT g.space_id, m.into_id, sum(g.access_count), max(g.last_accessed)"
+        f" SELECT g.space_id, m.into_id, least(sum(g.access_count), {_MOST_ACCESSES}), max(g.last_accessed)"
         " FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) m (id, into_id)"
         " JOIN sona.pattern_access g ON g.space_id = %(space)s AND g.pattern_id = m.id GROUP BY 1, 2"
-        " ON CONFLICT (space_id, pattern_id) DO UPDATE SET access_count = a.access_count + excluded.access_count,"
+        " ON CONFLICT (space_id, pattern_id) DO UPDATE"
+        f" SET access_count = least(a.access_count, {_MOST_ACCESSES}) + excluded.access_count,"
         " last_accessed = greatest(a.last_accessed, excluded.last_accessed)",
         key,
     )
+
+
+def _columns(evidence: Evidence) -> dict[str, Json]:
+    # Not asdict: it copies values, and a list in a list hundreds of times is one.
+    return {name: getattr(evidence, name) for name in Evidence.__slots__}
 
 
 def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> None:
@@ -367,7 +376,7 @@ def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> 
     by_parameter: dict[tuple[int, str], list[Mapping[str, object]]] = {}
     for id, found in advance.evidence.items():
         for evidence in found:
-            by_parameter.setdefault((id, evidence.parameter), []).append(asdict(evidence))
+            by_parameter.setdefault((id, evidence.parameter), []).append(_columns(evidence))
     cursor = connection.cursor()
     cursor.executemany(
         "INSERT INTO sona.verdict AS v (space_id, pattern_id, parameter, state, evidence) VALUES (%s, %s, %s, %s, '[]')"

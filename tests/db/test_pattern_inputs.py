@@ -138,6 +138,34 @@ def test_json_that_python_does_not_read_is_stated_and_stops_no_worker(engine: So
     assert _patterns(engine) == [(1, 2 * LEAST, 2 * LEAST, 0.5)]
 
 
+def test_a_value_that_is_a_list_in_a_list_hundreds_of_times_is_a_value(engine: SonaEngine) -> None:
+    deep: Any = []
+    for _ in range(490):
+        deep = [deep]
+    for i in range(4 * LEAST):
+        engine.record(_axis(1), ["1"], quality=i % 2, metadata={"parameters": {"x": deep if i % 2 else "flat"}})
+    assert _cycle(engine)[0] == "done"
+    assert engine.optimized_params(_axis(1))["x"].value == deep
+
+
+def test_counts_that_an_application_has_written_itself_stop_no_cycle(engine: SonaEngine) -> None:
+    for i in range(4 * LEAST):
+        engine.record(_axis(i % 2), ["1"], quality=0.5)
+    assert _cycle(engine)[1]["patterns"] == 2
+    with connect(engine.url) as connection:
+        connection.execute(
+            "INSERT INTO sona.pattern_access SELECT space_id, pattern_id, 9223372036854775807, 'infinity'"
+            " FROM sona.pattern"
+        )
+        connection.execute("UPDATE sona.pattern SET centroid = %s", (_axis(0),))
+        engine.find_patterns(_axis(0))
+        engine.record(_axis(0), ["1"], quality=0.5)
+        state, facts = _cycle(engine)
+        assert (state, facts["merged"]) == ("done", 1)
+        ((count,),) = connection.execute("SELECT access_count FROM sona.patterns WHERE pattern_id = 1").fetchall()
+        assert count >= 1 << 61
+
+
 def test_rewards_that_are_missing_are_no_bad_ones(engine: SonaEngine) -> None:
     for i in range(4 * LEAST):
         # Of every second answer nobody has said anything; of the others, nothing of one of its items.
