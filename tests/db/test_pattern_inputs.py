@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,20 @@ def _patterns(engine: SonaEngine) -> list[tuple[Any, ...]]:
 
 def _axis(place: int) -> Vector:
     return np.eye(DIM, dtype=np.float32)[place]
+
+
+def _record_in_sql(engine: SonaEngine, metadata: list[str], qualities: list[float]) -> None:
+    """Answers to one query, with metadata as JSON and qualities in turn, which a worker learns."""
+    with connect(engine.url) as connection:
+        for i, recorded in enumerate(metadata):
+            connection.execute(
+                "SELECT sona.record('inputs', %s, ARRAY['1'], quality => %s, metadata => %s::jsonb)",
+                (_axis(1), qualities[i % len(qualities)], recorded),
+            )
+    worker = InstantWorker(Database(engine.url, StoreConfig()))
+    assert worker.step() == len(metadata)
+    worker.weigh()
+    worker.close()
 
 
 def test_of_none_one_and_many(engine: SonaEngine) -> None:
@@ -124,28 +139,19 @@ def test_a_query_without_direction_is_stated_and_belongs_to_no_pattern(engine: S
     ids=["number", "depth", "precision", "recall"],
 )
 def test_json_that_python_does_not_read_is_stated_and_stops_no_worker(engine: SonaEngine, metadata: str) -> None:
-    with connect(engine.url) as connection:
-        for _ in range(2 * LEAST):
-            connection.execute(
-                "SELECT sona.record('inputs', %s, ARRAY['1'], quality => 0.5, metadata => %s::jsonb)",
-                (_axis(1), metadata),
-            )
-    worker = InstantWorker(Database(engine.url, StoreConfig()))
-    assert worker.step() == 2 * LEAST
-    worker.close()
+    _record_in_sql(engine, [metadata] * (2 * LEAST), [0.5])
     state, facts = _cycle(engine)
     assert (state, facts["new"], facts["unusable_parameters"]) == ("done", 2 * LEAST, 2 * LEAST)
     assert _patterns(engine) == [(1, 2 * LEAST, 2 * LEAST, 0.5)]
 
 
 def test_a_value_that_is_a_list_in_a_list_hundreds_of_times_is_a_value(engine: SonaEngine) -> None:
-    deep: Any = []
-    for _ in range(490):
-        deep = [deep]
-    for i in range(4 * LEAST):
-        engine.record(_axis(1), ["1"], quality=i % 2, metadata={"parameters": {"x": deep if i % 2 else "flat"}})
+    deep = "[" * 490 + "]" * 490
+    _record_in_sql(
+        engine, ['{"parameters": {"x": "flat"}}', f'{{"parameters": {{"x": {deep}}}}}'] * (2 * LEAST), [0, 1]
+    )
     assert _cycle(engine)[0] == "done"
-    assert engine.optimized_params(_axis(1))["x"].value == deep
+    assert engine.optimized_params(_axis(1))["x"].value == json.loads(deep)
 
 
 def test_counts_that_an_application_has_written_itself_stop_no_cycle(engine: SonaEngine) -> None:
