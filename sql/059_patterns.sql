@@ -125,6 +125,8 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     counted bigint;
 BEGIN
+    -- Before the patterns are read: who drops the space waits for that, and this for the rows that go.
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('sona.count_accesses', space_id));
     -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him. An
     -- application may have written any count: of two such ones the sum would be no bigint.
     INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)
