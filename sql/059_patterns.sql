@@ -183,7 +183,9 @@ BEGIN
                (array_agg(d.value ORDER BY d.weight DESC, d.pattern_id) FILTER (WHERE d.has_vote))[1] AS first
         FROM said d GROUP BY d.parameter),
     mean AS (
-        SELECT d.parameter, sum(d.weight / k.weight * d.number) AS number
+        -- What is less than a double can be is nothing: the product would be refused.
+        SELECT d.parameter, sum(CASE WHEN d.number = 0 OR ln(d.weight / k.weight) + ln(abs(d.number)) < -700 THEN 0
+                                     ELSE d.weight / k.weight * d.number END) AS number
         FROM said d JOIN known k USING (parameter) WHERE d.has_vote AND k.is_numeric AND k.keys > 1 GROUP BY d.parameter),
     -- Of equal ones that of the weightiest vote.
     winner AS (

@@ -160,7 +160,7 @@ def test_an_index_that_is_gone_is_said_and_made_again(
 
 
 def _random_best(rng: np.random.Generator, kind: int) -> Best | None:
-    numbers: list[Json] = [1, 2, 7, 1.0, 2.5, -0.125, 10**15, 1e-9]
+    numbers: list[Json] = [1, 2, 7, 1.0, 2.5, -0.125, 10**15, 1e-9, 5e-324, -1.5e308]
     others: list[Json] = ["a", "b", True, False, None, [1, 2], {"b": 1, "a": [True]}, "1"]
     values = (numbers[:3], numbers, others, [*numbers, *others], [1, 1.0])[kind]
     confidence = float(rng.choice([0.0, 0.25, 0.5, 0.5, 1.0, rng.random()]))
