@@ -16,8 +16,10 @@ from psycopg.types.json import Jsonb
 
 from sona_pg import SonaEngine, StoreConfig
 from sona_pg.doctor import Verdict, examine
+from sona_pg.errors import ConfigError
 from sona_pg.learning.recommendation import Best, NearPattern, Recommendation, optimized_params
 from sona_pg.learning.resumed_bank import Advance
+from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.store.connection import Connection, connect, transaction
 from sona_pg.store.patterns import PatternState, forget_patterns, write_advance
 from sona_pg.store.runs import Run
@@ -283,6 +285,24 @@ def test_counts_are_written_now_and_then(url: str, connection: Connection, engin
     engine.find_patterns(np.eye(DIM)[0], 1)
     engine._accesses.write_if_due()
     assert _accesses(connection, engine) == {1: 1, 2: 0}
+
+
+def test_counts_are_written_where_the_strategies_cannot_be_weighed(
+    url: str, connection: Connection, engine: SonaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add(connection, engine, np.eye(DIM, dtype=np.float32)[:1])
+
+    def refuse(self: EvidenceLoop) -> int:
+        raise ConfigError("the items table is gone")
+
+    monkeypatch.setattr(EvidenceLoop, "advance", refuse)
+    store = StoreConfig(access_interval_seconds=0.0)
+    with SonaEngine.connect(url, space=engine.space.name, store=store) as other:
+        other.find_patterns(np.eye(DIM)[0], 1)
+        deadline = time.monotonic() + 30
+        while _accesses(connection, engine) == {1: 0} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert _accesses(connection, engine) == {1: 1}
 
 
 def test_counts_wait_where_the_database_does_not_take_them(url: str, connection: Connection, space_name: str) -> None:
