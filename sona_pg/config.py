@@ -1026,5 +1026,8 @@ MAX_ID_BYTES = 500
 MAX_METADATA_BYTES = 1 << 20
 """Longest metadata of a trajectory, as JSON in UTF-8."""
 
+MAX_METADATA_DEPTH = 100
+"""How deep lists and dicts may be nested in it."""
+
 SHOWN = 10
 """How many items an answer shows where nothing else is asked for."""

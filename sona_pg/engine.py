@@ -701,11 +701,11 @@ class SonaEngine:
     def _weigh(self) -> None:
         failure = ""
         while not self._stop.wait(self._evidence.config.interval_seconds):
+            self._accesses.write_if_due()
             try:
                 while not self._stop.is_set() and self._evidence.advance():
                     failure = ""
                 self._evidence.refresh()
-                self._accesses.write_if_due()
             except SonaError as error:
                 if str(error) != failure and not self._stop.is_set():
                     failure = str(error)

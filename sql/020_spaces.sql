@@ -298,8 +298,10 @@ BEGIN
     IF sona._queries_index(gone) IS NOT NULL OR sona._patterns_index(gone) IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0));
     END IF;
-    -- Before all else, as a cycle does that writes: in another order each might wait for the other.
-    PERFORM FROM sona.loop_schedule x WHERE x.space_id = gone FOR UPDATE;
+    -- Who counts what is found reads the table of which an index goes, and would wait for rows that are deleted.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.count_accesses', gone));
+    -- Before all rows, as a cycle does that writes: in another order each might wait for the other.
+    PERFORM FROM sona.loop_schedule x WHERE x.space_id = gone ORDER BY x.loop FOR UPDATE;
     -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.
     PERFORM sona._lock_learner(gone);
     -- So does what the strategist takes in: it would write rows of a space that is gone.

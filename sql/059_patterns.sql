@@ -125,7 +125,10 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     counted bigint;
 BEGIN
-    -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him.
+    -- Before the patterns are read: who drops the space waits for that, and this for the rows that go.
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('sona.count_accesses', space_id));
+    -- Added, never set: several count, and a cycle merges meanwhile. In order: so nobody waits for who waits for him. An
+    -- application may have written any count: of two such ones the sum would be no bigint.
     INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)
     SELECT p.space_id, p.pattern_id, c.times, clock_timestamp()
     FROM (SELECT u.id, least(sum(least(u.times, 2147483647)), 2147483647)::bigint AS times
@@ -133,7 +136,7 @@ BEGIN
     JOIN sona.pattern p ON p.space_id = _count_accesses.space_id AND p.pattern_id = c.id
     ORDER BY p.pattern_id
     ON CONFLICT (space_id, pattern_id) DO UPDATE
-    SET access_count = a.access_count + excluded.access_count,
+    SET access_count = least(a.access_count, 1::bigint << 61) + excluded.access_count,
         last_accessed = greatest(a.last_accessed, excluded.last_accessed);
     GET DIAGNOSTICS counted = ROW_COUNT;
     RETURN counted;
@@ -180,7 +183,9 @@ BEGIN
                (array_agg(d.value ORDER BY d.weight DESC, d.pattern_id) FILTER (WHERE d.has_vote))[1] AS first
         FROM said d GROUP BY d.parameter),
     mean AS (
-        SELECT d.parameter, sum(d.weight / k.weight * d.number) AS number
+        -- What is less than a double can be is nothing: the product would be refused.
+        SELECT d.parameter, sum(CASE WHEN d.number = 0 OR ln(d.weight / k.weight) + ln(abs(d.number)) < -700 THEN 0
+                                     ELSE d.weight / k.weight * d.number END) AS number
         FROM said d JOIN known k USING (parameter) WHERE d.has_vote AND k.is_numeric AND k.keys > 1 GROUP BY d.parameter),
     -- Of equal ones that of the weightiest vote.
     winner AS (

@@ -14,7 +14,7 @@ from numbers import Integral
 
 import numpy as np
 
-from sona_pg.config import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_STEPS, SpaceConfig
+from sona_pg.config import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_STEPS, SpaceConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.kernels import is_held, owned, single
 from sona_pg.types import (
@@ -171,16 +171,28 @@ def private_json(value: Mapping[str, Json], what: str) -> dict[str, Json]:
     try:
         encoded = json.dumps(value, allow_nan=False, ensure_ascii=False)
         size = len(encoded.encode())
+        copy = json.loads(encoded)
     except (TypeError, ValueError, RecursionError) as cause:
         raise InvalidInput(f"{what} is not JSON ({cause}): use strings, numbers, lists and dicts") from cause
     if size > MAX_METADATA_BYTES:
         raise InvalidInput(f"{what} has {size} bytes as JSON, expected at most {MAX_METADATA_BYTES}: shorten it")
-    copy = json.loads(encoded)
     if not isinstance(copy, dict):
         raise InvalidInput(f"{what} is a {type(value).__name__}, expected a dict")
+    # What is written here can be written elsewhere, further down the stack; few JSON has so many brackets at all.
+    if encoded.count("[") + encoded.count("{") > MAX_METADATA_DEPTH and _depth(copy) > MAX_METADATA_DEPTH:
+        raise InvalidInput(f"{what} is nested more than {MAX_METADATA_DEPTH} deep: make it flatter")
     if "\\u0000" in encoded and _holds_nul(copy):
         raise InvalidInput(f"{what} holds a NUL character, which Postgres cannot store: remove it")
     return copy
+
+
+def _depth(value: Json) -> int:
+    """How deep lists and dicts are nested, found without recursion."""
+    depth, parts = 0, [value]
+    while parts := [part for part in parts if isinstance(part, list | dict)]:
+        depth += 1
+        parts = [inner for part in parts for inner in (part.values() if isinstance(part, dict) else part)]
+    return depth
 
 
 def _holds_nul(value: Json) -> bool:

@@ -174,7 +174,11 @@ def _scores_taken_in(
 def trajectories(
     connection: Connection, space: Space, ids: Sequence[uuid.UUID], *, with_activations: bool = True
 ) -> dict[uuid.UUID, QueryTrajectory]:
-    """Trajectories as they were recorded, of those that are there."""
+    """Trajectories as they were recorded, of those that are there; without metadata.
+
+    Nothing is learned from that, and what SQL has recorded there may be JSON that Python does not read: a number of
+    more than 4,300 digits, a list in a list a thousand times.
+    """
     if not ids:
         return {}
     steps: dict[uuid.UUID, list[TrajectoryStep]] = {}
@@ -194,8 +198,8 @@ def trajectories(
         )
         steps.setdefault(trajectory_id, []).append(step)
     rows = connection.execute(
-        "SELECT trajectory_id, query, quality, latency_us, user_id, session_id, metadata, arm, version, strategy,"
-        " propensity FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
+        "SELECT trajectory_id, query, quality, latency_us, user_id, session_id, arm, version, strategy, propensity"
+        " FROM sona.trajectory WHERE space_id = %s AND trajectory_id = ANY(%s)",
         (space.space_id, list(ids)),
         binary=True,
     ).fetchall()
@@ -208,8 +212,7 @@ def trajectories(
             latency_us=latency_us,
             user_id=user_id,
             session_id=session_id,
-            metadata=metadata,
             answer=Answer(*answer),
         )
-        for trajectory_id, query, quality, latency_us, user_id, session_id, metadata, *answer in rows
+        for trajectory_id, query, quality, latency_us, user_id, session_id, *answer in rows
     }

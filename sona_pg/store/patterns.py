@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 from psycopg.types.json import Jsonb
 
@@ -13,7 +14,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance
-from sona_pg.learning.verdicts import Verdict
+from sona_pg.learning.verdicts import Evidence, Verdict
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
@@ -21,6 +22,9 @@ from sona_pg.types import FloatVector, Json
 
 MAX_PARAMETERS_BYTES = 64 << 10
 """Longest parameters of a trajectory, as JSON in UTF-8: more of them than any bank keeps."""
+
+_MOST_ACCESSES = 1 << 61
+"""What is added up: an application may have written any count, and the sum of two would be no bigint."""
 
 _READ_AT_ONCE = 500
 """Outcomes that the driver holds."""
@@ -87,9 +91,18 @@ def _number_if_new(key: str) -> str:
     """A number in the metadata of what was not counted; where it is none, a text that says so and is not long."""
     return (
         f"CASE WHEN NOT m.is_new OR NOT t.metadata ? '{key}' THEN NULL"
-        f" WHEN jsonb_typeof(t.metadata -> '{key}') IN ('number', 'null') THEN t.metadata -> '{key}'"
-        " ELSE '\"no number\"'::jsonb END"
+        f" WHEN jsonb_typeof(t.metadata -> '{key}') IN ('number', 'null') THEN (t.metadata -> '{key}')::text"
+        " ELSE '\"no number\"' END"
     )
+
+
+def _json(text: str | None) -> Json:
+    """JSON that an application has recorded; a text that says so where Python cannot read it, as it may be any."""
+    try:
+        return None if text is None else cast(Json, json.loads(text))
+    except (ValueError, RecursionError):
+        # A number of more than 4,300 digits, a list in a list a thousand times.
+        return "unreadable"
 
 
 @contextlib.contextmanager
@@ -148,8 +161,8 @@ class PatternReader:
             cursor.execute(
                 "SELECT o.ordinal, t.query, o.value, o.strategy,"
                 " CASE WHEN m.is_new AND octet_length((t.metadata -> 'parameters')::text) <= %(bytes)s"
-                "  THEN t.metadata -> 'parameters'"
-                "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"'::jsonb END,"
+                "  THEN (t.metadata -> 'parameters')::text"
+                "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"' END,"
                 f" {_number_if_new('precision')}, {_number_if_new('recall')}"
                 " FROM (SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome"
                 "  WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) o"
@@ -166,8 +179,9 @@ class PatternReader:
                 },
                 binary=True,
             )
-            for row in cursor:
-                yield KnownOutcome(*row)
+            for ordinal, query, quality, strategy, *recorded in cursor:
+                parameters, precision, recall = map(_json, recorded)
+                yield KnownOutcome(ordinal, query, quality, strategy, parameters, precision, recall)
 
     def patterns(self) -> dict[int, LearnedPattern]:
         """All patterns, by id, without their text: that is the application's, and may be long."""
@@ -276,6 +290,7 @@ def write_advance(
         " AND (g.title, g.description, g.content) IS DISTINCT FROM (NULL, NULL, NULL)",
         [(space_id, into, id) for id, into in advance.merged.items()],
     )
+    _lock_accesses(connection, space_id, [*advance.merged, *advance.merged.values(), *advance.pruned])
     _merge_accesses(connection, space_id, advance.merged)
     for table in ("verdict", "pattern"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %s AND pattern_id = ANY(%s)", (space_id, gone))
@@ -324,26 +339,36 @@ def write_advance(
     )
 
 
+def _lock_accesses(connection: Connection, space_id: int, ids: Iterable[int] | None = None) -> None:
+    """Lock counts of patterns before they change, all of the space if no ids are given."""
+    # In the order in which they are counted: in another one each might wait for the other.
+    connection.execute(
+        "SELECT FROM sona.pattern_access WHERE space_id = %(space)s AND (%(all)s OR pattern_id = ANY(%(ids)s))"
+        " ORDER BY pattern_id FOR UPDATE",
+        {"space": space_id, "all": ids is None, "ids": list(ids or [])},
+    )
+
+
 def _merge_accesses(connection: Connection, space_id: int, merged: Mapping[int, int]) -> None:
     """Count what was found of patterns that are merged, as it is now, for what they are merged into."""
     if not merged:
         return
     key = {"space": space_id, "ids": list(merged), "into": list(merged.values())}
-    # In the order in which they are counted: in another one each might wait for the other.
-    connection.execute(
-        "SELECT FROM sona.pattern_access WHERE space_id = %(space)s AND pattern_id = ANY(%(ids)s || %(into)s)"
-        " ORDER BY pattern_id FOR UPDATE",
-        key,
-    )
     connection.execute(
         "INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)"
-        " SELECT g.space_id, m.into_id, sum(g.access_count), max(g.last_accessed)"
+        f" SELECT g.space_id, m.into_id, least(sum(g.access_count), {_MOST_ACCESSES}), max(g.last_accessed)"
         " FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) m (id, into_id)"
         " JOIN sona.pattern_access g ON g.space_id = %(space)s AND g.pattern_id = m.id GROUP BY 1, 2"
-        " ON CONFLICT (space_id, pattern_id) DO UPDATE SET access_count = a.access_count + excluded.access_count,"
+        " ON CONFLICT (space_id, pattern_id) DO UPDATE"
+        f" SET access_count = least(a.access_count, {_MOST_ACCESSES}) + excluded.access_count,"
         " last_accessed = greatest(a.last_accessed, excluded.last_accessed)",
         key,
     )
+
+
+def _columns(evidence: Evidence) -> dict[str, Json]:
+    # Not asdict: it copies values, and a list in a list hundreds of times is one.
+    return {name: getattr(evidence, name) for name in Evidence.__slots__}
 
 
 def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> None:
@@ -351,7 +376,7 @@ def _write_verdicts(connection: Connection, space_id: int, advance: Advance) -> 
     by_parameter: dict[tuple[int, str], list[Mapping[str, object]]] = {}
     for id, found in advance.evidence.items():
         for evidence in found:
-            by_parameter.setdefault((id, evidence.parameter), []).append(asdict(evidence))
+            by_parameter.setdefault((id, evidence.parameter), []).append(_columns(evidence))
     cursor = connection.cursor()
     cursor.executemany(
         "INSERT INTO sona.verdict AS v (space_id, pattern_id, parameter, state, evidence) VALUES (%s, %s, %s, %s, '[]')"
@@ -391,6 +416,7 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
     ).fetchone()
     if row is None or not row[0]:
         return 0
+    _lock_accesses(connection, space.space_id)
     for table in ("verdict", "pattern_history", "pattern_access"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.connection import connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
+from sona_pg.worker import InstantWorker
 
 DIM = 8
 LOOP = background_loop(BackgroundConfig(minimum=1))
@@ -54,6 +56,20 @@ def _patterns(engine: SonaEngine) -> list[tuple[Any, ...]]:
 
 def _axis(place: int) -> Vector:
     return np.eye(DIM, dtype=np.float32)[place]
+
+
+def _record_in_sql(engine: SonaEngine, metadata: list[str], qualities: list[float]) -> None:
+    """Answers to one query, with metadata as JSON and qualities in turn, which a worker learns."""
+    with connect(engine.url) as connection:
+        for i, recorded in enumerate(metadata):
+            connection.execute(
+                "SELECT sona.record('inputs', %s, ARRAY['1'], quality => %s, metadata => %s::jsonb)",
+                (_axis(1), qualities[i % len(qualities)], recorded),
+            )
+    worker = InstantWorker(Database(engine.url, StoreConfig()))
+    assert worker.step() == len(metadata)
+    worker.weigh()
+    worker.close()
 
 
 def test_of_none_one_and_many(engine: SonaEngine) -> None:
@@ -110,6 +126,50 @@ def test_a_query_without_direction_is_stated_and_belongs_to_no_pattern(engine: S
     assert _patterns(engine) == [(1, LEAST, LEAST, 0.5)]
     engine.record(_axis(1), ["1"], quality=0.5)
     assert _cycle(engine)[1]["without_direction"] == 0
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"parameters": {"x": 1e5000}}',
+        '{"parameters": {"x": ' + "[" * 3000 + "]" * 3000 + "}}",
+        '{"parameters": {"x": 1}, "precision": 1e5000}',
+        '{"parameters": {"x": 1}, "recall": -1e5000}',
+    ],
+    ids=["number", "depth", "precision", "recall"],
+)
+def test_json_that_python_does_not_read_is_stated_and_stops_no_worker(engine: SonaEngine, metadata: str) -> None:
+    _record_in_sql(engine, [metadata] * (2 * LEAST), [0.5])
+    state, facts = _cycle(engine)
+    assert (state, facts["new"], facts["unusable_parameters"]) == ("done", 2 * LEAST, 2 * LEAST)
+    assert _patterns(engine) == [(1, 2 * LEAST, 2 * LEAST, 0.5)]
+
+
+def test_a_value_that_is_a_list_in_a_list_hundreds_of_times_is_a_value(engine: SonaEngine) -> None:
+    deep = "[" * 490 + "]" * 490
+    _record_in_sql(
+        engine, ['{"parameters": {"x": "flat"}}', f'{{"parameters": {{"x": {deep}}}}}'] * (2 * LEAST), [0, 1]
+    )
+    assert _cycle(engine)[0] == "done"
+    assert engine.optimized_params(_axis(1))["x"].value == json.loads(deep)
+
+
+def test_counts_that_an_application_has_written_itself_stop_no_cycle(engine: SonaEngine) -> None:
+    for i in range(4 * LEAST):
+        engine.record(_axis(i % 2), ["1"], quality=0.5)
+    assert _cycle(engine)[1]["patterns"] == 2
+    with connect(engine.url) as connection:
+        connection.execute(
+            "INSERT INTO sona.pattern_access SELECT space_id, pattern_id, 9223372036854775807, 'infinity'"
+            " FROM sona.pattern"
+        )
+        connection.execute("UPDATE sona.pattern SET centroid = %s", (_axis(0),))
+        engine.find_patterns(_axis(0))
+        engine.record(_axis(0), ["1"], quality=0.5)
+        state, facts = _cycle(engine)
+        assert (state, facts["merged"]) == ("done", 1)
+        ((count,),) = connection.execute("SELECT access_count FROM sona.patterns WHERE pattern_id = 1").fetchall()
+        assert count >= 1 << 61
 
 
 def test_rewards_that_are_missing_are_no_bad_ones(engine: SonaEngine) -> None:

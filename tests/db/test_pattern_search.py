@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,14 @@ from psycopg.types.json import Jsonb
 
 from sona_pg import SonaEngine, StoreConfig
 from sona_pg.doctor import Verdict, examine
+from sona_pg.errors import ConfigError
 from sona_pg.learning.recommendation import Best, NearPattern, Recommendation, optimized_params
-from sona_pg.store.connection import Connection, connect
+from sona_pg.learning.resumed_bank import Advance
+from sona_pg.loops.evidence import EvidenceLoop
+from sona_pg.store.connection import Connection, connect, transaction
+from sona_pg.store.patterns import PatternState, forget_patterns, write_advance
+from sona_pg.store.runs import Run
+from sona_pg.store.spaces import Space
 from sona_pg.types import Json
 
 DIM = 16
@@ -154,7 +162,7 @@ def test_an_index_that_is_gone_is_said_and_made_again(
 
 
 def _random_best(rng: np.random.Generator, kind: int) -> Best | None:
-    numbers: list[Json] = [1, 2, 7, 1.0, 2.5, -0.125, 10**15, 1e-9]
+    numbers: list[Json] = [1, 2, 7, 1.0, 2.5, -0.125, 10**15, 1e-9, 5e-324, -1.5e308]
     others: list[Json] = ["a", "b", True, False, None, [1, 2], {"b": 1, "a": [True]}, "1"]
     values = (numbers[:3], numbers, others, [*numbers, *others], [1, 1.0])[kind]
     confidence = float(rng.choice([0.0, 0.25, 0.5, 0.5, 1.0, rng.random()]))
@@ -279,6 +287,24 @@ def test_counts_are_written_now_and_then(url: str, connection: Connection, engin
     assert _accesses(connection, engine) == {1: 1, 2: 0}
 
 
+def test_counts_are_written_where_the_strategies_cannot_be_weighed(
+    url: str, connection: Connection, engine: SonaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add(connection, engine, np.eye(DIM, dtype=np.float32)[:1])
+
+    def refuse(self: EvidenceLoop) -> int:
+        raise ConfigError("the items table is gone")
+
+    monkeypatch.setattr(EvidenceLoop, "advance", refuse)
+    store = StoreConfig(access_interval_seconds=0.0)
+    with SonaEngine.connect(url, space=engine.space.name, store=store) as other:
+        other.find_patterns(np.eye(DIM)[0], 1)
+        deadline = time.monotonic() + 30
+        while _accesses(connection, engine) == {1: 0} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert _accesses(connection, engine) == {1: 1}
+
+
 def test_counts_wait_where_the_database_does_not_take_them(url: str, connection: Connection, space_name: str) -> None:
     store = StoreConfig(lock_timeout_seconds=1)
     with SonaEngine.connect(url, space=space_name, dim=DIM, background=False, store=store) as engine:
@@ -292,6 +318,57 @@ def test_counts_wait_where_the_database_does_not_take_them(url: str, connection:
             assert _accesses(connection, engine) == {1: 1}
         engine.flush()
         assert _accesses(connection, engine) == {1: 2}
+
+
+def _cycle_writes(connection: Connection, space: Space) -> None:
+    """A cycle that merges pattern 3 into 2, and removes 1."""
+    advance = Advance((), (), {3: 2}, (1,), {}, {}, {}, last_id=3)
+    state = PatternState(0, 0, 3, 0, frozenset(), 0.0, is_stale=False)
+    with transaction(connection):
+        write_advance(connection, Run(space, "background", 1, 1, 1, 0), state, advance, [], {})
+
+
+def _user_is_forgotten(connection: Connection, space: Space) -> None:
+    with transaction(connection):
+        assert forget_patterns(connection, space, 0) == 3
+
+
+def _space_is_dropped(connection: Connection, space: Space) -> None:
+    connection.execute("SELECT sona.drop_space(%s)", (space.name,))
+
+
+@pytest.mark.parametrize("write", [_cycle_writes, _user_is_forgotten, _space_is_dropped])
+def test_who_counts_and_who_removes_patterns_do_not_wait_for_each_other(
+    url: str, connection: Connection, engine: SonaEngine, write: Callable[[Connection, Space], None]
+) -> None:
+    space = engine.space
+    _add(connection, engine, np.eye(DIM, dtype=np.float32)[:3])
+    assert _index(connection, engine, 0)
+    connection.execute("INSERT INTO sona.pattern_state (space_id, consumed) VALUES (%s, 1)", (space.space_id,))
+    count = "SELECT sona._count_accesses(%s, %s, %s)"
+    for id in (2, 3, 1):  # as they lie in the table
+        connection.execute(count, (space.space_id, [id], [1]))
+
+    def waiting(most: int) -> None:
+        waits = "SELECT FROM pg_stat_activity WHERE application_name = 'waiter' AND wait_event_type = 'Lock'"
+        while len(connection.execute(waits).fetchall()) < most:
+            time.sleep(0.01)
+
+    with (
+        connect(url, application="waiter") as writer,
+        connect(url, application="waiter") as counter,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        with connect(url) as other, other.transaction():
+            other.execute(
+                "SELECT FROM sona.pattern_access WHERE space_id = %s AND pattern_id = 3 FOR UPDATE", (space.space_id,)
+            )
+            writes = pool.submit(write, writer, space)
+            waiting(1)
+            counts = pool.submit(counter.execute, count, (space.space_id, [1, 2], [1, 1]))
+            waiting(2)
+        writes.result(timeout=60)
+        counts.result(timeout=60)
 
 
 def test_an_application_counts_and_a_reader_does_not(

@@ -11,6 +11,7 @@ import pytest
 from sona_pg.config import (
     MAX_ID_BYTES,
     MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
     MAX_STEPS,
     InstantLoopConfig,
     QueryAdapterConfig,
@@ -27,9 +28,17 @@ from .samples import acted, axis, bits, floats, shown, trajectory
 DIM = 4
 QUERY = axis(0, DIM)
 SPACE = SpaceConfig()
-DEEP: list[object] = []
-for _ in range(100_000):
-    DEEP = [DEEP]
+
+
+def nested(depth: int) -> list[object]:
+    """A list in a list, `depth` of them."""
+    made: list[object] = []
+    for _ in range(depth - 1):
+        made = [made]
+    return made
+
+
+DEEP = nested(100_000)
 
 
 def with_step(**changes: object) -> QueryTrajectory:
@@ -97,6 +106,8 @@ BAD: dict[str, tuple[QueryTrajectory, type[SonaError], str]] = {
     "metadata NUL": (having(metadata={"a": ["\0"]}), InvalidInput, "metadata holds a NUL character"),
     "metadata surrogate": (having(metadata={"a": "\ud800"}), InvalidInput, "metadata is not JSON"),
     "metadata large": (having(metadata={"a": "b" * MAX_METADATA_BYTES}), InvalidInput, r"metadata has \d+ bytes"),
+    "metadata deep": (having(metadata={"a": nested(MAX_METADATA_DEPTH)}), InvalidInput, "nested more than 100 deep"),
+    "metadata deep with NUL": (having(metadata={"a": nested(600), "b": "\0"}), InvalidInput, "metadata is nested"),
     "metadata too deep": (having(metadata={"a": DEEP}), InvalidInput, "metadata is not JSON"),
     "id": (having(id=7), InvalidInput, "trajectory id is 7, expected a UUID"),
     "latency": (having(latency_us=1 << 63), InvalidInput, "latency_us is 9223372036854775808, expected a whole"),
@@ -241,3 +252,8 @@ def test_conversion_keeps_everything_else() -> None:
     assert bits(kept.query_embedding) == bits(floats(QUERY))
     assert replace(kept, query_embedding=QUERY, steps=()) == replace(given, query_embedding=QUERY, steps=())
     assert kept.steps[0]._replace(activations=EMPTY) == given.steps[0]._replace(activations=EMPTY)
+
+
+def test_metadata_as_deep_as_may_be_is_kept() -> None:
+    metadata = {"a": nested(MAX_METADATA_DEPTH - 1), "b": [[]] * MAX_METADATA_DEPTH}
+    assert admitted(replace(trajectory(QUERY, [], quality=0.5), metadata=metadata), DIM, SPACE).metadata == metadata
