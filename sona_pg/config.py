@@ -33,6 +33,9 @@ MIN_TRAJECTORIES = 100
 BASE_LEARNING_RATE = 5e-4
 """Step size of the base, see `BaseTrainingConfig`."""
 
+VECTOR_BYTES = 160 << 20
+"""Most that the vectors of a cycle's phase take in memory."""
+
 EWC_LAMBDA = 30.0
 """Strength by which earlier tasks are held to begin with."""
 
@@ -736,7 +739,7 @@ class BackgroundConfig:
 
     minimum: int = MIN_TRAJECTORIES
     max_trajectories: int = 100_000
-    max_vector_bytes: int = 160 << 20
+    max_vector_bytes: int = VECTOR_BYTES
 
     def __post_init__(self) -> None:
         _whole("minimum", self.minimum, 1, 1_000_000)
@@ -863,7 +866,9 @@ class BaseTrainingConfig:
     decay
         How much of B a step of that size takes away: towards the frozen embedding, where nothing is learned.
     reservoir
-        Earlier lists that are learned again, a uniform sample of all.
+        Earlier lists that are learned again, a uniform sample of all; no more of the hour are learned.
+    max_vector_bytes
+        Most that their vectors take in memory: where there are many dimensions there are fewer lists.
     """
 
     rank: int = 16
@@ -871,13 +876,20 @@ class BaseTrainingConfig:
     learning_rate: float = BASE_LEARNING_RATE
     decay: float = 1.0
     reservoir: int = 4096
+    max_vector_bytes: int = VECTOR_BYTES
 
     def __post_init__(self) -> None:
+        _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
         _whole("rank", self.rank, 1, 64)
         _whole("epochs", self.epochs, 0, 100)
         _within("learning_rate", self.learning_rate, 0.0, 1.0)
         _within("decay", self.decay, 0.0, 100.0)
         _whole("reservoir", self.reservoir, 1, 1 << 20)
+
+    def lists_of(self, dim: int) -> int:
+        """How many earlier lists, and as many of the hour, there is room for."""
+        # A query and nine items, three times: earlier ones, new ones, and those that are withheld.
+        return max(min(self.reservoir, self.max_vector_bytes // (4 * dim * 10 * 3)), 1)
 
     @classmethod
     def for_dim(cls, dim: int) -> BaseTrainingConfig:

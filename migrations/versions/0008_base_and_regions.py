@@ -49,6 +49,7 @@ def upgrade() -> None:
         _space_id(),
         _whole("consumed", "ledger entries whose outcomes were taken in"),
         _whole("judged", "ledger entries before which what was withheld has been judged by"),
+        _whole("learned", "ledger entries before which what was judged by has been learned"),
         _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
         sa.Column("version", sa.BigInteger(), comment="version that a cycle has published last; NULL before the first"),
         sa.Column(

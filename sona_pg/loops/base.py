@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LearningError, SonaError
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
 from sona_pg.learning.base_tasks import Traffic
@@ -28,6 +28,7 @@ from sona_pg.store.base import BaseState, BaseTransaction, base_reader
 from sona_pg.store.connection import Connection
 from sona_pg.store.ledger import TAUGHT, judged_events, read_ledger
 from sona_pg.store.runs import Facts
+from sona_pg.store.spaces import Space
 from sona_pg.types import FloatVector
 
 log = logging.getLogger("sona_pg")
@@ -101,19 +102,21 @@ class BasePhase:
             pool = ItemPool(*spaces.item_sample(connection, space))
             learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
             learner.load_bytes(state.learner)
-            traffic = Traffic(space.dim, self._config.boundary)
-            if state.state:
-                traffic.load_state(unpack(state.state, _header(space.dim), "base"))
+            traffic = self._traffic(state, space)
             until = state.head.ordinal
             new = reader.trajectories(state.consumed, until, Learned.ADAPTER)
             withheld = reader.trajectories(state.judged, until, Learned.WITHHELD)
-            earlier = reader.ordinals(state.reservoir)
+            size = self._config.training.lists_of(space.dim)
+            # What was judged by is learned once, and then it is in the reservoir as likely as anything.
+            earlier = {
+                **_few(reader.ordinals(state.reservoir), size),
+                **_few(reader.trajectories(state.learned, state.judged, Learned.WITHHELD), size),
+            }
             tasks, refused = reader.tasks()
             for problem in refused:
                 log.error("space %r: %s", space.name, problem)
-            size = self._config.training.reservoir
             judging = {id: withheld[id] for id in _sample(withheld.keys() - earlier.keys() - new.keys(), size)}
-            wanted = {**earlier, **{id: new[id] for id in _sample(new, size)}, **judging}
+            wanted = {**earlier, **_few(new, size), **judging}
             answered, gone = _answered(connection, cycle, learner, wanted)
         hour = Hour(
             learner.adapter.base,
@@ -127,6 +130,16 @@ class BasePhase:
             traffic,
         )
         return _Found(state, learner, new, withheld, hour, gone, refused)
+
+    def _traffic(self, state: BaseState, space: Space) -> Traffic:
+        """The task at hand; a new one, where what is stored cannot be used."""
+        traffic = Traffic(space.dim, self._config.boundary)
+        if state.state:
+            try:
+                traffic.load_state(unpack(state.state, _header(space.dim), "base"))
+            except LearningError as error:
+                log.error("space %r: its traffic is watched anew: %s", space.name, error)
+        return traffic
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:
         """A candidate, and what the gate says of it."""
@@ -147,11 +160,12 @@ class BasePhase:
         has_judged = decision.verdict not in UNDECIDED
         # What was judged by is learned from the next cycle on, like all that an hour brought that means something.
         known = [*found.new, *(found.withheld if has_judged else ())]
-        if decision.verdict is Verdict.UNRELATED:
+        is_noise = decision.verdict is Verdict.UNRELATED
+        if is_noise:
             known = []
         sample = _sample({*found.state.reservoir, *known}.difference(found.gone), self._config.training.reservoir)
         state = pack(_header(learner.dim), candidate.traffic.state())
-        transaction.advance(sample, state, has_judged=has_judged)
+        transaction.advance(sample, state, has_judged=has_judged, is_noise=is_noise)
         transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
         version, current = None, _current(learner, transaction)
         if decision.publishes:
@@ -207,6 +221,12 @@ def _write(transaction: BaseTransaction, learner: Learner, decision: Decision | 
         return None
     cause = f"base: {decision.log_rank:+.4f} in log rank on {decision.withheld} withheld events"
     return transaction.publish(cause, state, adapter)
+
+
+def _few(ordinals: Mapping[uuid.UUID, int], size: int) -> dict[uuid.UUID, int]:
+    """A sample of trajectories with their ledger entries, in the order of these."""
+    kept = set(_sample(ordinals, size)) if len(ordinals) > size else ordinals.keys()
+    return {id: at for id, at in ordinals.items() if id in kept}
 
 
 def _sample(ids: Collection[uuid.UUID], size: int) -> list[uuid.UUID]:

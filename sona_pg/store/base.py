@@ -31,8 +31,8 @@ class BaseState:
     ----------
     consumed
         Entries whose outcomes were taken in.
-    judged
-        Entries before which what was withheld has been judged by.
+    judged, learned
+        Entries before which what was withheld has been judged by, and has been learned since.
     generation
         Grows when a user is forgotten.
     reservoir
@@ -47,6 +47,7 @@ class BaseState:
 
     consumed: int
     judged: int
+    learned: int
     generation: int
     reservoir: tuple[uuid.UUID, ...]
     state: bytes | None
@@ -73,14 +74,15 @@ class BaseReader:
         """How far the base is, and where the learner stands."""
         head = read_head(self._connection, self._space)
         row = self._connection.execute(
-            "SELECT consumed, judged, generation, reservoir, state FROM sona.base_state WHERE space_id = %s",
+            "SELECT consumed, judged, learned, generation, reservoir, state FROM sona.base_state WHERE space_id = %s",
             (self._space.space_id,),
         ).fetchone()
-        consumed, judged, generation, reservoir, state = (0, 0, 0, [], None) if row is None else row
+        consumed, judged, learned, generation, reservoir, state = (0, 0, 0, 0, [], None) if row is None else row
         return BaseState(
             # Fewer than there were, if somebody was forgotten.
             min(consumed, head.ordinal),
             min(judged, head.ordinal),
+            min(learned, head.ordinal),
             generation,
             tuple(reservoir),
             None if state is None else bytes(state),
@@ -207,23 +209,25 @@ class BaseTransaction:
             {"space": space_id, "most": most},
         )
 
-    def advance(self, reservoir: Sequence[uuid.UUID], state: bytes, *, has_judged: bool) -> None:
+    def advance(self, reservoir: Sequence[uuid.UUID], state: bytes, *, has_judged: bool, is_noise: bool) -> None:
         """Note down that what was read is taken in, and whether by what was withheld something was decided.
+
+        What was judged by before this cycle has been learned in it; of an hour that is noise nothing is to be learned.
 
         Raises
         ------
         LockLost
             If somebody was forgotten since it was read: the reservoir may hold what they have left.
         """
-        space_id, ordinal = self._run.space.space_id, self._state.head.ordinal
+        space_id, ordinal, before = self._run.space.space_id, self._state.head.ordinal, self._state.judged
         self._connection.execute(
             "INSERT INTO sona.base_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,)
         )
         row = self._connection.execute(
-            "UPDATE sona.base_state SET consumed = %s, judged = %s, reservoir = %s, state = %s, updated_at = now()"
-            " WHERE space_id = %s AND generation = %s RETURNING consumed",
-            (ordinal, ordinal if has_judged else self._state.judged, list(reservoir), state, space_id)
-            + (self._state.generation,),
+            "UPDATE sona.base_state SET consumed = %s, judged = %s, learned = %s, reservoir = %s, state = %s,"
+            " updated_at = now() WHERE space_id = %s AND generation = %s RETURNING consumed",
+            (ordinal, ordinal if has_judged else before, ordinal if is_noise else before, list(reservoir), state)
+            + (space_id, self._state.generation),
         ).fetchone()
         if row is None:
             raise LockLost(
@@ -267,8 +271,8 @@ def forget_base(connection: Connection, space: Space) -> None:
     key = {"space": space.space_id}
     connection.execute(
         "INSERT INTO sona.base_state AS b (space_id, generation) VALUES (%(space)s, 1) ON CONFLICT (space_id)"
-        " DO UPDATE SET generation = b.generation + 1, consumed = 0, judged = 0, version = NULL, reservoir = '{}',"
-        " state = NULL, updated_at = now()",
+        " DO UPDATE SET generation = b.generation + 1, consumed = 0, judged = 0, learned = 0, version = NULL,"
+        " reservoir = '{}', state = NULL, updated_at = now()",
         key,
     )
     connection.execute("DELETE FROM sona.fisher_snapshot WHERE space_id = %(space)s", key)

@@ -760,6 +760,7 @@ base_state = Table(
     _space_id(),
     _whole("consumed", "ledger entries whose outcomes were taken in"),
     _whole("judged", "ledger entries before which what was withheld has been judged by"),
+    _whole("learned", "ledger entries before which what was judged by has been learned"),
     _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
     Column("version", BigInteger, comment="version that a cycle has published last; NULL before the first"),
     Column(

@@ -405,3 +405,48 @@ def test_a_snapshot_of_another_layout_is_left_aside_and_stated(world: World, con
     assert "snapshot 7" in refused
     assert "something else" in refused
     assert facts["base"] == "published"
+
+
+def test_what_was_withheld_is_learned_by_the_cycle_after_the_one_that_judged_by_it(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[set[object]] = []
+    train = base_cycle.train_base
+
+    def watched(start: object, lists: list[Any], **others: object) -> object:
+        learned.append({one.key[0] for one in lists})
+        return train(start, lists, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base_cycle, "train_base", watched)
+    small = background_loop(
+        BackgroundConfig(minimum=1),
+        base=BaseConfig(
+            training=BaseTrainingConfig(rank=RANK, reservoir=20), gate=GateConfig(0.2, related_z=0.0, losing_z=10.0)
+        ),
+    )
+    world.teach(60)
+    world.cycle(small)
+    world.teach(60)
+    rows = connection.execute(
+        "SELECT trajectory_id FROM sona.learning_event e JOIN sona.space s USING (space_id)"
+        " WHERE s.name = %s AND e.learned = 'withheld'",
+        (world.engine.space.name,),
+    ).fetchall()
+    withheld = {id for (id,) in rows}
+    assert world.cycle(small)["withheld"] == len(withheld)
+    world.teach(60)
+    world.cycle(small)
+    world.teach(60)
+    world.cycle(small)
+    assert not withheld & learned[1]
+    assert withheld <= learned[2]
+    # Once: then it is there by chance, like everything.
+    assert not withheld <= learned[3]
+
+
+def test_a_traffic_that_cannot_be_read_is_watched_anew(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle()
+    connection.execute("UPDATE sona.base_state SET state = 'damaged'")
+    world.teach(60)
+    assert world.cycle()["tasks_ended"] == 0
