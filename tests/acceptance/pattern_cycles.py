@@ -1,5 +1,6 @@
 """Chaos for the background loop: its workers are killed while outcomes are recorded. Every outcome is in the patterns
-once, and a replay of the cycles gives the patterns that are stored.
+once, and a replay of the cycles gives the patterns that are stored; a replay of the ledger from the last base on gives
+the learner that is stored.
 
 ``python -m tests.acceptance.pattern_cycles`` runs the full form and exits with 1 on a violation; the tests a short one.
 """
@@ -17,6 +18,7 @@ from uuid import UUID
 import numpy as np
 
 from sona_pg.config import PatternConfig, StoreConfig, VerdictConfig
+from sona_pg.learning.learner import Learner
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import ResumedBank
@@ -24,7 +26,10 @@ from sona_pg.learning.verdicts import Verdict
 from sona_pg.loops.background import BACKGROUND
 from sona_pg.store import spaces
 from sona_pg.store.database import Database
+from sona_pg.store.learning import read_state
+from sona_pg.store.ledger import TAUGHT, ledger_events
 from sona_pg.store.patterns import KnownOutcome, PatternReader, PatternState
+from sona_pg.store.versions import read_version
 from sona_pg.worker import InstantWorker
 
 from . import background_worker
@@ -35,6 +40,9 @@ DIM = 24
 MODELS = 7
 SCORE_DELAY = 10
 """Trajectory n comes with a late score of trajectory n - SCORE_DELAY of the same space."""
+
+ITEMS = np.random.default_rng(0).standard_normal((12, DIM)).astype(np.float32)
+"""Three of them are shown, and the one that is nearest to the query has helped."""
 
 NEW_TOPIC_EVERY = 25
 """After so many trajectories of a space they are about one topic more, so that there are always new patterns."""
@@ -89,6 +97,8 @@ class PatternChaos(CycleChaos):
 
     def __init__(self, home: Path, seed: int) -> None:
         super().__init__(home, seed)
+        self.bases = 0
+        """Spaces that have a base by the end."""
         self._outcomes: dict[int, list[bool]] = {space_id: [] for space_id in self.spaces}
         self._names = dict(self._connection.execute("SELECT space_id, name FROM sona.space").fetchall())
         self.start([sys.executable, "-m", "sona_pg", "worker", "instant", "--poll-interval=0.01", f"--url={self.url}"])
@@ -105,15 +115,21 @@ class PatternChaos(CycleChaos):
         query = 0.05 * random.standard_normal(DIM)
         query[random.integers(min(1 + number // NEW_TOPIC_EVERY, DIM))] += 1.0
         has_outcome = number % 4 != 0
+        shown = random.choice(len(ITEMS), 3, replace=False)
+        best = shown[int(np.argmax(ITEMS[shown] @ query))]
         with self._connection.transaction():
             self._connection.execute(
-                "SELECT sona.record(%s, %s, '{1}', quality => %s, trajectory_id => %s, metadata => %s::jsonb)",
+                "SELECT sona.record(%s, %s, %s, %s, quality => %s, trajectory_id => %s, metadata => %s::jsonb,"
+                " activations => %s::vector[])",
                 (
                     name,
                     query.astype(np.float32),
+                    [str(item) for item in shown],
+                    [float(item == best) for item in shown] if has_outcome else None,
                     random.uniform(0.4, 1.0) if has_outcome else None,
                     _id(space_id, number),
                     f'{{"parameters": {{"model": {number % MODELS}}}}}',
+                    [str(ITEMS[item].tolist()) for item in shown],
                 ),
             )
             if number >= SCORE_DELAY and number % 3:
@@ -171,6 +187,37 @@ class PatternChaos(CycleChaos):
         for state, reason in unfinished.fetchall():
             yield f"space {space_id}: a cycle is {state}, expected all of them done or skipped: {reason}"
         yield from (f"space {space_id}: {wrong}" for wrong in self._differences(space_id))
+        yield from (f"space {space_id}: {wrong}" for wrong in self._learned_otherwise(space_id))
+
+    def _learned_otherwise(self, space_id: int) -> Iterator[str]:
+        """Compare the learner with a replay of the ledger from the last base on, in which nobody died."""
+        with self._snapshot():
+            space = spaces.get_space(self._connection, self._names[space_id])
+            instant, adapter = spaces.claim_settings(self._connection, space, None, None)
+            first, learners = 0, []
+            row = self._connection.execute(
+                "SELECT v.version, v.ordinal FROM sona.base_state b"
+                " JOIN sona.adapter_version v USING (space_id, version) WHERE b.space_id = %s",
+                (space_id,),
+            ).fetchone()
+            states = [None, read_state(self._connection, space)]
+            if row is not None:
+                states[0], first = read_version(self._connection, space, row[0]), row[1]
+                self.bases += 1
+            for state in states:
+                learners.append(Learner(DIM, adapter=adapter, instant=instant, space=space.config))
+                if state is not None:
+                    learners[-1].load_bytes(state)
+            replayed, stored = learners
+            for entry in ledger_events(self._connection, space, first, MANY):
+                if entry.learned in TAUGHT and entry.event is not None:
+                    replayed.learn(entry.event)
+        if replayed.events != stored.events:
+            yield f"the learner has learned {stored.events} events, in a replay {replayed.events}"
+        parts = stored.adapter.state()
+        for name, part in replayed.adapter.state().items():
+            if not np.array_equal(part, parts[name]):
+                yield f"the learner's {name} is not what a replay gives"
 
     def _differences(self, space_id: int) -> Iterator[str]:
         """Compare what is stored with a replay of the cycles, in their order, in which nobody died."""
@@ -206,7 +253,7 @@ class PatternChaos(CycleChaos):
         recorded = sum(sum(known) for known in self._outcomes.values())
         return (
             f"{super().report()}\n{recorded} outcomes were recorded: {support} are counted in {patterns} patterns,"
-            f" {waiting} wait, after {cycles} cycles"
+            f" {waiting} wait, after {cycles} cycles; {self.bases} of {len(self.spaces)} spaces have a base"
         )
 
 
