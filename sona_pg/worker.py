@@ -126,7 +126,8 @@ class InstantWorker:
                 done = work()
         except DatabaseUnavailable:
             raise
-        except SonaError as error:
+        except Exception as error:
+            # What is no error of ours is a defect; it stops the space that has it, and no other.
             self._set_back(connection, task, name, error)
             return 0
         self._setbacks.pop((task, name), None)
@@ -195,14 +196,20 @@ class InstantWorker:
             self._attempt(connection, "retention", name, prune)
         self._retain_at = time.monotonic() + (0.0 if treated else self._config.retention_interval_seconds)
 
-    def _set_back(self, connection: Connection, task: str, name: str, error: SonaError) -> None:
+    def _set_back(self, connection: Connection, task: str, name: str, error: Exception) -> None:
+        is_ours = isinstance(error, SonaError)
+        reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
         before = self._setbacks.get((task, name))
         failures = 1 if before is None else before.failures + 1
         delay = min(self._config.longest_setback_seconds, 2.0 ** min(failures, 20))
         self._setbacks[task, name] = _Setback(failures, time.monotonic() + delay)
-        self._telemetry.failed(name, str(error))
-        of_it = {"loop": task, "space": name}
-        log.error("%s of space %r failed, will be tried again in %.0f s: %s", task, name, delay, error, extra=of_it)
+        self._telemetry.failed(name, reason)
+        log.error(
+            "%s of space %r failed, will be tried again in %.0f s: %s",
+            *(task, name, delay, reason),
+            extra={"loop": task, "space": name},
+            exc_info=None if is_ours else error,
+        )
         if (loop := self._loops.pop(name, None)) is not None:
             loop.close()
         if (evidence := self._evidence.pop(name, None)) is not None:
@@ -210,7 +217,7 @@ class InstantWorker:
         with contextlib.suppress(SonaError):
             space = spaces.find_space(connection, name)
             if space is not None and failures == 1:
-                errors.log_error(connection, space.space_id, task, SpaceStore.worker_name(), str(error))
+                errors.log_error(connection, space.space_id, task, SpaceStore.worker_name(), reason)
 
     def close(self) -> None:
         """Disconnect."""

@@ -25,6 +25,7 @@ from sona_pg import (
 )
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.outcome import OutcomeEvent, with_scores
+from sona_pg.loops.instant import InstantLoop
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.store.learning import LearningTransaction
@@ -507,3 +508,28 @@ def test_a_worker_indexes_the_remembered_queries_of_a_large_space(
         (engine.space.space_id,),
     ).fetchall()
     assert admitted == [(30,)]
+
+
+def test_a_defect_in_one_space_stops_the_worker_in_no_other(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"defect {uuid.uuid4().hex[:8]}", f"sound {uuid.uuid4().hex[:8]}"]
+    for name in names:
+        connection.execute("SELECT sona.create_space(%s, %s)", (name, DIM))
+        connection.execute("SELECT sona.record(%s, %s, '{1}', '{1}')", (name, np.ones(DIM, dtype=np.float32)))
+    learn = InstantLoop.learn_recorded
+
+    def broken(loop: InstantLoop, limit: int) -> int:
+        if loop._store is not None and loop._store.space.name == names[0]:
+            raise RecursionError("deeper than it should be")
+        return learn(loop, limit)
+
+    monkeypatch.setattr(InstantLoop, "learn_recorded", broken)
+    worker = InstantWorker(Database(url, StoreConfig()))
+    assert worker.step() == 1
+    assert worker.failing == [names[0]]
+    worker.close()
+    rows = connection.execute(
+        "SELECT source, message FROM sona.errors WHERE space = ANY(%s) ORDER BY created_at", (names,)
+    ).fetchall()
+    assert rows == [("instant", "RecursionError: deeper than it should be")]
