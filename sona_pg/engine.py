@@ -31,7 +31,7 @@ from sona_pg.config import (
 from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
-from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.arrays import as_matrix, is_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import Recommendation, optimized_params
@@ -238,7 +238,7 @@ class SonaEngine:
         """
         if self._evidence.served.strategy == "adapted":
             return self._loop.serving.adapt(query)
-        if np.ndim(query) == 2:
+        if is_matrix(query):
             rows = as_matrix(query, self._space.dim, "queries")
             return np.stack([self._evidence.served.adapt(row) for row in rows]) if len(rows) else rows.copy()
         vector = as_vector(query, self._space.dim, "query")

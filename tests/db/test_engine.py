@@ -595,3 +595,9 @@ def test_a_closed_engine_refuses_to_record(engine: SonaEngine) -> None:
     engine.close()
     with pytest.raises(ConfigError, match="closed"):
         engine.record(np.ones(DIM))
+
+
+@pytest.mark.parametrize("query", [[[], [0.0]], [[1.0] * DIM, [1.0]], [["a"] * DIM]])
+def test_rows_that_are_no_matrix_are_refused(engine: SonaEngine, query: list[list[object]]) -> None:
+    with pytest.raises(InvalidInput):
+        engine.adapt(query)  # type: ignore[arg-type]
