@@ -168,3 +168,26 @@ WHERE o.gain < -1e-9;
 COMMENT ON VIEW sona.harmed IS
     'Answers to which the frozen embedding would have been better, on the items that were judged, and why what answered '
     'was in force; sona.why(trajectory_id) says what moved them.';
+
+CREATE OR REPLACE VIEW sona.forgetting WITH (security_invoker = true) AS
+SELECT s.name AS space, r.run_id, r.finished_at, f.base AS decision, f.base_reason AS reason, f.base_version AS version,
+       f.withheld, f.log_rank_gain, f.ndcg_gain, f.tasks_ended, f.tasks_held, f.ewc_lambda
+FROM sona.loop_run r
+JOIN sona.space s USING (space_id),
+LATERAL jsonb_to_record(r.facts) AS f (
+    base text, base_reason text, base_version bigint, withheld bigint, log_rank_gain double precision,
+    ndcg_gain double precision, tasks_ended bigint, tasks_held bigint, ewc_lambda double precision)
+WHERE f.base IS NOT NULL;
+COMMENT ON VIEW sona.forgetting IS
+    'What each cycle of the background loop would have changed on events that nothing was learned from, against what '
+    'answered: gains below zero are what it would have forgotten. Published or kept, and why; tasks that ended in it, and '
+    'tasks that the base was held for, how strongly.';
+
+CREATE OR REPLACE VIEW sona.tasks WITH (security_invoker = true) AS
+SELECT s.name AS space, f.snapshot_id AS task, f.times_met, f.samples, f.quality, f.kind, f.lambda, f.layout,
+       octet_length(f.fisher) + octet_length(f.anchor) AS bytes, f.created_at, f.updated_at, f.signature
+FROM sona.fisher_snapshot f
+JOIN sona.space s USING (space_id);
+COMMENT ON VIEW sona.tasks IS
+    'Tasks that a space has learned: stretches of traffic of one kind, and the Fisher snapshots that were kept of them. '
+    'The task nearest to a query: ORDER BY signature <=> query.';

@@ -376,6 +376,18 @@ def test_a_task_that_ends_is_remembered_and_known_again_when_it_comes_back(
     facts = world.cycle()
     assert (facts["tasks_ended"], facts["tasks_held"]) == (1, 1)
     ((id, times_met, samples, kind, quality),) = _snapshots(connection, world)
+    # As people see it.
+    seen = connection.execute(
+        "SELECT decision, reason, withheld, tasks_ended, tasks_held, ewc_lambda > 0 FROM sona.forgetting"
+        " WHERE space = %s ORDER BY run_id DESC LIMIT 1",
+        (world.engine.space.name,),
+    ).fetchall()
+    assert seen == [(facts["base"], facts["base_reason"], facts["withheld"], 1, 1, True)]
+    ((nearest, size),) = connection.execute(
+        "SELECT task, bytes FROM sona.tasks WHERE space = %s ORDER BY signature <=> %s LIMIT 1",
+        (world.engine.space.name, world.ask(0)),
+    ).fetchall()
+    assert (nearest, size) == (1, 3 * 4 * RANK * DIM)
     assert (id, times_met, kind) == (1, 1, "empirical")
     assert 150 <= samples <= 260
     assert 0 < quality <= 1
