@@ -84,7 +84,7 @@ def _tasks(splits: int) -> Iterator[Row]:
     """Two collections in sequence: how much of the first is lost where its Fisher holds the base, beside without."""
     found = [collection for collection in collections() if collection.docs.shape[1] == 384]
     for first, second in itertools.permutations([c for c in found if len(c.queries) >= 200], 2):
-        for reservoir in (4096, 200):
+        for reservoir in (200, 50):
             kept = {
                 holds: [two_tasks(first, second, i, reservoir=reservoir, holds=holds) for i in range(splits)]
                 for holds in (True, False)

@@ -130,6 +130,7 @@ class Hours:
         new = self.learn(events)
         hour_seconds = time.perf_counter() - began
         earlier = [answered for id, answered in self.reservoir.items() if id not in new]
+        size = self.config.training.reservoir
         hour = Hour(
             self.learner.adapter.base,
             self.served,
@@ -140,6 +141,7 @@ class Hours:
             list(self.withheld.values()),
             self.tasks,
             self.traffic,
+            1.0 if len(self.reservoir) < size else min(1.0, size / self.events),
         )
         began = time.perf_counter()
         candidate = make_candidate(hour, self.config, seed=self.events)

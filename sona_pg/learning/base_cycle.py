@@ -87,6 +87,8 @@ class Hour:
         Remembered ones.
     traffic
         The task at hand; goes on with the cycle.
+    replayed
+        Share of all that was ever learned that is among `earlier`: what is replayed need not be held.
     """
 
     base: LowRank | None
@@ -98,6 +100,7 @@ class Hour:
     withheld: Sequence[Answered]
     tasks: Sequence[BaseTask]
     traffic: Traffic
+    replayed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +219,12 @@ def latest_tasks(tasks: Sequence[BaseTask]) -> list[BaseTask]:
 def _constraint(
     hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
 ) -> TaskConstraint | None:
-    """What holds the candidate where tasks other than the one at hand need it."""
+    """What holds the candidate where tasks other than the one at hand need it, and are not replayed."""
+    share = 1.0 - hour.replayed
+    if share <= 0:
+        return None
     tasks = latest_tasks([*hour.tasks, *ended])
     own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
     here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
     others = [task for task in tasks if task is not here]
-    return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic)) if others else None
+    return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic), share) if others else None

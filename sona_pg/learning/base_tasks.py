@@ -188,16 +188,20 @@ class TaskConstraint:
         Settings; the strength is `strength`.
     strength
         λ.
+    share
+        How much of it counts: the part of what was learned that is not replayed.
     """
 
-    def __init__(self, weights: FloatMatrix, tasks: Sequence[BaseTask], config: EwcConfig, strength: float) -> None:
+    def __init__(
+        self, weights: FloatMatrix, tasks: Sequence[BaseTask], config: EwcConfig, strength: float, share: float = 1.0
+    ) -> None:
         rank = len(weights) // 2
         self._frame = weights[:rank].copy()
         count = rank * weights.shape[1]
         self.ewc = EwcPlusPlus(replace(config, param_count=count, fisher_kind=FISHER_KINDS[0]))
         self.ewc.set_lambda(min(max(strength, config.min_lambda), config.max_lambda))
         for task in tasks[-config.max_tasks :]:
-            self.ewc.remember(task.in_frame(self._frame, weights[rank:]))
+            self.ewc.remember(replace(task.in_frame(self._frame, weights[rank:]), weight=share))
 
     def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
         """Change `theta` (2 rank, dim) in place, after an optimiser's step of the sizes `step`."""

@@ -224,7 +224,7 @@ class BackgroundLoop:
         share = self._cycle.gate.withheld
         self._withheld |= {a.judged.key[0]: a for a in answers if is_withheld(a.judged.key[0], share)}
         new = {a.judged.key[0]: a for a in answers if a.judged.key[0] not in self._withheld}
-        layer = self._base.layers[0]
+        layer, size = self._base.layers[0], self._cycle.training.reservoir
         hour = Hour(
             None if layer.is_zero else layer,
             [layer],
@@ -235,6 +235,7 @@ class BackgroundLoop:
             list(self._withheld.values()),
             self._tasks,
             self._traffic,
+            1.0 if len(self._reservoir) < size else min(1.0, size / max(self._seen, 1)),
         )
         candidate = make_candidate(hour, self._cycle, seed=self._seen)
         if candidate is None:
@@ -246,7 +247,7 @@ class BackgroundLoop:
         if verdict not in UNDECIDED:
             known |= {} if verdict is Verdict.UNRELATED else self._withheld
             self._withheld = {}
-        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[: self._cycle.training.reservoir]
+        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[:size]
         self._reservoir = {id: known[id] for id in kept}
         self._tasks = latest_tasks([*self._tasks, *candidate.ended])
         if not candidate.decision.publishes:

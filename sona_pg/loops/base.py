@@ -128,6 +128,7 @@ class BasePhase:
             [answered[id] for id in withheld if id in judging and id in answered],
             tasks,
             traffic,
+            _replayed(state, self._config.training.reservoir),
         )
         return _Found(state, learner, new, withheld, hour, gone, refused)
 
@@ -221,6 +222,12 @@ def _write(transaction: BaseTransaction, learner: Learner, decision: Decision | 
         return None
     cause = f"base: {decision.log_rank:+.4f} in log rank on {decision.withheld} withheld events"
     return transaction.publish(cause, state, adapter)
+
+
+def _replayed(state: BaseState, size: int) -> float:
+    """Share of all that was learned that is in the reservoir: everything, until it is full."""
+    held = len(state.reservoir)
+    return 1.0 if held < size else min(1.0, held / max(state.head.events, 1))
 
 
 def _few(ordinals: Mapping[uuid.UUID, int], size: int) -> dict[uuid.UUID, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def _hour(kinds: Sequence[FloatVector], tasks: Sequence[BaseTask], changes: Coll
         judged = JudgedList((uuid.UUID(int=ordinal + 1), 0), query, ids, items, (1.0, 0.0), (True, True))
         answers.append(Answered(ordinal, judged, 1.0))
     tiers = [LowRank(DIM, 2)]
-    return Hour(None, tiers, pool, QueryAdapterConfig(rank=2), answers, [], [], tasks, _Traffic(changes))
+    return Hour(None, tiers, pool, QueryAdapterConfig(rank=2), answers, [], [], tasks, _Traffic(changes), replayed=0.0)
 
 
 def test_a_task_that_ends_twice_in_an_hour_has_come_twice() -> None:
@@ -69,3 +70,15 @@ def test_what_ended_last_is_held_though_it_was_known_first() -> None:
     made.ewc.set_lambda(config.ewc.max_lambda)
     made.proximal_step(theta, 1e6)
     assert np.abs(theta[2:, 0] - again.anchor[:, 0]).max() < 1e-2
+
+
+def test_what_is_replayed_is_not_held_and_the_rest_by_its_share() -> None:
+    hour = _hour([ELSEWHERE] * 3, [_task(1, HERE, 1.0)])
+    config, weights = BaseConfig(), np.eye(4, DIM, dtype=np.float32)
+    held = {share: _constraint(replace(hour, replayed=share), config, [], weights) for share in (0.0, 0.75, 1.0)}
+    assert held[1.0] is None
+    whole, quarter = held[0.0], held[0.75]
+    assert whole is not None
+    assert quarter is not None
+    assert np.allclose(quarter.ewc.stiffness, 0.25 * whole.ewc.stiffness, rtol=1e-6)
+    assert whole.ewc.stiffness.any()
