@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import click
 
-from sona_pg.config import BackgroundConfig, PatternConfig
+from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, PatternConfig
 from sona_pg.errors import ConfigError
+from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
@@ -32,7 +33,7 @@ class Setting:
         What the option says of it.
     """
 
-    config: type[BackgroundConfig] | type[PatternConfig]
+    config: type[BackgroundConfig] | type[PatternConfig] | type[BaseTrainingConfig] | type[GateConfig]
     field: str
     help: str
 
@@ -66,6 +67,10 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(PatternConfig, "quality_threshold", "Mean quality below which a pattern may be pruned."),
         Setting(PatternConfig, "prune_accesses", "One that was found so often is not pruned, whatever its quality."),
         Setting(PatternConfig, "prune_age_seconds", "Others are, once they were neither fed nor found for this long."),
+        Setting(GateConfig, "withheld", "Share of the outcomes that judges a base; with 0 none is published."),
+        Setting(BaseTrainingConfig, "rank", "Rank of the base."),
+        Setting(BaseTrainingConfig, "epochs", "How often a judged list is learned in a cycle."),
+        Setting(BaseTrainingConfig, "reservoir", "Judged lists that are learned again in every cycle."),
     )
 }
 """By loop what may be set; no two fields of a loop have one name."""
@@ -104,14 +109,17 @@ def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
         If a setting is out of range, or there is no such loop.
     """
     if name == "background":
-        return background_loop(_config(BackgroundConfig, name, given), _config(PatternConfig, name, given))
+        background = _config(BackgroundConfig, name, given)
+        training = replace(_config(BaseTrainingConfig, name, given), max_vector_bytes=background.max_vector_bytes)
+        base = BaseConfig(training, _config(GateConfig, name, given))
+        return background_loop(background, _config(PatternConfig, name, given), base=base)
     if name not in LOOPS:
         there = " or ".join(["instant", *LOOPS])
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
     return LOOPS[name]
 
 
-Config = TypeVar("Config", BackgroundConfig, PatternConfig)
+Config = TypeVar("Config", BackgroundConfig, PatternConfig, BaseTrainingConfig, GateConfig)
 
 
 def _config(config: type[Config], loop: str, given: Mapping[str, Number]) -> Config:

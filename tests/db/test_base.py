@@ -467,3 +467,16 @@ def test_a_traffic_that_cannot_be_read_is_watched_anew(world: World, connection:
     connection.execute("UPDATE sona.base_state SET state = 'damaged'")
     world.teach(60)
     assert world.cycle()["tasks_ended"] == 0
+
+
+def test_who_withholds_nothing_any_more_learns_everything_again(world: World) -> None:
+    world.teach(60)
+    world.cycle()
+    assert world.learner().withheld_share == 0.2
+    nothing = background_loop(BackgroundConfig(minimum=1), base=BaseConfig(gate=GateConfig(withheld=0.0)))
+    world.teach(60)
+    world.cycle(nothing)
+    assert world.learner().withheld_share == 0.0
+    before = world.learner().events
+    world.teach(60)
+    assert world.learner().events == before + 60

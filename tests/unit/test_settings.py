@@ -14,6 +14,7 @@ from sona_pg.cli import settings
 from sona_pg.cli.settings import SETTINGS, Number, Setting, as_options, loop_of
 from sona_pg.cli.worker import worker
 from sona_pg.errors import ConfigError
+from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
 
@@ -40,8 +41,9 @@ def test_help_says_default_and_variable_of_every_setting(command: str) -> None:
 def test_settings_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: dict[str, Number] = {}
 
-    def loop(*configs: object) -> Loop:
-        for setting, config in ((s, c) for s in SETTINGS["background"] for c in configs if isinstance(c, s.config)):
+    def loop(*configs: object, base: BaseConfig) -> Loop:
+        every = (*configs, base.training, base.gate)
+        for setting, config in ((s, c) for s in SETTINGS["background"] for c in every if isinstance(c, s.config)):
             reached[setting.field] = getattr(config, setting.field)
         return LOOPS["background"]
 
