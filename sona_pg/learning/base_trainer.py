@@ -1,15 +1,6 @@
-"""Makes a candidate for the base of a space: the instant tier merged into it, then trained on what was judged.
+"""Trains a candidate for the base of a space on what was judged.
 
-A cycle of the background loop does this::
-
-    merged = merged_base(base, [adapter.served, micro], config.rank, queries=sample)
-    lists = [*Reservoir(config.reservoir, earlier), *new]          # none of them withheld
-    trained = train_base(merged.map, lists, items=pool.embeddings, config=config, recipe=adapter.config, seed=cycle)
-    decision = gate(...)                                           # sona_pg.learning.gate, on withheld events
-
-and publishes `trained.map`, or else `merged.map` where that loses nothing, with a fresh adapter. The adapter is trained
-on the output of the base, which stays as it is meanwhile; events that come during the cycle are learned by a fresh
-adapter on the new base's output.
+`sona_pg.learning.base_cycle` gives it the tiers as one map and the lists, and has the gate decide on what comes of it.
 """
 
 from __future__ import annotations
@@ -27,7 +18,7 @@ from sona_pg.kernels import ListwiseTrainer, LowRank
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList, helpful_items
 from sona_pg.learning.lora import checked_seed
-from sona_pg.learning.merging import composed, merge
+from sona_pg.learning.merging import merge
 from sona_pg.learning.query_adapter import initial_directions
 from sona_pg.types import FloatVector
 
@@ -40,22 +31,6 @@ class Constraint(Protocol):
 
     def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
         """Change `theta` in place, after an optimiser's step of the sizes `step`."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MergedBase:
-    """The base with the instant tier in it.
-
-    Parameters
-    ----------
-    map
-        Serves the same output, where the joint rank fits.
-    error
-        Root mean square of what its outputs differ by, relative to the whole change; rounding where the rank fits.
-    """
-
-    map: LowRank
-    error: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,27 +57,6 @@ class TrainedBase:
     last_loss: float
 
 
-def merged_base(
-    base: LowRank | None, instant: Sequence[LowRank], max_rank: int, *, queries: ArrayLike | None = None
-) -> MergedBase:
-    """The base and the maps of the instant tier, which are applied to its output, as one map of a query.
-
-    Parameters
-    ----------
-    base
-        What is served; None where nothing was published yet.
-    instant
-        Served maps of the query adapter and the micro-LoRA, at least one.
-    max_rank
-        Of the result. Where the joint rank is larger the outputs at `queries` decide what is kept.
-    queries
-        Sample (n, dim).
-    """
-    maps = list(instant) if base is None else [base, *(composed(base, low_rank) for low_rank in instant)]
-    merged, error = merge(maps, max_rank, queries=queries)
-    return MergedBase(merged, error)
-
-
 def train_base(
     start: LowRank,
     lists: Sequence[JudgedList],
@@ -127,7 +81,7 @@ def train_base(
     Parameters
     ----------
     start
-        What `merged_base` gave.
+        What answers, as one map; see `sona_pg.learning.merging.merge`.
     lists
         Judged lists, the new ones and those of the reservoir; a list is learned once in an epoch, however often.
     items

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from sona_pg.config import BaseTrainingConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError, DimensionMismatch
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_trainer import fixed_form, merged_base, train_base
+from sona_pg.learning.base_trainer import fixed_form, train_base
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList
 from sona_pg.learning.query_adapter import QueryAdapter
@@ -71,26 +71,6 @@ def a_map(rank: int, seed: int, size: float = 0.3) -> LowRank:
     return low_rank
 
 
-class TestMerge:
-    def test_serves_the_same_while_the_rank_fits(self) -> None:
-        base, adapter, micro = a_map(5, 0), a_map(8, 1), a_map(1, 2)
-        queries = unit_rows(np.random.default_rng(3).standard_normal((50, DIM)))
-        middle = Serving([base]).adapt(queries)
-        merged = merged_base(base, [adapter, micro], 16)
-        expected = Serving([adapter, micro]).adapt(middle)
-        np.testing.assert_allclose(Serving([merged.map]).adapt(queries), expected, atol=2e-5 * np.abs(expected).max())
-        assert merged.error < 1e-6
-
-    def test_says_what_it_lost_where_the_rank_does_not_fit(self) -> None:
-        merged = merged_base(a_map(16, 0), [a_map(8, 1)], 16)
-        assert merged.map.rank == 16
-        assert 0.01 < merged.error < 1
-
-    def test_nothing_learned_is_the_identity(self) -> None:
-        merged = merged_base(None, [LowRank(DIM, 8)], 16)
-        assert merged.map.is_zero
-
-
 class TestFixedForm:
     @pytest.mark.parametrize("rank", [1, 4, DIM])
     def test_is_the_same_function_with_orthonormal_columns(self, rank: int) -> None:
@@ -134,8 +114,7 @@ class TestTraining:
             )
         frozen = world.found(LowRank(DIM, 1), 1000)
         online = world.found(adapter.served, 1000)
-        merged = merged_base(None, [adapter.served], CONFIG.rank)
-        trained = train_base(merged.map, lists, items=world.items, config=CONFIG)
+        trained = train_base(adapter.served, lists, items=world.items, config=CONFIG)
         assert world.found(trained.map, 1000) > max(online, frozen) + 0.05
         assert trained.last_loss < trained.first_loss
         assert (trained.lists, trained.steps, trained.refused) == (150, 900, 0)
