@@ -242,6 +242,11 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
             )
             worker.execute("SELECT sona.run_cycle(%s, 'background')", (tenant,))
             worker.execute("SELECT sona.set_schedule(%s, 'background', every => '1 hour')", (tenant,))
+            worker.execute(
+                "INSERT INTO sona.loop_run (space_id, loop, cause, state, finished_at, facts)"
+                " VALUES (%s, 'background', 'manual', 'done', now(), '{\"base\": \"kept\"}')",
+                (world.ids[tenant],),
+            )
             # Of so few events no patterns are made.
             worker.execute(
                 "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"

@@ -533,3 +533,6 @@ def test_a_defect_in_one_space_stops_the_worker_in_no_other(
         "SELECT source, message FROM sona.errors WHERE space = ANY(%s) ORDER BY created_at", (names,)
     ).fetchall()
     assert rows == [("instant", "RecursionError: deeper than it should be")]
+    # Others look for work in this database, too.
+    for name in names:
+        connection.execute("SELECT sona.drop_space(%s)", (name,))
