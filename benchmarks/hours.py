@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sona_pg.config import BaseTrainingConfig, GateConfig
 from sona_pg.evaluation.collection import Collection
@@ -17,17 +16,16 @@ from sona_pg.evaluation.metrics import QueryScores, rank_documents, score_rankin
 from sona_pg.evaluation.protocol import Stream
 from sona_pg.evaluation.splits import SplitKind, make_split
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_cycle import Answered, BaseConfig, Hour, make_candidate
-from sona_pg.learning.base_tasks import BaseTask, Traffic
-from sona_pg.learning.gate import UNDECIDED, Decision, Verdict
+from sona_pg.learning.base_cycle import Answered, BaseConfig, make_candidate
+from sona_pg.learning.base_memory import BaseMemory
+from sona_pg.learning.gate import Decision
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import reservoir_hash
 from sona_pg.learning.learner import Learned, Learner
 from sona_pg.learning.outcome import OutcomeEvent, worth_of
 from sona_pg.learning.serving import Serving
 
 Answers = dict[uuid.UUID, Answered]
-State = tuple[bytes, Answers, Answers, list[BaseTask], dict[str, NDArray[np.generic]], int]
+State = tuple[bytes, BaseMemory, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +82,7 @@ class Hours:
         self.frozen = self.quality([])
         self.learner = Learner(dim, self.pool, space=SPACE)
         self.learner.withheld_share = self.config.gate.withheld
-        self.traffic = Traffic(dim, self.config.boundary)
-        self.tasks: list[BaseTask] = []
-        self.reservoir: Answers = {}
-        self.withheld: Answers = {}
+        self.memory = BaseMemory(dim, self.config)
         self.events = 0
 
     def quality(self, maps: Sequence[LowRank]) -> float:
@@ -115,7 +110,7 @@ class Hours:
             became, judged = self.learner.learn(outcome), self.learner.judged_list(outcome)
             if judged is not None and judged.teaches:
                 answered = Answered(self.events, judged, worth_of(outcome.trajectory, SPACE) or 0.0)
-                (self.withheld if became is Learned.WITHHELD else learned)[outcome.trajectory.id] = answered
+                (self.memory.withheld if became is Learned.WITHHELD else learned)[outcome.trajectory.id] = answered
             self.events += 1
         return learned
 
@@ -129,34 +124,15 @@ class Hours:
         began = time.perf_counter()
         new = self.learn(events)
         hour_seconds = time.perf_counter() - began
-        earlier = [answered for id, answered in self.reservoir.items() if id not in new]
-        size = self.config.training.reservoir
-        hour = Hour(
-            self.learner.adapter.base,
-            self.served,
-            self.pool,
-            self.learner.adapter.config,
-            list(new.values()),
-            earlier,
-            list(self.withheld.values()),
-            self.tasks,
-            self.traffic,
-            1.0 if len(self.reservoir) < size else min(1.0, size / self.events),
-        )
+        adapter = self.learner.adapter
+        hour = self.memory.hour(new, adapter.base, self.served, self.pool, adapter.config)
         began = time.perf_counter()
         candidate = make_candidate(hour, self.config, seed=self.events)
         assert candidate is not None
         seconds, decision = time.perf_counter() - began, candidate.decision
         before, after = self.quality(self.served), self.quality([candidate.trained.map])
         cycle = Cycle(before, after, decision, self.is_gated, seconds, hour_seconds)
-        known = {**self.reservoir, **({} if decision.verdict is Verdict.UNRELATED and self.is_gated else new)}
-        if decision.verdict not in UNDECIDED:
-            known |= {} if decision.verdict is Verdict.UNRELATED else self.withheld
-            self.withheld = {}
-        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[: self.config.training.reservoir]
-        self.reservoir = {id: known[id] for id in kept}
-        ended = {task.id: task for task in candidate.ended}
-        self.tasks = [*(task for task in self.tasks if task.id not in ended), *ended.values()]
+        self.memory.keep(new, candidate)
         if decision.publishes or not self.is_gated:
             self.learner = self.learner.anew(self.pool)
             self.learner.withheld_share = self.config.gate.withheld
@@ -165,13 +141,11 @@ class Hours:
 
     def state(self) -> State:
         """What an hour changes, to go back to."""
-        memory = dict(self.reservoir), dict(self.withheld), list(self.tasks)
-        return self.learner.to_bytes(), *memory, self.traffic.state(), self.events
+        return self.learner.to_bytes(), self.memory.copy(), self.events
 
     def restore(self, state: State) -> None:
         """Go back."""
-        learner, self.reservoir, self.withheld, self.tasks, traffic, self.events = state
-        self.traffic.load_state(traffic)
+        learner, self.memory, self.events = state
         self.learner = self.learner.anew(self.pool)
         self.learner.load_bytes(learner)
 

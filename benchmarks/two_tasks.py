@@ -51,7 +51,7 @@ def two_tasks(first: Collection, second: Collection, index: int, *, reservoir: i
     def learn(events: Sequence[int]) -> None:
         for part in np.array_split(np.asarray(events), HOURS):
             if not holds:
-                hours.tasks = []
+                hours.memory.tasks = []
             hours.cycle(part.tolist())
 
     ended = len(streams[0])
@@ -62,7 +62,7 @@ def two_tasks(first: Collection, second: Collection, index: int, *, reservoir: i
         at_first,
         quality(0) - quality(0, frozen=True),
         quality(1) - quality(1, frozen=True),
-        len(hours.tasks),
+        len(hours.memory.tasks),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from sona_pg.learning.base_tasks import (
 from sona_pg.learning.base_trainer import TrainedBase, fixed_form, train_base
 from sona_pg.learning.gate import Decision, compare, decide, relation_of
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, helpful_items
+from sona_pg.learning.judged_list import JudgedList, helpful_items, reservoir_sample
 from sona_pg.learning.merging import merge
 from sona_pg.learning.serving import Serving
 
@@ -129,6 +130,24 @@ class Candidate:
     traffic: Traffic
     ended: Sequence[BaseTask]
     held: int
+
+
+def next_reservoir(
+    held: Iterable[uuid.UUID],
+    new: Iterable[uuid.UUID],
+    withheld: Iterable[uuid.UUID],
+    decision: Decision,
+    size: int,
+) -> list[uuid.UUID]:
+    """Trajectories that are learned again from now on: of an hour that is noise none, of what has judged all may be."""
+    if decision.is_noise:
+        new = withheld = ()
+    return reservoir_sample({*held, *new, *(withheld if decision.has_judged else ())}, size)
+
+
+def replayed_share(held: int, size: int, learned: int) -> float:
+    """Share of the lists ever learned that a reservoir with room for `size` replays: all, until it is full."""
+    return 1.0 if held < size else min(1.0, size / max(learned, 1))
 
 
 def make_candidate(

@@ -58,10 +58,6 @@ class Verdict(enum.StrEnum):
     """What is served is better."""
 
 
-UNDECIDED = (Verdict.NOTHING_WITHHELD, Verdict.TOO_FEW)
-"""After these what is withheld goes on waiting: nothing was decided by it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Relation:
     """Whether the outcomes of an hour have to do with its queries.
@@ -128,6 +124,16 @@ class Decision:
     def publishes(self) -> bool:
         """Whether the candidate is published."""
         return self.verdict is Verdict.PUBLISH
+
+    @property
+    def has_judged(self) -> bool:
+        """Whether something was decided by what is withheld; else it goes on waiting."""
+        return self.verdict not in (Verdict.NOTHING_WITHHELD, Verdict.TOO_FEW)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the hour must not be learned again."""
+        return self.verdict is Verdict.UNRELATED
 
 
 def decide(relation: Relation, differences: Sequence[Difference], config: GateConfig | None = None) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,50 +97,17 @@ def judged_list(
     return JudgedList(event.key, query, tuple(ids), tuple(items), tuple(targets), tuple(shown)) if judged else None
 
 
-class Reservoir:
-    """A uniform sample of all lists ever added, of bounded size: those with the smallest hash of their key.
+def reservoir_sample(ids: Iterable[uuid.UUID], size: int) -> list[uuid.UUID]:
+    """A uniform sample of trajectories: those with the smallest hashes, at most `size`, in the order of these.
 
-    The sample depends on the set of lists alone, not on their order, on restarts, or on whether one came twice; a
-    database can select it without keeping it. Of a trajectory the newest revision is kept.
-
-    Parameters
-    ----------
-    capacity
-        How many are kept, at least 1.
-    lists
-        Added at once.
+    It depends on the set of ids alone, not on their order or on restarts; and a sample of samples is the one of all.
     """
+    return heapq.nsmallest(size, ids, key=reservoir_key)
 
-    def __init__(self, capacity: int, lists: Iterable[JudgedList] = ()) -> None:
-        self.capacity = capacity
-        self._kept: dict[uuid.UUID, JudgedList] = {}
-        self._largest: list[tuple[int, int]] = []
-        for judged in lists:
-            self.add(judged)
 
-    def add(self, judged: JudgedList) -> None:
-        """Take one in, and let the one with the largest hash go if there are too many."""
-        id, revision = judged.key
-        if (known := self._kept.get(id)) is not None:
-            if known.key[1] < revision:
-                self._kept[id] = judged
-            return
-        hashed = reservoir_hash(id)
-        if len(self._kept) == self.capacity:
-            if -self._largest[0][0] <= hashed:
-                return
-            _, gone = heapq.heapreplace(self._largest, (-hashed, id.int))
-            del self._kept[uuid.UUID(int=gone)]
-        else:
-            heapq.heappush(self._largest, (-hashed, id.int))
-        self._kept[id] = judged
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __iter__(self) -> Iterator[JudgedList]:
-        """In an order that depends on what is kept alone."""
-        return iter(sorted(self._kept.values(), key=lambda judged: (reservoir_hash(judged.key[0]), judged.key[0].int)))
+def reservoir_key(trajectory_id: uuid.UUID) -> tuple[int, int]:
+    """By what a reservoir is sorted: the hash, and the id where two are the same."""
+    return reservoir_hash(trajectory_id), trajectory_id.int
 
 
 def reservoir_hash(trajectory_id: uuid.UUID) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg import kernels
 from sona_pg.config import MAX_ID_BYTES, PatternConfig, VerdictConfig
-from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError
+from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError, SonaError
 from sona_pg.learning.patterns import (
     Change,
     LearnedPattern,
@@ -41,6 +41,9 @@ STRATEGY = "strategy"
 """The strategy that answered is a parameter, too, of this name."""
 
 _NOTHING = (None, None)
+
+_Checked = tuple[NDArray[np.float32], float | None, tuple[tuple[str, Json], ...], tuple[float | None, float | None]]
+"""Unit query, quality, parameters, precision and recall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,35 @@ class ReasoningBank:
         InvalidInput
             If the query is zero or not finite, a parameter is no JSON, or precision or recall is out of range.
         """
+        self._keep(*self._checked(trajectory, parameters, precision, recall))
+
+    def add_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
+        """Keep trajectories, as `add_trajectory` does: all of them, or none.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            As `add_trajectory`; nothing was kept.
+        """
+        if isinstance(trajectories, str) or not isinstance(trajectories, Sequence):
+            raise InvalidInput(f"trajectories are a {type(trajectories).__name__}, expected a list of them")
+        skipped = self._skipped
+        try:
+            checked = [self._checked(trajectory) for trajectory in trajectories]
+        except SonaError:
+            self._skipped = skipped
+            raise
+        for parts in checked:
+            self._keep(*parts)
+
+    def _checked(
+        self,
+        trajectory: QueryTrajectory,
+        parameters: Mapping[str, Json] | None = None,
+        precision: float | None = None,
+        recall: float | None = None,
+    ) -> _Checked:
+        """What `_keep` takes."""
         if not isinstance(trajectory, QueryTrajectory) or not isinstance(trajectory.metadata, Mapping):
             found = type(trajectory).__name__
             raise InvalidInput(f"a {found} was given, expected a QueryTrajectory with metadata by name")
@@ -161,7 +193,7 @@ class ReasoningBank:
             share_or_none(metadata.get("precision") if precision is None else precision, "precision"),
             share_or_none(metadata.get("recall") if recall is None else recall, "recall"),
         )
-        self._keep(query, quality, used, fed_back)
+        return query, quality, used, fed_back
 
     def _keep(
         self,

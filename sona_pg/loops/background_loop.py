@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +18,13 @@ from sona_pg.config import (
 )
 from sona_pg.errors import ConfigError, InvalidInput
 from sona_pg.kernels import unit
-from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, latest_tasks, make_candidate
+from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, make_candidate
 from sona_pg.learning.base_lora import BaseLoRA
-from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.base_memory import BaseMemory
 from sona_pg.learning.base_trainer import fixed_form
 from sona_pg.learning.ewc import EwcPlusPlus
-from sona_pg.learning.gate import UNDECIDED, Verdict
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, judged_list, reservoir_hash
+from sona_pg.learning.judged_list import JudgedList, judged_list
 from sona_pg.learning.learner import is_withheld
 from sona_pg.learning.outcome import OutcomeEvent, worth_of
 from sona_pg.learning.reasoning_bank import ReasoningBank
@@ -137,10 +135,7 @@ class BackgroundLoop:
         self._recipe = QueryAdapterConfig.for_dim(hidden_dim)
         bank = PatternConfig() if patterns is None else patterns
         self._bank = ReasoningBank(replace(bank, embedding_dim=hidden_dim), verdicts)
-        self._traffic = Traffic(hidden_dim, self._cycle.boundary)
-        self._tasks: list[BaseTask] = []
-        self._reservoir: dict[uuid.UUID, Answered] = {}
-        self._withheld: dict[uuid.UUID, Answered] = {}
+        self._memory = BaseMemory(hidden_dim, self._cycle)
         self._seen = 0
         self._ran_at: float | None = None
 
@@ -157,8 +152,8 @@ class BackgroundLoop:
         layer, rank = self._base.layers[0], self._base.rank
         config = replace(self._cycle.ewc, param_count=rank * layer.dim)
         made = EwcPlusPlus(config, np.ascontiguousarray(layer.weights[rank:]).ravel(), embedding_dim=layer.dim)
-        made.set_lambda(min(max(self._cycle.strength(self._traffic), config.min_lambda), config.max_lambda))
-        for task in self._tasks[-config.max_tasks :]:
+        made.set_lambda(min(max(self._cycle.strength(self._memory.traffic), config.min_lambda), config.max_lambda))
+        for task in self._memory.tasks[-config.max_tasks :]:
             made.remember(task.in_frame(layer.weights[:rank], layer.weights[rank:]))
         return made
 
@@ -198,18 +193,14 @@ class BackgroundLoop:
             return BackgroundResult(f"skipped: {len(trajectories)} of {self.config.min_trajectories} trajectories")
         # First all that may be refused.
         answers = [self._answered(trajectory, self._seen + place) for place, trajectory in enumerate(trajectories)]
-        trial = ReasoningBank(self._bank.config, self._bank.verdict_config)
-        for trajectory in trajectories:
-            trial.add_trajectory(trajectory)
-        for trajectory in trajectories:
-            self._bank.add_trajectory(trajectory)
-        patterns = self._bank.extract_patterns(now=at)
+        self._bank.add_trajectories(trajectories)
+        self._bank.extract_patterns(now=at)
         self._bank.consolidate_patterns(now=at)
         self._bank.prune_patterns(now=at)
         self._seen += len(trajectories)
         self._ran_at = at
         candidate, status = self._advance([answer for answer in answers if answer is not None])
-        done = BackgroundResult(status, len(trajectories), len(self._bank.patterns) if patterns else 0)
+        done = BackgroundResult(status, len(trajectories), len(self._bank.patterns))
         if candidate is not None:
             done = replace(
                 done,
@@ -221,47 +212,27 @@ class BackgroundLoop:
         return replace(done, elapsed_seconds=time.monotonic() - began)
 
     def _advance(self, answers: Sequence[Answered]) -> tuple[Candidate | None, str]:
-        share = self._cycle.gate.withheld
-        self._withheld |= {a.judged.key[0]: a for a in answers if is_withheld(a.judged.key[0], share)}
-        new = {a.judged.key[0]: a for a in answers if a.judged.key[0] not in self._withheld}
-        layer, size = self._base.layers[0], self._cycle.training.reservoir
-        hour = Hour(
-            None if layer.is_zero else layer,
-            [layer],
-            self._known_items(),
-            self._recipe,
-            list(new.values()),
-            [answer for id, answer in self._reservoir.items() if id not in new],
-            list(self._withheld.values()),
-            self._tasks,
-            self._traffic,
-            1.0 if len(self._reservoir) < size else min(1.0, size / max(self._seen, 1)),
-        )
+        memory, layer, share = self._memory, self._base.layers[0], self._cycle.gate.withheld
+        answered = {answer.judged.key[0]: answer for answer in answers}
+        memory.withheld |= {id: answer for id, answer in answered.items() if is_withheld(id, share)}
+        new = {id: answer for id, answer in answered.items() if id not in memory.withheld}
+        pool = self._pool if len(self._pool) else self._judged_items(new.values())
+        hour = memory.hour(new, None if layer.is_zero else layer, [layer], pool, self._recipe)
         candidate = make_candidate(hour, self._cycle, seed=self._seen)
         if candidate is None:
             return None, "kept: nothing was judged from which something could be learned"
-        verdict = candidate.decision.verdict
-        known = dict(self._reservoir)
-        if verdict is not Verdict.UNRELATED:
-            known |= new
-        if verdict not in UNDECIDED:
-            known |= {} if verdict is Verdict.UNRELATED else self._withheld
-            self._withheld = {}
-        kept = sorted(known, key=lambda id: (reservoir_hash(id), id.int))[:size]
-        self._reservoir = {id: known[id] for id in kept}
-        self._tasks = latest_tasks([*self._tasks, *candidate.ended])
+        memory.keep(new, candidate)
         if not candidate.decision.publishes:
-            return candidate, f"kept: {verdict.value}"
-        layer.load(fixed_form(candidate.trained.map, self._base.rank, hour.pool.embeddings))
+            return candidate, f"kept: {candidate.decision.verdict.value}"
+        layer.load(fixed_form(candidate.trained.map, self._base.rank, pool.embeddings))
         return candidate, PUBLISHED
 
-    def _known_items(self) -> ItemPool:
-        """The pool; without one, what was judged."""
-        if len(self._pool):
-            return self._pool
+    def _judged_items(self, new: Iterable[Answered]) -> ItemPool:
+        """Items that were judged, where no others are known."""
+        memory = self._memory
         found = {
             id: item
-            for answer in (*self._reservoir.values(), *self._withheld.values())
+            for answer in (*memory.reservoir.values(), *memory.withheld.values(), *new)
             for id, item in zip(answer.judged.item_ids, answer.judged.items, strict=True)
         }
         kept = sorted(found)[: self._recipe.pool_size]

@@ -14,11 +14,19 @@ from dataclasses import dataclass
 
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LearningError, SonaError
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, Hour, make_candidate
+from sona_pg.learning.base_cycle import (
+    Answered,
+    BaseConfig,
+    Candidate,
+    Hour,
+    make_candidate,
+    next_reservoir,
+    replayed_share,
+)
 from sona_pg.learning.base_tasks import Traffic
-from sona_pg.learning.gate import UNDECIDED, Decision, Verdict
+from sona_pg.learning.gate import Decision
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import reservoir_hash
+from sona_pg.learning.judged_list import reservoir_sample
 from sona_pg.learning.learner import Learned, Learner
 from sona_pg.learning.outcome import worth_of
 from sona_pg.learning.packing import pack, unpack
@@ -53,7 +61,8 @@ class _Found:
     learner
         What answers; None before anything was learned.
     new, withheld
-        Trajectories that were learned since the last cycle, and those that wait to be judged by.
+        Trajectories that were learned since the last cycle, and those that wait to be judged by: a sample of each, from
+        which that of all can be made.
     hour
         Of all of them that are there, and of earlier ones, what was judged.
     gone
@@ -103,20 +112,18 @@ class BasePhase:
             learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
             learner.load_bytes(state.learner)
             traffic = self._traffic(state, space)
-            until = state.head.ordinal
-            new = reader.trajectories(state.consumed, until, Learned.ADAPTER)
-            withheld = reader.trajectories(state.judged, until, Learned.WITHHELD)
-            size = self._config.training.lists_of(space.dim)
+            reservoir, size = self._config.training.reservoir, self._config.training.lists_of(space.dim)
+            new = reader.trajectories(state.consumed, state.head.ordinal, Learned.ADAPTER, reservoir)
+            withheld = reader.unjudged(state, reservoir)
             # What was judged by is learned once, and then it is in the reservoir as likely as anything.
             earlier = {
                 **_few(reader.ordinals(state.reservoir), size),
-                **_few(reader.trajectories(state.learned, state.judged, Learned.WITHHELD), size),
+                **reader.trajectories(state.learned, state.judged, Learned.WITHHELD, size),
             }
             tasks, refused = reader.tasks()
             for problem in refused:
                 log.error("space %r: %s", space.name, problem)
-            judging = {id: withheld[id] for id in _sample(withheld.keys() - earlier.keys() - new.keys(), size)}
-            wanted = {**earlier, **_few(new, size), **judging}
+            wanted = {**earlier, **_few(new, size), **_few(withheld, size)}
             answered, gone = _answered(connection, cycle, learner, wanted)
         hour = Hour(
             learner.adapter.base,
@@ -125,10 +132,10 @@ class BasePhase:
             adapter,
             [answered[id] for id in new if id in answered],
             [answered[id] for id in earlier if id in answered and id not in new],
-            [answered[id] for id in withheld if id in judging and id in answered],
+            [answered[id] for id in withheld if id in answered],
             tasks,
             traffic,
-            _replayed(state, self._config.training.reservoir),
+            replayed_share(len(state.reservoir), size, state.head.events),
         )
         return _Found(state, learner, new, withheld, hour, gone, refused)
 
@@ -158,15 +165,12 @@ class BasePhase:
             return {"base": "kept", "base_reason": "nothing was learned from items yet"}
         decision, strength = candidate.decision, self._config.strength(candidate.traffic)
         transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
-        has_judged = decision.verdict not in UNDECIDED
-        # What was judged by is learned from the next cycle on, like all that an hour brought that means something.
-        known = [*found.new, *(found.withheld if has_judged else ())]
-        is_noise = decision.verdict is Verdict.UNRELATED
-        if is_noise:
-            known = []
-        sample = _sample({*found.state.reservoir, *known}.difference(found.gone), self._config.training.reservoir)
+        new, withheld, held = (
+            [id for id in ids if id not in found.gone] for ids in (found.new, found.withheld, found.state.reservoir)
+        )
+        reservoir = next_reservoir(held, new, withheld, decision, self._config.training.reservoir)
         state = pack(_header(learner.dim), candidate.traffic.state())
-        transaction.advance(sample, state, has_judged=has_judged, is_noise=is_noise)
+        transaction.advance(reservoir, state, has_judged=decision.has_judged, is_noise=decision.is_noise)
         transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
         version, current = None, _current(learner, transaction)
         if decision.publishes:
@@ -224,21 +228,10 @@ def _write(transaction: BaseTransaction, learner: Learner, decision: Decision | 
     return transaction.publish(cause, state, adapter)
 
 
-def _replayed(state: BaseState, size: int) -> float:
-    """Share of all that was learned that is in the reservoir: everything, until it is full."""
-    held = len(state.reservoir)
-    return 1.0 if held < size else min(1.0, held / max(state.head.events, 1))
-
-
 def _few(ordinals: Mapping[uuid.UUID, int], size: int) -> dict[uuid.UUID, int]:
-    """A sample of trajectories with their ledger entries, in the order of these."""
-    kept = set(_sample(ordinals, size)) if len(ordinals) > size else ordinals.keys()
+    """A sample of trajectories with their ledger entries, in the order in which they are given."""
+    kept = set(reservoir_sample(ordinals, size))
     return {id: at for id, at in ordinals.items() if id in kept}
-
-
-def _sample(ids: Collection[uuid.UUID], size: int) -> list[uuid.UUID]:
-    """A uniform sample that depends on the ids alone, and of a sample's sample is the sample of all."""
-    return sorted(ids, key=lambda id: (reservoir_hash(id), id.int))[:size]
 
 
 def _rebased(learner: Learner, base: LowRank) -> Learner:

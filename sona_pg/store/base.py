@@ -6,6 +6,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from sona_pg.config import FISHER_KINDS
 from sona_pg.errors import LearningError, LockLost
 from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.base_tasks import BaseTask
+from sona_pg.learning.judged_list import reservoir_key
+from sona_pg.learning.learner import Learned
 from sona_pg.store.connection import Connection, transaction
 from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state, write_served
-from sona_pg.store.ledger import LOOP
+from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
+
+_READ_AT_ONCE = 10_000
+"""Ids that the driver holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class BaseState:
     reservoir
         Trajectories that are learned again.
     state
-        What `write_base` was given; None before the first cycle.
+        What `BaseTransaction.advance` was given; None before the first cycle.
     head
         Where the learner stands: what it has learned is read up to there.
     learner
@@ -90,14 +96,36 @@ class BaseReader:
             read_state(self._connection, self._space),
         )
 
-    def trajectories(self, first: int, last: int, learned: str) -> dict[uuid.UUID, int]:
-        """Trajectories of which this became, by ledger entries from `first` to before `last`, with their last one."""
-        rows = self._connection.execute(
-            "SELECT trajectory_id, max(ordinal) FROM sona.learning_event WHERE space_id = %s AND loop = %s"
-            " AND ordinal >= %s AND ordinal < %s AND learned = %s GROUP BY trajectory_id ORDER BY max(ordinal)",
-            (self._space.space_id, LOOP, first, last, learned),
-        ).fetchall()
-        return dict(rows)
+    def trajectories(self, first: int, last: int, learned: str, size: int) -> dict[uuid.UUID, int]:
+        """A sample of the trajectories of which this became, by ledger entries from `first` to before `last`.
+
+        Each with its last entry, in their order. However many there are, no more than the sample is in memory.
+        """
+        return self._sample("", size, {"first": first, "last": last, "learned": learned})
+
+    def unjudged(self, state: BaseState, size: int) -> dict[uuid.UUID, int]:
+        """A sample of what was withheld, and no cycle has judged by or learned, as `trajectories` gives it."""
+        # A late outcome of what was judged by, or learned before anything was withheld, makes it no news.
+        known = (
+            " AND NOT EXISTS (SELECT FROM sona.learning_event k WHERE k.space_id = e.space_id AND k.loop = e.loop"
+            " AND k.trajectory_id = e.trajectory_id"
+            " AND (k.learned = ANY(%(taught)s) OR (k.learned = %(learned)s AND k.ordinal < %(first)s)))"
+        )
+        key = {"first": state.judged, "last": state.head.ordinal, "learned": Learned.WITHHELD, "taught": list(TAUGHT)}
+        return self._sample(known, size, key)
+
+    def _sample(self, condition: str, size: int, key: dict[str, object]) -> dict[uuid.UUID, int]:
+        with self._connection.cursor(name="sona_ledger") as cursor:
+            cursor.itersize = _READ_AT_ONCE
+            cursor.execute(
+                "SELECT e.trajectory_id, max(e.ordinal) FROM sona.learning_event e WHERE e.space_id = %(space)s"
+                " AND e.loop = %(loop)s AND e.ordinal >= %(first)s AND e.ordinal < %(last)s"
+                f" AND e.learned = %(learned)s{condition} GROUP BY e.trajectory_id",
+                {"space": self._space.space_id, "loop": LOOP, **key},
+                binary=True,
+            )
+            kept: list[tuple[uuid.UUID, int]] = nsmallest(size, cursor, key=lambda row: reservoir_key(row[0]))
+        return dict(sorted(kept, key=lambda row: row[1]))
 
     def ordinals(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
         """Last ledger entry of these trajectories, of those that have one."""

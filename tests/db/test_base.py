@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, WorkerConfig
 from sona_pg.learning import base_cycle
 from sona_pg.learning.base_cycle import BaseConfig
+from sona_pg.learning.judged_list import reservoir_sample
 from sona_pg.learning.learner import Learner, is_withheld
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.cycle import Loop
+from sona_pg.store import base as base_store
+from sona_pg.store.base import base_reader
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.learning import read_state
@@ -480,3 +484,40 @@ def test_who_withholds_nothing_any_more_learns_everything_again(world: World) ->
     before = world.learner().events
     world.teach(60)
     assert world.learner().events == before + 60
+
+
+def test_a_cycle_reads_no_more_than_a_sample_of_a_long_ledger(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.teach(150)
+    held: list[int] = []
+    with base_reader(connection, world.engine.space) as reader:
+        state = reader.state()
+        every = reader.trajectories(0, state.head.ordinal, "adapter", 1000)
+        monkeypatch.setattr(base_store, "nsmallest", lambda n, rows, key: held.append(n) or nsmallest(n, rows, key=key))
+        few = reader.trajectories(0, state.head.ordinal, "adapter", 20)
+    assert held == [20]
+    assert list(every.values()) == sorted(every.values())
+    assert set(few) == set(reservoir_sample(every, 20))
+    assert list(few.items()) == [(id, at) for id, at in every.items() if id in few]
+
+
+def test_what_has_judged_is_not_judged_by_again(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle()
+    world.teach(100)
+    with base_reader(connection, world.engine.space) as reader:
+        waiting = reader.unjudged(reader.state(), 1000)
+    assert len(waiting) > 5
+    assert world.cycle()["withheld"] == len(waiting)
+    # Somebody says something more about all of them, and about some that were learned before anything was withheld.
+    learned = connection.execute(
+        "SELECT trajectory_id FROM sona.learning_event e JOIN sona.space s USING (space_id) WHERE s.name = %s"
+        " AND e.ordinal < 60",
+        (world.engine.space.name,),
+    ).fetchall()
+    for id in [*waiting, *(id for (id,) in learned)]:
+        world.engine.score(id, 1.0, "150")
+    world.engine.flush()
+    with base_reader(connection, world.engine.space) as reader:
+        assert reader.unjudged(reader.state(), 1000) == {}

@@ -463,6 +463,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "precision": st.sampled_from((None, 0.5)),
         "recall": st.sampled_from((None, 0.5)),
     },
+    "ReasoningBank.add_trajectories": {"trajectories": st.lists(good_trajectories, max_size=3)},
     "ReasoningBank.attach_text": {"id": st.just(1), **dict.fromkeys(("title", "description", "content"), texts)},
     "ReasoningBank.consolidate_patterns": {"now": st.just(1.0)},
     "ReasoningBank.extract_patterns": {"now": st.just(1.0)},

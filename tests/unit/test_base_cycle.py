@@ -7,11 +7,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from sona_pg.config import EwcConfig, QueryAdapterConfig
+from sona_pg.config import BaseTrainingConfig, EwcConfig, QueryAdapterConfig
 from sona_pg.kernels import LowRank
-from sona_pg.learning.base_cycle import Answered, BaseConfig, Hour, _constraint, make_candidate
+from sona_pg.learning.base_cycle import (
+    Answered,
+    BaseConfig,
+    Hour,
+    _constraint,
+    make_candidate,
+    next_reservoir,
+    replayed_share,
+)
+from sona_pg.learning.base_memory import BaseMemory
 from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.gate import Decision, Relation, Verdict
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList
 from sona_pg.types import FloatVector
@@ -82,3 +93,58 @@ def test_what_is_replayed_is_not_held_and_the_rest_by_its_share() -> None:
     assert quarter is not None
     assert np.allclose(quarter.ewc.stiffness, 0.25 * whole.ewc.stiffness, rtol=1e-6)
     assert whole.ewc.stiffness.any()
+
+
+def test_a_reservoir_replays_everything_until_it_is_full() -> None:
+    assert replayed_share(9, 10, 1000) == 1.0
+    assert replayed_share(10, 10, 1000) == 0.01
+    # Where there is room for fewer than are kept, no more are replayed.
+    assert replayed_share(400, 10, 1000) == 0.01
+    assert replayed_share(10, 10, 0) == 1.0
+
+
+def _decision(verdict: Verdict) -> Decision:
+    return Decision(verdict, Relation(20, 0.0, None), 5, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "new", "withheld"),
+    [
+        (Verdict.PUBLISH, True, True),
+        (Verdict.LOSES, True, True),
+        (Verdict.TOO_FEW, True, False),
+        (Verdict.NOTHING_WITHHELD, True, False),
+        (Verdict.UNRELATED, False, False),
+    ],
+)
+def test_what_is_learned_again_goes_by_what_was_decided(verdict: Verdict, new: bool, withheld: bool) -> None:
+    held, fresh, waiting = ([uuid.UUID(int=100 * part + n) for n in range(5)] for part in (1, 2, 3))
+    kept = next_reservoir(held, fresh, waiting, _decision(verdict), 100)
+    assert set(kept) == {*held, *(fresh if new else ()), *(waiting if withheld else ())}
+    assert next_reservoir(held, fresh, waiting, _decision(verdict), 3) == kept[:3]
+
+
+def test_memory_lets_what_was_judged_by_be_learned_once() -> None:
+    memory = BaseMemory(DIM, BaseConfig(training=BaseTrainingConfig(reservoir=2)))
+    answers = {one.judged.key[0]: one for one in _hour([HERE] * 40, []).new}
+    ids = list(answers)
+    new, waiting = {id: answers[id] for id in ids[:30]}, {id: answers[id] for id in ids[30:]}
+    memory.withheld = dict(waiting)
+
+    def begins() -> Hour:
+        return memory.hour({}, None, [LowRank(DIM, 2)], ItemPool.empty(DIM), QueryAdapterConfig(rank=2))
+
+    made = make_candidate(memory.hour(new, None, [LowRank(DIM, 2)], _hour([HERE], []).pool, QueryAdapterConfig(rank=2)),
+                          BaseConfig(), seed=1)  # fmt: skip
+    assert made is not None
+    alone = memory.copy()
+    memory.keep(new, replace(made, decision=_decision(Verdict.PUBLISH)))
+    assert (len(memory.reservoir), memory.withheld) == (2, {})
+    assert {one.judged.key[0] for one in begins().earlier} == {*memory.reservoir, *waiting}
+    assert begins().replayed == pytest.approx(2 / 30)
+    memory.keep({}, replace(made, decision=_decision(Verdict.PUBLISH)))
+    assert {one.judged.key[0] for one in begins().earlier} == set(memory.reservoir)
+    # A copy goes on alone; and what noise has left is not learned.
+    alone.keep(new, replace(made, decision=_decision(Verdict.UNRELATED)))
+    assert (alone.reservoir, alone.withheld) == ({}, {})
+    assert alone.hour({}, None, [LowRank(DIM, 2)], ItemPool.empty(DIM), QueryAdapterConfig(rank=2)).earlier == []

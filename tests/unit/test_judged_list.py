@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, Reservoir, helpful_items, judged_list, reservoir_hash
+from sona_pg.learning.judged_list import JudgedList, helpful_items, judged_list, reservoir_hash, reservoir_sample
 from sona_pg.learning.outcome import OutcomeEvent
 
 from .samples import axis, floats, shown, trajectory
@@ -64,25 +64,27 @@ class TestJudgedList:
 
 
 class TestReservoir:
-    def test_depends_on_what_was_added_alone(self) -> None:
-        lists = [a_list(id, ("1", 1.0)) for id in range(1, 200)]
-        order = np.random.default_rng(0).permutation(len(lists))
-        straight, mixed = Reservoir(20, lists), Reservoir(20, [lists[i] for i in order] + lists[:50])
-        assert [judged.key for judged in straight] == [judged.key for judged in mixed]
-        smallest = sorted((judged.key[0] for judged in lists), key=reservoir_hash)[:20]
-        assert {judged.key[0] for judged in straight} == set(smallest)
+    IDS = tuple(uuid.UUID(int=id) for id in range(1, 10_001))
+
+    def test_depends_on_the_set_alone(self) -> None:
+        order = np.random.default_rng(0).permutation(len(self.IDS))
+        straight, mixed = reservoir_sample(self.IDS, 20), reservoir_sample({self.IDS[i] for i in order}, 20)
+        assert straight == mixed == sorted(self.IDS, key=reservoir_hash)[:20]
+
+    def test_a_sample_of_samples_is_the_one_of_all(self) -> None:
+        parts = [reservoir_sample(self.IDS[start::7], 50) for start in range(7)]
+        assert reservoir_sample((id for part in parts for id in part), 50) == reservoir_sample(self.IDS, 50)
 
     def test_is_uniform(self) -> None:
-        kept = [judged.key[0].int for judged in Reservoir(2000, (a_list(id) for id in range(1, 10_001)))]
+        kept = [id.int for id in reservoir_sample(self.IDS, 2000)]
         tenths = np.histogram(kept, bins=10, range=(1, 10_001))[0]
         # Of 2,000 in ten parts 200 each, with a standard deviation of 12.
         assert tenths.min() > 140
         assert tenths.max() < 260
 
-    def test_the_newest_revision_is_kept(self) -> None:
-        reservoir = Reservoir(3, [a_list(1, ("1", 1.0), revision=1), a_list(1, ("2", 1.0)), a_list(1, revision=2)])
-        assert [judged.key[1] for judged in reservoir] == [2]
-        assert len(reservoir) == 1
+    def test_of_few_all_are_kept(self) -> None:
+        assert set(reservoir_sample(self.IDS[:3], 10)) == set(self.IDS[:3])
+        assert reservoir_sample([], 10) == []
 
 
 class TestHelpfulItems:

@@ -415,3 +415,23 @@ def test_other_dimensions_and_bad_numbers_are_refused() -> None:
     for k in (-1, 1.5, True):
         with pytest.raises(InvalidInput, match="k is"):
             bank.find_similar([1.0, 0.0], k)  # type: ignore[arg-type]
+
+
+def test_trajectories_are_taken_in_together_or_not_at_all() -> None:
+    rows = topics(np.random.default_rng(0), 6, 2)
+    together, one_by_one = ReasoningBank(PatternConfig(embedding_dim=DIM)), filled(rows)
+    together.add_trajectories([trajectory(row) for row in rows])
+    assert together.trajectory_count == one_by_one.trajectory_count == 6
+    long = {"parameters": {"prompt": "x" * 2000}}
+    for bad in (
+        trajectory(np.zeros(DIM)),
+        trajectory(np.ones(DIM + 1)),
+        "none",
+        trajectory(rows[0], metadata={"recall": 2}),
+    ):
+        with pytest.raises((InvalidInput, DimensionMismatch)):
+            together.add_trajectories([trajectory(rows[0], metadata=long), bad])  # type: ignore[list-item]
+    # Nor is anything counted of what was refused.
+    assert (together.trajectory_count, together.stats().skipped_parameters) == (6, 0)
+    with pytest.raises(InvalidInput):
+        together.add_trajectories("abc")  # type: ignore[arg-type]
