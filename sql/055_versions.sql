@@ -83,6 +83,14 @@ END $$;
 COMMENT ON FUNCTION sona._publish IS
     'Publishes what a space has learned as a new version; for whoever holds the lock of its learner.';
 
+CREATE OR REPLACE FUNCTION sona._is_published(space_id bigint) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (SELECT l.state IS NULL OR EXISTS (
+            SELECT FROM sona.adapter_version v
+            WHERE v.space_id = l.space_id AND v.version = l.version AND v.events = l.events AND v.ordinal = l.ordinal)
+        FROM sona.learner l WHERE l.space_id = _is_published.space_id);
+COMMENT ON FUNCTION sona._is_published IS 'Whether there is a version of all that a space has learned by now.';
+
 CREATE OR REPLACE FUNCTION sona._version(space_id bigint, what text) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -148,9 +156,7 @@ BEGIN
         PERFORM sona._freeze(s.space_id, coalesce(reason, 'deployed by hand'));
         RETURN l.version;
     END IF;
-    is_published := l.state IS NULL OR EXISTS (
-        SELECT FROM sona.adapter_version x
-        WHERE x.space_id = s.space_id AND x.version = l.version AND x.events = l.events AND x.ordinal = l.ordinal);
+    is_published := sona._is_published(s.space_id);
     -- What is learned at present is the latest already: a version of it may know less of the evidence weighed since.
     IF what = 'latest' AND setting IS NOT NULL AND is_published AND l.version = coalesce(
         (SELECT x.version FROM sona.adapter_version x WHERE x.space_id = s.space_id

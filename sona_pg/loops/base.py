@@ -24,7 +24,6 @@ from sona_pg.learning.base_cycle import (
     replayed_share,
 )
 from sona_pg.learning.base_tasks import Traffic
-from sona_pg.learning.gate import Decision
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import reservoir_sample
 from sona_pg.learning.learner import Learned, Learner
@@ -172,17 +171,17 @@ class BasePhase:
         state = pack(_header(learner.dim), candidate.traffic.state())
         transaction.advance(reservoir, state, has_judged=decision.has_judged, is_noise=decision.is_noise)
         transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
-        version, current = None, _current(learner, transaction)
+        version, current, share = None, _current(learner, transaction), self._config.gate.withheld
         if decision.publishes:
-            if not transaction.is_published():
-                transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
+            transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
             rebased = _rebased(learner, candidate.trained.map)
             _catch_up(connection, cycle, rebased, found.state.head.ordinal)
-            rebased.withheld_share = self._config.gate.withheld
-            version = _write(transaction, rebased, decision)
-        elif current.withheld_share != self._config.gate.withheld:
-            current.withheld_share = self._config.gate.withheld
-            _write(transaction, current, None)
+            rebased.withheld_share = share
+            cause = f"base: {decision.log_rank:+.4f} in log rank on {decision.withheld} withheld events"
+            version = transaction.publish(cause, _write(transaction, rebased), rebased.adapter.map)
+        elif current.withheld_share != share:
+            current.withheld_share = share
+            _write(transaction, current)
         return {
             "base": "kept" if version is None else "published",
             "base_reason": decision.verdict.value,
@@ -218,14 +217,11 @@ def _catch_up(connection: Connection, cycle: Cycle, rebased: Learner, first: int
             first = entry.ordinal + 1
 
 
-def _write(transaction: BaseTransaction, learner: Learner, decision: Decision | None) -> int | None:
-    """Replace what answers, and publish it, if there was a decision; the version's number."""
-    state, adapter = learner.to_bytes(), learner.adapter.map
-    transaction.write_learner(state, {"adapter": adapter, "micro": learner.micro})
-    if decision is None:
-        return None
-    cause = f"base: {decision.log_rank:+.4f} in log rank on {decision.withheld} withheld events"
-    return transaction.publish(cause, state, adapter)
+def _write(transaction: BaseTransaction, learner: Learner) -> bytes:
+    """Replace what answers; the state that was written."""
+    state = learner.to_bytes()
+    transaction.write_learner(state, {"adapter": learner.adapter.map, "micro": learner.micro})
+    return state
 
 
 def _few(ordinals: Mapping[uuid.UUID, int], size: int) -> dict[uuid.UUID, int]:

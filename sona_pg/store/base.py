@@ -192,19 +192,12 @@ class BaseTransaction:
         )
         write_served(self._connection, self._run.space.space_id, served)
 
-    def is_published(self) -> bool:
-        """Whether there is a version of what the learner has learned by now."""
-        row = self._connection.execute(
-            "SELECT l.state IS NULL OR EXISTS (SELECT FROM sona.adapter_version v WHERE v.space_id = l.space_id"
-            " AND v.version = l.version AND v.events = l.events AND v.ordinal = l.ordinal)"
-            " FROM sona.learner l WHERE l.space_id = %s",
-            (self._run.space.space_id,),
-        ).fetchone()
-        return row is not None and bool(row[0])
-
     def publish_before(self, cause: str, state: bytes, served: LowRank) -> None:
-        """Publish what the learner has learned by now: what takes its place must have a way back."""
-        publish(self._connection, self._run.space, cause, state, served)
+        """Publish what the learner has learned by now, if it is not: what takes its place must have a way back."""
+        space = self._run.space
+        row = self._connection.execute("SELECT sona._is_published(%s)", (space.space_id,)).fetchone()
+        if row is None or not row[0]:
+            publish(self._connection, space, cause, state, served)
 
     def publish(self, cause: str, state: bytes, served: LowRank) -> int:
         """Publish the state of the learner as a version that the strategist is to go on with; its number."""

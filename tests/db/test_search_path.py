@@ -72,6 +72,7 @@ CALLS = {
     "_freeze": "SELECT sona._freeze({space_id}, 'a reason')",
     "_log_deployment": "SELECT sona._log_deployment({space_id}, 'deploy', '1', '2', 'a reason')",
     "_publish": "SELECT sona._publish({space_id}, 'a cause')",
+    "_is_published": "SELECT sona._is_published({space_id})",
     "_version": "SELECT sona._version({space_id}, 'latest')",
     "_version_checksum": "SELECT sona._version_checksum(v, sona._version_rows({space_id}, 1))"
     " OPERATOR(pg_catalog.=) v.checksum FROM sona.adapter_version v"
@@ -180,6 +181,7 @@ FOREIGN = {
     "_arm": [],
     "_freeze": "42501",
     "_log_deployment": [(None,)],
+    "_is_published": [(None,)],
     "_publish": "SN005",
     "_version": "SN005",
     "_version_checksum": [],

@@ -222,6 +222,7 @@ EVERY = (
     "_indexed_patterns",
     "_indexed_type",
     "_is_member",
+    "_is_published",
     "_item_distances",
     "_items_of",
     "_known_entries",
