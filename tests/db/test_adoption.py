@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg import SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
-from sona_pg.config import BackgroundConfig, WorkerConfig
+from sona_pg import SonaEngine, SpaceConfig, StrategyConfig
+from sona_pg.config import BackgroundConfig
 from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.background import background_loop
-from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.connection import Connection, connect
-from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 from sona_pg.store.strategist import strategist_transaction
+
+from .cycles import run_cycle
 
 DIM, ITEMS, QUESTIONS = 16, 100, 6
 _tables = itertools.count()
@@ -69,16 +69,7 @@ class _World:
         self.engine.flush()
 
     def cycle(self) -> str:
-        with connect(self.url) as connection:
-            connection.execute("SELECT sona.run_cycle(%s, 'background')", (self.engine.space.name,))
-            loop = background_loop(BackgroundConfig(minimum=1))
-            coordinator = LoopCoordinator(Database(self.url, StoreConfig()), loop, WorkerConfig())
-            assert coordinator.step() == 1
-            coordinator.close()
-            rows = connection.execute(
-                "SELECT state FROM sona.runs WHERE space = %s ORDER BY run_id DESC LIMIT 1", (self.engine.space.name,)
-            ).fetchall()
-        return str(rows[0][0])
+        return run_cycle(self.url, self.engine.space.name, background_loop(BackgroundConfig(minimum=1))).state
 
     def strategist(self) -> Strategist:
         """As the database has it."""

@@ -28,6 +28,8 @@ from sona_pg.store.database import Database
 from sona_pg.store.learning import read_state
 from sona_pg.store.migrate import migrate
 
+from .cycles import run_cycle
+
 DIM, ITEMS = 24, 200
 RANK = 6
 LOOP = background_loop(
@@ -101,17 +103,9 @@ class World:
 
     def cycle(self, loop: Loop = LOOP) -> dict[str, Any]:
         """Facts of a cycle that is asked for."""
-        with connect(self.url) as connection:
-            connection.execute("SELECT sona.run_cycle(%s, 'background')", (self.engine.space.name,))
-            coordinator = LoopCoordinator(Database(self.url, StoreConfig()), loop, WorkerConfig())
-            assert coordinator.step() == 1
-            coordinator.close()
-            ((state, facts, reason),) = connection.execute(
-                "SELECT state, facts, reason FROM sona.runs WHERE space = %s ORDER BY run_id DESC LIMIT 1",
-                (self.engine.space.name,),
-            ).fetchall()
-        assert state == "done", reason
-        return dict(facts)
+        found = run_cycle(self.url, self.engine.space.name, loop)
+        assert found.state == "done", found.reason
+        return found.facts
 
     def learner(self) -> Learner:
         """As the database has it."""

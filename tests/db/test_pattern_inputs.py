@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, PatternConfig
 from sona_pg.loops.background import background_loop
-from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.connection import connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 from sona_pg.worker import InstantWorker
+
+from .cycles import run_cycle
 
 DIM = 8
 LOOP = background_loop(BackgroundConfig(minimum=1))
@@ -37,14 +38,8 @@ def engine(empty_url: str) -> Iterator[SonaEngine]:
 def _cycle(engine: SonaEngine) -> tuple[str, dict[str, int]]:
     """A cycle of all that was recorded: its state and facts."""
     engine.flush()
-    with connect(engine.url) as connection:
-        connection.execute("SELECT sona.run_cycle('inputs', 'background')")
-        coordinator = LoopCoordinator(Database(engine.url, StoreConfig()), LOOP)
-        assert coordinator.step() == 1
-        coordinator.close()
-        return connection.execute(
-            "SELECT state, facts FROM sona.runs WHERE space = 'inputs' ORDER BY run_id DESC LIMIT 1"
-        ).fetchall()[0]
+    found = run_cycle(engine.url, "inputs", LOOP)
+    return found.state, found.facts
 
 
 def _patterns(engine: SonaEngine) -> list[tuple[Any, ...]]:

@@ -29,6 +29,8 @@ from sona_pg.store.database import Database
 from sona_pg.store.runs import Run
 from sona_pg.types import Json
 
+from .cycles import run_cycle
+
 DIM = 16
 TOPICS = 4
 SMALL = background_loop(BackgroundConfig(minimum=1))
@@ -107,18 +109,8 @@ def _ask(
 
 def _cycle(
     url: str, engine: SonaEngine, loop: Loop = SMALL, store: StoreConfig | None = None
-) -> tuple[str, dict[str, int], str | None]:
-    """A cycle that is asked for: its state, facts and reason."""
-    with connect(url) as connection:
-        connection.execute("SELECT sona.run_cycle(%s, 'background')", (engine.space.name,))
-        coordinator = LoopCoordinator(Database(url, store or StoreConfig()), loop, WorkerConfig())
-        assert coordinator.step() >= 1
-        coordinator.close()
-        (found,) = connection.execute(
-            "SELECT state, facts, reason FROM sona.runs WHERE space = %s ORDER BY run_id DESC LIMIT 1",
-            (engine.space.name,),
-        ).fetchall()
-    return found[0], found[1], found[2]
+) -> tuple[str, dict[str, Any], str | None]:
+    return run_cycle(url, engine.space.name, loop, store)
 
 
 def _patterns(
