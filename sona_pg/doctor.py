@@ -30,6 +30,7 @@ _CLOCK_WARNING_SECONDS, _CLOCK_WRONG_SECONDS = 1.0, 60.0
 _DISK_WARNING, _DISK_WRONG = 0.10, 0.02
 _LATE_SECONDS = 300.0
 """A worker that runs begins with what waits long before."""
+_NO_CYCLE_SECONDS = 24 * 3600.0
 _ADOPTED_SECONDS = 60.0
 """A worker on this machine takes over what a dead process left long before."""
 _ITEMS = 10_000
@@ -262,7 +263,15 @@ def _loops(connection: Connection) -> Iterator[Finding]:
             says = f"a cycle of {where} waits for {each.seconds:.0f} s, and no worker of the loop is connected"
             command = f"sona worker {shlex.quote(each.loop)}"
         yield Finding("loops", Verdict.WRONG, says, command)
-    if not held_up:
+    left = health.left_withheld(connection, _NO_CYCLE_SECONDS)
+    for waiting in left:
+        says = (
+            f"{waiting.outcomes} outcomes of space {waiting.space!r} are withheld to judge a base, and no cycle of the "
+            f"background loop has taken any up for {waiting.seconds / 3600:.0f} h; without the loop, run it once with "
+            "--withheld 0"
+        )
+        yield Finding("loops", Verdict.WARNING, says, f"sona cycle run {shlex.quote(waiting.space)} background")
+    if not held_up and not left:
         yield Finding("loops", Verdict.OK, "none is set aside, and no cycle waits for a worker")
 
 

@@ -11,10 +11,15 @@ SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version
        CASE s.strategy WHEN 'learned' THEN g.in_force WHEN 'shadow' THEN 'frozen' ELSE s.strategy END AS in_force,
        l.ordinal - g.ordinal AS unweighed, g.in_force AS proven,
        CASE WHEN s.control_share > 0 AND s.strategy <> 'shadow' THEN greatest(s.control_share, g.suspected_share)
-            ELSE 0 END AS control_share
+            ELSE 0 END AS control_share,
+       -- Without a cycle of the background loop nothing is withheld, and then the ledger need not be read.
+       CASE WHEN b.space_id IS NULL THEN 0 ELSE (
+            SELECT count(*) FROM sona.learning_event e WHERE e.space_id = s.space_id AND e.loop = 'instant'
+            AND e.ordinal >= b.learned AND e.learned = 'withheld') END AS withheld
 FROM sona.space s
 JOIN sona.learner l USING (space_id)
 JOIN sona.strategist g USING (space_id)
+LEFT JOIN sona.base_state b USING (space_id)
 LEFT JOIN sona.item_source i USING (space_id);
 COMMENT ON VIEW sona.status IS 'One row for every space: what was recorded and learned.';
 

@@ -221,6 +221,36 @@ class HeldUp(NamedTuple):
     reason: str | None
 
 
+class Withheld(NamedTuple):
+    """Outcomes of a space that are kept from learning, and that no cycle has taken up for long.
+
+    Parameters
+    ----------
+    space
+        Where.
+    outcomes
+        How many.
+    seconds
+        Since the last cycle that took any.
+    """
+
+    space: str
+    outcomes: int
+    seconds: float
+
+
+def left_withheld(connection: Connection, longest_seconds: float) -> list[Withheld]:
+    """Spaces in which outcomes wait to judge a base, and no cycle was committed for so long."""
+    with translated():
+        rows = connection.execute(
+            "SELECT * FROM (SELECT v.space, v.withheld, extract(epoch FROM clock_timestamp() - b.updated_at)::float8"
+            "  AS seconds FROM sona.status v JOIN sona.space s ON s.name = v.space JOIN sona.base_state b"
+            "  USING (space_id)) w WHERE w.withheld > 0 AND w.seconds > %s ORDER BY 1",
+            (longest_seconds,),
+        ).fetchall()
+    return [Withheld(*row) for row in rows]
+
+
 def held_up_loops(connection: Connection) -> list[HeldUp]:
     """Loops that were set aside, and cycles that were asked for or interrupted while no worker is there."""
     with translated():

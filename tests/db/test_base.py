@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from heapq import nsmallest
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, WorkerConfig
+from sona_pg.doctor import Verdict, examine
 from sona_pg.learning import base_cycle
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.judged_list import reservoir_sample
@@ -25,6 +27,7 @@ from sona_pg.store import base as base_store
 from sona_pg.store.base import base_reader
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
+from sona_pg.store.health import left_withheld
 from sona_pg.store.learning import read_state
 from sona_pg.store.migrate import migrate
 
@@ -459,12 +462,48 @@ def test_what_was_withheld_is_learned_by_the_cycle_after_the_one_that_judged_by_
     assert not withheld <= learned[3]
 
 
+def _ledger(world: World, connection: Connection) -> list[UUID]:
+    """Trajectories in the order in which they were learned."""
+    rows = connection.execute(
+        "SELECT trajectory_id FROM sona.ledger WHERE space = %s ORDER BY ordinal", (world.engine.space.name,)
+    )
+    return [id for (id,) in rows]
+
+
 def test_a_traffic_that_cannot_be_read_is_watched_anew(world: World, connection: Connection) -> None:
     world.teach(60)
     world.cycle()
     connection.execute("UPDATE sona.base_state SET state = 'damaged'")
     world.teach(60)
     assert world.cycle()["tasks_ended"] == 0
+
+
+def test_what_is_withheld_is_in_the_status_and_the_doctor_says_when_nobody_takes_it_up(
+    world: World, connection: Connection
+) -> None:
+    def withheld() -> int:
+        row = connection.execute("SELECT withheld FROM sona.status WHERE space = %s", (world.engine.space.name,))
+        return int(row.fetchall()[0][0])
+
+    world.teach(60)
+    assert withheld() == 0
+    world.cycle()
+    world.teach(60)
+    waiting = sum(is_withheld(id, 0.2) for id in _ledger(world, connection)[60:])
+    assert withheld() == waiting > 0
+    assert left_withheld(connection, 3600.0) == []
+    connection.execute("UPDATE sona.base_state SET updated_at = updated_at - interval '2 hours'")
+    (left,) = left_withheld(connection, 3600.0)
+    assert (left.space, left.outcomes) == (world.engine.space.name, waiting)
+    assert 7200 <= left.seconds < 7300
+    connection.execute("UPDATE sona.base_state SET updated_at = updated_at - interval '1 day'")
+    (finding,) = (each for each in examine(world.url) if each.check == "loops")
+    assert finding.verdict is Verdict.WARNING
+    assert f"{waiting} outcomes" in finding.says
+    world.cycle()  # judged by
+    world.teach(60)
+    world.cycle()  # learned
+    assert withheld() == sum(is_withheld(id, 0.2) for id in _ledger(world, connection)[120:])
 
 
 def test_who_withholds_nothing_any_more_learns_everything_again(world: World) -> None:
