@@ -1023,7 +1023,7 @@ class TelemetryConfig:
         _within("stall_seconds", self.stall_seconds, 0.1, 86_400.0)
 
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000
