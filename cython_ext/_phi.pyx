@@ -69,11 +69,14 @@ def subset_log_determinants(matrix, Py_ssize_t block=1):
         If it is not positive definite, or so nearly singular that rounding decides.
     """
     try:
-        rows = np.ascontiguousarray(matrix, dtype=np.float64)
-    except (TypeError, ValueError) as cause:
-        raise InvalidInput(f"the matrix is not made of real numbers ({cause})") from cause
-    if rows.ndim != 2 or rows.shape[0] != rows.shape[1] or np.ndim(matrix) != 2:
-        raise InvalidInput(f"the matrix has shape {np.shape(matrix)}, expected (order, order)")
+        given = np.asarray(matrix)
+    except ValueError as cause:
+        raise InvalidInput(f"the matrix has rows of different lengths ({cause})") from cause
+    if given.dtype.kind not in "fiub":
+        raise InvalidInput(f"the matrix is of {given.dtype}, expected real numbers")
+    if given.ndim != 2 or given.shape[0] != given.shape[1]:
+        raise InvalidInput(f"the matrix has shape {given.shape}, expected (order, order)")
+    rows = np.ascontiguousarray(given, dtype=np.float64)
     if block < 1 or rows.shape[0] % block:
         raise InvalidInput(f"a matrix of order {rows.shape[0]} has no blocks of {block} rows")
     cdef sona_subsets subsets

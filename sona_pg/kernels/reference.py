@@ -421,7 +421,7 @@ def _lloyd(x: Doubles, centroids: Doubles, max_iterations: int, tolerance: float
 
 
 def subset_log_determinants(matrix: Doubles, block: int = 1) -> Doubles:
-    """``ln |matrix[S, S]|`` of every subset S of the blocks, by bit mask; 0 for none. Batched by the size of subsets."""
+    """``ln |matrix[S, S]|`` of every subset S of the blocks, by bit mask; 0 for none. One batch for each size."""
     n = len(matrix) // block
     is_kept = (np.arange(1 << n)[:, np.newaxis] >> np.arange(n) & 1).astype(bool)
     found = np.zeros(1 << n)

@@ -47,8 +47,9 @@ class Integration:
 def dream_integration(embeddings: ArrayLike, center: ArrayLike, *, ridge: float) -> Integration:
     """φ of a set of memories: how strongly their directions hold together across the weakest cut.
 
-    Rows are centred, scaled to unit length (Z), and taken for Gaussian variables with ``K = (1 - ridge) ZZᵀ + ridge I``;
-    ``φ = min_S sqrt(1 - exp(-2 MI(S) / min(|S|, |S̄|)))``, the correlation that a pair of such information would have.
+    Rows are centred, scaled to unit length (Z), and taken for Gaussian variables with the covariance
+    ``K = (1 - ridge) ZZᵀ + ridge I``; ``φ = min_S sqrt(1 - exp(-2 MI(S) / min(|S|, |S̄|)))`` is the correlation of a
+    pair with as much mutual information as crosses the cut for each node on its smaller side.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def pendant_cuts(covariance: Doubles) -> Sides:
     n = len(covariance)
     try:
         np.linalg.cholesky(covariance)
-        precision = np.linalg.inv(covariance)
+        precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     except np.linalg.LinAlgError as cause:
         raise LearningError("the covariance is not positive definite: a ridge on its diagonal helps") from cause
     groups = [[i] for i in range(n)]
