@@ -17,6 +17,7 @@ NAMES = (
     "ingest",
     "kmeans",
     "fisher",
+    "phi",
     "digits",
     "search",
     "strategist",

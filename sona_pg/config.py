@@ -542,6 +542,53 @@ class VerdictConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PhiConfig:
+    """Integration of dreams and of activations over time, and the gate for dreams.
+
+    Parameters
+    ----------
+    threshold
+        φ that a dream must reach, on the scale of a space of which the random paths reach 0.3 at the `quantile`: at 0.3
+        a dream must hold together better than this share of random paths in its own space. 0 is an open gate.
+    ridge
+        Share of the identity in the correlations of a dream's nodes, 0 to 1.
+    quantile
+        Of φ over random paths.
+    random_paths
+        How many random paths that is estimated from.
+    system_ridge
+        What is added to the variance 1 of each node of a system that is fitted to activations.
+    steps_per_node
+        A series with fewer steps for each of its nodes is not fitted.
+    shuffles
+        Series without relations between nodes that a system's integration is shown beside; 0 shows none.
+    seed
+        Of random paths and shuffles.
+    """
+
+    threshold: float = 0.3
+    ridge: float = 0.01
+    quantile: float = 0.95
+    random_paths: int = 400
+    system_ridge: float = 1e-3
+    steps_per_node: int = 4
+    shuffles: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("threshold", self.threshold, 0.0, 1.0)
+        if self.threshold == 1:
+            raise ConfigError(f"threshold is {self.threshold!r}, expected 0 to below 1: no dream reaches 1")
+        _within("ridge", self.ridge, 0.0, 1.0)
+        _within("quantile", self.quantile, 0.0, 1.0)
+        _whole("random_paths", self.random_paths, 1, 1_000_000)
+        _within("system_ridge", self.system_ridge, 1e-9, 1.0)
+        _whole("steps_per_node", self.steps_per_node, 2, 1_000_000)
+        _whole("shuffles", self.shuffles, 0, 1_000_000)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceConfig:
     """The strategist's loop: the ledger is read a second time, to find out which strategy is best.
 
