@@ -1009,6 +1009,9 @@ class HierarchyConfig:
     branching
         How far the number of meta-patterns of a level may be from n^(1/2), n^(1/4), n^(1/8): up to so many times as
         many or as few, wherever Ward's tree has its widest gap.
+    tolerance
+        The hierarchy of the run before holds while the squared distances to the means of its clusters are together at
+        most this part above those of a new tree.
     match_overlap
         Jaccard index of their patterns from which a meta-pattern is the one that it was in the run before.
     max_rows
@@ -1019,6 +1022,7 @@ class HierarchyConfig:
 
     levels: int = 3
     branching: float = 1.5
+    tolerance: float = 0.05
     match_overlap: float = 0.3
     max_rows: int = 4096
     seed: int = 0
@@ -1026,6 +1030,7 @@ class HierarchyConfig:
     def __post_init__(self) -> None:
         _whole("levels", self.levels, 1, 3)
         _within("branching", self.branching, 1.0, 10.0)
+        _within("tolerance", self.tolerance, 0.0, 10.0)
         _within("match_overlap", self.match_overlap, 0.01, 1.0)
         _whole("max_rows", self.max_rows, 16, 20_000)
         _whole("seed", self.seed, 0, (1 << 63) - 1)
