@@ -17,6 +17,7 @@ NAMES = (
     "ingest",
     "kmeans",
     "fisher",
+    "consolidation",
     "digits",
     "search",
     "strategist",
