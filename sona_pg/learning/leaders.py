@@ -110,12 +110,12 @@ class _Search:
         """Places in `left` and `right` of all pairs of rows whose cosine is above the threshold, in order."""
         least = self._threshold - self._margin
         cosines = self._reduced[left] @ self._reduced[right].T
-        i, j = np.nonzero(cosines > least)
+        i, j = _where(cosines > least)
         is_bound = self._is_bound
         if is_bound and 16 * len(i) > cosines.size:
             # The bound excludes too little here.
             cosines = self._unit(left) @ self._unit(right).T
-            i, j = np.nonzero(cosines > least)
+            i, j = _where(cosines > least)
             is_bound = False
         holds = np.zeros(len(i), dtype=bool) if is_bound else cosines[i, j] > self._threshold + self._margin
         unsure = np.flatnonzero(~holds)
@@ -129,3 +129,9 @@ class _Search:
         first, second = self._rows[left].astype(np.float64), self._rows[right].astype(np.float64)
         # The product of the scales first: a pair is near whichever of the two is asked about.
         return np.asarray((first * second).sum(axis=1) * (self._scale[left] * self._scale[right]))
+
+
+def _where(mask: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Rows and columns of what is true: of one dimension that takes half the time where it is little."""
+    i, j = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    return i, j
