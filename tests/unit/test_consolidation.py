@@ -182,6 +182,17 @@ def test_leaders_are_those_of_a_search_by_hand(dim: int, spread: float, monkeypa
     assert leaders(rows, 0.98).tolist() == expected
 
 
+@pytest.mark.parametrize("dim", [97, 384])
+def test_few_duplicates_among_many_directions_are_found(dim: int) -> None:
+    # Most of a row lies outside of the directions of the bound.
+    random = np.random.default_rng(dim)
+    rows = random.standard_normal((600, dim)).astype(np.float32)
+    rows[500:] = rows[random.integers(0, 500, 100)] + random.uniform(0, 0.4, (100, 1)) * rows[500:]
+    found = leaders(rows, 0.98)
+    assert found.tolist() == by_hand(rows, 0.98)
+    assert 20 < np.count_nonzero(found != np.arange(600)) < 90
+
+
 def test_leaders_in_a_narrow_cone_where_bounds_exclude_nothing() -> None:
     random = np.random.default_rng(0)
     axis = np.zeros(384)
