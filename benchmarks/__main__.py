@@ -18,6 +18,7 @@ NAMES = (
     "kmeans",
     "fisher",
     "phi",
+    "consolidation",
     "digits",
     "search",
     "strategist",
