@@ -58,17 +58,21 @@ BEGIN
     INSERT INTO sona.memory_state (space_id) VALUES (s.space_id) ON CONFLICT DO NOTHING;
     PERFORM FROM sona.memory_state m WHERE m.space_id = s.space_id FOR UPDATE;
     UPDATE sona.memory_node n
-    SET embedding = coalesce(add_memory_node.embedding, n.embedding), importance = add_memory_node.importance,
-        quality = coalesce(add_memory_node.quality, n.quality), title = coalesce(add_memory_node.title, n.title)
+    SET embedding = coalesce(add_memory_node.embedding, n.embedding), title = coalesce(add_memory_node.title, n.title)
     WHERE n.space_id = s.space_id AND n.kind = add_memory_node.kind AND n.key = add_memory_node.key
     RETURNING n.node_id INTO made;
     IF made IS NULL THEN
         UPDATE sona.memory_state m SET last_node_id = m.last_node_id + 1, updated_at = now()
         WHERE m.space_id = s.space_id RETURNING m.last_node_id INTO made;
-        INSERT INTO sona.memory_node (space_id, node_id, kind, key, embedding, title, importance, quality)
+        INSERT INTO sona.memory_node (space_id, node_id, kind, key, embedding, title)
         VALUES (s.space_id, made, add_memory_node.kind, add_memory_node.key, add_memory_node.embedding,
-                add_memory_node.title, coalesce(add_memory_node.importance, 0.5), add_memory_node.quality);
+                add_memory_node.title);
     END IF;
+    INSERT INTO sona.memory_node_state AS t (space_id, node_id, importance, quality)
+    VALUES (s.space_id, made, coalesce(add_memory_node.importance, 0.5), add_memory_node.quality)
+    ON CONFLICT (space_id, node_id) DO UPDATE
+    SET importance = coalesce(add_memory_node.importance, t.importance),
+        quality = coalesce(add_memory_node.quality, t.quality);
     RETURN made;
 END $$;
 COMMENT ON FUNCTION sona.add_memory_node IS
@@ -141,6 +145,14 @@ BEGIN
         ORDER BY r.node_id, a.archive_id DESC)
     INSERT INTO sona.memory_node SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS nodes = ROW_COUNT;
+    WITH back AS (
+        SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
+            jsonb_populate_record(NULL::sona.memory_node_state, a.content -> 'state') r
+        WHERE a.space_id = s.space_id AND a.entity = 'node'
+          AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
+          AND EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.node_id = r.node_id)
+        ORDER BY r.node_id, a.archive_id DESC)
+    INSERT INTO sona.memory_node_state SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
     WITH back AS (
         SELECT DISTINCT ON (r.kind, r.source, r.target, r.source_kind, r.target_kind) r.* FROM sona.memory_archive a,
             jsonb_populate_record(NULL::sona.memory_edge, a.content) r
@@ -243,10 +255,11 @@ COMMENT ON FUNCTION sona.related IS
     '(factor) of what it has, by the weights of its edges, hop by hop. Those it starts from are left out, unless hops is 0.';
 
 CREATE OR REPLACE VIEW sona.memory WITH (security_invoker = true) AS
-SELECT s.name AS space, n.node_id, n.kind, n.key, n.title, n.level, n.importance, n.quality, n.access_count, n.last_access,
-       n.consolidation_count, n.created_at, n.embedding
+SELECT s.name AS space, n.node_id, n.kind, n.key, n.title, n.level, t.importance, t.quality, t.access_count, t.last_access,
+       t.consolidation_count, n.created_at, n.embedding
 FROM sona.memory_node n
-JOIN sona.space s USING (space_id);
+JOIN sona.space s USING (space_id)
+JOIN sona.memory_node_state t USING (space_id, node_id);
 COMMENT ON VIEW sona.memory IS 'Nodes of the memory graph.';
 
 CREATE OR REPLACE VIEW sona.edges WITH (security_invoker = true) AS
@@ -269,17 +282,18 @@ COMMENT ON VIEW sona.dreams IS
     'and why they were taken into the graph.';
 
 CREATE OR REPLACE VIEW sona.concepts WITH (security_invoker = true) AS
-SELECT s.name AS space, n.node_id, n.key AS concept, n.level, n.title, n.quality, n.access_count,
+SELECT s.name AS space, n.node_id, n.key AS concept, n.level, n.title, t.quality, t.access_count,
        ARRAY(SELECT e.target_kind || ' ' || e.target FROM sona.memory_edge e
              WHERE e.space_id = n.space_id AND e.kind = 'hierarchy' AND e.source_kind = n.kind AND e.source = n.key
              ORDER BY e.target_kind, length(e.target), e.target) AS children
 FROM sona.memory_node n
 JOIN sona.space s USING (space_id)
+JOIN sona.memory_node_state t USING (space_id, node_id)
 WHERE n.kind = 'concept' AND n.level > 0;
 COMMENT ON VIEW sona.concepts IS 'Patterns of patterns: the hierarchy that the deep loop has found.';
 
 CREATE OR REPLACE VIEW sona.archive WITH (security_invoker = true) AS
-SELECT s.name AS space, a.archive_id, a.run_id, a.entity, a.reason, a.archived_at, a.content
+SELECT s.name AS space, a.archive_id, a.run_id, a.entity, a.reason, a.archived_at, a.into_id, a.content
 FROM sona.memory_archive a
 JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.archive IS 'What was removed from the memory graph, and why: sona.restore_memory brings it back.';

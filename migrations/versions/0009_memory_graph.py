@@ -93,6 +93,16 @@ def upgrade() -> None:
         existing_comment="item or node",
         schema="sona",
     )
+    op.alter_column(
+        "memory_edge",
+        "updated_at",
+        existing_type=sa.DateTime(timezone=True),
+        existing_nullable=False,
+        existing_server_default=sa.text("now()"),
+        comment="when an outcome, a dream or somebody last changed the weight",
+        existing_comment="when the weight last changed",
+        schema="sona",
+    )
     op.create_table(
         "memory_node",
         _space_id(),
@@ -101,13 +111,6 @@ def upgrade() -> None:
         _text("key", "what it is called among those of its kind: the id of the item or of the pattern"),
         sa.Column("embedding", Vector(), comment="where it lies; NULL where nobody knows"),
         sa.Column("title", sa.Text(), comment="as somebody has called it; NULL if nobody did"),
-        _share("importance", "0 to 1, its value at the last consolidation"),
-        sa.Column(
-            "quality", sa.Double(), comment="what answers were worth in which it took part, 0 to 1; NULL unknown"
-        ),
-        _whole("access_count", "how often it took part in an outcome or was found"),
-        _now("last_access", "when it last did"),
-        _whole("consolidation_count", "cycles in which it was strengthened"),
         sa.Column(
             "level",
             sa.Integer(),
@@ -120,6 +123,21 @@ def upgrade() -> None:
         sa.UniqueConstraint("space_id", "kind", "key", name="memory_node_space_id_kind_key_key"),
         schema="sona",
         comment="Nodes of the memory graph: the deep loop makes them of what was learned.",
+    )
+    op.create_table(
+        "memory_node_state",
+        _space_id(),
+        _number("node_id", "node"),
+        _share("importance", "0 to 1, its value at the last consolidation"),
+        sa.Column(
+            "quality", sa.Double(), comment="what answers were worth in which it took part, 0 to 1; NULL unknown"
+        ),
+        _whole("access_count", "how often it took part in an outcome or was found"),
+        _now("last_access", "when it last did"),
+        _whole("consolidation_count", "cycles in which it was strengthened"),
+        sa.PrimaryKeyConstraint("space_id", "node_id", name="memory_node_state_pkey"),
+        schema="sona",
+        comment="What memory nodes are worth: beside them, so that a cycle that weighs all of them moves no vector.",
     )
     op.create_table(
         "memory_state",
@@ -169,7 +187,8 @@ def upgrade() -> None:
         sa.Column("archive_id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="order of removal"),
         _number("run_id", "cycle that removed it"),
         _text("entity", "node or edge"),
-        sa.Column("content", JSONB(), nullable=False, comment="the row, all of it"),
+        sa.Column("content", JSONB(), nullable=False, comment="the row, all of it; of a node with its state"),
+        sa.Column("into_id", sa.BigInteger(), comment="node that it became part of; NULL where it went"),
         _text("reason", "why it was removed"),
         _now("archived_at", "when"),
         sa.PrimaryKeyConstraint("space_id", "archive_id", name="memory_archive_pkey"),
@@ -224,7 +243,7 @@ def downgrade() -> None:
     )
     op.drop_column("fisher_snapshot", "epoch", schema="sona")
     op.drop_column("base_state", "offered", schema="sona")
-    for table in ("memory_archive", "dream", "memory_state", "memory_node"):
+    for table in ("memory_archive", "dream", "memory_state", "memory_node_state", "memory_node"):
         op.drop_table(table, schema="sona")
     op.execute("DELETE FROM sona.memory_edge WHERE kind <> 'co_access'")
     op.drop_constraint("memory_edge_pkey", "memory_edge", schema="sona")

@@ -23,8 +23,9 @@ def forget_memory(connection: Connection, space: Space) -> None:
     for table in ("dream", "memory_archive"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     connection.execute(
-        "DELETE FROM sona.memory_node WHERE space_id = %(space)s"
-        " AND (kind IN ('item', 'pattern') OR (kind = 'concept' AND level > 0))",
+        "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"
+        " OR (kind = 'concept' AND level > 0)) RETURNING node_id) DELETE FROM sona.memory_node_state t USING gone"
+        " WHERE t.space_id = %(space)s AND t.node_id = gone.node_id",
         key,
     )
     connection.execute(

@@ -818,7 +818,7 @@ memory_edge = Table(
     Column("source", Text, primary_key=True, comment="key of the node, as in memory_node; of an item its id"),
     Column("target", Text, primary_key=True, comment="likewise"),
     Column("weight", Double, nullable=False, comment="0 to 1"),
-    _now("updated_at", "when the weight last changed"),
+    _now("updated_at", "when an outcome, a dream or somebody last changed the weight"),
     Column(
         "source_kind",
         Text,
@@ -854,11 +854,6 @@ memory_node = Table(
     ),
     Column("embedding", Vector, comment="where it lies; NULL where nobody knows"),
     Column("title", Text, comment="as somebody has called it; NULL if nobody did"),
-    Column("importance", Double, nullable=False, comment="0 to 1, its value at the last consolidation"),
-    Column("quality", Double, comment="what answers were worth in which it took part, 0 to 1; NULL unknown"),
-    _whole("access_count", "how often it took part in an outcome or was found"),
-    _now("last_access", "when it last did"),
-    _whole("consolidation_count", "cycles in which it was strengthened"),
     Column(
         "level",
         Integer,
@@ -869,6 +864,19 @@ memory_node = Table(
     _now("created_at", "when it came into the graph"),
     UniqueConstraint("space_id", "kind", "key"),
     comment="Nodes of the memory graph: the deep loop makes them of what was learned.",
+)
+
+memory_node_state = Table(
+    "memory_node_state",
+    metadata,
+    _space_id(),
+    Column("node_id", BigInteger, primary_key=True, autoincrement=False, comment="node"),
+    Column("importance", Double, nullable=False, comment="0 to 1, its value at the last consolidation"),
+    Column("quality", Double, comment="what answers were worth in which it took part, 0 to 1; NULL unknown"),
+    _whole("access_count", "how often it took part in an outcome or was found"),
+    _now("last_access", "when it last did"),
+    _whole("consolidation_count", "cycles in which it was strengthened"),
+    comment="What memory nodes are worth: beside them, so that a cycle that weighs all of them moves no vector.",
 )
 
 memory_state = Table(
@@ -916,7 +924,8 @@ memory_archive = Table(
     Column("archive_id", BigInteger, Identity(always=True), primary_key=True, comment="order of removal"),
     Column("run_id", BigInteger, nullable=False, comment="cycle that removed it"),
     Column("entity", Text, nullable=False, comment="node or edge"),
-    Column("content", JSONB, nullable=False, comment="the row, all of it"),
+    Column("content", JSONB, nullable=False, comment="the row, all of it; of a node with its state"),
+    Column("into_id", BigInteger, comment="node that it became part of; NULL where it went"),
     Column("reason", Text, nullable=False, comment="why it was removed"),
     _now("archived_at", "when"),
     comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",

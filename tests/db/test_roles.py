@@ -81,7 +81,7 @@ WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
     "item_outcome", "answer_outcome", "loop_schedule", "loop_run",
     "pattern", "pattern_access", "pattern_state", "verdict", "base_state", "fisher_snapshot", "memory_node",
-    "memory_state",
+    "memory_node_state", "memory_state",
 }  # fmt: skip
 
 READING_VOLATILES = {
