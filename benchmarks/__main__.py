@@ -29,6 +29,7 @@ NAMES = (
     "patterns",
     "background",
     "base",
+    "dreams",
 )
 
 

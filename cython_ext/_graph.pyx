@@ -28,8 +28,11 @@ cdef extern from "graph.h":
     int64_t sona_merge(int64_t *indptr, int32_t *neighbours, float *weights, int64_t n) noexcept nogil
     int sona_walk(const sona_graph *g, const double *cumulative, int64_t start, int64_t length, double restart,
                   double jump, uint64_t state, int32_t *nodes, uint8_t *kinds) noexcept nogil
-    int sona_spread(const sona_graph *g, const float *weights, const double *source, double factor, double *to,
-                    double *stuck) noexcept nogil
+    int sona_spread(const sona_graph *g, const float *weights, const double *source, double factor,
+                    double *to) noexcept nogil
+    int sona_strengths(const sona_graph *g, const float *weights, double *strength) noexcept nogil
+    double sona_spread_all(const sona_graph *g, const float *weights, const double *strength, const double *source,
+                           double factor, double *to) noexcept nogil
     void sona_swap_edges(const int64_t *indptr, int32_t *neighbours, int64_t m, int32_t *source, int64_t *there,
                          int64_t *back, int64_t tries, uint64_t state) noexcept nogil
 
@@ -296,7 +299,6 @@ def spread(indptr, neighbours, weights, mass, Py_ssize_t hops, double factor):
     cdef int64_t i
     cdef Py_ssize_t hop
     cdef int status = 0
-    cdef double stuck
     if hops < 0 or not 0 <= factor <= 1:
         raise InvalidInput(f"hops {hops}, factor {factor}: expected at least 0, and 0 to 1")
     total, now, then = given.copy(), given.copy(), np.zeros(g.n)
@@ -305,7 +307,7 @@ def spread(indptr, neighbours, weights, mass, Py_ssize_t hops, double factor):
     cdef double *there = <double *>cnp.PyArray_DATA(<cnp.ndarray>then)
     with nogil:
         for hop in range(hops):
-            status = sona_spread(&g, weight, here, factor, there, &stuck)
+            status = sona_spread(&g, weight, here, factor, there)
             if status:
                 break
             for i in range(g.n):
@@ -344,34 +346,36 @@ def personalised_pagerank(indptr, neighbours, weights, mass, double restart, dou
     InvalidInput
         If arrays or numbers are not of that kind.
     MemoryGraphError
-        If a row that was reached is damaged.
+        If a row is damaged.
     """
     cdef sona_graph g = _graph(indptr, neighbours)
     cdef cnp.ndarray w = _vector(weights, cnp.NPY_FLOAT32, g.entries, "weights")
     cdef cnp.ndarray given = _mass(mass, g.n)
     cdef const float *weight = <const float *>cnp.PyArray_DATA(w)
     cdef int64_t i
-    cdef int status = 0
-    cdef double stuck, change = 0, whole = 0, value
+    cdef int status
+    cdef double stuck, change, whole = 0, left = 2
     if not (0 < restart <= 1 and tolerance > 0):
         raise InvalidInput(f"restart {restart}, tolerance {tolerance}: expected above 0 to 1, and above 0")
     with np.errstate(over="ignore"):
         whole = given.sum()
     if not (whole > 0 and isfinite(whole)):
         raise InvalidInput(f"the mass has a sum of {whole}, expected a finite one above 0")
-    begin = given / whole
+    begin, strengths = given / whole, np.empty(g.n)
     now, then = begin.copy(), np.zeros(g.n)
     cdef const double *s = <const double *>cnp.PyArray_DATA(<cnp.ndarray>begin)
     cdef double *here = <double *>cnp.PyArray_DATA(<cnp.ndarray>now)
     cdef double *there = <double *>cnp.PyArray_DATA(<cnp.ndarray>then)
+    cdef double *strength = <double *>cnp.PyArray_DATA(<cnp.ndarray>strengths)
+    with nogil:
+        status = sona_strengths(&g, weight, strength)
+    if status:
+        raise _damaged()
     with nogil:
         # A step brings any two closer by 1 - restart, so what is left is at most a geometric sum of what has changed.
         # Rounding may keep that above a tolerance of a few bits: then the steps that the bound allows are enough.
-        value = 2.0
-        while value > tolerance:
-            status = sona_spread(&g, weight, here, 1 - restart, there, &stuck)
-            if status:
-                break
+        while left > tolerance:
+            stuck = sona_spread_all(&g, weight, strength, here, 1 - restart, there)
             change = 0
             for i in range(g.n):
                 there[i] += (restart + stuck) * s[i]
@@ -380,9 +384,7 @@ def personalised_pagerank(indptr, neighbours, weights, mass, double restart, dou
             here, there = there, here
             if change * (1 - restart) <= tolerance * restart:
                 break
-            value *= 1 - restart
-    if status:
-        raise _damaged()
+            left *= 1 - restart
     return now if here == <double *>cnp.PyArray_DATA(<cnp.ndarray>now) else then
 
 

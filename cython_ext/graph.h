@@ -149,10 +149,9 @@ static int sona_walk(const sona_graph *g, const double *cumulative, int64_t star
 
 /* ---- activation -------------------------------------------------------------------------------------------------- */
 
-/* to += factor * Pᵀ from, P the weights with rows that sum to 1; what lies on nodes without edges goes to `stuck`. */
+/* to += factor * Pᵀ from, P the weights with rows that sum to 1; what lies on nodes without edges is lost. */
 static int sona_spread(const sona_graph *g, const float *weights, const double *from, double factor,
-                       double *to /* INOUT, n */, double *stuck /* OUT */) {
-    *stuck = 0;
+                       double *to /* INOUT, n */) {
     for (int64_t i = 0; i < g->n; i++) {
         if (from[i] == 0) continue;
         if (!sona_is_row(g, i)) return SONA_GRAPH_DAMAGED;
@@ -162,14 +161,43 @@ static int sona_spread(const sona_graph *g, const float *weights, const double *
             strength += (double)weights[e];
         }
         if (isinf(strength)) return SONA_GRAPH_DAMAGED;
-        if (strength == 0) {
-            *stuck += factor * from[i];
-            continue;
-        }
+        if (strength == 0) continue;
         const double share = factor * from[i] / strength;
         for (int64_t e = g->indptr[i]; e < g->indptr[i + 1]; e++) to[g->neighbours[e]] += share * (double)weights[e];
     }
     return 0;
+}
+
+/* Sums of rows, of a graph that is all right. */
+static int sona_strengths(const sona_graph *g, const float *weights, double *strength /* OUT, n */) {
+    for (int64_t i = 0; i < g->n; i++) {
+        if (!sona_is_row(g, i)) return SONA_GRAPH_DAMAGED;
+        double sum = 0;
+        for (int64_t e = g->indptr[i]; e < g->indptr[i + 1]; e++) {
+            if (!(weights[e] >= 0) || !sona_is_node(g, g->neighbours[e])) return SONA_GRAPH_DAMAGED;
+            sum += (double)weights[e];
+        }
+        if (isinf(sum)) return SONA_GRAPH_DAMAGED;
+        strength[i] = sum;
+    }
+    return 0;
+}
+
+/* The same as `sona_spread` where all of the graph was looked at before; returns what is stuck. */
+static double sona_spread_all(const sona_graph *g, const float *weights, const double *strength, const double *from,
+                              double factor, double *to /* INOUT, n */) {
+    double stuck = 0;
+    for (int64_t i = 0; i < g->n; i++) {
+        if (from[i] == 0) continue;
+        if (strength[i] == 0) {
+            stuck += factor * from[i];
+            continue;
+        }
+        const double share = factor * from[i] / strength[i];
+        const int64_t end = g->indptr[i + 1];
+        for (int64_t e = g->indptr[i]; e < end; e++) to[g->neighbours[e]] += share * (double)weights[e];
+    }
+    return stuck;
 }
 
 /* ---- rewiring ---------------------------------------------------------------------------------------------------- */
