@@ -1046,8 +1046,9 @@ class DreamEvidenceConfig:
         Most held-out edges, and most pairs without an edge, that are ranked in a repeat.
     walks
         From each of their nodes.
-    swaps
-        Tried for each edge to rewire a graph.
+    swaps, max_swaps
+        Tried for each edge to rewire a graph; after the first repeat, which goes on from where the last one ended, at
+        most so many: what one rewired graph gives differs little from the next where there are many edges.
     """
 
     held_out: float = 0.2
@@ -1057,7 +1058,8 @@ class DreamEvidenceConfig:
     min_edges: int = 50
     max_pairs: int = 500
     walks: int = 20
-    swaps: int = 5
+    swaps: int = 4
+    max_swaps: int = 200_000
 
     def __post_init__(self) -> None:
         _within("held_out", self.held_out, 0.01, 0.5)
@@ -1068,6 +1070,7 @@ class DreamEvidenceConfig:
         _whole("max_pairs", self.max_pairs, 10, 100_000)
         _whole("walks", self.walks, 1, 10_000)
         _whole("swaps", self.swaps, 1, 1000)
+        _whole("max_swaps", self.max_swaps, 1, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
