@@ -26,8 +26,10 @@ cdef extern from "graph.h":
                         const int64_t *indptr, int64_t *at, int32_t *unsorted, float *unsorted_weight,
                         int32_t *neighbours, float *weights) noexcept nogil
     int64_t sona_merge(int64_t *indptr, int32_t *neighbours, float *weights, int64_t n) noexcept nogil
-    int sona_walk(const sona_graph *g, const double *cumulative, int64_t start, int64_t length, double restart,
-                  double jump, uint64_t state, int32_t *nodes, uint8_t *kinds) noexcept nogil
+    enum: SONA_WALKS
+    int sona_walk(const sona_graph *g, const double *cumulative, const int32_t *starts, int64_t m, int64_t length,
+                  double restart, double jump, uint64_t seed, uint64_t first, int32_t *nodes,
+                  uint8_t *kinds) noexcept nogil
     int sona_spread(const sona_graph *g, const float *weights, const double *source, double factor,
                     double *to) noexcept nogil
     int sona_strengths(const sona_graph *g, const float *weights, double *strength) noexcept nogil
@@ -253,10 +255,11 @@ def walk(indptr, neighbours, cumulative, starts, Py_ssize_t length, double resta
             if not sona_is_node(&g, start[i]):
                 outside = i
                 break
-            status = sona_walk(&g, sum_, start[i], length, restart, jump, sona_stream(seed, first + <uint64_t>i),
-                               node + i * length, kind + i * length)
-            if status:
-                break
+        i = 0
+        while outside < 0 and not status and i < m:
+            status = sona_walk(&g, sum_, start + i, min(m - i, <Py_ssize_t>SONA_WALKS), length, restart, jump, seed,
+                               first + <uint64_t>i, node + i * length, kind + i * length)
+            i += SONA_WALKS
     if outside >= 0:
         raise MemoryGraphError(f"walk {outside} starts at node {start[outside]}, expected 0 to below {g.n}")
     if status:

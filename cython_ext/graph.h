@@ -12,7 +12,10 @@
 #include <stdint.h>
 
 enum { SONA_GRAPH_DAMAGED = -1 };
+enum { SONA_WALKS = 32, SONA_FETCHED = 64 };
 enum { SONA_STEP_START = 0, SONA_STEP_EDGE = 1, SONA_STEP_JUMP = 2, SONA_STEP_RESTART = 3 };
+
+#define SONA_FETCH(address) __builtin_prefetch(address)
 
 typedef struct {
     const int64_t *indptr;      /* n + 1 */
@@ -107,42 +110,76 @@ static int64_t sona_merge(int64_t *indptr /* INOUT, n + 1 */, int32_t *neighbour
 
 /* ---- walks ------------------------------------------------------------------------------------------------------- */
 
-/* One walk with restarts and jumps. `cumulative` is the running sum of weights over all entries. */
-static int sona_walk(const sona_graph *g, const double *cumulative, int64_t start, int64_t length, double restart,
-                     double jump, uint64_t state, int32_t *nodes /* OUT, length */, uint8_t *kinds /* OUT, length */) {
-    int64_t node = start;
-    nodes[0] = (int32_t)start, kinds[0] = SONA_STEP_START;
+/* Has what a search in a row reads first brought into the cache. */
+static void sona_fetch_row(const sona_graph *g, const double *cumulative, int64_t node) {
+    const int64_t begin = g->indptr[node], end = g->indptr[node + 1], middle = begin + (end - begin) / 2;
+    if (end == begin) return;
+    const int64_t near = end < begin + SONA_FETCHED ? end : begin + SONA_FETCHED;
+    for (int64_t e = begin - (begin > 0); e < near; e += 8) SONA_FETCH(cumulative + e);
+    SONA_FETCH(cumulative + middle);
+    SONA_FETCH(cumulative + end - 1);
+    SONA_FETCH(g->neighbours + middle);
+}
+
+/* The next node along an edge of `node`, SONA_GRAPH_DAMAGED where its row is; `is_edge`: there is a weight. */
+static int64_t sona_follow(const sona_graph *g, const double *cumulative, int64_t node, uint64_t *state, int *is_edge) {
+    const int64_t begin = g->indptr[node], end = g->indptr[node + 1];
+    const double base = begin > 0 ? cumulative[begin - 1] : 0, top = end > begin ? cumulative[end - 1] : base;
+    if (!(top >= base) || isinf(top)) return SONA_GRAPH_DAMAGED;
+    *is_edge = top > base;
+    if (!*is_edge) return node;
+    /* The first entry whose sum is above what was drawn; rounded up to the top, the last one with weight. */
+    const double at = base + sona_unit(state) * (top - base);
+    const int is_top = !(at < top);
+    int64_t low = begin, high = end - 1;
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (is_top ? cumulative[middle] < top : cumulative[middle] <= at) low = middle + 1;
+        else high = middle;
+    }
+    const int64_t next = g->neighbours[low];
+    return sona_is_node(g, next) ? next : SONA_GRAPH_DAMAGED;
+}
+
+/* Up to SONA_WALKS walks with restarts and jumps, step by step together: what a walk waits for is memory, and the rows
+ * of all of them are fetched meanwhile. `cumulative` is the running sum of weights over all entries. */
+static int sona_walk(const sona_graph *g, const double *cumulative, const int32_t *starts, int64_t m, int64_t length,
+                     double restart, double jump, uint64_t seed, uint64_t first, int32_t *nodes /* OUT, m length */,
+                     uint8_t *kinds /* OUT, m length */) {
+    uint64_t state[SONA_WALKS];
+    int64_t node[SONA_WALKS];
+    for (int64_t w = 0; w < m; w++) {
+        state[w] = sona_stream(seed, first + (uint64_t)w);
+        node[w] = starts[w];
+        nodes[w * length] = starts[w], kinds[w * length] = SONA_STEP_START;
+    }
     for (int64_t i = 1; i < length; i++) {
-        const double drawn = sona_unit(&state);
-        uint8_t kind = SONA_STEP_RESTART;
-        if (drawn >= restart && drawn < restart + jump) {
-            if (g->n > 1) {
-                const int64_t other = sona_less_than(&state, g->n - 1);
-                node = other + (other >= node);
-                kind = SONA_STEP_JUMP;
-            }
-        } else if (drawn >= restart) {
-            if (!sona_is_row(g, node)) return SONA_GRAPH_DAMAGED;
-            const int64_t begin = g->indptr[node], end = g->indptr[node + 1];
-            const double base = begin > 0 ? cumulative[begin - 1] : 0, top = end > begin ? cumulative[end - 1] : base;
-            if (!(top >= base) || isinf(top)) return SONA_GRAPH_DAMAGED;
-            if (top > base) {
-                /* The first entry whose sum is above what was drawn; rounded up to the top, the last one with weight. */
-                const double at = base + sona_unit(&state) * (top - base);
-                const int is_top = !(at < top);
-                int64_t low = begin, high = end - 1;
-                while (low < high) {
-                    const int64_t middle = low + (high - low) / 2;
-                    if (is_top ? cumulative[middle] < top : cumulative[middle] <= at) low = middle + 1;
-                    else high = middle;
-                }
-                node = g->neighbours[low];
-                if (!sona_is_node(g, node)) return SONA_GRAPH_DAMAGED;
+        for (int64_t w = 0; w < m; w++) SONA_FETCH(g->indptr + node[w]);
+        for (int64_t w = 0; w < m; w++) {
+            const double drawn = sona_unit(&state[w]);
+            uint8_t kind = SONA_STEP_RESTART;
+            if (drawn >= restart + jump) {
                 kind = SONA_STEP_EDGE;
+                if (!sona_is_row(g, node[w])) return SONA_GRAPH_DAMAGED;
+                sona_fetch_row(g, cumulative, node[w]);
+            } else if (drawn >= restart && g->n > 1) {
+                kind = SONA_STEP_JUMP;
+                const int64_t other = sona_less_than(&state[w], g->n - 1);
+                node[w] = other + (other >= node[w]);
+            } else {
+                node[w] = starts[w];
             }
+            kinds[w * length + i] = kind;
         }
-        if (kind == SONA_STEP_RESTART) node = start;
-        nodes[i] = (int32_t)node, kinds[i] = kind;
+        for (int64_t w = 0; w < m; w++) {
+            if (kinds[w * length + i] == SONA_STEP_EDGE) {
+                int is_edge = 0;
+                node[w] = sona_follow(g, cumulative, node[w], &state[w], &is_edge);
+                if (node[w] == SONA_GRAPH_DAMAGED) return SONA_GRAPH_DAMAGED;
+                if (!is_edge) node[w] = starts[w], kinds[w * length + i] = SONA_STEP_RESTART;
+            }
+            nodes[w * length + i] = (int32_t)node[w];
+        }
     }
     return 0;
 }
@@ -213,16 +250,17 @@ static int sona_are_joined(const int64_t *indptr, const int32_t *neighbours, int
     return found;
 }
 
-/* Edges a - b and c - d become a - d and c - b, where neither is there yet (Maslov & Sneppen 2002). Degrees stay, and so
- * do rows: only what is in them changes. Edge k has the entry there[k] in the row of source[k], and back[k] in that of
- * its other end. */
+/* Edges a - b and c - d become a - d and c - b, where neither is there yet (Maslov & Sneppen 2002). Degrees stay, and
+ * so do rows: only what is in them changes. Edge k has the entry there[k] in the row of source[k], and back[k] in that
+ * of its other end. */
 static void sona_swap_edges(const int64_t *indptr, int32_t *neighbours /* INOUT */, int64_t m,
                             int32_t *source /* INOUT, m */, int64_t *there /* INOUT, m */, int64_t *back /* INOUT, m */,
                             int64_t tries, uint64_t state) {
     for (int64_t k = 0; k < tries; k++) {
         const int64_t i = sona_less_than(&state, m), j = sona_less_than(&state, m);
         const int is_turned = (int)(sona_next(&state) >> 63);
-        const int64_t ab = there[i], ba = back[i], cd = is_turned ? back[j] : there[j], dc = is_turned ? there[j] : back[j];
+        const int64_t ab = there[i], ba = back[i];
+        const int64_t cd = is_turned ? back[j] : there[j], dc = is_turned ? there[j] : back[j];
         const int32_t a = source[i], b = neighbours[ab], d = neighbours[cd], c = neighbours[dc];
         if (a == c || a == d || b == c || b == d) continue;
         if (sona_are_joined(indptr, neighbours, a, d) || sona_are_joined(indptr, neighbours, c, b)) continue;

@@ -138,7 +138,7 @@ class NodeFacts(NamedTuple):
 class MemoryGraph:
     """Undirected weighted edges between the nodes 0 to n - 1, in memory.
 
-    12 bytes for each of an edge's two entries, 20 once it was walked on; `from_edges` needs another 16 meanwhile.
+    8 bytes for each of an edge's two entries, 16 once it was walked on; `from_edges` needs another 16 meanwhile.
 
     Parameters
     ----------
