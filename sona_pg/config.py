@@ -1056,8 +1056,8 @@ class DreamEvidenceConfig:
     margin: float = 0.1
     alpha: float = 0.01
     min_edges: int = 50
-    max_pairs: int = 500
-    walks: int = 20
+    max_pairs: int = 200
+    walks: int = 100
     swaps: int = 4
     max_swaps: int = 200_000
 

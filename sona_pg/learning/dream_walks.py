@@ -167,7 +167,13 @@ def co_occurrences(walks: Nodes, kinds: Kinds, window: int, degrees: Rows) -> Co
         together = (segment[:, :-lag] == segment[:, lag:]) & (a != b)
         a, b = a[together].astype(np.int64), b[together].astype(np.int64)
         keys.append(np.minimum(a, b) * n + np.maximum(a, b))
-    pairs, times = np.unique(np.concatenate(keys), return_counts=True)
+    met = np.concatenate(keys)
+    if n * n <= len(met):  # counting needs no sorting where every pair can have a place
+        every = np.bincount(met, minlength=n * n)
+        pairs = np.flatnonzero(every)
+        times = every[pairs]
+    else:
+        pairs, times = np.unique(met, return_counts=True)
     source, target = pairs // max(n, 1), pairs % max(n, 1)
     weight = np.maximum(degrees, 1).astype(np.float64)
     score = times / np.sqrt(weight[source] * weight[target])

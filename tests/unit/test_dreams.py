@@ -125,6 +125,18 @@ def test_co_occurrences_within_the_window() -> None:
             co_occurrences(*bad)
 
 
+def test_many_co_occurrences_are_counted_as_few_are() -> None:
+    graph = random_graph(2, 12)
+    walked, reached = dream_walks(graph, np.arange(200) % 12, CONFIG)
+    whole = co_occurrences(walked, reached, 2, graph.degrees)
+    times = np.zeros((12, 12), dtype=int)
+    for row in range(200):
+        part = co_occurrences(walked[row : row + 1], reached[row : row + 1], 2, graph.degrees)
+        times[part.source, part.target] += part.times
+    assert times[whole.source, whole.target].tolist() == whole.times.tolist()
+    assert times.sum() == whole.times.sum()
+
+
 def test_creative_edges_are_new_the_best_and_capped() -> None:
     graph = random_graph()
     walked, reached = dream_walks(graph, np.arange(60), CONFIG)
