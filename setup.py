@@ -26,13 +26,14 @@ setup(
                         "kmeans.h",
                         "ring.h",
                         "ewc.h",
+                        "graph.h",
                         "phi.h",
                     )
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc", "_phi")
+            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc", "_graph", "_phi")
         ],
         include_path=["."],
         language_level=3,

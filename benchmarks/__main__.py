@@ -31,6 +31,7 @@ NAMES = (
     "patterns",
     "background",
     "base",
+    "dreams",
 )
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sona_pg.config import (
         BackgroundLoopConfig,
         BoundaryConfig,
+        DreamConfig,
+        DreamEvidenceConfig,
         EvidenceConfig,
         EwcConfig,
         InstantLoopConfig,
@@ -51,9 +53,11 @@ if TYPE_CHECKING:
         UnsupportedServer,
     )
     from sona_pg.learning.base_lora import BaseLoRA
+    from sona_pg.learning.dreams import Dream, DreamEngine
     from sona_pg.learning.edges import EdgeWeights
     from sona_pg.learning.ewc import EwcPlusPlus
     from sona_pg.learning.lora import MicroLoRA
+    from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode
     from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.learning.reasoning_bank import ReasoningBank
@@ -81,6 +85,8 @@ _MODULES = {
     "sona_pg.config": (
         "BackgroundLoopConfig",
         "BoundaryConfig",
+        "DreamConfig",
+        "DreamEvidenceConfig",
         "EvidenceConfig",
         "EwcConfig",
         "InstantLoopConfig",
@@ -123,9 +129,11 @@ _MODULES = {
         "UnsupportedServer",
     ),
     "sona_pg.learning.base_lora": ("BaseLoRA",),
+    "sona_pg.learning.dreams": ("Dream", "DreamEngine"),
     "sona_pg.learning.edges": ("EdgeWeights",),
     "sona_pg.learning.ewc": ("EwcPlusPlus",),
     "sona_pg.learning.lora": ("MicroLoRA",),
+    "sona_pg.learning.memory_graph": ("MemoryGraph", "MemoryNode"),
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
@@ -162,6 +170,10 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailable",
     "DimensionMismatch",
+    "Dream",
+    "DreamConfig",
+    "DreamEngine",
+    "DreamEvidenceConfig",
     "EdgeWeights",
     "EmbedderMismatch",
     "EvidenceConfig",
@@ -180,7 +192,9 @@ __all__ = [
     "LearningSignal",
     "LockLost",
     "LoraConfig",
+    "MemoryGraph",
     "MemoryGraphError",
+    "MemoryNode",
     "MicroLoRA",
     "PatternConfig",
     "PatternExtractionError",

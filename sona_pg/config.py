@@ -1150,6 +1150,122 @@ class GateConfig:
         _within("losing_z", self.losing_z, 0.0, 10.0)
 
 
+NODE_KINDS = ("concept", "pattern", "episode", "procedure", "item", "dream")
+"""What a node of the memory graph may stand for."""
+
+
+@dataclass(frozen=True, slots=True)
+class DreamConfig:
+    """Dreams: walks over the memory graph, what they are worth, and the weak edges that they propose.
+
+    Parameters
+    ----------
+    path_length
+        Nodes of a dream, its start included.
+    creative_jump_prob, restart_prob
+        Of a step that goes to any other node, and of one that goes back to the start; every other step follows an edge.
+    novelty_weight, coherence_weight, utility_weight
+        Parts of the overall score, with a sum of 1.
+    temperature
+        Edges are drawn by weight^(1 / temperature): below 1 strong ones even more, above 1 weak ones, too.
+    window
+        Nodes that a walk comes to within so many steps have met. At 2 they have at least a neighbour in common, which
+        is what a new edge saves; longer windows find more pairs that have less to do with each other.
+    max_edges
+        Most edges by dreams that stand at once.
+    edge_weight
+        Of an edge by a dream: weak beside what was observed.
+    start
+        'activation': dreams begin where memory is active. 'anchors': at nodes with embeddings far from each other.
+    half_life_seconds
+        Time since the last access in which the activation of a node halves.
+    seed
+        Of what is drawn.
+    """
+
+    path_length: int = 15
+    creative_jump_prob: float = 0.3
+    restart_prob: float = 0.1
+    novelty_weight: float = 0.3
+    coherence_weight: float = 0.4
+    utility_weight: float = 0.3
+    temperature: float = 1.0
+    window: int = 2
+    max_edges: int = 3000
+    edge_weight: float = 0.15
+    start: str = "activation"
+    half_life_seconds: float = 30 * 86_400.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("path_length", self.path_length, 1, 100_000)
+        for name in ("creative_jump_prob", "restart_prob", "novelty_weight", "coherence_weight", "utility_weight"):
+            _within(name, getattr(self, name), 0.0, 1.0)
+        if self.creative_jump_prob + self.restart_prob > 1:
+            raise ConfigError(
+                f"creative_jump_prob {self.creative_jump_prob} and restart_prob {self.restart_prob}: "
+                "expected a sum of at most 1, the rest follows edges"
+            )
+        whole = self.novelty_weight + self.coherence_weight + self.utility_weight
+        if abs(whole - 1) > 1e-6:
+            raise ConfigError(f"the weights of novelty, coherence and utility have a sum of {whole}, expected 1")
+        _within("temperature", self.temperature, 0.05, 100.0)
+        _whole("window", self.window, 1, 1000)
+        _whole("max_edges", self.max_edges, 0, 1 << 24)
+        _within("edge_weight", self.edge_weight, 1e-6, 1.0)
+        if not isinstance(self.start, str) or self.start not in ("activation", "anchors"):
+            raise ConfigError(f"start is {self.start!r}, expected 'activation' or 'anchors'")
+        _within("half_life_seconds", self.half_life_seconds, 1.0, 1e12)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DreamEvidenceConfig:
+    """When dreams have shown on a graph's own edges that they help.
+
+    Parameters
+    ----------
+    held_out
+        Share of the edges that are taken out, and are to be found again.
+    repeats
+        How often; every time others.
+    margin
+        By so much the AUC must be above that on a rewired graph, in the mean: what degrees alone give is no evidence.
+    alpha
+        One-sided level of the test that it is above at all.
+    min_edges
+        Edges without which nothing is confirmed.
+    max_pairs
+        Most held-out edges, and most pairs without an edge, that are ranked in a repeat.
+    walks
+        From each of their nodes.
+    swaps, max_swaps
+        Tried for each edge to rewire a graph; after the first repeat, which goes on from where the last one ended, at
+        most so many: what one rewired graph gives differs little from the next where there are many edges.
+    """
+
+    held_out: float = 0.2
+    repeats: int = 10
+    margin: float = 0.1
+    alpha: float = 0.01
+    min_edges: int = 50
+    max_pairs: int = 200
+    walks: int = 100
+    swaps: int = 4
+    max_swaps: int = 200_000
+
+    def __post_init__(self) -> None:
+        _within("held_out", self.held_out, 0.01, 0.5)
+        _whole("repeats", self.repeats, 3, 1000)
+        _within("margin", self.margin, 0.0, 0.5)
+        _within("alpha", self.alpha, 1e-9, 0.5)
+        _whole("min_edges", self.min_edges, 10, 1 << 24)
+        _whole("max_pairs", self.max_pairs, 10, 100_000)
+        _whole("walks", self.walks, 1, 10_000)
+        _whole("swaps", self.swaps, 1, 1000)
+        _whole("max_swaps", self.max_swaps, 1, 1 << 30)
+
+
 @dataclass(frozen=True, slots=True)
 class DistillationConfig:
     """Holds what one adapter answered in earlier domains, while it learns another.

@@ -12,6 +12,7 @@ from sona_pg.kernels._fusion import (
     order_by_score,
     shuffled_sums,
 )
+from sona_pg.kernels._graph import adjacency, find_edges, personalised_pagerank, rewired, spread, walk
 from sona_pg.kernels._kmeans import assign, kmeans, top_k
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._phi import subset_log_determinants
@@ -39,6 +40,7 @@ __all__ = [
     "adam_step",
     "add_drift",
     "add_rows",
+    "adjacency",
     "as_vector",
     "assign",
     "available",
@@ -47,6 +49,7 @@ __all__ = [
     "draw",
     "empty_call",
     "empty_call_views",
+    "find_edges",
     "fisher_average",
     "floats_wire",
     "fusion_features",
@@ -55,12 +58,16 @@ __all__ = [
     "listwise_gradient",
     "order_by_score",
     "owned",
+    "personalised_pagerank",
     "proximal",
+    "rewired",
     "shuffled_sums",
     "single",
+    "spread",
     "subset_log_determinants",
     "top_k",
     "unit",
     "use",
     "vector_wire",
+    "walk",
 ]

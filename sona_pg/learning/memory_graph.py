@@ -1,0 +1,404 @@
+"""The memory graph in memory: nodes in the order in which they are given, undirected weighted edges as sorted rows.
+
+It holds what was observed. Edges that dreams propose are kept apart by whoever asked for them, so that dreams are never
+made of dreams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sona_pg import kernels
+from sona_pg.config import NODE_KINDS
+from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
+from sona_pg.learning.arrays import as_matrix
+from sona_pg.types import FloatVector
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Nodes = NDArray[np.int32]
+Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryNode:
+    """Something that is remembered.
+
+    Parameters
+    ----------
+    id
+        Its id where it came from.
+    embedding
+        float32 (dim,), or None where there is none; kept as a read-only copy.
+    timestamp
+        Last access, seconds since the epoch.
+    access_count
+        How often it was used.
+    importance, quality
+        How much it matters, and what came of it; 0 to 1.
+    kind
+        One of `NODE_KINDS`.
+    consolidation_count
+        How often it was strengthened.
+
+    Raises
+    ------
+    InvalidInput
+        If a value is not of that kind.
+    """
+
+    id: int
+    embedding: FloatVector | None = None
+    timestamp: float = 0.0
+    access_count: int = 0
+    importance: float = 0.5
+    quality: float = 0.5
+    kind: str = "concept"
+    consolidation_count: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, int) or isinstance(self.id, bool):
+            raise InvalidInput(f"the id of a memory node is {self.id!r}, expected a whole number")
+        for name in ("access_count", "consolidation_count"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0")
+        for name in ("importance", "quality"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InvalidInput(f"{name} of node {self.id} is {value!r}, expected 0 to 1")
+        if not isinstance(self.timestamp, int | float) or not math.isfinite(self.timestamp):
+            raise InvalidInput(f"timestamp of node {self.id} is {self.timestamp!r}, expected seconds since the epoch")
+        if self.kind not in NODE_KINDS:
+            raise InvalidInput(f"kind of node {self.id} is {self.kind!r}, expected one of {', '.join(NODE_KINDS)}")
+        if self.embedding is not None:
+            if np.ndim(self.embedding) != 1 or not np.size(self.embedding):
+                raise InvalidInput(
+                    f"the embedding of node {self.id} has shape {np.shape(self.embedding)}, expected (dim,), or None"
+                )
+            kept = as_matrix([self.embedding], -1, f"the embedding of node {self.id}")[0].copy()
+            kept.setflags(write=False)
+            object.__setattr__(self, "embedding", kept)
+
+
+class NodeFacts(NamedTuple):
+    """What is known of nodes, as `MemoryNode` says it, each (n,): float64, counts int64."""
+
+    importance: Doubles
+    quality: Doubles
+    access_count: Rows
+    timestamp: Doubles
+
+    @classmethod
+    def unknown(cls, n: int) -> Self:
+        """Of n nodes of which nothing is known: all alike."""
+        return cls(np.full(n, 0.5), np.full(n, 0.5), np.zeros(n, dtype=np.int64), np.zeros(n))
+
+    @classmethod
+    def of(cls, nodes: Sequence[MemoryNode]) -> Self:
+        """Of these nodes."""
+        return cls(
+            np.array([node.importance for node in nodes], dtype=np.float64),
+            np.array([node.quality for node in nodes], dtype=np.float64),
+            np.array([node.access_count for node in nodes], dtype=np.int64),
+            np.array([node.timestamp for node in nodes], dtype=np.float64),
+        )
+
+    def at(self, places: Rows) -> NodeFacts:
+        """Of the nodes at these places."""
+        return NodeFacts(
+            self.importance[places], self.quality[places], self.access_count[places], self.timestamp[places]
+        )
+
+    def checked(self, n: int) -> NodeFacts:
+        """The same, of these types, if they are of n nodes and in range."""
+        bounds = {"importance": (0.0, 1.0), "quality": (0.0, 1.0), "access_count": (0, math.inf)}
+        own = []
+        for name, given, kind in zip(self._fields, self, (float, float, np.int64, float), strict=True):
+            values = np.asarray(given)
+            if values.shape != (n,) or values.dtype.kind not in "fiub":
+                raise MemoryGraphError(f"{name} is {values.dtype} {values.shape}, expected {n} numbers, one for a node")
+            low, high = bounds.get(name, (-math.inf, math.inf))
+            wrong = np.flatnonzero(~(np.isfinite(values) & (values >= low) & (values <= high)))
+            if len(wrong):
+                raise MemoryGraphError(
+                    f"{name} of node {wrong[0]} is {values[wrong[0]]}, expected a finite number from {low} to {high}"
+                )
+            own.append(values.astype(kind))
+        return NodeFacts(*own)
+
+
+class MemoryGraph:
+    """Undirected weighted edges between the nodes 0 to n - 1, in memory.
+
+    8 bytes for each of an edge's two entries, 16 once it was walked on; `from_edges` needs another 16 meanwhile.
+
+    Parameters
+    ----------
+    indptr, indices, weights
+        Rows as `kernels.adjacency` gives them: sorted, symmetric, weights above 0 to 1.
+    embeddings
+        float32 (n, dim), or None; a row of zeros is a node without one.
+    facts
+        What is known of nodes; nothing if None.
+    self_loops
+        How many of the given edges were none and left out.
+
+    Raises
+    ------
+    MemoryGraphError
+        If embeddings or facts are not those of n nodes.
+    """
+
+    __slots__ = ("_cumulative", "embeddings", "facts", "indices", "indptr", "self_loops", "weights")
+
+    def __init__(
+        self,
+        indptr: Rows,
+        indices: Nodes,
+        weights: Floats,
+        *,
+        embeddings: ArrayLike | None = None,
+        facts: NodeFacts | None = None,
+        self_loops: int = 0,
+    ) -> None:
+        self.indptr, self.indices, self.weights = indptr, indices, weights
+        self.self_loops = self_loops
+        self.embeddings = None if embeddings is None else as_matrix(embeddings, -1, "embeddings")
+        if self.embeddings is not None and len(self.embeddings) != len(self):
+            raise MemoryGraphError(f"there are {len(self.embeddings)} embeddings, expected {len(self)}, one for a node")
+        self.facts = NodeFacts.unknown(len(self)) if facts is None else facts.checked(len(self))
+        self._cumulative: tuple[float, Doubles] | None = None
+
+    @classmethod
+    def from_edges(
+        cls,
+        n: int,
+        source: ArrayLike,
+        target: ArrayLike,
+        weight: ArrayLike | None = None,
+        *,
+        embeddings: ArrayLike | None = None,
+        facts: NodeFacts | None = None,
+    ) -> Self:
+        """From edges in any order and direction.
+
+        The same edge given twice counts once, with the sum of its weights, 1 at most. Self-loops are left out and
+        counted; an edge with weight 0 is none.
+
+        Parameters
+        ----------
+        n
+            Number of nodes.
+        source, target
+            Whole numbers (m,), 0 to n - 1.
+        weight
+            (m,), 0 to 1; 1 for all if None.
+        embeddings, facts
+            As the class takes them.
+
+        Raises
+        ------
+        MemoryGraphError
+            If an edge leads to no node, or a weight is NaN, negative or above 1.
+
+        Examples
+        --------
+        >>> graph = MemoryGraph.from_edges(3, [0, 1, 1, 2], [1, 0, 2, 2], [0.25, 0.5, 0.5, 1.0])
+        >>> graph.neighbours(1).tolist(), graph.weight(0, 1), graph.self_loops
+        ([0, 2], 0.75, 1)
+        """
+        if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31 - 1:
+            raise MemoryGraphError(f"n is {n!r}, expected a whole number from 0: how many nodes there are")
+        ends = []
+        for name, given in (("source", source), ("target", target)):
+            nodes = np.asarray(given)
+            if nodes.ndim != 1 or (nodes.dtype.kind not in "iu" and nodes.size):
+                raise MemoryGraphError(f"{name} is {nodes.dtype} {nodes.shape}, expected whole numbers (m,)")
+            outside = np.flatnonzero((nodes < 0) | (nodes >= n))
+            if len(outside):
+                raise MemoryGraphError(
+                    f"edge {outside[0]} has the {name} {nodes[outside[0]]}, expected a node from 0 below {n}"
+                )
+            ends.append(nodes.astype(np.int32))
+        a, b = ends
+        weights = np.ones(len(a), dtype=np.float32) if weight is None else np.asarray(weight)
+        if weights.shape != a.shape or a.shape != b.shape or weights.dtype.kind not in "fiub":
+            raise MemoryGraphError(
+                f"there are {a.shape} sources, {b.shape} targets and {weights.dtype} {weights.shape} weights, "
+                "expected as many of each"
+            )
+        wrong = np.flatnonzero(~((weights >= 0) & (weights <= 1)))
+        if len(wrong):
+            raise MemoryGraphError(f"edge {wrong[0]} has the weight {weights[wrong[0]]}, expected 0 to 1")
+        weights = np.ascontiguousarray(weights, dtype=np.float32)
+        loops = int(np.count_nonzero(a == b))
+        kept = (a != b) & (weights > 0)
+        if not kept.all():
+            a, b, weights = a[kept], b[kept], weights[kept]
+        return cls(*kernels.adjacency(n, a, b, weights), embeddings=embeddings, facts=facts, self_loops=loops)
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def edge_count(self) -> int:
+        """Number of edges."""
+        return len(self.indices) // 2
+
+    @property
+    def degrees(self) -> Rows:
+        """Edges of each node, int64 (n,)."""
+        return np.diff(self.indptr)
+
+    @property
+    def strengths(self) -> Doubles:
+        """Sum of the weights of each node's edges, float64 (n,)."""
+        return np.bincount(self._sources(), self.weights, minlength=len(self)).astype(np.float64)
+
+    @property
+    def has_embedding(self) -> Flags:
+        """Whether a node has an embedding, (n,)."""
+        if self.embeddings is None:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(self.embeddings.any(axis=1), dtype=bool)
+
+    def neighbours(self, node: int) -> Nodes:
+        """Nodes at the other end of a node's edges, in their order."""
+        return self.indices[self._row(node)]
+
+    def degree(self, node: int) -> int:
+        """Number of a node's edges."""
+        row = self._row(node)
+        return int(row.stop - row.start)
+
+    def weight(self, a: int, b: int) -> float:
+        """Weight of an edge; 0 where there is none."""
+        return float(self.weights_between([a], [b])[0])
+
+    def has_edge(self, a: int, b: int) -> bool:
+        """Whether two nodes have an edge."""
+        return self.weight(a, b) > 0
+
+    def weights_between(self, source: ArrayLike, target: ArrayLike) -> Floats:
+        """Weights (m,) of pairs of nodes; 0 where there is no edge.
+
+        Raises
+        ------
+        MemoryGraphError
+            If one of them is no node.
+        """
+        a, b = (np.ascontiguousarray(ends, dtype=np.int32) for ends in (source, target))
+        found = kernels.find_edges(self.indptr, self.indices, a, b)
+        weights = np.zeros(len(found), dtype=np.float32)
+        weights[found >= 0] = self.weights[found[found >= 0]]
+        return weights
+
+    def edges(self) -> tuple[Nodes, Nodes, Floats]:
+        """Source, target and weight (m,) of every edge once, source < target, in their order."""
+        sources = self._sources()
+        once = sources < self.indices
+        return sources[once], self.indices[once], self.weights[once]
+
+    def subgraph(self, nodes: ArrayLike) -> MemoryGraph:
+        """The graph of these nodes, numbered in the order given, and the edges between them.
+
+        Raises
+        ------
+        MemoryGraphError
+            If one of them is no node, or is given twice.
+        """
+        chosen = np.asarray(nodes, dtype=np.int64).reshape(-1)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise MemoryGraphError(f"nodes of a subgraph are {chosen.min()} to {chosen.max()} of {len(self)} nodes")
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[chosen] = np.arange(len(chosen))
+        if len(chosen) != np.count_nonzero(place >= 0):
+            raise MemoryGraphError("a node of a subgraph is given twice: pass each once")
+        sizes = self.degrees[chosen]
+        begin = np.repeat(self.indptr[chosen] - (np.cumsum(sizes) - sizes), sizes)
+        entries = begin + np.arange(len(begin))
+        a, b = np.repeat(np.arange(len(chosen)), sizes), place[self.indices[entries]]
+        kept = a < b
+        return MemoryGraph(
+            *kernels.adjacency(
+                len(chosen), a[kept].astype(np.int32), b[kept].astype(np.int32), self.weights[entries[kept]]
+            ),
+            embeddings=None if self.embeddings is None else self.embeddings[chosen],
+            facts=self.facts.at(chosen),
+        )
+
+    def cumulative(self, temperature: float = 1.0) -> Doubles:
+        """Running sum (entries,) of weight^(1 / temperature), rows in proportion: what walks draw from."""
+        if self._cumulative is None or self._cumulative[0] != temperature:
+            sizes = self.degrees
+            scaled = self.weights.astype(np.float64)
+            if temperature != 1 and len(scaled):
+                # Powers of small weights vanish beside the sum of all others, where rows are not scaled first.
+                largest = np.maximum.reduceat(scaled, self.indptr[:-1][sizes > 0])
+                scaled /= np.repeat(largest, sizes[sizes > 0])
+                np.power(scaled, 1 / temperature, out=scaled)
+            self._cumulative = temperature, np.cumsum(scaled, out=scaled)
+        return self._cumulative[1]
+
+    def walk(
+        self,
+        starts: ArrayLike,
+        length: int,
+        restart: float,
+        jump: float,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        temperature: float = 1.0,
+    ) -> tuple[Nodes, NDArray[np.uint8]]:
+        """Random walks with restarts and jumps, as `kernels.walk` makes them: nodes and kinds (m, length)."""
+        begin = np.ascontiguousarray(starts, dtype=np.int32)
+        sums = self.cumulative(temperature)
+        return kernels.walk(self.indptr, self.indices, sums, begin, length, restart, jump, seed, first=first)
+
+    def spread(self, mass: ArrayLike, hops: int, factor: float) -> Doubles:
+        """Activation (n,) after a mass (n,) has spread over so many hops, as `kernels.spread` says."""
+        given = np.ascontiguousarray(mass, dtype=np.float64)
+        return kernels.spread(self.indptr, self.indices, self.weights, given, hops, factor)
+
+    def personalised_pagerank(self, mass: ArrayLike, restart: float = 0.15, tolerance: float = 1e-8) -> Doubles:
+        """Where an endless walk from a mass (n,) is to be found, (n,), as `kernels.personalised_pagerank` says."""
+        given = np.ascontiguousarray(mass, dtype=np.float64)
+        return kernels.personalised_pagerank(self.indptr, self.indices, self.weights, given, restart, tolerance)
+
+    def _sources(self) -> Nodes:
+        """The row of every entry."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), self.degrees)
+
+    def _row(self, node: int) -> slice:
+        if not 0 <= node < len(self):
+            raise MemoryGraphError(f"there is no node {node}, expected 0 to below {len(self)}")
+        return slice(int(self.indptr[node]), int(self.indptr[node + 1]))
+
+
+def embedding_rows(nodes: Sequence[MemoryNode]) -> Floats | None:
+    """Embeddings (n, dim) of nodes, zeros for those without; None if none has one.
+
+    Raises
+    ------
+    DimensionMismatch
+        If they differ in their dimension.
+    """
+    dim = next((len(node.embedding) for node in nodes if node.embedding is not None), None)
+    if dim is None:
+        return None
+    rows = np.zeros((len(nodes), dim), dtype=np.float32)
+    for row, node in zip(rows, nodes, strict=True):
+        if node.embedding is not None:
+            if len(node.embedding) != dim:
+                raise DimensionMismatch(dim, len(node.embedding), f"the embedding of node {node.id}")
+            row[:] = node.embedding
+    return rows
