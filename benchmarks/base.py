@@ -27,6 +27,12 @@ from sona_pg.evaluation.splits import SplitKind
 
 HOURS = (1, 5, 20)
 GATED_HOURS = 5
+WAYS: dict[str, dict[str, bool]] = {
+    "held": {},
+    "EWC++ alone": {"distils": False},
+    "free": {"penalises": False, "distils": False},
+}
+"""How the first of two tasks is held while the second is learned."""
 
 
 def run(*, quick: bool) -> list[Row]:
@@ -81,28 +87,29 @@ def _quality(collection: Collection, kind: SplitKind, hours: int, splits: int) -
 
 
 def _tasks(splits: int) -> Iterator[Row]:
-    """Two collections in sequence: how much of the first is lost where its Fisher holds the base, beside without."""
+    """Two collections in sequence: how much of the first is lost where it is held, and where it is not."""
     found = [collection for collection in collections() if collection.docs.shape[1] == 384]
     for first, second in itertools.permutations([c for c in found if len(c.queries) >= 200], 2):
         for reservoir in (200, 50):
             kept = {
-                holds: [two_tasks(first, second, i, reservoir=reservoir, holds=holds) for i in range(splits)]
-                for holds in (True, False)
+                way: [two_tasks(first, second, i, reservoir=reservoir, **how) for i in range(splits)]
+                for way, how in WAYS.items()
             }
-            lost = {holds: np.array([each.first - each.first_kept for each in runs]) for holds, runs in kept.items()}
+            lost = {way: np.array([each.first - each.first_kept for each in runs]) for way, runs in kept.items()}
+            gained = {way: float(np.mean([each.second for each in runs])) for way, runs in kept.items()}
             yield row(
                 "points of the first task that are lost",
                 {
                     "first": first.name,
                     "second": second.name,
                     "reservoir": reservoir,
-                    "of": round(float(np.mean([each.first for each in kept[True]])), 2),
-                    "second held": round(float(np.mean([each.second for each in kept[True]])), 2),
-                    "second free": round(float(np.mean([each.second for each in kept[False]])), 2),
+                    "of": round(float(np.mean([each.first for each in kept["held"]])), 2),
+                    "lost, EWC++ alone": round(float(np.median(lost["EWC++ alone"])), 2),
+                    **{f"second, {way}": round(points, 2) for way, points in gained.items()},
                 },
-                lost[True],
-                "without EWC++",
-                lost[False],
+                lost["held"],
+                "free",
+                lost["free"],
             )
 
 

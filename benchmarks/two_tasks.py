@@ -30,10 +30,18 @@ class Kept:
     tasks: int
 
 
-def two_tasks(first: Collection, second: Collection, index: int, *, reservoir: int, holds: bool) -> Kept:
-    """A split of both, the second stream after the first; `holds` the first by its Fisher information, or not."""
+def two_tasks(
+    first: Collection, second: Collection, index: int, *, reservoir: int, penalises: bool = True, distils: bool = True
+) -> Kept:
+    """A split of both, the second stream after the first.
+
+    What the first needs is held by its Fisher information where the second `penalises`, and what it was answered where
+    it `distils`.
+    """
     both = _joined(first, second)
     config = replace(BaseTrainingConfig.for_dim(both.docs.shape[1]), reservoir=reservoir)
+    if not distils:
+        config = replace(config, distillation=0.0)
     hours = Hours(both, SplitKind.RANDOM, index, training=config)
     offset = len(first.queries)
     splits = [make_split(collection, SplitKind.RANDOM, index) for collection in (first, second)]
@@ -50,7 +58,7 @@ def two_tasks(first: Collection, second: Collection, index: int, *, reservoir: i
 
     def learn(events: Sequence[int]) -> None:
         for part in np.array_split(np.asarray(events), HOURS):
-            if not holds:
+            if not penalises:
                 hours.memory.tasks = []
             hours.cycle(part.tolist())
 

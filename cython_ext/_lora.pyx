@@ -28,7 +28,7 @@ cdef extern from "listwise.h":
                          int64_t *drawn) noexcept nogil
     double sona_listwise_step(const sona_simd *simd, const sona_listwise *w, const sona_adam *adam, const float *x,
                               const float *const *candidates, const float *target, Py_ssize_t n,
-                              float *work) noexcept nogil
+                              const float *extra, float *work) noexcept nogil
 
 
 # Longer vectors would overflow the products of weights within a few steps.
@@ -388,7 +388,8 @@ cdef class ListwiseTrainer:
         return 0
 
     def step(self, x, list items not None, list targets not None, const float[:, ::1] pool,
-             const int64_t[::1] skip, uint64_t seed, Py_ssize_t negatives, float learning_rate, float average):
+             const int64_t[::1] skip, uint64_t seed, Py_ssize_t negatives, float learning_rate, float average,
+             const float[:, ::1] extra=None):
         """One step on one list: `items` with their target weights, and random rows of `pool` as negatives.
 
         Parameters
@@ -403,11 +404,13 @@ cdef class ListwiseTrainer:
             Randomness of the draw, and how many rows to draw.
         learning_rate, average
             Adam's step size; weight of the old value in the served average.
+        extra
+            Gradient of what else is part of the loss, float32 (2 rank, dim) in the layout of `LowRank.weights`.
 
         Returns
         -------
         float
-            The loss before the step, in nats.
+            The loss of the list before the step, in nats.
 
         Raises
         ------
@@ -421,6 +424,7 @@ cdef class ListwiseTrainer:
         cdef double total = 0
         cdef const float *pool_rows = NULL
         cdef const int64_t *skip_rows = NULL
+        cdef const float *extra_rows = NULL
         cdef sona_listwise w
         cdef sona_adam adam
         cdef double loss
@@ -435,6 +439,10 @@ cdef class ListwiseTrainer:
             )
         if not (0 <= learning_rate and isfinite(learning_rate) and 0 <= average <= 1):
             raise ConfigError(f"learning rate {learning_rate}, average {average}: expected at least 0, and 0 to 1")
+        if extra is not None:
+            if extra.shape[0] != 2 * r or extra.shape[1] != d:
+                raise InvalidInput(f"extra has shape {(extra.shape[0], extra.shape[1])}, expected {(2 * r, d)}")
+            extra_rows = &extra[0, 0]
         if self.busy:
             raise LearningError("the adapter is being trained by another thread: one at a time")
         cdef Py_ssize_t most = n + negatives
@@ -472,7 +480,7 @@ cdef class ListwiseTrainer:
         self.busy = True
         with nogil:
             loss = sona_listwise_step(simd(), &w, &adam, <const float *>cnp.PyArray_DATA(query), candidates, target,
-                                      count, work)
+                                      count, extra_rows, work)
         self.busy = False
         if loss < 0:
             raise LearningError("the loss is not finite, or its gradient out of range: the query is the zero vector, or the weights have run away")

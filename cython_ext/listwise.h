@@ -6,6 +6,8 @@
  *
  *   ∂loss/∂û = Cᵀ(p - t) / τ,  g = ∂loss/∂u = (∂û - (∂û·û) û) / |u|
  *   ∂/∂B_k = s (x·A_k) g,      ∂/∂A_k = s (B_k·g) x
+ *
+ * What else is part of the loss comes as its gradient, `extra`.
  */
 #ifndef SONA_LISTWISE_H
 #define SONA_LISTWISE_H
@@ -52,6 +54,7 @@ static ptrdiff_t sona_draw(uint64_t seed, ptrdiff_t size, ptrdiff_t n, const int
 static double sona_listwise_step(const sona_simd *simd, const sona_listwise *w, const sona_adam *adam,
                                  const float *x /* IN, dim */, const float *const *candidates /* IN, n rows */,
                                  const float *target /* IN, n, sums to 1 */, ptrdiff_t n,
+                                 const float *extra /* IN, 2 rank rows of dim, or NULL */,
                                  float *work /* 2 dim + n + 2 rank */) {
     const ptrdiff_t d = w->dim, r = w->rank;
     float *u = work, *g = u + d, *p = g + d, *z = p + n, *back = z + r;
@@ -98,9 +101,23 @@ static double sona_listwise_step(const sona_simd *simd, const sona_listwise *w, 
         const float of_up = z[k] * z[k] * gg, of_down = w->scale * w->scale * back[k] * back[k] * xx;
         if (!(of_up < SONA_LARGEST_SQUARE && of_down < SONA_LARGEST_SQUARE)) return -1;
     }
-    for (ptrdiff_t k = 0; k < r; k++) {
-        simd->adam_row(w->param[k], w->moment1[k], w->moment2[k], w->served[k], x, w->scale * back[k], d, adam);
-        simd->adam_row(w->param[r + k], w->moment1[r + k], w->moment2[r + k], w->served[r + k], g, z[k], d, adam);
+    for (ptrdiff_t k = 0; extra && k < 2 * r; k++) {
+        const float *row = extra + k * d;
+        float square;
+        simd->dot_rows(&row, 1, row, d, &square);
+        if (!(square < SONA_LARGEST_SQUARE)) return -1;
+    }
+    for (ptrdiff_t k = 0; k < 2 * r; k++) {
+        /* Of A and of B: the gradient is this direction times this factor. */
+        const float *direction = k < r ? x : g;
+        float factor = k < r ? w->scale * back[k] : z[k - r];
+        if (extra) {
+            memcpy(u, extra + k * d, (size_t)d * sizeof *u); /* u is not needed any more */
+            simd->add_rows(&direction, 1, &factor, d, u);
+            direction = u;
+            factor = 1;
+        }
+        simd->adam_row(w->param[k], w->moment1[k], w->moment2[k], w->served[k], direction, factor, d, adam);
     }
     return loss;
 }

@@ -919,6 +919,11 @@ class BaseTrainingConfig:
         Earlier lists that are learned again, a uniform sample of all; no more of the hour are learned.
     max_vector_bytes
         Most that their vectors take in memory: where there are many dimensions there are fewer lists.
+    distillation
+        μ, how much a squared error of the output at queries of earlier tasks counts against nats of the listwise loss;
+        0 holds no outputs. At 3 the second of two tasks lost more, once, than the first one kept.
+    distillation_batch
+        Of those queries, so many by which a step is held. With 128 no less was forgotten.
     """
 
     rank: int = 16
@@ -927,8 +932,12 @@ class BaseTrainingConfig:
     decay: float = 1.0
     reservoir: int = 4096
     max_vector_bytes: int = VECTOR_BYTES
+    distillation: float = 2.0
+    distillation_batch: int = 8
 
     def __post_init__(self) -> None:
+        _within("distillation", self.distillation, 0.0, 1e6)
+        _whole("distillation_batch", self.distillation_batch, 1, 1 << 16)
         _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
         _whole("rank", self.rank, 1, 64)
         _whole("epochs", self.epochs, 0, 100)
@@ -938,8 +947,9 @@ class BaseTrainingConfig:
 
     def lists_of(self, dim: int) -> int:
         """How many earlier lists, and as many of the hour, there is room for."""
-        # A query and nine items, three times: earlier ones, new ones, and those that are withheld.
-        return max(min(self.reservoir, self.max_vector_bytes // (4 * dim * 10 * 3)), 1)
+        # A query and nine items, three times: earlier ones, new ones, and those that are withheld. Queries of earlier
+        # tasks, among the first two of these, once more, with what was answered to them.
+        return max(min(self.reservoir, self.max_vector_bytes // (4 * dim * (10 * 3 + 2 * 2))), 1)
 
     @classmethod
     def for_dim(cls, dim: int) -> BaseTrainingConfig:

@@ -63,4 +63,5 @@ class ListwiseTrainer:
         negatives: int,
         learning_rate: float,
         average: float,
+        extra: NDArray[np.float32] | None = None,
     ) -> float: ...

@@ -98,6 +98,7 @@ def listwise_step(
     beta2: float,
     epsilon: float,
     average: float,
+    extra: Floats | None = None,
 ) -> float:
     """One Adam step on ``-Σ t log softmax(C û / τ)`` with ``û = u / |u|``, ``u = x + s (x A) B``; returns the loss.
 
@@ -105,6 +106,8 @@ def listwise_step(
     ----------
     candidates, target
         (n, dim), and (n,) summing to 1.
+    extra
+        Gradient of what else is part of the loss, (2 rank, dim).
     """
     u = x.copy()
     forward(state.weights, scale, x, u)
@@ -118,6 +121,8 @@ def listwise_step(
     g = ((p / total - target) / np.float32(temperature)) @ candidates
     g = (g - (g @ u) * u) / norm
     gradient = backward(state.weights, scale, x, g)
+    if extra is not None:
+        gradient = gradient + extra
     state.steps += 1
     state.moment1 *= beta1
     state.moment1 += (1 - beta1) * gradient

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, GateConfig, QueryAdapterConfig
-from sona_pg.kernels import LowRank
+from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.base_tasks import (
     BaseTask,
     TaskConstraint,
@@ -23,6 +23,7 @@ from sona_pg.learning.base_tasks import (
 )
 from sona_pg.learning.base_trainer import TrainedBase, fixed_form, train_base
 from sona_pg.learning.gate import Decision, compare, decide, relation_of
+from sona_pg.learning.held_outputs import HeldOutputs
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList, helpful_items, reservoir_sample
 from sona_pg.learning.merging import merge
@@ -191,6 +192,7 @@ def make_candidate(
         recipe=hour.recipe,
         seed=seed,
         constraint=constraint,
+        held=_held_outputs(hour, config, ended),
         on_progress=on_progress,
     )
     served, candidate = Serving(hour.tiers), Serving([trained.map])
@@ -239,11 +241,37 @@ def _constraint(
     hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
 ) -> TaskConstraint | None:
     """What holds the candidate where tasks other than the one at hand need it, and are not replayed."""
-    share = 1.0 - hour.replayed
-    if share <= 0:
+    share, others = 1.0 - hour.replayed, _others(hour, config, ended)
+    return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic), share) if others else None
+
+
+def _held_outputs(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> HeldOutputs | None:
+    """What those tasks were answered, at queries from before the task at hand: each belongs to the nearest task."""
+    share, others = 1.0 - hour.replayed, _others(hour, config, ended)[-config.ewc.max_tasks :]
+    if not others or not config.training.distillation:
         return None
+    tasks = latest_tasks([*hour.tasks, *ended])
+    asked: dict[int, list[NDArray[np.float32]]] = {}
+    for one in (*hour.earlier, *hour.new):
+        query = unit(one.judged.query)
+        if one.ordinal < hour.traffic.since and (task := recognised(tasks, query, -np.inf)) is not None:
+            asked.setdefault(task.id, []).append(query)
+    held = [(task, np.stack(asked[task.id])) for task in others if task.id in asked]
+    if not held:
+        return None
+    return HeldOutputs(
+        np.vstack([queries for _, queries in held]),
+        np.vstack([task.outputs(queries) for task, queries in held]),
+        config.training.distillation * share * len(held),
+        config.training.distillation_batch,
+    )
+
+
+def _others(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> list[BaseTask]:
+    """Tasks other than the one at hand; none where all that was ever learned is replayed."""
+    if hour.replayed >= 1:
+        return []
     tasks = latest_tasks([*hour.tasks, *ended])
     own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
     here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
-    others = [task for task in tasks if task is not here]
-    return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic), share) if others else None
+    return [task for task in tasks if task is not here]

@@ -73,6 +73,14 @@ class BaseTask:
             self.quality,
         )
 
+    def outputs(self, queries: FloatMatrix) -> FloatMatrix:
+        """What the base added to queries, unit rows (n, dim), at the end of the task."""
+        base = LowRank(self.frame.shape[1], len(self.frame))
+        base.load(np.vstack([self.frame, self.anchor]))
+        added = np.zeros_like(queries)
+        base.forward_batch(queries, added)
+        return added
+
     def turn(self, frame: FloatMatrix) -> Doubles:
         """R, the coordinates of another frame (rank', dim) in its own, (rank, rank')."""
         product = self.frame.astype(np.float64) @ frame.T.astype(np.float64)

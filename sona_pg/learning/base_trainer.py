@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg.config import BaseTrainingConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, LearningError
 from sona_pg.kernels import ListwiseTrainer, LowRank
+from sona_pg.learning.held_outputs import HeldOutputs
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList, helpful_items
 from sona_pg.learning.lora import checked_seed
@@ -66,6 +67,7 @@ def train_base(
     recipe: QueryAdapterConfig | None = None,
     seed: int = 0,
     constraint: Constraint | None = None,
+    held: HeldOutputs | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainedBase:
     """Train a candidate from `start` on judged lists, several times each, in an order drawn anew each time.
@@ -92,6 +94,8 @@ def train_base(
         Of order and negatives.
     constraint
         What holds the weights where earlier tasks need them. Its weights must be of the form that `fixed_form` gives.
+    held
+        What earlier tasks were answered; part of the loss.
     on_progress
         Is told how many steps were taken, and of how many; what it raises ends the training.
 
@@ -109,7 +113,7 @@ def train_base(
     known = helpful_items(lists, recipe.pool_size, start.dim)
     examples = [example for judged in lists if (example := _Example.of(judged, known)) is not None]
     weights = fixed_form(start, config.rank, items)
-    training = _Training(weights, known, config, recipe, constraint, total=config.epochs * len(examples))
+    training = _Training(weights, known, config, recipe, constraint, held, total=config.epochs * len(examples))
     losses: list[float] = []
     for _ in range(config.epochs if examples else 0):
         total = 0.0
@@ -187,6 +191,7 @@ class _Training:
         config: BaseTrainingConfig,
         recipe: QueryAdapterConfig,
         constraint: Constraint | None,
+        held: HeldOutputs | None,
         *,
         total: int,
     ) -> None:
@@ -198,6 +203,8 @@ class _Training:
             self._trained, self.served, recipe.temperature, recipe.beta1, recipe.beta2, recipe.epsilon
         )
         self._known, self._config, self._recipe, self._constraint = known, config, recipe, constraint
+        self._held = held
+        self._extra = None if held is None else np.zeros_like(weights)
         self.total, self.taken, self.refused = total, 0, 0
 
     def learn(self, example: _Example, random: np.random.Generator) -> float:
@@ -209,6 +216,9 @@ class _Training:
         self._trained.weights[self._config.rank :] *= np.float32(1 - rate * self._config.decay)
         seed = int(random.integers(1 << 63))
         self.taken += 1
+        if self._held is not None and self._extra is not None:
+            self._extra.fill(0)
+            self._held.add_gradient(self._trained, random, self._extra)
         try:
             loss = self._trainer.step(
                 example.query,
@@ -220,6 +230,7 @@ class _Training:
                 c.negatives,
                 rate,
                 average,
+                self._extra,
             )
         except LearningError:
             self.refused += 1

@@ -13,6 +13,7 @@ from sona_pg.errors import LearningError
 from sona_pg.kernels import LowRank, draw
 from sona_pg.learning.arrays import as_matrix, normalized_rows
 from sona_pg.learning.ewc import EwcPlusPlus
+from sona_pg.learning.held_outputs import HeldOutputs
 from sona_pg.learning.judged_list import JudgedList
 from sona_pg.learning.query_adapter import initial_directions
 
@@ -63,8 +64,7 @@ class SharedAdapter:
         self.served.load(weights)
         self._moment1, self._moment2 = (np.zeros((2 * rank, dim), dtype=np.float32) for _ in range(2))
         self._steps = 0
-        self._queries: FloatMatrix = np.zeros((0, dim), dtype=np.float32)
-        self._then: FloatMatrix = np.zeros((0, dim), dtype=np.float32)
+        self._held: HeldOutputs | None = None
         self._domains = 0
         self._ewc = None if ewc is None else EwcPlusPlus(ewc, self._trained.weights.reshape(-1))
 
@@ -83,8 +83,8 @@ class SharedAdapter:
         """
         c, trained = self.recipe, self._trained
         gradient, loss = self._gradient(judged, pool, skip)
-        if self._distillation is not None and self._domains:
-            self._hold_outputs(gradient, self._distillation)
+        if self._held is not None:
+            self._held.add_gradient(trained, self._random, gradient)
         if not np.isfinite(gradient).all():
             raise LearningError("the loss or its gradient is out of range: the weights have run away")
         self._steps += 1
@@ -120,7 +120,10 @@ class SharedAdapter:
             queries = normalized_rows(np.stack([lists[number].query for number in chosen]))
             then = np.zeros_like(queries)
             self.served.forward_batch(queries, then)
-            self._queries, self._then = np.vstack([self._queries, queries]), np.vstack([self._then, then])
+            if self._held is not None:
+                queries, then = np.vstack([self._held.queries, queries]), np.vstack([self._held.outputs, then])
+            weight = self._distillation.weight * self._domains
+            self._held = HeldOutputs(queries, then, weight, self._distillation.batch)
         if self._ewc is not None:
             for number in chosen:
                 gradient, _ = self._gradient(lists[number], pool, skips[number])
@@ -152,10 +155,3 @@ class SharedAdapter:
         gradient = np.zeros_like(trained.weights)
         trained.backward(judged.query, at_output, gradient)
         return gradient, float(np.log(total) - targets @ scores)
-
-    def _hold_outputs(self, gradient: FloatMatrix, config: DistillationConfig) -> None:
-        chosen = self._random.integers(0, len(self._queries), config.batch)
-        queries = self._queries[chosen]
-        off = -self._then[chosen]
-        self._trained.forward_batch(queries, off)
-        self._trained.backward_batch(queries, off, gradient, config.weight * self._domains / config.batch)

@@ -501,6 +501,40 @@ def test_consecutive_steps_are_the_reference(
         assert np.abs(trainer.served.weights - state.served).max() <= 5e-6
 
 
+def test_what_else_is_part_of_the_loss_comes_as_its_gradient(
+    isa: str, dim: int, shape: Shape, rng: np.random.Generator
+) -> None:
+    trainer = make_trainer(dim, rng, OTHER)
+    state = reference.ListwiseState(*(block.copy() for block in blocks_of(trainer)))
+    for _ in range(3):
+        case, extra = make_case(dim, shape, rng), some(rng, *trainer.trained.weights.shape)
+        expected = reference.listwise_step(
+            state, case.x, *case.candidates(), scale=trainer.trained.scale, temperature=trainer.temperature,
+            learning_rate=1e-3, beta1=trainer.beta1, beta2=trainer.beta2, epsilon=trainer.epsilon, average=0.8,
+            extra=extra,
+        )  # fmt: skip
+        assert trainer.step(*case, 1e-3, 0.8, extra) == pytest.approx(expected, rel=2e-6, abs=2e-6)
+        assert np.abs(trainer.moment1 - state.moment1).max() <= 1e-5 * np.abs(state.moment1).max()
+        assert np.abs(trainer.moment2 - state.moment2).max() <= 1e-5 * np.abs(state.moment2).max()
+        assert np.abs(trainer.trained.weights - state.weights).max() <= 5e-6
+        assert np.abs(trainer.served.weights - state.served).max() <= 5e-6
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, 1e20])
+def test_a_gradient_that_is_out_of_range_or_of_another_shape_changes_nothing(
+    isa: str, damage: float, rng: np.random.Generator
+) -> None:
+    trainer, case = make_trainer(17, rng), make_case(17, SHAPES["pool"], rng)
+    run_step(trainer, case)
+    before, extra = all_of(trainer), np.zeros_like(trainer.trained.weights)
+    extra[-1, -1] = damage
+    with pytest.raises(LearningError, match="out of range"):
+        trainer.step(*case, 1e-3, 0.8, extra)
+    with pytest.raises(InvalidInput, match=r"extra has shape \(9, 17\), expected \(10, 17\)"):
+        trainer.step(*case, 1e-3, 0.8, extra[1:])
+    assert all_of(trainer) == before
+
+
 def exact_loss(weights: Doubles, scale: float, temperature: float, x: Floats, candidates: Floats, t: Floats) -> float:
     rank = len(weights) // 2
     u = x + scale * (weights[:rank] @ x.astype(np.float64)) @ weights[rank:]

@@ -16,6 +16,7 @@ from sona_pg.learning.base_cycle import (
     BaseConfig,
     Hour,
     _constraint,
+    _held_outputs,
     make_candidate,
     next_reservoir,
     replayed_share,
@@ -93,6 +94,50 @@ def test_what_is_replayed_is_not_held_and_the_rest_by_its_share() -> None:
     assert quarter is not None
     assert np.allclose(quarter.ewc.stiffness, 0.25 * whole.ewc.stiffness, rtol=1e-6)
     assert whole.ewc.stiffness.any()
+
+
+def test_outputs_are_held_at_queries_of_other_tasks_that_were_asked_before_the_one_at_hand() -> None:
+    tasks = [_task(1, HERE, 1.0), _task(2, THERE, 2.0), _task(3, ELSEWHERE, 3.0)]
+    hour = _hour([HERE, 2 * HERE, THERE, THERE, ELSEWHERE, HERE, THERE, THERE], tasks)
+    hour = replace(hour, earlier=hour.new[:6], new=hour.new[6:], replayed=0.75)
+    hour.traffic.since = 6
+    config = BaseConfig(BaseTrainingConfig(distillation=2.0, distillation_batch=5))
+    held = _held_outputs(hour, config, [])
+    assert held is not None
+    # In the order of the tasks; the one at hand is free to learn, also where it was before.
+    assert np.array_equal(held.queries, [HERE, HERE, HERE, ELSEWHERE])
+    # Of the frame's two axes, the first is HERE; to ELSEWHERE nothing was added.
+    assert np.array_equal(held.outputs, [*[np.ones(DIM)] * 3, np.zeros(DIM)])
+    assert (held.weight, held.batch) == (2.0 * 0.25 * 2, 5)
+
+
+def test_no_outputs_are_held_where_none_are_there_or_all_is_replayed() -> None:
+    hour = _hour([HERE] * 3, [_task(1, HERE, 1.0), _task(2, THERE, 1.0)])
+    off = BaseConfig(BaseTrainingConfig(distillation=0.0))
+    hour.traffic.since = 0
+    assert _held_outputs(hour, BaseConfig(), []) is None
+    asked = replace(hour, earlier=_hour([THERE] * 3, []).new, new=[])
+    asked.traffic.since = 3
+    assert _held_outputs(asked, BaseConfig(), []) is not None
+    assert _held_outputs(asked, off, []) is None
+    assert _held_outputs(replace(asked, replayed=1.0), BaseConfig(), []) is None
+    assert _held_outputs(replace(asked, tasks=[]), BaseConfig(), []) is None
+
+
+def test_a_candidate_answers_an_earlier_task_more_as_it_was_answered() -> None:
+    task = _task(1, THERE, 1.0)
+    hour = _hour([HERE] * 30, [task])
+    earlier = [one._replace(ordinal=-1) for one in _hour([THERE] * 3, []).new]
+    off = {}
+    for weight in (0.0, 100.0):
+        config = BaseConfig(BaseTrainingConfig(learning_rate=1e-2, distillation=weight))
+        made = make_candidate(replace(hour, earlier=earlier, traffic=_Traffic(())), config, seed=1)
+        assert made is not None
+        query = THERE[np.newaxis].copy()
+        answered = -task.outputs(query)
+        made.trained.map.forward_batch(query, answered)
+        off[weight] = float(np.linalg.norm(answered))
+    assert off[100.0] < 0.5 * off[0.0]
 
 
 def test_a_reservoir_replays_everything_until_it_is_full() -> None:

@@ -13,6 +13,7 @@ from sona_pg.config import BaseTrainingConfig, QueryAdapterConfig
 from sona_pg.errors import ConfigError, DimensionMismatch
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_trainer import fixed_form, train_base
+from sona_pg.learning.held_outputs import HeldOutputs
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList
 from sona_pg.learning.query_adapter import QueryAdapter
@@ -181,6 +182,27 @@ class TestTraining:
         expected = Serving([a_map(3, 10)]).adapt(queries)
         # Decay takes a little before every step, and the average has it for as long.
         np.testing.assert_allclose(Serving([trained.map]).adapt(queries), expected, atol=0.01)
+
+    def test_outputs_that_are_held_move_less(self) -> None:
+        world, start = World(7), a_map(3, 11)
+        lists = world.lists(100)
+        queries = unit_rows(np.random.default_rng(1).standard_normal((30, DIM)))
+        then = Serving([start]).adapt(queries) - queries
+        moved, left = {}, {}
+        for weight in (0.0, 1.0, 100.0):
+            held = HeldOutputs(queries, then, weight, 8)
+            trained, again = (
+                train_base(start, lists, items=world.items, config=replace(CONFIG, decay=0.0), held=held)
+                for _ in range(2)
+            )
+            assert bits(trained.map.weights) == bits(again.map.weights)
+            moved[weight] = float(np.square(Serving([trained.map]).adapt(queries) - queries - then).sum())
+            left[weight] = trained.last_loss / trained.first_loss
+        assert moved[100.0] < moved[1.0] < moved[0.0]
+        assert moved[100.0] < 0.4 * moved[0.0]
+        # Held loosely, it learns as much as free.
+        assert left[0.0] < left[100.0]
+        assert left[1.0] < 0.5 * (left[0.0] + left[100.0])
 
     def test_whoever_waits_is_told_and_may_stop_it(self) -> None:
         world = World(5)

@@ -161,6 +161,8 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "decay": (-1e-9, 101.0),
         "reservoir": (0, (1 << 20) + 1),
         "max_vector_bytes": (1 << 19, 1 << 41),
+        "distillation": (-1e-9, 1.1e6),
+        "distillation_batch": (0, (1 << 16) + 1),
     },
     BackgroundLoopConfig: {
         "extraction_interval_seconds": (-1.0, 366 * 86_400.0 + 1),
