@@ -30,6 +30,12 @@ BACKGROUND_SECONDS = 3600.0
 DEEP_SECONDS = 7 * 86_400.0
 """Time between two cycles of loop C."""
 
+CONSOLIDATION_THRESHOLD = 0.7
+"""Value of both ends from which an edge of the memory graph is strengthened."""
+
+PHI_THRESHOLD = 0.3
+"""Integration from which a dream may leave something behind, see `PhiConfig`."""
+
 MIN_TRAJECTORIES = 100
 """New trajectories without which a cycle of loop B is skipped."""
 
@@ -569,7 +575,7 @@ class PhiConfig:
         Of random paths and shuffles.
     """
 
-    threshold: float = 0.3
+    threshold: float = PHI_THRESHOLD
     ridge: float = 0.01
     quantile: float = 0.95
     random_paths: int = 400
@@ -797,6 +803,64 @@ class BackgroundConfig:
         _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
 
 
+@dataclass(frozen=True, slots=True)
+class DeepLoopConfig:
+    """Loop C: what a cycle over the memory graph does.
+
+    Parameters
+    ----------
+    dreams_per_cycle
+        Dreams of a cycle; at 0 there are none.
+    consolidation_threshold
+        See `ConsolidationConfig.threshold`.
+    phi_threshold
+        See `PhiConfig.threshold`.
+    max_cycle_seconds
+        Units of work that would begin later are left to the next cycle, and that is said; at 0 all are.
+    max_vector_bytes
+        Most that embeddings of nodes take in memory: in large spaces of many dimensions near duplicates and φ are
+        looked at among the nodes accessed last.
+    pattern_items
+        Items that a pattern has edges to, those that helped there most often.
+    system_patterns, system_queries
+        Patterns, the largest, whose integration is measured, and over how many queries, the newest.
+    transfer_patterns
+        Patterns of a space, the largest, that are compared with those of others.
+    keep_dreams
+        Cycles whose dreams are kept.
+    keep_archive_seconds
+        For how long what was removed can be restored.
+    """
+
+    dreams_per_cycle: int = 50
+    consolidation_threshold: float = CONSOLIDATION_THRESHOLD
+    phi_threshold: float = PHI_THRESHOLD
+    max_cycle_seconds: float = 600.0
+    max_vector_bytes: int = VECTOR_BYTES
+    pattern_items: int = 20
+    system_patterns: int = 15
+    system_queries: int = 5000
+    transfer_patterns: int = 200
+    keep_dreams: int = 10
+    keep_archive_seconds: float = 365 * 86_400.0
+
+    def __post_init__(self) -> None:
+        _whole("dreams_per_cycle", self.dreams_per_cycle, 0, 100_000)
+        _within("consolidation_threshold", self.consolidation_threshold, 0.0, 1.0)
+        PhiConfig(self.phi_threshold)
+        _within("max_cycle_seconds", self.max_cycle_seconds, 0.0, 7 * 86_400.0)
+        _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
+        _whole("pattern_items", self.pattern_items, 0, 10_000)
+        _whole("system_patterns", self.system_patterns, 2, 15)
+        _whole("system_queries", self.system_queries, 2, 1_000_000)
+        _whole("transfer_patterns", self.transfer_patterns, 1, 2000)
+        _whole("keep_dreams", self.keep_dreams, 1, 10_000)
+        _within("keep_archive_seconds", self.keep_archive_seconds, 0.0, 1e12)
+
+
+DEEP_SCHEDULE = ScheduleConfig(every_seconds=DEEP_SECONDS)
+"""Of loop C where nobody has set another one."""
+
 FISHER_KINDS = ("empirical", "sampled", "exact", "batched")
 """Whose gradients a Fisher is of: the observed label's, that of a label drawn from the model, the expectation over the
 model's labels, or (as some libraries do, and too small by far) whole batches' (van de Ven 2025, arXiv 2502.11756)."""
@@ -1022,7 +1086,7 @@ class ConsolidationConfig:
     connectivity_weight: float = 0.2
     recency_half_life_seconds: float = 30 * 86_400.0
     prior_quality: float = 0.5
-    threshold: float = 0.7
+    threshold: float = CONSOLIDATION_THRESHOLD
     strengthening: float = 0.1
     interval_seconds: float = DEEP_SECONDS
     half_life_seconds: float = 90 * 86_400.0

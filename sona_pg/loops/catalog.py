@@ -6,5 +6,6 @@ from collections.abc import Mapping
 
 from sona_pg.loops.background import BACKGROUND
 from sona_pg.loops.cycle import Loop
+from sona_pg.loops.deep import DEEP
 
-LOOPS: Mapping[str, Loop] = {BACKGROUND.name: BACKGROUND}
+LOOPS: Mapping[str, Loop] = {BACKGROUND.name: BACKGROUND, DEEP.name: DEEP}

@@ -1,38 +1,272 @@
-"""The memory graph in Postgres."""
+"""The memory graph in Postgres: what a cycle of the deep loop reads."""
 
 from __future__ import annotations
 
-from sona_pg.store.connection import Connection
-from sona_pg.store.spaces import Space
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from sona_pg.errors import LockLost
+from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.store.columns import BIGINT, DOUBLE, read_columns
+from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.patterns import read_patterns
+from sona_pg.store.runs import Run
+from sona_pg.types import FloatVector
+
+KINDS = ("item", "pattern", "concept", "episode", "procedure", "dream")
+"""Kinds of nodes; in the columns each is its place here, but for concepts of the hierarchy."""
+
+PATTERN, HIERARCHICAL = KINDS.index("pattern"), len(KINDS)
+"""Of a pattern and of a pattern of patterns: nodes that other phases keep."""
+
+WALKED = ("co_access", "pattern", "hierarchy", "given")
+"""Kinds of edges that were observed, made of what was, or given by hand: dreams walk over them."""
+
+_ORIGINS = {
+    "co_access": Origin.CO_ACCESS,
+    "pattern": Origin.PATTERN,
+    "creative": Origin.CREATIVE,
+    "hierarchy": Origin.HIERARCHY,
+    # What somebody has put down does not fade, as what cycles make anew does not.
+    "given": Origin.PATTERN,
+}
+
+_FADES = ("co_access", "creative")
+"""Kinds of edges that decay."""
+
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
-def forget_memory(connection: Connection, space: Space) -> None:
-    """Forget what cycles have made of the memory graph; co-access stays, and what was given by hand.
+@dataclass(frozen=True, slots=True)
+class MemoryState:
+    """How far the memory graph is, and the moment of a cycle: the same, whoever goes on with it.
 
-    What was learned from a user cannot be taken out of it again: cycles make it anew of what is kept. In a transaction
-    that the caller began.
+    Parameters
+    ----------
+    generation
+        Grows when a user is forgotten.
+    last_node_id, last_dream_id
+        The last ones that were given.
+    now
+        When the cycle was asked for, seconds since the epoch.
+    seconds_left
+        Until its deadline, as it is now.
     """
-    key = {"space": space.space_id}
-    row = connection.execute(
-        "UPDATE sona.memory_state SET generation = generation + 1, consolidated_at = NULL, evidence = NULL,"
-        " system = NULL, run_id = NULL, updated_at = now() WHERE space_id = %(space)s RETURNING generation",
-        key,
-    ).fetchone()
-    if row is None:
-        return  # no cycle of the deep loop has ever been here
-    for table in ("dream", "memory_archive"):
-        connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
-    connection.execute(
-        "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"
-        " OR (kind = 'concept' AND level > 0)) RETURNING node_id) DELETE FROM sona.memory_node_state t USING gone"
-        " WHERE t.space_id = %(space)s AND t.node_id = gone.node_id",
-        key,
-    )
-    connection.execute(
-        "DELETE FROM sona.memory_edge e WHERE e.space_id = %(space)s AND (e.kind NOT IN ('co_access', 'given')"
-        # Of what was given by hand, edges to what is gone.
-        " OR (e.kind = 'given' AND EXISTS (SELECT FROM (VALUES (e.source_kind, e.source), (e.target_kind, e.target)) u"
-        "  (kind, key) WHERE NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = e.space_id"
-        "  AND n.kind = u.kind AND n.key = u.key))))",
-        key,
-    )
+
+    generation: int
+    last_node_id: int
+    last_dream_id: int
+    now: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredEdges:
+    """Edges as columns, with what finds them again.
+
+    Parameters
+    ----------
+    keys
+        int64 (m,), by `sona._edge_key`.
+    edges
+        The columns; ends are rows of the nodes that were read with them.
+    """
+
+    keys: Rows
+    edges: MemoryEdges
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSpace:
+    """Another space of the same embedder that allows comparison, too."""
+
+    name: str
+    patterns: list[LearnedPattern]
+
+
+@contextlib.contextmanager
+def memory_reader(connection: Connection, run: Run, deadline_seconds: float) -> Iterator[MemoryReader]:
+    """Reads what a phase begins with, all of it as of one moment."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        # Of a cycle that is only tried, what the phases before have written is seen by its own transaction alone.
+        yield MemoryReader(connection, run, deadline_seconds)
+        return
+    with transaction(connection):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield MemoryReader(connection, run, deadline_seconds)
+
+
+class MemoryReader:
+    """Reads, in one transaction, what a phase begins with."""
+
+    def __init__(self, connection: Connection, run: Run, deadline_seconds: float) -> None:
+        self._connection, self._run, self._space = connection, run, run.space
+        row = connection.execute(
+            "SELECT coalesce(m.generation, 0), coalesce(m.last_node_id, 0), coalesce(m.last_dream_id, 0),"
+            " extract(epoch FROM r.requested_at)::float8,"
+            " %(seconds)s - extract(epoch FROM clock_timestamp() - r.claimed_at)::float8"
+            " FROM sona.loop_run r LEFT JOIN sona.memory_state m USING (space_id)"
+            " WHERE r.space_id = %(space)s AND r.run_id = %(run)s",
+            {"seconds": deadline_seconds, "space": self._space.space_id, "run": run.run_id},
+        ).fetchone()
+        if row is None:
+            raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
+        self.state = MemoryState(*row)
+
+    def patterns(self) -> list[LearnedPattern]:
+        """Patterns of trajectories, without their text."""
+        found = read_patterns(self._connection, self._space.space_id)
+        return [pattern for pattern in found.values() if pattern.abstraction_level == 0]
+
+    def queries(self, most: int) -> list[tuple[FloatVector, list[str]]]:
+        """The newest remembered queries in which something helped, the oldest of them first, and what helped."""
+        return self._connection.execute(
+            "SELECT q.embedding, q.helped FROM (SELECT r.embedding, r.helped, r.ordinal FROM sona.remembered_query r"
+            " WHERE r.space_id = %s AND r.ordinal IS NOT NULL AND r.helped <> '{}' ORDER BY r.ordinal DESC LIMIT %s) q"
+            " ORDER BY q.ordinal",
+            (self._space.space_id, most),
+            binary=True,
+        ).fetchall()
+
+    def nodes(self, vector_bytes: int) -> MemoryNodes:
+        """All nodes, in the order of their ids; embeddings of those accessed last, as many as may be in memory."""
+        space_id = sql.Literal(self._space.space_id)
+        found = read_columns(
+            self._connection,
+            sql.SQL(
+                "SELECT n.node_id, CASE WHEN n.kind = 'concept' AND n.level > 0 THEN {concept} ELSE"
+                "  array_position({kinds}, n.kind)::bigint - 1 END, t.access_count,"
+                " extract(epoch FROM n.created_at)::float8, extract(epoch FROM t.last_access)::float8,"
+                " coalesce(t.quality, 'NaN'), t.importance"
+                " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id)"
+                " WHERE n.space_id = {space} ORDER BY n.node_id"
+            ).format(kinds=sql.Literal(list(KINDS)), concept=sql.Literal(HIERARCHICAL), space=space_id),
+            {"ids": BIGINT, "kinds": BIGINT, "access_count": BIGINT}
+            | dict.fromkeys(("created", "last_access", "quality", "importance"), DOUBLE),
+        )
+        ids, dim = cast(Rows, found["ids"]), self._space.dim
+        vectors = read_columns(
+            self._connection,
+            sql.SQL(
+                "SELECT n.node_id, n.embedding FROM sona.memory_node n JOIN sona.memory_node_state t"
+                " USING (space_id, node_id) WHERE n.space_id = {space} AND n.embedding IS NOT NULL"
+                " ORDER BY t.last_access DESC, n.node_id LIMIT {most}"
+            ).format(space=space_id, most=sql.Literal(max(vector_bytes // (4 * dim), 1))),
+            {"ids": BIGINT},
+            ("embedding", dim),
+        )
+        embeddings, has_embedding = np.zeros((len(ids), dim), dtype=np.float32), np.zeros(len(ids), dtype=bool)
+        places = np.searchsorted(ids, cast(Rows, vectors["ids"]))
+        embeddings[places], has_embedding[places] = vectors["embedding"], True
+        return MemoryNodes(**cast("dict[str, Any]", found), embeddings=embeddings, has_embedding=has_embedding)
+
+    def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
+        """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
+        origins = " ".join(f"WHEN '{kind}' THEN {int(origin)}" for kind, origin in _ORIGINS.items())
+        found = read_columns(
+            self._connection,
+            sql.SQL(
+                "WITH place AS MATERIALIZED (" + _PLACES + ")"
+                " SELECT sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target), a.node_id,"
+                f" b.node_id, e.weight, CASE e.kind {origins} END::bigint,"
+                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END"
+                " FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
+                " JOIN place b ON b.kind = e.target_kind AND b.key = e.target"
+                " WHERE e.space_id = {space} AND e.kind = ANY({kinds}) AND e.weight BETWEEN 0 AND 1"
+                " ORDER BY 2, 3, 5, 1"
+            ).format(
+                space=sql.Literal(self._space.space_id),
+                fades=sql.Literal(list(_FADES)),
+                now=sql.Literal(self.state.now),
+                kinds=sql.Literal(list(kinds)),
+            ),
+            {"keys": BIGINT, "source": BIGINT, "target": BIGINT, "weight": DOUBLE, "origin": BIGINT, "decayed": DOUBLE},
+        )
+        source, target = (np.searchsorted(ids, cast(Rows, found[end])).astype(np.int64) for end in ("source", "target"))
+        weight, decayed = cast(Doubles, found["weight"]), cast(Doubles, found["decayed"])
+        edges = MemoryEdges(source, target, weight, decayed, cast(Rows, found["origin"]))
+        return StoredEdges(cast(Rows, found["keys"]), edges)
+
+    def concepts(self) -> list[LearnedPattern]:
+        """Patterns of patterns of the cycle before; their ids are those of the keys, above `FIRST_CONCEPT`."""
+        rows = self._connection.execute(
+            "SELECT n.key::bigint, n.embedding, n.level, coalesce(t.quality, 0.5), t.access_count,"
+            " extract(epoch FROM n.created_at)::float8, ARRAY(SELECT CASE WHEN e.target_kind = 'concept'"
+            "  THEN e.target::bigint + %(first)s ELSE e.target::bigint END FROM sona.memory_edge e"
+            "  WHERE e.space_id = n.space_id AND e.kind = 'hierarchy' AND e.source_kind = n.kind AND e.source = n.key"
+            "  ORDER BY 1)"
+            " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id)"
+            " WHERE n.space_id = %(space)s AND n.kind = 'concept' AND n.level > 0 AND n.embedding IS NOT NULL"
+            " ORDER BY 1",
+            {"space": self._space.space_id, "first": FIRST_CONCEPT},
+            binary=True,
+        ).fetchall()
+        return [
+            LearnedPattern(
+                id=FIRST_CONCEPT + key,
+                centroid=centroid,
+                cluster_size=accesses,
+                total_weight=float(accesses),
+                avg_quality=quality,
+                created_at=created,
+                last_accessed=created,
+                updated_at=created,
+                decayed_at=created,
+                abstraction_level=level,
+                children=tuple(children),
+            )
+            for key, centroid, level, quality, accesses, created, children in rows
+        ]
+
+    def others(self, most_patterns: int) -> Iterator[OtherSpace]:
+        """Spaces of the same embedder that allow comparison, too, where this one does; with their largest patterns."""
+        rows = self._connection.execute(
+            "SELECT o.space_id, o.name FROM sona.space s JOIN sona.space o ON o.dim = s.dim AND o.embedder = s.embedder"
+            " AND o.space_id <> s.space_id WHERE s.space_id = %s AND s.may_transfer AND o.may_transfer ORDER BY 2",
+            (self._space.space_id,),
+        ).fetchall()
+        for space_id, name in rows:
+            yield OtherSpace(name, self.largest_patterns(space_id, most_patterns))
+
+    def largest_patterns(self, space_id: int, most: int) -> list[LearnedPattern]:
+        """The patterns of a space with the most outcomes, in the order of their ids."""
+        ids = self._connection.execute(
+            "SELECT pattern_id FROM sona.pattern WHERE space_id = %s AND abstraction_level = 0"
+            " ORDER BY support DESC, pattern_id LIMIT %s",
+            (space_id, most),
+        ).fetchall()
+        found = read_patterns(self._connection, space_id, [id for (id,) in ids])
+        return list(found.values())
+
+    def is_empty(self) -> bool:
+        """Whether there is neither a node nor an edge."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM sona.memory_edge WHERE space_id = %(space)s)"
+            " OR EXISTS (SELECT FROM sona.memory_node WHERE space_id = %(space)s)",
+            {"space": self._space.space_id},
+        ).fetchone()
+        return row is None or not row[0]
+
+
+FIRST_CONCEPT = 1 << 40
+"""Concepts and patterns are numbered each for themselves; where they stand beside each other, concepts begin here."""
+
+_PLACES = (
+    # What was merged stands for what it was merged into, as long as nothing has taken its name again.
+    "SELECT n.kind, n.key, n.node_id FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
+    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id FROM sona.memory_archive a"
+    " JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
+    " WHERE a.space_id = {space} AND a.entity = 'node' AND a.into_id IS NOT NULL AND NOT EXISTS (SELECT"
+    "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'"
+    "  AND n.key = a.content ->> 'key') ORDER BY 1, 2, 3 DESC"
+)
+"""Names of nodes and what they stand for."""

@@ -185,7 +185,7 @@ class PatternReader:
 
     def patterns(self) -> dict[int, LearnedPattern]:
         """All patterns, by id, without their text: that is the application's, and may be long."""
-        return read_patterns(self._connection, self._space)
+        return read_patterns(self._connection, self._space.space_id)
 
     def verdicts(self) -> dict[int, dict[str, Verdict]]:
         """All verdicts, by pattern and parameter."""
@@ -203,13 +203,13 @@ PATTERN_COLUMNS = f"{_COLUMNS}, p.title, p.description, p.content"
 """What `pattern_of` makes a pattern of: of a pattern p, and of its pattern_access a."""
 
 
-def read_patterns(connection: Connection, space: Space, ids: Sequence[int] | None = None) -> dict[int, LearnedPattern]:
+def read_patterns(connection: Connection, space_id: int, ids: Sequence[int] | None = None) -> dict[int, LearnedPattern]:
     """Patterns by id, all of them if no ids are given; without their text."""
     with translated():
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM sona.pattern p LEFT JOIN sona.pattern_access a USING (space_id, pattern_id)"
             " WHERE p.space_id = %(space)s AND (%(all)s OR p.pattern_id = ANY(%(ids)s)) ORDER BY p.pattern_id",
-            {"space": space.space_id, "all": ids is None, "ids": list(ids or [])},
+            {"space": space_id, "all": ids is None, "ids": list(ids or [])},
             binary=True,
         ).fetchall()
     return {row[0]: pattern_of(row) for row in rows}
@@ -279,7 +279,7 @@ def write_advance(
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
-    before = read_patterns(connection, run.space, [*advance.merged, *advance.pruned])
+    before = read_patterns(connection, space_id, [*advance.merged, *advance.pruned])
     gone = list(before)
     cursor = connection.cursor()
     # Texts are the application's: somebody may have attached one since they were read.

@@ -128,6 +128,7 @@ CALLS = {
     "add_memory_edge": "SELECT sona.add_memory_edge({space}, 'item', '1', 'item', '2', 0.5)",
     "forget_dreams": "SELECT sona.forget_dreams({space})",
     "restore_memory": "SELECT sona.restore_memory({space}, '{{1,2}}')",
+    "_edge_key": "SELECT sona._edge_key('co_access', 'item', 'a', 'item', 'b')",
     "_near_nodes": "SELECT sona._near_nodes({space_id}, 3) IS NULL",
     "related": "SELECT kind, key, activation, hop FROM sona.related({space}, {query}, 2, 5)",
     "_indexed_patterns": "SELECT sona._indexed_patterns({space_id}, 3, 'p.support') IS NULL",

@@ -215,6 +215,7 @@ EVERY = (
     "_delete_trajectories",
     "_drop_queries_index",
     "_drop_vectors_index",
+    "_edge_key",
     "_events_before",
     "_familiar",
     "_filtered_as",

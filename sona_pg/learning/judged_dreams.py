@@ -1,0 +1,84 @@
+"""Which dreams may leave something behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sona_pg.learning.dream_evidence import DreamEvidence
+from sona_pg.learning.dream_gate import PhiEvaluator
+from sona_pg.learning.dreams import Dream
+from sona_pg.learning.memory_graph import Flags, Floats
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedDream:
+    """A dream, and whether it is integrated into memory.
+
+    Parameters
+    ----------
+    dream
+        The dream.
+    phi
+        Integration of its nodes that have an embedding; 0 where fewer than two have.
+    level
+        φ that it had to reach: what random paths of as many nodes reach in this space.
+    refusal
+        Why it is not integrated; empty where it is.
+    """
+
+    dream: Dream
+    phi: float
+    level: float
+    refusal: str
+
+    @property
+    def is_integrated(self) -> bool:
+        """Whether it may connect what it has brought together."""
+        return not self.refusal
+
+
+def judged_dreams(
+    dreams: Sequence[Dream],
+    embeddings: Floats,
+    has_embedding: Flags,
+    evaluator: PhiEvaluator,
+    evidence: DreamEvidence,
+    *,
+    check_stop: Callable[[], None] = lambda: None,
+) -> list[JudgedDream]:
+    """Judge dreams by their integration, and all of them by what held-out edges say of dreams in this space.
+
+    Parameters
+    ----------
+    embeddings, has_embedding
+        Of all nodes: float32 (n, dim), bool (n,).
+    check_stop
+        Called between units of work; what it raises ends the judgement.
+    """
+    known = np.flatnonzero(has_embedding)
+    rows = embeddings[known]
+    place = np.full(len(has_embedding), -1, dtype=np.int64)
+    place[known] = np.arange(len(known))
+    center = rows.mean(axis=0, dtype=np.float64) if len(rows) else None
+    levels: dict[int, float] = {}
+    judged = []
+    for dream in dreams:
+        check_stop()
+        nodes = list(dict.fromkeys(int(at) for at in place[list(dream.nodes)] if at >= 0))
+        if len(nodes) < 2:
+            judged.append(JudgedDream(dream, 0.0, 0.0, "fewer than two of its nodes have an embedding"))
+            continue
+        if len(nodes) not in levels:
+            levels[len(nodes)] = evaluator.calibrate(evaluator.random_path_values(rows, len(nodes), center))
+        phi, level = evaluator.evaluate(nodes, rows, center).value, levels[len(nodes)]
+        if phi < level:
+            refusal = f"integration is {phi:.3f}, expected {level:.3f}, what random paths reach here"
+        elif not evidence.confirmed:
+            refusal = "dreams have not shown that they help here: " + evidence.reason
+        else:
+            refusal = ""
+        judged.append(JudgedDream(dream, phi, level, refusal))
+    return judged

@@ -1,0 +1,447 @@
+"""Loop C: what was learned is put in order, and dreamt about.
+
+A cycle makes a memory graph of items, patterns and what goes together, consolidates it, finds patterns of patterns,
+dreams over it, and measures how much the patterns are one system. It proposes: what dreams connect is weak and marked,
+and what is removed is in the archive. All of it is as of the moment in which the cycle was asked for, so that one that
+was interrupted comes to the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg.config import (
+    DEEP_SCHEDULE,
+    ConsolidationConfig,
+    DeepLoopConfig,
+    DreamConfig,
+    DreamEvidenceConfig,
+    HierarchyConfig,
+    PhiConfig,
+    TransferConfig,
+)
+from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.consolidation import Compression, ConsolidationPlan, compression, consolidation_plan
+from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
+from sona_pg.learning.dream_gate import PhiEvaluator
+from sona_pg.learning.dream_walks import CreativeEdges, creative_edges
+from sona_pg.learning.dreams import Dream, generate_dreams
+from sona_pg.learning.hierarchy import PatternHierarchy, pattern_hierarchy
+from sona_pg.learning.judged_dreams import JudgedDream, judged_dreams
+from sona_pg.learning.memory_columns import MemoryNodes
+from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
+from sona_pg.learning.pattern_edges import pattern_edges
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.learning.system_integration import SystemIntegration, system_integration
+from sona_pg.learning.transfer import analogies
+from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
+from sona_pg.store.connection import Connection
+from sona_pg.store.memory import (
+    FIRST_CONCEPT,
+    HIERARCHICAL,
+    PATTERN,
+    WALKED,
+    MemoryReader,
+    MemoryState,
+    StoredEdges,
+    memory_reader,
+)
+from sona_pg.store.memory_writes import MemoryTransaction, index_nodes
+from sona_pg.store.runs import Facts
+from sona_pg.types import FloatVector
+
+NAME = "deep"
+
+Rows = NDArray[np.int64]
+R = TypeVar("R")
+W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True)
+class DeepConfig:
+    """Settings of the loop and of its parts.
+
+    Parameters
+    ----------
+    loop
+        How much a cycle does; its thresholds take the place of those of `consolidation` and `phi`.
+    consolidation, hierarchy, dreams, evidence, phi, transfer
+        Of its parts.
+    """
+
+    loop: DeepLoopConfig = field(default_factory=DeepLoopConfig)
+    consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
+    dreams: DreamConfig = field(default_factory=DreamConfig)
+    evidence: DreamEvidenceConfig = field(default_factory=DreamEvidenceConfig)
+    phi: PhiConfig = field(default_factory=PhiConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+    def __post_init__(self) -> None:
+        loop = self.loop
+        object.__setattr__(self, "phi", replace(self.phi, threshold=loop.phi_threshold))
+        object.__setattr__(self, "consolidation", replace(self.consolidation, threshold=loop.consolidation_threshold))
+
+
+class _Part(ABC, Generic[R, W]):
+    """A phase that begins no work after the deadline of its cycle."""
+
+    name: str
+
+    def __init__(self, config: DeepConfig) -> None:
+        self.config = config
+
+    def read(self, connection: Connection, cycle: Cycle) -> tuple[MemoryState, R] | None:
+        cycle.check_stop()
+        with memory_reader(connection, cycle.run, self.config.loop.max_cycle_seconds) as reader:
+            return (reader.state, self.found(reader, cycle)) if reader.state.seconds_left > 0 else None
+
+    def compute(self, found: tuple[MemoryState, R] | None, cycle: Cycle) -> tuple[MemoryState, W] | None:
+        return None if found is None else (found[0], self.made(*found, cycle))
+
+    def write(self, connection: Connection, made: tuple[MemoryState, W] | None, cycle: Cycle) -> Facts:
+        if made is None:
+            return {self.name: f"skipped: {self.config.loop.max_cycle_seconds:g} seconds are over"}
+        state, result = made
+        transaction = MemoryTransaction(connection, cycle.run, state, cycle.config.lock_timeout_seconds)
+        return {self.name: self.done(transaction, result, connection, cycle)}
+
+    @abstractmethod
+    def found(self, reader: MemoryReader, cycle: Cycle) -> R:
+        """What it begins with."""
+
+    @abstractmethod
+    def made(self, state: MemoryState, found: R, cycle: Cycle) -> W:
+        """What it comes to, without a database."""
+
+    @abstractmethod
+    def done(self, transaction: MemoryTransaction, made: W, connection: Connection, cycle: Cycle) -> Facts:
+        """Write it, and say what was done."""
+
+    def phase(self) -> Phase[tuple[MemoryState, R] | None, tuple[MemoryState, W] | None]:
+        return Phase(self.name, self.read, self.compute, self.write)
+
+
+# ---- growth ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    patterns: list[LearnedPattern]
+    queries: list[tuple[FloatVector, list[str]]]
+    is_empty: bool
+
+
+class _Grow(_Part[_Learned, Sequence[tuple[int, str, float]]]):
+    """Nodes and edges of what was learned."""
+
+    name = "grow"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Learned:
+        limits = self.config.loop
+        most = max(limits.max_vector_bytes // (4 * cycle.space.dim), 1)
+        patterns = reader.patterns()
+        return _Learned(patterns, reader.queries(min(most, _PATTERN_QUERIES)) if patterns else [], reader.is_empty())
+
+    def made(self, state: MemoryState, found: _Learned, cycle: Cycle) -> Sequence[tuple[int, str, float]]:
+        if found.is_empty and not found.patterns:
+            raise Skipped("there are no patterns, nothing helped together, and nobody has added a memory node")
+        return pattern_edges(found.patterns, found.queries, self.config.loop.pattern_items)
+
+    def done(
+        self,
+        transaction: MemoryTransaction,
+        made: Sequence[tuple[int, str, float]],
+        connection: Connection,
+        cycle: Cycle,
+    ) -> Facts:
+        grown = transaction.grow(made)
+        return {
+            "nodes_created": grown.created,
+            "nodes_gone": grown.gone,
+            "pattern_edges": grown.pattern_edges,
+            "items_embedded": grown.embedded,
+        }
+
+
+_PATTERN_QUERIES = 20_000
+"""Remembered queries, the newest, that say which items helped in which pattern."""
+
+
+# ---- consolidation ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Consolidated:
+    nodes: MemoryNodes
+    stored: StoredEdges
+    plan: ConsolidationPlan
+    compression: Compression
+
+
+class _Consolidate(_Part[tuple[MemoryNodes, StoredEdges], _Consolidated]):
+    """What is valuable is strengthened, the rest fades, what is twice becomes one."""
+
+    name = "consolidate"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> tuple[MemoryNodes, StoredEdges]:
+        nodes = reader.nodes(self.config.loop.max_vector_bytes)
+        return nodes, reader.edges(nodes.ids, (*WALKED, "creative"))
+
+    def made(self, state: MemoryState, found: tuple[MemoryNodes, StoredEdges], cycle: Cycle) -> _Consolidated:
+        nodes, stored = found
+        # Patterns are merged by the background loop, and patterns of patterns are made anew.
+        own = nodes.has_embedding & (nodes.kinds != PATTERN) & (nodes.kinds != HIERARCHICAL)
+        compared = replace(nodes, has_embedding=own)
+        plan = consolidation_plan(compared, stored.edges, state.now, self.config.consolidation)
+        return _Consolidated(nodes, stored, plan, compression(nodes, plan))
+
+    def done(self, transaction: MemoryTransaction, made: _Consolidated, connection: Connection, cycle: Cycle) -> Facts:
+        executed = transaction.execute(made.nodes, made.stored, made.plan)
+        smaller = made.compression
+        return {
+            "nodes": smaller.nodes[1],
+            "edges": smaller.edges[1],
+            "edges_strengthened": len(made.plan.strengthened),
+            "edges_decayed": len(made.plan.decayed),
+            "edges_changed": executed.edges,
+            "edges_pruned": executed.pruned,
+            "nodes_merged": executed.merged,
+            "nodes_archived": executed.archived,
+            "bytes_before": smaller.total_bytes[0],
+            "bytes_after": smaller.total_bytes[1],
+            "archive_expired": transaction.drop_old_archive(self.config.loop.keep_archive_seconds),
+        }
+
+
+# ---- hierarchy -------------------------------------------------------------------------------------------------------
+
+
+class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
+    """Patterns of patterns."""
+
+    name = "hierarchy"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> list[LearnedPattern]:
+        return [*reader.patterns(), *reader.concepts()]
+
+    def made(self, state: MemoryState, found: list[LearnedPattern], cycle: Cycle) -> PatternHierarchy:
+        first = 1 + max((pattern.id for pattern in found), default=0)
+        return pattern_hierarchy(
+            found, next_id=max(first, FIRST_CONCEPT + 1), now=state.now, config=self.config.hierarchy
+        )
+
+    def done(
+        self, transaction: MemoryTransaction, made: PatternHierarchy, connection: Connection, cycle: Cycle
+    ) -> Facts:
+        transaction.write_hierarchy(made.patterns)
+        return {
+            "concepts": len(made.patterns),
+            "created": len(made.created),
+            "kept": len(made.updated),
+            "retired": len(made.retired),
+            "levels": max((pattern.abstraction_level for pattern in made.patterns), default=0),
+        }
+
+
+# ---- dreams ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    nodes: MemoryNodes
+    observed: StoredEdges
+    standing: StoredEdges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Dreamt:
+    ids: Rows
+    evidence: DreamEvidence
+    dreams: Sequence[JudgedDream]
+    edges: CreativeEdges
+
+
+class _Dream(_Part[_Memory, _Dreamt]):
+    """Walks over the graph, and the weak edges that they propose where dreams have shown that they help."""
+
+    name = "dream"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Memory:
+        nodes = reader.nodes(self.config.loop.max_vector_bytes)
+        return _Memory(nodes, reader.edges(nodes.ids, WALKED), reader.edges(nodes.ids, ("creative",)))
+
+    def made(self, state: MemoryState, found: _Memory, cycle: Cycle) -> _Dreamt:
+        graph = graph_of(found.nodes, found.observed)
+        evidence = dreams_help(graph, self.config.dreams, self.config.evidence, seed=self.config.dreams.seed)
+        cycle.check_stop()
+        count = self.config.loop.dreams_per_cycle if len(graph) else 0
+        dreams = generate_dreams(graph, count, self.config.dreams, first=state.last_dream_id) if count else []
+        judged = judged_dreams(
+            dreams, found.nodes.embeddings, found.nodes.has_embedding, PhiEvaluator(self.config.phi), evidence,
+            check_stop=cycle.check_stop,
+        )  # fmt: skip
+        kept = [one.dream for one in judged if one.is_integrated]
+        standing = found.standing.edges
+        edges = creative_edges(
+            graph, *_as_walks(kept, self.config.dreams), self.config.dreams, standing=(standing.source, standing.target)
+        )
+        return _Dreamt(found.nodes.ids, evidence, judged, edges)
+
+    def done(self, transaction: MemoryTransaction, made: _Dreamt, connection: Connection, cycle: Cycle) -> Facts:
+        transaction.write_facts(
+            "evidence",
+            {
+                "confirmed": made.evidence.confirmed,
+                "auc": _number(made.evidence.auc),
+                "control": _number(made.evidence.control),
+                "p": made.evidence.p,
+                "reason": made.evidence.reason,
+            },
+        )
+        transaction.write_dreams(
+            [(one.dream, one.phi, one.level, one.refusal) for one in made.dreams],
+            made.ids,
+            self.config.loop.keep_dreams,
+        )
+        weight = self.config.dreams.edge_weight
+        connected = transaction.write_creative(made.ids[made.edges.source], made.ids[made.edges.target], weight)
+        return {
+            "dreams": len(made.dreams),
+            "integrated": sum(one.is_integrated for one in made.dreams),
+            "edges_proposed": connected,
+            "confirmed": made.evidence.confirmed,
+            "reason": made.evidence.reason,
+        }
+
+
+def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
+    """The graph that dreams walk on; an unknown quality is one half."""
+    edges, quality = stored.edges, np.where(np.isnan(nodes.quality), 0.5, nodes.quality)
+    return MemoryGraph.from_edges(
+        len(nodes),
+        edges.source,
+        edges.target,
+        edges.weight,
+        embeddings=np.where(nodes.has_embedding[:, np.newaxis], nodes.embeddings, np.float32(0)),
+        facts=NodeFacts(nodes.importance, quality, nodes.access_count, nodes.last_access),
+    )
+
+
+def _as_walks(dreams: Sequence[Dream], config: DreamConfig) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    shape = (len(dreams), config.path_length)
+    return (
+        np.array([dream.nodes for dream in dreams], dtype=np.int32).reshape(shape),
+        np.array([dream.kinds for dream in dreams], dtype=np.uint8).reshape(shape),
+    )
+
+
+# ---- integration -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Activity:
+    patterns: list[LearnedPattern]
+    queries: list[tuple[FloatVector, list[str]]]
+
+
+class _Integration(_Part[_Activity, tuple[list[int], SystemIntegration]]):
+    """How much the largest patterns are one system, by how each query activates them after the one before."""
+
+    name = "integration"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Activity:
+        limits = self.config.loop
+        most = min(limits.system_queries, max(limits.max_vector_bytes // (4 * cycle.space.dim), 1))
+        patterns = reader.largest_patterns(cycle.space.space_id, limits.system_patterns)
+        return _Activity(patterns, reader.queries(most) if len(patterns) > 1 else [])
+
+    def made(self, state: MemoryState, found: _Activity, cycle: Cycle) -> tuple[list[int], SystemIntegration]:
+        ids = [pattern.id for pattern in found.patterns]
+        if len(ids) < 2 or not found.queries:
+            return ids, SystemIntegration(None, reason=f"{len(ids)} patterns and {len(found.queries)} queries")
+        rows = normalized_rows(np.array([query for query, _ in found.queries], dtype=np.float32))
+        centroids = np.array([pattern.centroid for pattern in found.patterns], dtype=np.float32)
+        return ids, system_integration(rows @ centroids.T, self.config.phi)
+
+    def done(
+        self,
+        transaction: MemoryTransaction,
+        made: tuple[list[int], SystemIntegration],
+        connection: Connection,
+        cycle: Cycle,
+    ) -> Facts:
+        ids, found = made
+        facts: Facts = {
+            "phi": found.value,
+            "chance": found.null,
+            "whole": found.whole,
+            "patterns": [ids[node] for node in found.nodes],
+            "reason": found.reason,
+        }
+        transaction.write_facts("system", facts)
+        return facts
+
+
+# ---- transfer --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Spaces:
+    own: list[LearnedPattern]
+    others: dict[str, list[LearnedPattern]]
+
+
+class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
+    """Patterns of other spaces that correspond to some of this one, where both spaces allow it."""
+
+    name = "transfer"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Spaces:
+        most = self.config.loop.transfer_patterns
+        others = {other.name: other.patterns for other in reader.others(most)}
+        return _Spaces(reader.largest_patterns(cycle.space.space_id, most) if others else [], others)
+
+    def made(self, state: MemoryState, found: _Spaces, cycle: Cycle) -> list[tuple[int, str, int, float]]:
+        pairs = []
+        for name, theirs in found.others.items():
+            cycle.check_stop()
+            if theirs and found.own:
+                pairs += [
+                    (pair.target, name, pair.source, min(max(pair.similarity, 0.0), 1.0))
+                    for pair in analogies(theirs, found.own, self.config.transfer)
+                ]
+        return pairs
+
+    def done(
+        self,
+        transaction: MemoryTransaction,
+        made: list[tuple[int, str, int, float]],
+        connection: Connection,
+        cycle: Cycle,
+    ) -> Facts:
+        transaction.write_analogies(made)
+        indexed = index_nodes(
+            connection, cycle.space, cycle.config.exact_search_rows, cycle.config.lock_timeout_seconds
+        )
+        return {"analogies": len(made), "spaces": len({name for _, name, _, _ in made}), "nodes_indexed": indexed}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def deep_loop(config: DeepConfig | None = None) -> Loop:
+    """The loop with settings."""
+    settings = DeepConfig() if config is None else config
+    parts = (_Grow, _Consolidate, _Hierarchy, _Dream, _Integration, _Transfer)
+    return Loop(NAME, DEEP_SCHEDULE, tuple(part(settings).phase() for part in parts))
+
+
+DEEP = deep_loop()

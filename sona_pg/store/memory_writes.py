@@ -1,0 +1,599 @@
+"""The memory graph in Postgres: what a cycle of the deep loop writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg.types.json import Jsonb
+
+from sona_pg.errors import LockLost, SonaError
+from sona_pg.learning.consolidation import ConsolidationPlan
+from sona_pg.learning.dreams import Dream
+from sona_pg.learning.memory_columns import MemoryNodes
+from sona_pg.learning.patterns import LearnedPattern
+from sona_pg.store import spaces
+from sona_pg.store.columns import write_columns
+from sona_pg.store.connection import Connection
+from sona_pg.store.learning import LearningTransaction
+from sona_pg.store.memory import FIRST_CONCEPT, MemoryState, StoredEdges
+from sona_pg.store.runs import Run
+from sona_pg.store.spaces import Space
+from sona_pg.types import Json
+
+Rows = NDArray[np.int64]
+
+_STEP_KINDS = ("start", "edge", "jump", "restart")
+"""How a node of a dream was reached, by the kernel's codes."""
+
+_READ_AT_ONCE = 2000
+"""Items whose embeddings are read at once."""
+
+_JUDGED_QUERIES = 100_000
+"""Remembered queries, the newest, by which items are judged."""
+
+_TO_TIME = "to_timestamp(%(now)s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How the graph has grown.
+
+    Parameters
+    ----------
+    created, gone
+        Nodes that are new, and those whose pattern is gone.
+    pattern_edges
+        Edges between patterns and the items that helped there.
+    embedded
+        Items that have got an embedding.
+    """
+
+    created: int
+    gone: int
+    pattern_edges: int
+    embedded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What was done of a plan; edges that an outcome has changed since it was made are left to the next cycle."""
+
+    edges: int
+    pruned: int
+    archived: int
+    merged: int
+
+
+class MemoryTransaction:
+    """Writes what a phase has come to, in a transaction that the caller began.
+
+    Raises
+    ------
+    LockLost
+        If a user was forgotten since it was read: it may hold what they have left.
+    """
+
+    def __init__(self, connection: Connection, run: Run, state: MemoryState, lock_timeout_seconds: int) -> None:
+        self._connection, self._run, self._state = connection, run, state
+        self._space, self._lock_timeout = run.space, lock_timeout_seconds
+        self._key: dict[str, object] = {"space": run.space.space_id, "run": run.run_id, "now": state.now}
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        connection.execute(
+            "INSERT INTO sona.memory_state (space_id) VALUES (%(space)s) ON CONFLICT DO NOTHING", self._key
+        )
+        row = connection.execute(
+            "UPDATE sona.memory_state SET run_id = %(run)s, updated_at = now() WHERE space_id = %(space)s"
+            " RETURNING generation",
+            self._key,
+        ).fetchone()
+        if row is None or row[0] != state.generation:
+            raise LockLost(
+                f"a user of space {run.space.name!r} was forgotten meanwhile: the memory graph is computed again"
+            )
+
+    # ---- growth ------------------------------------------------------------------------------------------------------
+
+    def grow(self, pattern_edges: Sequence[tuple[int, str, float]]) -> Growth:
+        """Make nodes of patterns and of items that helped together or in a pattern, and edges between the two.
+
+        Parameters
+        ----------
+        pattern_edges
+            Pattern, item, and weight, 0 to 1.
+        """
+        gone = self._archive_nodes(
+            "n.kind = 'pattern' AND NOT EXISTS (SELECT FROM sona.pattern p WHERE p.space_id = n.space_id"
+            " AND p.pattern_id::text = n.key)",
+            "its pattern is gone",
+        )
+        created = self._take_in(
+            "SELECT 'pattern' AS kind, p.pattern_id::text AS key, p.centroid AS embedding, p.title, 0 AS level,"
+            " least(greatest(p.avg_quality, 0), 1) AS quality, p.support + coalesce(a.access_count, 0) AS access_count,"
+            " greatest(p.updated_at, a.last_accessed) AS last_access"
+            " FROM sona.pattern p LEFT JOIN sona.pattern_access a USING (space_id, pattern_id)"
+            " WHERE p.space_id = %(space)s AND p.abstraction_level = 0",
+            {},
+        )
+        created += self._take_in(
+            _ITEMS, {"items": sorted({item for _, item, _ in pattern_edges}), "most": _JUDGED_QUERIES}
+        )
+        self._connection.execute(
+            "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'pattern'", self._key
+        )
+        self._insert_edges(
+            "pattern",
+            "patterns",
+            [("pattern", str(pattern), "item", item, weight) for pattern, item, weight in pattern_edges],
+        )
+        return Growth(created, gone, len(pattern_edges), self._embed_items())
+
+    def _take_in(self, known: str, key: Mapping[str, object], rows: Sequence[tuple[object, ...]] = ()) -> int:
+        """Make nodes of what is known, or bring those that there are up to date; how many are new.
+
+        Parameters
+        ----------
+        known
+            A query of kind, key, embedding, title, level, quality, access_count and last_access; with `key`.
+        rows
+            More of them.
+        """
+        named = self._key | dict(key)
+        self._temporary("sona_known", f"AS {known}", named)
+        self._connection.cursor().executemany(
+            "INSERT INTO pg_temp.sona_known VALUES (%s, %s, %s, %s, %s, %s, %s, to_timestamp(%s))", rows
+        )
+        self._connection.execute(
+            "UPDATE sona.memory_node n SET embedding = coalesce(k.embedding, n.embedding), level = k.level,"
+            " title = coalesce(k.title, n.title) FROM pg_temp.sona_known k"
+            " WHERE n.space_id = %(space)s AND n.kind = k.kind AND n.key = k.key"
+            " AND ((k.embedding IS NOT NULL AND k.embedding::text IS DISTINCT FROM n.embedding::text)"
+            "  OR n.level <> k.level OR coalesce(k.title, n.title) IS DISTINCT FROM n.title)",
+            named,
+        )
+        created = self._connection.execute(
+            "INSERT INTO sona.memory_node (space_id, node_id, kind, key, embedding, title, level, created_at)"
+            " SELECT %(space)s, m.last_node_id + row_number() OVER (ORDER BY length(k.key), k.key), k.kind, k.key,"
+            f" k.embedding, k.title, k.level, {_TO_TIME} FROM pg_temp.sona_known k, sona.memory_state m"
+            " WHERE m.space_id = %(space)s AND NOT EXISTS (SELECT FROM sona.memory_node n"
+            "  WHERE n.space_id = m.space_id AND n.kind = k.kind AND n.key = k.key)",
+            named,
+        ).rowcount
+        self._connection.execute(
+            "UPDATE sona.memory_state SET last_node_id = last_node_id + %(created)s WHERE space_id = %(space)s",
+            named | {"created": created},
+        )
+        self._connection.execute(
+            "INSERT INTO sona.memory_node_state AS t"
+            " (space_id, node_id, importance, quality, access_count, last_access)"
+            f" SELECT n.space_id, n.node_id, 0.5, k.quality, k.access_count, coalesce(k.last_access, {_TO_TIME})"
+            " FROM pg_temp.sona_known k JOIN sona.memory_node n ON n.space_id = %(space)s AND n.kind = k.kind"
+            " AND n.key = k.key ON CONFLICT (space_id, node_id) DO UPDATE SET quality = excluded.quality,"
+            " access_count = excluded.access_count, last_access = greatest(t.last_access, excluded.last_access)",
+            named,
+        )
+        return created
+
+    def _embed_items(self) -> int:
+        """Embeddings of items that have none here, from the application's table, or from what was recorded."""
+        done, after = 0, ""
+        while True:
+            rows = self._connection.execute(
+                "SELECT key FROM sona.memory_node WHERE space_id = %s AND kind = 'item' AND embedding IS NULL"
+                " AND key > %s ORDER BY key LIMIT %s",
+                (self._space.space_id, after, _READ_AT_ONCE),
+            ).fetchall()
+            if not rows:
+                return done
+            items = [item for (item,) in rows]
+            after = items[-1]
+            try:
+                found = spaces.item_embeddings(self._connection, self._space, items)
+            except SonaError:
+                # The table is gone, or another one: its items have no place until it is set anew.
+                return done
+            cursor = self._connection.cursor()
+            cursor.executemany(
+                "UPDATE sona.memory_node SET embedding = %s WHERE space_id = %s AND kind = 'item' AND key = %s",
+                [(vector, self._space.space_id, item) for item, vector in found.items()],
+            )
+            done += len(found)
+
+    def _insert_edges(
+        self, kind: str, origin: str, edges: Sequence[tuple[str, str, str, str, float]], *, replaces: bool = True
+    ) -> int:
+        """Insert edges, each with kind and key of both its ends and a weight; how many there are new."""
+        conflict = "DO UPDATE SET weight = excluded.weight, origin = excluded.origin, decayed_at = excluded.decayed_at"
+        columns = [list(column) for column in zip(*edges, strict=True)] or [[], [], [], [], []]
+        return self._connection.execute(
+            "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight, origin,"
+            " created_at, updated_at, decayed_at)"
+            f" SELECT %(space)s, %(kind)s, k.*, %(origin)s, {_TO_TIME}, {_TO_TIME}, {_TO_TIME}"
+            " FROM unnest(%(a)s::text[], %(b)s::text[], %(c)s::text[], %(d)s::text[], %(e)s::float8[])"
+            " k (source_kind, source, target_kind, target, weight) ORDER BY 5, 7"
+            " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) "
+            + (conflict if replaces else "DO NOTHING"),
+            self._key | {"kind": kind, "origin": origin} | dict(zip("abcde", columns, strict=True)),
+        ).rowcount
+
+    def _temporary(self, name: str, what: str, key: Mapping[str, object] | None = None) -> None:
+        """A table of this transaction."""
+        # Other phases of the cycle, on the same connection, have had theirs in transactions of their own; but of this
+        # one an earlier step may have had it.
+        self._connection.execute(f"DROP TABLE IF EXISTS pg_temp.{name}")
+        columns, query = ("", what) if what.startswith("AS ") else (what, "")
+        self._connection.execute(f"CREATE TEMP TABLE {name} {columns} ON COMMIT DROP {query}", key or self._key)
+
+    # ---- consolidation -----------------------------------------------------------------------------------------------
+
+    def _archive_nodes(self, which: str, reason: str, key: Mapping[str, object] | None = None) -> int:
+        """Move nodes to the archive, with their edges; how many."""
+        named = self._key | dict(key or {}) | {"reason": reason}
+        self._temporary(
+            "sona_gone",
+            f"AS SELECT n.node_id, n.kind, n.key FROM sona.memory_node n WHERE n.space_id = %(space)s AND {which}",
+            named,
+        )
+        for end in ("source", "target"):
+            self._connection.execute(
+                "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_gone g WHERE e.space_id = %(space)s"
+                f" AND e.{end}_kind = g.kind AND e.{end} = g.key RETURNING e.*)"
+                " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
+                f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), %(reason)s, {_TO_TIME} FROM gone",
+                named,
+            )
+        return self._move_nodes(
+            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), %(reason)s, NULL", named
+        )
+
+    def _move_nodes(self, row: str, key: Mapping[str, object]) -> int:
+        return self._connection.execute(
+            "WITH gone AS (DELETE FROM sona.memory_node n USING pg_temp.sona_gone g WHERE n.space_id = %(space)s"
+            " AND n.node_id = g.node_id RETURNING n.*),"
+            " state AS (DELETE FROM sona.memory_node_state t USING pg_temp.sona_gone g WHERE t.space_id = %(space)s"
+            " AND t.node_id = g.node_id RETURNING t.*)"
+            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, into_id, archived_at)"
+            f" SELECT gone.space_id, %(run)s, {row}, {_TO_TIME} FROM gone JOIN state t USING (node_id)"
+            " ORDER BY gone.node_id",
+            key,
+        ).rowcount
+
+    def execute(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> Executed:
+        """Do what a plan says; what goes is in the archive.
+
+        Parameters
+        ----------
+        nodes, stored
+            What the plan was made for.
+        """
+        changed = self._stage_edges(nodes, stored, plan)
+        # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
+        LearningTransaction(self._connection, self._space, self._lock_timeout)
+        pruned = self._remove_edges()
+        edges = self._change_edges() if changed else 0
+        merged = self._merge_nodes(nodes, plan)
+        archived = 0
+        if len(plan.archived):
+            ids = [int(id) for id in nodes.ids[plan.archived]]
+            archived = self._archive_nodes("n.node_id = ANY(%(ids)s)", "of little value, unused and old", {"ids": ids})
+        self._write_values(nodes, stored, plan)
+        self._connection.execute(
+            f"UPDATE sona.memory_state SET consolidated_at = {_TO_TIME} WHERE space_id = %(space)s", self._key
+        )
+        return Executed(edges, pruned, archived, merged)
+
+    def _stage_edges(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> int:
+        """What becomes of which edges, in a table of this transaction; how many there are."""
+        edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
+        stays = plan.edge_into == rows
+        is_moved = stays & ((after.source != edges.source) | (after.target != edges.target))
+        # Between other nodes it is another row.
+        goes = ~stays | is_moved
+        is_weak = np.zeros(len(rows), dtype=bool)
+        is_weak[plan.pruned] = True
+        changes = stays & ~is_moved & ((after.weight != edges.weight) | (after.decayed_at > edges.decayed_at))
+        kept = np.flatnonzero(goes | changes)
+        # 0 another weight, 1 too weak, 2 with its node or twice, 3 between other nodes.
+        action = np.where(is_moved, 3, np.where(is_weak, 1, np.where(goes, 2, 0)))
+        self._temporary(
+            "sona_edge_change",
+            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint)",
+        )
+        columns = {
+            "key": stored.keys[kept],
+            "was": edges.weight[kept],
+            "weight": after.weight[kept],
+            "action": action[kept].astype(np.int64),
+            "source": nodes.ids[after.source[kept]],
+            "target": nodes.ids[after.target[kept]],
+        }
+        write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
+        self._connection.execute("ANALYZE pg_temp.sona_edge_change")
+        return len(kept)
+
+    def _remove_edges(self) -> int:
+        """Archive the edges that go, and put those that were moved between the nodes that stand."""
+        self._temporary(
+            "sona_removed",
+            "AS SELECT e AS edge, 0::bigint AS action, 0::float8 AS becomes, 0::bigint AS from_id, 0::bigint AS to_id"
+            " FROM sona.memory_edge e WHERE false",
+        )
+        self._connection.execute(
+            "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_edge_change c WHERE e.space_id = %(space)s"
+            f" AND {_EDGE_KEY} = c.key AND c.action > 0 AND e.weight = c.was"
+            " RETURNING e AS edge, c.action, c.weight, c.source, c.target)"
+            " INSERT INTO pg_temp.sona_removed SELECT * FROM gone",
+            self._key,
+        )
+        self._connection.execute(
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
+            " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
+            f" ELSE 'of a node that was merged or went' END, {_TO_TIME} FROM pg_temp.sona_removed r"
+            " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target",
+            self._key,
+        )
+        # An undirected edge stands once, source before target.
+        self._connection.execute(
+            "INSERT INTO sona.memory_edge AS e (space_id, kind, source_kind, source, target_kind, target, weight,"
+            " origin, created_at, updated_at, decayed_at)"
+            " SELECT %(space)s, (r.edge).kind, CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END,"
+            " least(a.key, b.key),"
+            " CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END, greatest(a.key, b.key), max(r.becomes),"
+            f" min((r.edge).origin), min((r.edge).created_at), max((r.edge).updated_at), {_TO_TIME}"
+            " FROM pg_temp.sona_removed r JOIN sona.memory_node a ON a.space_id = %(space)s AND a.node_id = r.from_id"
+            " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
+            " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6"
+            " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE"
+            " SET weight = greatest(e.weight, excluded.weight), decayed_at = excluded.decayed_at",
+            self._key,
+        )
+        row = self._connection.execute("SELECT count(*) FROM pg_temp.sona_removed WHERE action = 1").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def _change_edges(self) -> int:
+        return self._connection.execute(
+            f"UPDATE sona.memory_edge e SET weight = c.weight, decayed_at = greatest(e.decayed_at, {_TO_TIME})"
+            " FROM pg_temp.sona_edge_change c WHERE e.space_id = %(space)s AND c.action = 0"
+            f" AND {_EDGE_KEY} = c.key AND e.weight = c.was",
+            self._key,
+        ).rowcount
+
+    def _merge_nodes(self, nodes: MemoryNodes, plan: ConsolidationPlan) -> int:
+        merged = plan.merged
+        if not len(merged):
+            return 0
+        key = self._key | {"ids": nodes.ids[merged[:, 0]].tolist(), "into": nodes.ids[merged[:, 1]].tolist()}
+        self._temporary(
+            "sona_gone", "AS SELECT u.* FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) u (node_id, into_id)", key
+        )
+        # What was merged into one of these before.
+        self._connection.execute(
+            "UPDATE sona.memory_archive a SET into_id = g.into_id FROM pg_temp.sona_gone g"
+            " WHERE a.space_id = %(space)s AND a.entity = 'node' AND a.into_id = g.node_id",
+            key,
+        )
+        self._connection.execute(
+            "UPDATE sona.memory_node_state t SET access_count = t.access_count + g.access_count,"
+            " last_access = greatest(t.last_access, g.last_access), quality = coalesce("
+            "  (coalesce(t.quality * (t.access_count + 1), 0) + g.worth)"
+            "  / nullif((CASE WHEN t.quality IS NULL THEN 0 ELSE t.access_count + 1 END) + g.judged, 0), t.quality)"
+            " FROM (SELECT x.into_id, sum(s.access_count)::bigint AS access_count, max(s.last_access) AS last_access,"
+            "  coalesce(sum(s.quality * (s.access_count + 1)), 0) AS worth,"
+            "  coalesce(sum(s.access_count + 1) FILTER (WHERE s.quality IS NOT NULL), 0) AS judged"
+            "  FROM pg_temp.sona_gone x JOIN sona.memory_node_state s ON s.space_id = %(space)s"
+            "  AND s.node_id = x.node_id GROUP BY 1) g WHERE t.space_id = %(space)s AND t.node_id = g.into_id",
+            key,
+        )
+        self._connection.execute(
+            "UPDATE sona.memory_node n SET created_at = least(n.created_at, g.created_at)"
+            " FROM (SELECT x.into_id, min(o.created_at) AS created_at FROM pg_temp.sona_gone x JOIN sona.memory_node o"
+            "  ON o.space_id = %(space)s AND o.node_id = x.node_id GROUP BY 1) g"
+            " WHERE n.space_id = %(space)s AND n.node_id = g.into_id AND g.created_at < n.created_at",
+            key,
+        )
+        return self._move_nodes(
+            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), 'a near duplicate',"
+            " (SELECT g.into_id FROM pg_temp.sona_gone g WHERE g.node_id = gone.node_id)",
+            key,
+        )
+
+    def _write_values(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> None:
+        """What nodes are worth, and which took part in what was strengthened."""
+        strong = np.zeros(len(nodes), dtype=np.int64)
+        grown = plan.strengthened
+        strong[plan.edges.source[grown]] = strong[plan.edges.target[grown]] = 1
+        rows = np.flatnonzero(plan.node_stays & ((plan.value != nodes.importance) | (strong > 0)))
+        self._temporary("sona_value", "(node_id bigint, value float8, strong bigint)")
+        columns = {"node_id": nodes.ids[rows], "value": plan.value[rows], "strong": strong[rows]}
+        write_columns(self._connection, "pg_temp.sona_value", list(columns), columns)
+        self._connection.execute(
+            "UPDATE sona.memory_node_state t SET importance = v.value,"
+            " consolidation_count = t.consolidation_count + v.strong FROM pg_temp.sona_value v"
+            " WHERE t.space_id = %(space)s AND t.node_id = v.node_id",
+            self._key,
+        )
+
+    # ---- hierarchy, dreams, integration, transfer --------------------------------------------------------------------
+
+    def write_hierarchy(self, concepts: Sequence[LearnedPattern]) -> int:
+        """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
+        names = {concept.id: str(concept.id - FIRST_CONCEPT) for concept in concepts}
+        gone = "n.kind = 'concept' AND n.level > 0 AND n.key <> ALL(%(names)s)"
+        self._connection.execute(
+            "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'hierarchy'", self._key
+        )
+        self._archive_nodes(gone, "the hierarchy is another one", {"names": list(names.values())})
+        created = 0
+        if concepts:
+            created = self._take_in(
+                "SELECT n.kind, n.key, n.embedding, n.title, n.level, 0::float8 AS quality, 0::bigint AS access_count,"
+                " now() AS last_access FROM sona.memory_node n WHERE false",
+                {},
+                [
+                    ("concept", names[c.id], c.centroid, None, c.abstraction_level, min(max(c.avg_quality, 0.0), 1.0))
+                    + (c.cluster_size, self._state.now)
+                    for c in concepts
+                ],
+            )
+        self._insert_edges(
+            "hierarchy",
+            "patterns",
+            [
+                ("concept", names[c.id], "concept" if child >= FIRST_CONCEPT else "pattern",
+                 str(child - FIRST_CONCEPT if child >= FIRST_CONCEPT else child), 1.0)
+                for c in concepts
+                for child in c.children
+            ],
+        )  # fmt: skip
+        return created
+
+    def write_dreams(self, dreams: Iterable[tuple[Dream, float, float, str]], ids: Rows, keep_runs: int) -> None:
+        """Note down dreams of this cycle, each with φ, the level to reach, and why it was integrated or not.
+
+        Parameters
+        ----------
+        ids
+            The nodes that they go over, by place.
+        keep_runs
+            Cycles whose dreams are kept.
+        """
+        made = [
+            (self._space.space_id, self._run.run_id, [int(id) for id in ids[list(dream.nodes)]])
+            + ([_STEP_KINDS[kind] for kind in dream.kinds], dream.creative_jumps, dream.quality.novelty)
+            + (dream.quality.coherence, dream.quality.utility, dream.quality.diversity, dream.quality.overall)
+            + (phi, level, not reason, reason or "integrated", self._state.now)
+            for dream, phi, level, reason in dreams
+        ]
+        self._connection.cursor().executemany(
+            "INSERT INTO sona.dream (space_id, run_id, nodes, kinds, creative_jumps, novelty, coherence, utility,"
+            " diversity, quality, phi, phi_threshold, is_integrated, reason, created_at, dream_id)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), %s)",
+            [(*row, self._state.last_dream_id + number) for number, row in enumerate(made, start=1)],
+        )
+        self._connection.execute(
+            "UPDATE sona.memory_state SET last_dream_id = %(last)s WHERE space_id = %(space)s",
+            self._key | {"last": self._state.last_dream_id + len(made)},
+        )
+        self._connection.execute(
+            "DELETE FROM sona.dream WHERE space_id = %(space)s AND run_id NOT IN"
+            " (SELECT DISTINCT run_id FROM sona.dream WHERE space_id = %(space)s ORDER BY run_id DESC LIMIT %(keep)s)",
+            self._key | {"keep": keep_runs},
+        )
+
+    def write_creative(self, source: Rows, target: Rows, weight: float) -> int:
+        """Connect nodes that dreams have brought together, weakly; how many edges are new."""
+        rows = self._connection.execute(
+            "SELECT u.at, n.kind, n.key FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY u (id, at)"
+            " JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = u.id",
+            self._key | {"ids": [int(id) for pair in zip(source, target, strict=True) for id in pair]},
+        ).fetchall()
+        names = {at - 1: (kind, key) for at, kind, key in rows}
+        edges = []
+        for pair in range(len(source)):
+            if 2 * pair in names and 2 * pair + 1 in names:
+                # An undirected edge stands once, source before target.
+                first, second = sorted((names[2 * pair], names[2 * pair + 1]), key=lambda name: (name[1], name[0]))
+                edges.append((*first, *second, weight))
+        return self._insert_edges("creative", f"dreams of run {self._run.run_id}", edges, replaces=False)
+
+    def write_facts(self, column: str, facts: Mapping[str, Json]) -> None:
+        """Keep `evidence` or `system` of the space."""
+        assert column in ("evidence", "system")
+        self._connection.execute(
+            f"UPDATE sona.memory_state SET {column} = %(facts)s WHERE space_id = %(space)s",
+            self._key | {"facts": Jsonb(dict(facts))},
+        )
+
+    def write_analogies(self, found: Sequence[tuple[int, str, int, float]]) -> None:
+        """Let these be all analogies: own pattern, other space, its pattern, similarity 0 to 1."""
+        self._connection.execute(
+            "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'analogy'", self._key
+        )
+        for other in sorted({space for _, space, _, _ in found}):
+            edges = [
+                ("pattern", str(own), "elsewhere", f"{other} {theirs}", similarity)
+                for own, space, theirs, similarity in found
+                if space == other
+            ]
+            self._insert_edges("analogy", f"space {other}", edges)
+
+    def drop_old_archive(self, keep_seconds: float) -> int:
+        """Delete what has been in the archive for longer; how many rows."""
+        return self._connection.execute(
+            "DELETE FROM sona.memory_archive"
+            " WHERE space_id = %(space)s AND archived_at < to_timestamp(%(now)s - %(keep)s)",
+            self._key | {"keep": keep_seconds},
+        ).rowcount
+
+
+_EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
+
+_ITEMS = (
+    "WITH merged AS MATERIALIZED (SELECT a.content ->> 'key' AS key, i.key AS stands FROM sona.memory_archive a"
+    "  JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s"
+    "  AND a.entity = 'node' AND a.content ->> 'kind' = 'item'),"
+    " used AS (SELECT source AS key, max(updated_at) AS last FROM sona.memory_edge WHERE space_id = %(space)s"
+    "  AND kind = 'co_access' GROUP BY 1 UNION ALL SELECT target, max(updated_at) FROM sona.memory_edge"
+    "  WHERE space_id = %(space)s AND kind = 'co_access' GROUP BY 1"
+    "  UNION ALL SELECT i, NULL FROM unnest(%(items)s::text[]) i),"
+    " newest AS MATERIALIZED (SELECT helped, unhelpful FROM sona.remembered_query WHERE space_id = %(space)s"
+    "  AND ordinal IS NOT NULL ORDER BY ordinal DESC LIMIT %(most)s),"
+    " judged AS (SELECT j.key, count(*) FILTER (WHERE j.has_helped) AS helped, count(*) AS times FROM ("
+    "  SELECT unnest(helped) AS key, true AS has_helped FROM newest UNION ALL"
+    "  SELECT unnest(unhelpful), false FROM newest) j GROUP BY 1),"
+    " item AS (SELECT key, max(last) AS last FROM used GROUP BY 1)"
+    " SELECT 'item' AS kind, coalesce(m.stands, i.key) AS key,"
+    " (SELECT n.embedding FROM sona.memory_node n WHERE false) AS embedding, NULL::text AS title,"
+    " 0 AS level, (sum(j.helped) + 1.0)::float8 / (sum(j.times) + 2.0)::float8 AS quality,"
+    " coalesce(sum(o.helped), 0)::bigint AS access_count, max(i.last) AS last_access"
+    " FROM item i LEFT JOIN merged m ON m.key = i.key AND NOT EXISTS (SELECT FROM sona.memory_node n"
+    "  WHERE n.space_id = %(space)s AND n.kind = 'item' AND n.key = i.key)"
+    " LEFT JOIN judged j ON j.key = i.key"
+    " LEFT JOIN sona.item_outcome o ON o.space_id = %(space)s AND o.item_id = i.key GROUP BY 2"
+)
+"""Items that helped together or in a pattern; those that were merged count for what they were merged into."""
+
+
+def index_nodes(connection: Connection, space: Space, exact_search_rows: int, lock_timeout_seconds: int) -> bool:
+    """Make the HNSW index of a space that has many nodes and no index; whether that was done.
+
+    In a transaction that the caller began.
+    """
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+    row = connection.execute("SELECT sona.index_nodes(%s, %s)", (space.name, exact_search_rows)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def forget_memory(connection: Connection, space: Space) -> None:
+    """Forget what cycles have made of the memory graph; co-access stays, and what was given by hand.
+
+    What was learned from a user cannot be taken out of it again: cycles make it anew of what is kept. In a transaction
+    that the caller began.
+    """
+    key = {"space": space.space_id}
+    row = connection.execute(
+        "UPDATE sona.memory_state SET generation = generation + 1, consolidated_at = NULL, evidence = NULL,"
+        " system = NULL, run_id = NULL, updated_at = now() WHERE space_id = %(space)s RETURNING generation",
+        key,
+    ).fetchone()
+    if row is None:
+        return  # no cycle of the deep loop has ever been here
+    for table in ("dream", "memory_archive"):
+        connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
+    connection.execute(
+        "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"
+        " OR (kind = 'concept' AND level > 0)) RETURNING node_id) DELETE FROM sona.memory_node_state t USING gone"
+        " WHERE t.space_id = %(space)s AND t.node_id = gone.node_id",
+        key,
+    )
+    connection.execute(
+        "DELETE FROM sona.memory_edge e WHERE e.space_id = %(space)s AND (e.kind NOT IN ('co_access', 'given')"
+        # Of what was given by hand, edges to what is gone.
+        " OR (e.kind = 'given' AND EXISTS (SELECT FROM (VALUES (e.source_kind, e.source), (e.target_kind, e.target)) u"
+        "  (kind, key) WHERE NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = e.space_id"
+        "  AND n.kind = u.kind AND n.key = u.key))))",
+        key,
+    )
