@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig
-from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
+from sona_pg.config import BackgroundConfig, PatternConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
-from sona_pg.loops.deep import DEEP, DeepConfig, deep_loop
+from sona_pg.loops.deep import DEEP
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 
