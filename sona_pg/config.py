@@ -847,7 +847,9 @@ class DeepLoopConfig:
     def __post_init__(self) -> None:
         _whole("dreams_per_cycle", self.dreams_per_cycle, 0, 100_000)
         _within("consolidation_threshold", self.consolidation_threshold, 0.0, 1.0)
-        PhiConfig(self.phi_threshold)
+        _within("phi_threshold", self.phi_threshold, 0.0, 1.0)
+        if self.phi_threshold == 1:
+            raise ConfigError(f"phi_threshold is {self.phi_threshold!r}, expected 0 to below 1: no dream reaches 1")
         _within("max_cycle_seconds", self.max_cycle_seconds, 0.0, 7 * 86_400.0)
         _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
         _whole("pattern_items", self.pattern_items, 0, 10_000)

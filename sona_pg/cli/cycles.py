@@ -8,12 +8,16 @@ from datetime import datetime
 import click
 
 from sona_pg.cli.output import print_json, print_table
+from sona_pg.cli.settings import from_environment, loop_of
 from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.errors import LearningError
+from sona_pg.loops.deep import DEEP
+from sona_pg.loops.rehearsal import rehearse
 from sona_pg.loops.schedule import check_cron
 from sona_pg.store import runs, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import open_database
+from sona_pg.store.memory_changes import MemoryChange
 
 
 @click.group()
@@ -25,10 +29,14 @@ def cycle() -> None:
 @click.argument("name", metavar="SPACE")
 @click.argument("loop")
 @click.option("--wait", type=click.FloatRange(min=0.0), metavar="SECONDS", help="Wait so long for its result.")
+@click.option("--dry-run", is_flag=True, help="Run a cycle of the deep loop here, show all that it changes, undo it.")
 @json_option
 @url_option
-def run_cycle(name: str, loop: str, wait: float | None, as_json: bool, url: str | None) -> None:
+def run_cycle(name: str, loop: str, wait: float | None, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Ask for a cycle of LOOP in SPACE now, whatever its schedule says; a worker of the loop runs it."""
+    if dry_run:
+        _rehearse(name, loop, as_json, url)
+        return
     with open_database(url).connect() as connection:
         run_id = runs.request(connection, name, loop)
         found = _await(connection, name, run_id, 0.0 if wait is None else wait)
@@ -38,6 +46,21 @@ def run_cycle(name: str, loop: str, wait: float | None, as_json: bool, url: str 
         print_table(("property", "value"), found.items())
     if found["state"] == "failed" or (wait is not None and found["finished_at"] is None):
         raise LearningError(f"run {run_id} is {found['state']}: {found['reason'] or 'see sona.runs and sona.workers'}")
+
+
+def _rehearse(name: str, loop: str, as_json: bool, url: str | None) -> None:
+    if loop != DEEP.name:
+        raise click.UsageError(f"--dry-run is for the deep loop, not for {loop!r}")
+    found = rehearse(open_database(url), loop_of(loop, from_environment(loop)), name)
+    if as_json:
+        print_json({"facts": found.facts, "changes": [change._asdict() for change in found.changes]})
+        return
+    print_table(("phase", "would"), [(phase, str(facts)) for phase, facts in found.facts.items()])
+    if found.changes:
+        click.echo()
+        print_table(MemoryChange._fields, found.changes)
+    else:
+        click.echo("\nnothing would change")
 
 
 def _await(connection: Connection, name: str, run_id: int, seconds: float) -> dict[str, object]:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import click
 
-from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, PatternConfig
+from sona_pg.config import (
+    BackgroundConfig,
+    BaseTrainingConfig,
+    ConsolidationConfig,
+    DeepLoopConfig,
+    DreamConfig,
+    GateConfig,
+    PatternConfig,
+)
 from sona_pg.errors import ConfigError
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
+from sona_pg.loops.deep import DeepConfig, deep_loop
 
 Number = int | float
+Kind = (
+    type[BackgroundConfig]
+    | type[PatternConfig]
+    | type[BaseTrainingConfig]
+    | type[GateConfig]
+    | type[DeepLoopConfig]
+    | type[ConsolidationConfig]
+    | type[DreamConfig]
+)
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
@@ -33,7 +52,7 @@ class Setting:
         What the option says of it.
     """
 
-    config: type[BackgroundConfig] | type[PatternConfig] | type[BaseTrainingConfig] | type[GateConfig]
+    config: Kind
     field: str
     help: str
 
@@ -71,7 +90,24 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(BaseTrainingConfig, "rank", "Rank of the base."),
         Setting(BaseTrainingConfig, "epochs", "How often a judged list is learned in a cycle."),
         Setting(BaseTrainingConfig, "reservoir", "Judged lists that are learned again in every cycle."),
-    )
+    ),
+    "deep": (
+        Setting(DeepLoopConfig, "dreams_per_cycle", "Dreams of a cycle; with 0 there are none."),
+        Setting(DeepLoopConfig, "phi_threshold", "Integration from which a dream may connect what it met."),
+        Setting(DeepLoopConfig, "consolidation_threshold", "Value of both ends from which an edge is strengthened."),
+        Setting(DeepLoopConfig, "max_cycle_seconds", "Work that would begin later is left to the next cycle."),
+        Setting(DeepLoopConfig, "max_vector_bytes", "Memory for embeddings; fewer are compared where it takes more."),
+        Setting(DeepLoopConfig, "keep_archive_seconds", "For so long what was removed can be restored."),
+        Setting(DreamConfig, "max_edges", "Edges by dreams that stand at once, at most."),
+        Setting(DreamConfig, "edge_weight", "Weight of an edge by a dream."),
+        Setting(ConsolidationConfig, "half_life_seconds", "Time in which an edge that is not strengthened halves."),
+        Setting(ConsolidationConfig, "creative_half_life_seconds", "Time in which an edge by a dream halves."),
+        Setting(ConsolidationConfig, "prune_weight", "An edge below this weight goes to the archive."),
+        Setting(ConsolidationConfig, "merge_threshold", "Nodes of one kind with a cosine above this become one."),
+        Setting(ConsolidationConfig, "prune_value", "A node below this value may go to the archive."),
+        Setting(ConsolidationConfig, "prune_accesses", "One that was used so often does not, whatever its value."),
+        Setting(ConsolidationConfig, "prune_age_seconds", "Others do, once they were not used for this long."),
+    ),
 }
 """By loop what may be set; no two fields of a loop have one name."""
 
@@ -113,13 +149,48 @@ def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
         training = replace(_config(BaseTrainingConfig, name, given), max_vector_bytes=background.max_vector_bytes)
         base = BaseConfig(training, _config(GateConfig, name, given))
         return background_loop(background, _config(PatternConfig, name, given), base=base)
+    if name == "deep":
+        return deep_loop(
+            DeepConfig(
+                _config(DeepLoopConfig, name, given),
+                consolidation=_config(ConsolidationConfig, name, given),
+                dreams=_config(DreamConfig, name, given),
+            )
+        )
     if name not in LOOPS:
         there = " or ".join(["instant", *LOOPS])
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
     return LOOPS[name]
 
 
-Config = TypeVar("Config", BackgroundConfig, PatternConfig, BaseTrainingConfig, GateConfig)
+def from_environment(loop: str) -> dict[str, Number]:
+    """The settings of a loop as the environment has them, where it says nothing the defaults.
+
+    Raises
+    ------
+    ConfigError
+        If a variable is no number.
+    """
+    found: dict[str, Number] = {}
+    for setting in SETTINGS.get(loop, ()):
+        given = os.environ.get(setting.variable(loop))
+        try:
+            found[setting.field] = setting.default if not given else type(setting.default)(given)
+        except ValueError as cause:
+            raise ConfigError(f"{setting.variable(loop)} is {given!r}, expected a number") from cause
+    return found
+
+
+Config = TypeVar(
+    "Config",
+    BackgroundConfig,
+    PatternConfig,
+    BaseTrainingConfig,
+    GateConfig,
+    DeepLoopConfig,
+    ConsolidationConfig,
+    DreamConfig,
+)
 
 
 def _config(config: type[Config], loop: str, given: Mapping[str, Number]) -> Config:

@@ -8,7 +8,7 @@ import threading
 import click
 
 from sona_pg.cli import logs
-from sona_pg.cli.settings import Number, as_options, loop_of, settings_options
+from sona_pg.cli.settings import Number, as_options, from_environment, loop_of, settings_options
 from sona_pg.cli.spaces import url_option
 from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import LearningError
@@ -156,13 +156,17 @@ _cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 @drain_option
 @url_option
 def run_all(poll_interval: float, drain_seconds: float, url: str | None, **settings: Number) -> None:
-    """All loops, a process for each; one that dies is started again. SIGTERM ends them all."""
-    for loop in LOOPS:
-        loop_of(loop, settings)  # what is out of range is refused before anything is started
+    """All loops, a process for each; one that dies is started again. SIGTERM ends them all.
+
+    The options are those of the background loop; the deep loop takes its own from the environment, see 'deep --help'.
+    """
+    given = {loop: settings if loop == "background" else from_environment(loop) for loop in LOOPS}
+    for loop, own in given.items():
+        loop_of(loop, own)  # what is out of range is refused before anything is started
     stop = stop_at_signals(None)
     database = open_database(url)  # what is wrong with it is said once
     common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
-    workers = {loop: [*common, *as_options(loop, settings)] for loop in ("instant", *LOOPS)}
+    workers = {loop: [*common, *as_options(loop, given.get(loop, {}))] for loop in ("instant", *LOOPS)}
     Supervisor(workers, drain_seconds).run(stop)
 
 

@@ -440,7 +440,8 @@ def _number(value: float) -> float | None:
 def deep_loop(config: DeepConfig | None = None) -> Loop:
     """The loop with settings."""
     settings = DeepConfig() if config is None else config
-    parts = (_Grow, _Consolidate, _Hierarchy, _Dream, _Integration, _Transfer)
+    # The hierarchy first: what it connects counts for what nodes are worth.
+    parts = (_Grow, _Hierarchy, _Consolidate, _Dream, _Integration, _Transfer)
     return Loop(NAME, DEEP_SCHEDULE, tuple(part(settings).phase() for part in parts))
 
 

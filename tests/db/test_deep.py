@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg import SonaEngine, SpaceConfig
-from sona_pg.config import BackgroundConfig, PatternConfig
+from sona_pg import SonaEngine, SpaceConfig, StoreConfig
+from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
-from sona_pg.loops.deep import DEEP
+from sona_pg.loops.deep import DEEP, DeepConfig, deep_loop
+from sona_pg.loops.rehearsal import rehearse
 from sona_pg.store.connection import Connection, connect
+from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 
 from .cycles import run_cycle
@@ -88,13 +90,444 @@ def _unit(vectors: NDArray[Any]) -> Vector:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
+def _rows(connection: Connection, statement: str, *values: object) -> list[Any]:
+    return connection.execute(statement, values).fetchall()
+
+
+MEMORY = {
+    "memory_node": "node_id, kind, key, embedding::text, title, level, created_at",
+    "memory_node_state": "node_id, importance, quality, access_count, last_access, consolidation_count",
+    "memory_edge": "kind, source_kind, source, target_kind, target, weight, origin, created_at, updated_at, decayed_at",
+}
+
+
+def _memory(connection: Connection, world: World) -> dict[str, list[Any]]:
+    return {
+        table: _rows(
+            connection,
+            f"SELECT {columns} FROM sona.{table} WHERE space_id = %s ORDER BY 1, 2, 3, 4, 5",
+            world.engine.space.space_id,
+        )
+        for table, columns in MEMORY.items()
+    }
+
+
+def _at_one_instant(world: World, connection: Connection, loop: Loop = DEEP, later: str = "0") -> dict[str, Any]:
+    """Another cycle, as if it were asked for so long after the last one."""
+    connection.execute("SELECT sona.run_cycle(%s, 'deep')", (world.name,))
+    connection.execute(
+        "UPDATE sona.loop_run r SET requested_at = (SELECT max(o.requested_at) FROM sona.loop_run o"
+        " WHERE o.space_id = r.space_id AND o.loop = r.loop AND o.state = 'done') + %s::interval"
+        " WHERE r.space_id = %s AND r.state = 'requested'",
+        (later, world.engine.space.space_id),
+    )
+    return world.cycle(loop)
+
+
+# What is there is what was learned ------------------------------------------------------------------------------------
+
+
 def test_a_cycle_makes_a_graph_of_what_was_learned(world: World, connection: Connection) -> None:
     world.teach(300)
     world.cycle(BACKGROUND)
     facts = world.cycle()
-    print(facts)
-    kinds = dict(
-        connection.execute("SELECT kind, count(*) FROM sona.memory WHERE space = %s GROUP BY 1", (world.name,)).fetchall()
-    )
+    counts = "SELECT kind, count(*) FROM sona.memory WHERE space = %s GROUP BY 1"
+    kinds = dict(_rows(connection, counts, world.name))
+    edges = dict(_rows(connection, "SELECT kind, count(*) FROM sona.edges WHERE space = %s GROUP BY 1", world.name))
     assert kinds["pattern"] == TOPICS
-    assert 200 <= kinds["item"] <= TOPICS * ITEMS
+    assert kinds["item"] == facts["grow"]["items_embedded"] > 200
+    assert kinds["concept"] == facts["hierarchy"]["concepts"] >= 3
+    assert edges["pattern"] == facts["grow"]["pattern_edges"] > 100
+    assert edges["creative"] == facts["dream"]["edges_proposed"] > 5
+    # Items of a pattern are those of its topic; where topics are neighbours, a few of the other one.
+    of_topic = _rows(
+        connection,
+        "SELECT max(n) / sum(n) FROM (SELECT p.source, p.target::int / %s AS topic, sum(p.weight) AS n"
+        " FROM sona.edges p WHERE p.space = %s AND p.kind = 'pattern' GROUP BY 1, 2) t GROUP BY source",
+        ITEMS,
+        world.name,
+    )
+    assert len(of_topic) == TOPICS
+    assert min(share for (share,) in of_topic) > 0.7
+    # An item was accessed as often as it helped.
+    assert _rows(
+        connection,
+        "SELECT count(*) FROM sona.memory m JOIN sona.item_outcome o ON o.item_id = m.key AND o.space_id = %s"
+        " WHERE m.space = %s AND m.kind = 'item' AND m.access_count <> o.helped",
+        world.engine.space.space_id,
+        world.name,
+    ) == [(0,)]
+    embedded = _rows(
+        connection, "SELECT key, embedding FROM sona.memory WHERE space = %s AND kind = 'item'", world.name
+    )
+    assert all((embedding == world.items[int(item)]).all() for item, embedding in embedded)
+
+
+def test_every_dream_says_what_became_of_it(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    facts = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=30))))["dream"]
+    dreams = _rows(
+        connection,
+        "SELECT dream_id, cardinality(path), path[1] LIKE 'item %%' OR path[1] LIKE 'pattern %%' OR path[1] LIKE"
+        " 'concept %%', kinds[1], creative_jumps = cardinality(array_positions(kinds, 'jump')), novelty, coherence,"
+        " utility, diversity, quality, phi, phi_threshold, is_integrated, reason FROM sona.dreams WHERE space = %s"
+        " ORDER BY 1",
+        world.name,
+    )
+    assert [dream[0] for dream in dreams] == list(range(1, 31))
+    for _, length, is_named, first, jumps_fit, novelty, coherence, utility, diversity, quality, phi, *rest in dreams:
+        level, is_integrated, reason = rest
+        assert (length, is_named, first, jumps_fit) == (15, True, "start", True)
+        assert all(0 <= share <= 1 for share in (novelty, coherence, utility, diversity, quality, phi, level))
+        assert quality == pytest.approx(0.3 * novelty + 0.4 * coherence + 0.3 * utility)
+        assert is_integrated == (phi >= level)
+        assert reason == "integrated" if is_integrated else f"integration is {phi:.3f}" in reason
+    assert sum(dream[-2] for dream in dreams) == facts["integrated"] > 0
+    again = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=5))))["dream"]
+    assert again["dreams"] == 5
+    last = _rows(connection, "SELECT max(dream_id), count(DISTINCT path) FROM sona.dreams WHERE space = %s", world.name)
+    assert last == [(35, 35)]
+
+
+def test_edges_by_dreams_are_weak_marked_new_and_go_in_one_statement(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    observed = (
+        "SELECT source_kind || ' ' || source, target_kind || ' ' || target, weight FROM sona.edges"
+        " WHERE space = %s AND kind <> 'creative' ORDER BY 1, 2, 3"
+    )
+    world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0))))
+    before = _rows(connection, observed, world.name)
+    facts = _at_one_instant(world, connection)["dream"]
+    assert _rows(connection, observed, world.name) == before
+    creative = _rows(
+        connection,
+        "SELECT weight, origin, source, target FROM sona.edges WHERE space = %s AND kind = 'creative'",
+        world.name,
+    )
+    assert len(creative) == facts["edges_proposed"] > 0
+    assert {weight for weight, *_ in creative} == {0.15}
+    assert all(origin.startswith("dreams of run ") for _, origin, *_ in creative)
+    pairs = {frozenset(ends) for *ends, _ in before}
+    assert not pairs & {frozenset(ends) for _, _, *ends in creative}
+    assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(len(creative),)]
+    assert _rows(connection, "SELECT count(*) FROM sona.edges WHERE space = %s AND kind = 'creative'", world.name) == [
+        (0,)
+    ]
+
+
+def test_dreams_that_predict_nothing_stay_out(world: World, connection: Connection) -> None:
+    """Edges at random: what walks bring together says nothing of what is connected."""
+    pairs = world.rng.permutation(TOPICS * ITEMS)
+    edges = {tuple(sorted((str(a), str(b)))) for a, b in world.rng.integers(0, len(pairs), (700, 2)) if a != b}
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'co_access', %s, %s, 0.5)",
+        [(world.engine.space.space_id, a, b) for a, b in edges],
+    )
+    facts = world.cycle()["dream"]
+    assert (facts["confirmed"], facts["integrated"], facts["edges_proposed"]) == (False, 0, 0)
+    assert facts["dreams"] == 50
+    reasons = _rows(
+        connection, "SELECT DISTINCT reason FROM sona.dreams WHERE space = %s AND phi >= phi_threshold", world.name
+    )
+    assert all("have not shown that they help here" in reason for (reason,) in reasons)
+    assert _rows(
+        connection, "SELECT dreams_help, dream_auc < 0.6 FROM sona.integration WHERE space = %s", world.name
+    ) == [(False, True)]
+
+
+# Consolidation never destroys -----------------------------------------------------------------------------------------
+
+
+def test_two_cycles_at_one_instant_are_one(world: World, connection: Connection) -> None:
+    world.teach(200)
+    world.cycle(BACKGROUND)
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    world.cycle(quiet)
+    before = _memory(connection, world)
+    facts = _at_one_instant(world, connection, quiet)["consolidate"]
+    assert _memory(connection, world) == before
+    assert [facts[name] for name in ("edges_changed", "edges_pruned", "nodes_merged", "nodes_archived")] == [0, 0, 0, 0]
+
+
+def test_what_goes_is_in_the_archive_and_comes_back_as_it_was(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle()
+    space_id = world.engine.space.space_id
+    # What nobody has used for years.
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'old', %s, 0.1, 0.05)", (world.name, world.items[0]))
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'new', %s)", (world.name, world.items[5]))
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'old', 'episode', 'new', 0.7)", (world.name,))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET last_access = now() - interval '10 years' FROM sona.memory_node n"
+        " WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.key = 'old'",
+        (space_id,),
+    )
+    connection.execute(
+        "UPDATE sona.memory_node SET created_at = now() - interval '10 years' WHERE space_id = %s AND key = 'old'",
+        (space_id,),
+    )
+    before = _memory(connection, world)
+    facts = _at_one_instant(world, connection, later="400 days")["consolidate"]
+    assert facts["nodes_archived"] >= 1
+    assert facts["edges_pruned"] > 10
+    assert _rows(connection, "SELECT count(*) FROM sona.memory WHERE space = %s AND key = 'old'", world.name) == [(0,)]
+    reasons = {
+        reason for (reason,) in _rows(connection, "SELECT reason FROM sona.archive WHERE space = %s", world.name)
+    }
+    assert {"too weak", "of little value, unused and old"} <= reasons
+    gone = {
+        table: [row for row in rows if row not in _memory(connection, world)[table]] for table, rows in before.items()
+    }
+    ids = _rows(connection, "SELECT array_agg(archive_id) FROM sona.archive WHERE space = %s", world.name)[0][0]
+    assert _rows(connection, "SELECT sona.restore_memory(%s, %s)", world.name, ids) == [(len(ids),)]
+    after = _memory(connection, world)
+    old = [row for row in before["memory_node"] if row[2] == "old"]
+    assert [row for row in after["memory_node"] if row[2] == "old"] == old
+    lost = [row for row in gone["memory_edge"] if row not in after["memory_edge"]]
+    # Those that stayed have another weight; those that went are back, bit for bit.
+    still = {row[:5] for row in _memory(connection, world)["memory_edge"]}
+    assert all(row[:5] in still for row in lost)
+    assert sum(row in after["memory_edge"] for row in gone["memory_edge"]) >= facts["edges_pruned"]
+    assert _rows(connection, "SELECT count(*) FROM sona.archive WHERE space = %s", world.name) == [(0,)]
+
+
+def test_near_duplicates_become_one_and_no_access_is_lost(world: World, connection: Connection) -> None:
+    world.teach(60)
+    for key, shift in (("a", 0.0), ("b", 1e-3), ("c", 0.5)):
+        vector = _unit(world.items[7] + shift * world.items[100])
+        connection.execute("SELECT sona.add_memory_node(%s, 'episode', %s, %s)", (world.name, key, vector))
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'a', 'episode', 'c', 0.5)", (world.name,))
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'b', 'episode', 'c', 0.5)", (world.name,))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET access_count = 10 + t.node_id FROM sona.memory_node n"
+        " WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.kind = 'episode'",
+        (world.engine.space.space_id,),
+    )
+    total = "SELECT sum(access_count)::int FROM sona.memory WHERE space = %s AND kind = 'episode'"
+    before = _rows(connection, total, world.name)
+    assert world.cycle()["consolidate"]["nodes_merged"] == 1
+    assert _rows(connection, total, world.name) == before
+    (kept,) = [
+        key
+        for (key,) in _rows(
+            connection, "SELECT key FROM sona.memory WHERE space = %s AND key IN ('a', 'b')", world.name
+        )
+    ]
+    assert _rows(
+        connection, "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'given'", world.name
+    ) == [(kept, "c", 0.75)]
+    facts = _at_one_instant(world, connection)["consolidate"]
+    assert (facts["nodes_merged"], facts["edges_changed"]) == (0, 0)
+
+
+def test_items_that_are_merged_stay_merged_while_outcomes_go_on(world: World, connection: Connection) -> None:
+    twins = world.items.copy()
+    twins[1::2] = _unit(twins[0::2] + 1e-3 * world.rng.standard_normal(twins[0::2].shape))
+    table = f"public.deep_{next(_tables)}"
+    connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
+    connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(twins)))
+    world.engine.set_items(table, "id", "embedding")
+    world.teach(200)
+    facts = world.cycle()
+    merged = facts["consolidate"]["nodes_merged"]
+    assert merged > 50
+    accesses = "SELECT sum(access_count)::int, count(*) FROM sona.memory WHERE space = %s AND kind = 'item'"
+    helped = "SELECT sum(helped)::int FROM sona.item_outcome WHERE space_id = %s"
+    total, _ = _rows(connection, accesses, world.name)[0]
+    assert [(total,)] == _rows(connection, helped, world.engine.space.space_id)
+    world.teach(100)
+    again = world.cycle()
+    assert again["consolidate"]["nodes_merged"] <= 15
+    total, _ = _rows(connection, accesses, world.name)[0]
+    assert [(total,)] == _rows(connection, helped, world.engine.space.space_id)
+
+
+# Interrupted, refused, forgotten --------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_says_all_that_changes_and_changes_nothing(world: World, connection: Connection) -> None:
+    world.teach(200)
+    world.cycle(BACKGROUND)
+    before = _memory(connection, world)
+    runs = _rows(connection, "SELECT count(*) FROM sona.runs")
+    found = rehearse(Database(world.url, StoreConfig()), DEEP, world.name)
+    assert _memory(connection, world) == before
+    assert _rows(connection, "SELECT count(*) FROM sona.runs") == runs
+    created = [change for change in found.changes if (change.entity, change.change) == ("node", "created")]
+    assert len(created) == found.facts["grow"]["nodes_created"] + found.facts["hierarchy"]["created"]
+    world.cycle()
+    after = _memory(connection, world)
+    assert len(after["memory_node"]) == len(created)
+    assert {change.what for change in created} == {f"{row[1]} {row[2]}" for row in after["memory_node"]}
+
+
+def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Connection) -> None:
+    world.teach(60)
+    facts = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(max_cycle_seconds=0.0))))
+    assert set(facts.values()) == {"skipped: 0 seconds are over"}
+    assert len(facts) == len(DEEP.phases)
+    assert _rows(connection, "SELECT count(*) FROM sona.memory WHERE space = %s", world.name) == [(0,)]
+
+
+def test_a_space_without_anything_is_skipped(world: World, connection: Connection) -> None:
+    found = run_cycle(world.url, world.name, DEEP)
+    assert found.state == "skipped"
+    assert "nothing helped together" in str(found.reason)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_graph_of_hardly_a_node(world: World, connection: Connection, nodes: int) -> None:
+    for number in range(nodes):
+        connection.execute("SELECT sona.add_memory_node(%s, 'concept', %s)", (world.name, str(number)))
+    facts = world.cycle()
+    assert facts["dream"]["integrated"] == 0
+    assert facts["integration"]["phi"] is None
+
+
+def test_what_is_no_weight_or_has_no_node_is_left_out(world: World, connection: Connection) -> None:
+    world.teach(60)
+    space_id = world.engine.space.space_id
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, source_kind)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [
+            (space_id, "given", "nobody", "1", 0.5, "concept"),
+            (space_id, "given", "1", "2", float("nan"), "item"),
+            (space_id, "given", "1", "3", -1.0, "item"),
+            (space_id, "given", "1", "1", 0.5, "item"),
+            (space_id, "sideways", "1", "2", 0.5, "item"),
+        ],
+    )
+    facts = world.cycle()
+    assert facts["consolidate"]["nodes"] > 0
+    assert facts["dream"]["dreams"] == 50
+
+
+def test_who_is_forgotten_is_in_no_graph(world: World, connection: Connection) -> None:
+    world.teach(100)
+    world.teach(40, user="somebody")
+    world.cycle(BACKGROUND)
+    world.cycle()
+    connection.execute("SELECT sona.add_memory_node(%s, 'procedure', 'by hand')", (world.name,))
+    world.engine.forget("somebody")
+    assert _rows(connection, "SELECT kind, key FROM sona.memory WHERE space = %s", world.name) == [
+        ("procedure", "by hand")
+    ]
+    assert _rows(connection, "SELECT DISTINCT kind FROM sona.edges WHERE space = %s", world.name) == [("co_access",)]
+    assert _rows(connection, "SELECT count(*) FROM sona.dreams WHERE space = %s", world.name) == [(0,)]
+    world.cycle(BACKGROUND)
+    facts = world.cycle()
+    assert facts["grow"]["nodes_created"] > 20
+
+
+# Hierarchy, integration, transfer, search -----------------------------------------------------------------------------
+
+
+def test_concepts_keep_their_names(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    first = world.cycle()["hierarchy"]
+    concepts = "SELECT concept, level, children FROM sona.concepts WHERE space = %s ORDER BY 1"
+    before = _rows(connection, concepts, world.name)
+    assert {level for _, level, _ in before} == set(range(1, first["levels"] + 1))
+    below = sorted(child for _, level, children in before if level == 1 for child in children)
+    assert below == sorted(
+        f"pattern {id}"
+        for (id,) in _rows(connection, "SELECT pattern_id FROM sona.patterns WHERE space = %s", world.name)
+    )
+    again = world.cycle()["hierarchy"]
+    assert (again["created"], again["retired"], again["kept"]) == (0, 0, first["concepts"])
+    assert _rows(connection, concepts, world.name) == before
+
+
+def test_integration_is_that_of_the_patterns_as_a_system(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    facts = world.cycle()["integration"]
+    assert 0 <= facts["phi"] < 0.1, "topics follow each other by chance"
+    assert _rows(
+        connection,
+        "SELECT phi, chance, jsonb_array_length(patterns) FROM sona.integration WHERE space = %s",
+        world.name,
+    ) == [(facts["phi"], facts["chance"], len(facts["patterns"]))]
+
+
+def test_patterns_cross_spaces_only_where_both_allow_it(deep_url: str, connection: Connection) -> None:
+    worlds = [World(deep_url, name, seed=3, embedder="model") for name in ("here", "there", "elsewhere")]
+    for each in worlds:
+        each.teach(300)
+        each.cycle(BACKGROUND)
+    found = "SELECT space, origin, count(*) FROM sona.edges WHERE kind = 'analogy' GROUP BY 1, 2 ORDER BY 1, 2"
+    worlds[0].cycle()
+    connection.execute("SELECT sona.set_transfer('here', true)")
+    worlds[0].cycle()
+    assert _rows(connection, found) == []
+    connection.execute("SELECT sona.set_transfer('there', true)")
+    facts = worlds[0].cycle()["transfer"]
+    assert facts["spaces"] == 1
+    assert _rows(connection, found) == [("here", "space there", facts["analogies"])]
+    assert facts["analogies"] >= TOPICS - 2
+    connection.execute("SELECT sona.set_transfer('here', false)")
+    worlds[0].cycle()
+    assert _rows(connection, found) == []
+    for each in worlds:
+        each.engine.close()
+
+
+def test_activation_spreads_from_a_query_as_in_memory(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    world.cycle()
+    nodes = _rows(
+        connection,
+        "SELECT kind || ' ' || key, embedding FROM sona.memory WHERE space = %s ORDER BY node_id",
+        world.name,
+    )
+    place = {name: row for row, (name, _) in enumerate(nodes)}
+    edges = _rows(
+        connection,
+        "SELECT source_kind || ' ' || source, target_kind || ' ' || target, weight FROM sona.edges WHERE space = %s",
+        world.name,
+    )
+    transition = np.zeros((len(nodes), len(nodes)))
+    for a, b, weight in edges:
+        transition[place[a], place[b]] += weight
+        transition[place[b], place[a]] += weight
+    transition /= np.maximum(transition.sum(axis=1, keepdims=True), 1e-300)
+    query = _unit(world.centres[0] + 0.1 * world.rng.standard_normal(DIM))
+    cosine = np.array([float(_unit(e) @ query) if e is not None else -1.0 for _, e in nodes])
+    start = np.argsort(-cosine)[:5]
+    wave = np.zeros(len(nodes))
+    wave[start] = cosine[start]
+    total = np.zeros(len(nodes))
+    for _ in range(2):
+        wave = 0.7 * wave @ transition
+        total += wave
+    total[start] = -1
+    found = _rows(
+        connection, "SELECT kind || ' ' || key, activation FROM sona.related(%s, %s, 2, 20)", world.name, query
+    )
+    expected = np.argsort(-total)[:20]
+    assert [activation for _, activation in found] == pytest.approx([total[row] for row in expected], rel=1e-5)
+    assert len({name for name, _ in found} & {nodes[row][0] for row in expected}) >= 19
+
+
+def test_many_nodes_are_searched_through_an_index(world: World, connection: Connection) -> None:
+    world.teach(200)
+    world.cycle(BACKGROUND)
+    small = StoreConfig(exact_search_rows=50)
+    assert run_cycle(world.url, world.name, DEEP, small).facts["transfer"]["nodes_indexed"]
+    query = _unit(world.centres[3] + 0.1 * world.rng.standard_normal(DIM))
+    through = _rows(connection, "SELECT kind, key FROM sona.related(%s, %s, 0, 5)", world.name, query)
+    exact = _rows(
+        connection,
+        "SELECT kind, key FROM sona.memory WHERE space = %s AND embedding IS NOT NULL"
+        " ORDER BY embedding <=> %s LIMIT 5",
+        world.name,
+        query,
+    )
+    assert sorted(through) == sorted(exact)
+    connection.execute("SELECT sona.drop_space(%s)", (world.name,))
+    assert _rows(connection, "SELECT count(*) FROM pg_class WHERE relname LIKE 'memory_node_hnsw%%'") == [(0,)]

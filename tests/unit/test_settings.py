@@ -75,7 +75,7 @@ def test_what_is_out_of_range_is_refused(loop: str, setting: Setting) -> None:
 
 
 def test_a_loop_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no loop 'sideways', expected instant or background"):
+    with pytest.raises(ConfigError, match="no loop 'sideways', expected instant or background or deep"):
         loop_of("sideways", {})
 
 
