@@ -26,12 +26,13 @@ setup(
                         "kmeans.h",
                         "ring.h",
                         "ewc.h",
+                        "phi.h",
                     )
                 ],
                 define_macros=DEFINE,
                 extra_compile_args=COMPILE,
             )
-            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc")
+            for name in ("_simd", "_lora", "_fusion", "_kmeans", "_ring", "_wire", "_ewc", "_phi")
         ],
         include_path=["."],
         language_level=3,

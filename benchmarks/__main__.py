@@ -17,6 +17,8 @@ NAMES = (
     "ingest",
     "kmeans",
     "fisher",
+    "phi",
+    "consolidation",
     "digits",
     "search",
     "strategist",

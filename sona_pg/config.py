@@ -27,6 +27,9 @@ def _flag(name: str, value: bool) -> None:
 BACKGROUND_SECONDS = 3600.0
 """Time between two cycles of loop B."""
 
+DEEP_SECONDS = 7 * 86_400.0
+"""Time between two cycles of loop C."""
+
 MIN_TRAJECTORIES = 100
 """New trajectories without which a cycle of loop B is skipped."""
 
@@ -536,6 +539,53 @@ class VerdictConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PhiConfig:
+    """Integration of dreams and of activations over time, and the gate for dreams.
+
+    Parameters
+    ----------
+    threshold
+        φ that a dream must reach, on the scale of a space of which the random paths reach 0.3 at the `quantile`: at 0.3
+        a dream must hold together better than this share of random paths in its own space. 0 is an open gate.
+    ridge
+        Share of the identity in the correlations of a dream's nodes, 0 to 1.
+    quantile
+        Of φ over random paths.
+    random_paths
+        How many random paths that is estimated from.
+    system_ridge
+        What is added to the variance 1 of each node of a system that is fitted to activations.
+    steps_per_node
+        A series with fewer steps for each of its nodes is not fitted.
+    shuffles
+        Series without relations between nodes that a system's integration is shown beside; 0 shows none.
+    seed
+        Of random paths and shuffles.
+    """
+
+    threshold: float = 0.3
+    ridge: float = 0.01
+    quantile: float = 0.95
+    random_paths: int = 400
+    system_ridge: float = 1e-3
+    steps_per_node: int = 4
+    shuffles: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("threshold", self.threshold, 0.0, 1.0)
+        if self.threshold == 1:
+            raise ConfigError(f"threshold is {self.threshold!r}, expected 0 to below 1: no dream reaches 1")
+        _within("ridge", self.ridge, 0.0, 1.0)
+        _within("quantile", self.quantile, 0.0, 1.0)
+        _whole("random_paths", self.random_paths, 1, 1_000_000)
+        _within("system_ridge", self.system_ridge, 1e-9, 1.0)
+        _whole("steps_per_node", self.steps_per_node, 2, 1_000_000)
+        _whole("shuffles", self.shuffles, 0, 1_000_000)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceConfig:
     """The strategist's loop: the ledger is read a second time, to find out which strategy is best.
 
@@ -925,6 +975,149 @@ class BackgroundLoopConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsolidationConfig:
+    """What a consolidation of the memory graph does to nodes and edges.
+
+    Parameters
+    ----------
+    frequency_weight, recency_weight, quality_weight, connectivity_weight
+        Parts of a node's value; together 1, so that the value is from 0 to 1.
+    recency_half_life_seconds
+        Time without an access in which the recency of a node halves.
+    prior_quality
+        Quality of a node that was never judged.
+    threshold
+        Value of both its ends from which an edge is strengthened.
+    strengthening
+        η: an edge that is strengthened gains this part of what it lacks to 1, in an interval.
+    interval_seconds
+        Time for which one step of strengthening is due, the time between two cycles of loop C as a rule.
+    half_life_seconds, creative_half_life_seconds
+        Time in which the weight of an edge that is not strengthened halves; of one that a dream has made.
+    prune_weight
+        An edge below this weight goes.
+    merge_threshold
+        Nodes of one kind with a cosine above this are one.
+    prune_value, prune_accesses, prune_age_seconds
+        A node goes to the archive if its value is below the first, it was accessed fewer times than the second, and
+        neither created nor accessed for the third.
+    """
+
+    frequency_weight: float = 0.3
+    recency_weight: float = 0.2
+    quality_weight: float = 0.3
+    connectivity_weight: float = 0.2
+    recency_half_life_seconds: float = 30 * 86_400.0
+    prior_quality: float = 0.5
+    threshold: float = 0.7
+    strengthening: float = 0.1
+    interval_seconds: float = DEEP_SECONDS
+    half_life_seconds: float = 90 * 86_400.0
+    creative_half_life_seconds: float = 14 * 86_400.0
+    prune_weight: float = 0.02
+    merge_threshold: float = 0.98
+    prune_value: float = 0.2
+    prune_accesses: int = 2
+    prune_age_seconds: float = 90 * 86_400.0
+
+    def __post_init__(self) -> None:
+        weights = ("frequency_weight", "recency_weight", "quality_weight", "connectivity_weight")
+        for name in weights:
+            _within(name, getattr(self, name), 0.0, 1.0)
+        total = sum(getattr(self, name) for name in weights)
+        if abs(total - 1) > 1e-9:
+            raise ConfigError(f"{', '.join(weights)} are {total:g} together, expected 1")
+        _within("recency_half_life_seconds", self.recency_half_life_seconds, 1.0, 1e12)
+        _within("prior_quality", self.prior_quality, 0.0, 1.0)
+        _within("threshold", self.threshold, 0.0, 1.0)
+        _within("strengthening", self.strengthening, 0.0, 0.999)
+        _within("interval_seconds", self.interval_seconds, 1.0, 1e12)
+        _within("half_life_seconds", self.half_life_seconds, 1.0, 1e12)
+        # What nothing has confirmed is forgotten sooner.
+        _within("creative_half_life_seconds", self.creative_half_life_seconds, 1.0, self.half_life_seconds)
+        _within("prune_weight", self.prune_weight, 0.0, 1.0)
+        _within("merge_threshold", self.merge_threshold, 0.0, 1.0)
+        _within("prune_value", self.prune_value, 0.0, 1.0)
+        _whole("prune_accesses", self.prune_accesses, 0, 1 << 31)
+        _within("prune_age_seconds", self.prune_age_seconds, 0.0, 1e12)
+
+
+@dataclass(frozen=True, slots=True)
+class HierarchyConfig:
+    """How patterns become patterns of patterns.
+
+    Parameters
+    ----------
+    levels
+        Levels above the patterns, at most; fewer where there are few patterns.
+    branching
+        How far the number of meta-patterns of a level may be from n^(1/2), n^(1/4), n^(1/8): up to so many times as
+        many or as few, wherever Ward's tree has its widest gap.
+    tolerance
+        The hierarchy of the run before holds while the squared distances to the means of its clusters are together at
+        most this part above those of a new tree.
+    match_overlap
+        Jaccard index of their patterns from which a meta-pattern is the one that it was in the run before.
+    max_rows
+        Patterns that Ward's method takes, with 8 n² bytes of memory; of more the means of a quarter as many clusters.
+    seed
+        Of those clusters.
+    """
+
+    levels: int = 3
+    branching: float = 1.5
+    tolerance: float = 0.05
+    match_overlap: float = 0.3
+    max_rows: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("levels", self.levels, 1, 3)
+        _within("branching", self.branching, 1.0, 10.0)
+        _within("tolerance", self.tolerance, 0.0, 10.0)
+        _within("match_overlap", self.match_overlap, 0.01, 1.0)
+        _whole("max_rows", self.max_rows, 16, 20_000)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferConfig:
+    """When patterns of two spaces are analogous, and for how much one speaks in the other's space.
+
+    Parameters
+    ----------
+    min_similarity
+        Least cosine, each space seen from its own mean.
+    significance
+        Probability that two spaces without anything in common have a pair that counts as analogous.
+    null_draws
+        Random orthogonal maps by which that is judged.
+    max_weight
+        Trajectories that the quality of an analogous pattern counts for, at most.
+    seed
+        Of the maps.
+    """
+
+    min_similarity: float = 0.5
+    significance: float = 0.05
+    null_draws: int = 199
+    max_weight: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("min_similarity", self.min_similarity, -1.0, 1.0)
+        _within("significance", self.significance, 0.001, 0.5)
+        _whole("null_draws", self.null_draws, 1, 100_000)
+        if self.significance * (self.null_draws + 1) < 1:
+            raise ConfigError(
+                f"{self.null_draws} null_draws cannot show a significance of {self.significance}: "
+                f"expected at least {round(1 / self.significance) - 1}"
+            )
+        _within("max_weight", self.max_weight, 0.0, 1e6)
+        _whole("seed", self.seed, 0, (1 << 63) - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class GateConfig:
     """What a candidate for the base must stand before it is published.
 
@@ -1020,7 +1213,7 @@ class TelemetryConfig:
         _within("stall_seconds", self.stall_seconds, 0.1, 86_400.0)
 
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

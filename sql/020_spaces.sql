@@ -142,6 +142,23 @@ END $$;
 COMMENT ON FUNCTION sona.set_control_share IS
     'Sets the share of answers, 0 to 0.5, that the frozen embedding gives, to measure the lift by.';
 
+CREATE OR REPLACE FUNCTION sona.set_transfer(space text, allowed boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    s sona.space%ROWTYPE;
+BEGIN
+    IF allowed IS NULL THEN
+        PERFORM sona._refuse('SN003', 'whether patterns may be compared is NULL', 'expected true or false');
+    END IF;
+    s := sona._changeable_space(set_transfer.space);
+    UPDATE sona.space x SET may_transfer = allowed WHERE x.space_id = s.space_id;
+    PERFORM sona._log_deployment(s.space_id, 'transfer', s.may_transfer::text, allowed::text, NULL);
+END $$;
+COMMENT ON FUNCTION sona.set_transfer IS
+    'Sets whether the deep loop compares the patterns of a space with those of other spaces that allow it too, of the same '
+    'embedder. Nothing crosses otherwise.';
+
 CREATE OR REPLACE FUNCTION sona._changeable_space(space text) RETURNS sona.space
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -295,7 +312,8 @@ BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
     -- One at a time: to drop an index each would wait for what the others have deleted to be committed.
-    IF sona._queries_index(gone) IS NOT NULL OR sona._patterns_index(gone) IS NOT NULL THEN
+    IF sona._queries_index(gone) IS NOT NULL OR sona._vectors_index('pattern', gone) IS NOT NULL
+       OR sona._vectors_index('memory_node', gone) IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0));
     END IF;
     -- Who counts what is found reads the table of which an index goes, and would wait for rows that are deleted.
@@ -318,8 +336,9 @@ BEGIN
         IF part = 'sona.space'::regclass AND sona._queries_index(gone) IS NOT NULL THEN
             PERFORM sona._drop_queries_index(gone, current_user);
         END IF;
-        IF part = 'sona.space'::regclass AND sona._patterns_index(gone) IS NOT NULL THEN
-            PERFORM sona._drop_patterns_index(gone, current_user);
+        IF part = 'sona.space'::regclass THEN
+            PERFORM sona._drop_vectors_index(of, gone, current_user) FROM unnest(ARRAY['pattern', 'memory_node']) of
+            WHERE sona._vectors_index(of, gone) IS NOT NULL;
         END IF;
         EXECUTE format('DELETE FROM %s WHERE space_id = $1', part) USING gone;
     END LOOP;

@@ -131,6 +131,91 @@ END $$;
 COMMENT ON FUNCTION sona._drop_queries_index IS
     'Drops the HNSW index of a space that goes, which only the owner of the table may, on behalf of who drops the space.';
 
+DROP FUNCTION IF EXISTS sona._patterns_index(bigint), sona._index_patterns(bigint, integer, name),
+    sona._drop_patterns_index(bigint, name);
+
+CREATE OR REPLACE FUNCTION sona._vectors_index(of text, space_id bigint) RETURNS regclass
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN to_regclass('sona.' || quote_ident(of || '_hnsw_' || space_id));
+COMMENT ON FUNCTION sona._vectors_index IS
+    'The HNSW index of the patterns (pattern) or of the memory nodes (memory_node) of a space; NULL where it has none.';
+
+CREATE OR REPLACE FUNCTION sona._indexed_column(of text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    found text := CASE of WHEN 'pattern' THEN 'centroid' WHEN 'memory_node' THEN 'embedding' END;
+BEGIN
+    IF found IS NULL THEN
+        PERFORM sona._refuse('SN003', format('vectors of %L are asked for', of), 'expected pattern or memory_node');
+    END IF;
+    RETURN found;
+END $$;
+COMMENT ON FUNCTION sona._indexed_column IS 'The column of vectors of a table that is indexed by size. Raises SN003 for others.';
+
+CREATE OR REPLACE FUNCTION sona._index_vectors(of text, space_id bigint, dim integer, caller name) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    vectors text := sona._indexed_column(of);
+BEGIN
+    PERFORM sona._check_may_index(space_id, caller);
+    IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
+        PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
+                             'spaces of more dimensions are searched exactly');
+    END IF;
+    -- Two that find it missing would both make it, and one of them fail.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_' || of, space_id));
+    EXECUTE format(
+        'CREATE INDEX IF NOT EXISTS %1$s_hnsw_%2$s ON sona.%1$s'
+        ' USING hnsw ((%3$s::%4$s) @vector@.%5$s_cosine_ops) WHERE space_id = %2$s',
+        of, space_id, vectors, sona._indexed_type(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
+END $$;
+COMMENT ON FUNCTION sona._index_vectors IS
+    'Makes the HNSW index of the patterns or memory nodes of a space, which only the owner of the table may, on behalf of '
+    'who may learn.';
+
+CREATE OR REPLACE FUNCTION sona._drop_vectors_index(of text, space_id bigint, caller name) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    PERFORM sona._indexed_column(of);
+    PERFORM sona._check_may_index(space_id, caller);
+    EXECUTE format('DROP INDEX IF EXISTS sona.%s_hnsw_%s', of, space_id);
+END $$;
+COMMENT ON FUNCTION sona._drop_vectors_index IS
+    'Drops the HNSW index of the patterns or memory nodes of a space, which only the owner of the table may, on behalf of '
+    'who may learn.';
+
+CREATE OR REPLACE FUNCTION sona._index_by_size(of text, space text, keep_exact integer) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+DECLARE
+    vectors text := sona._indexed_column(of);
+    s sona.space%ROWTYPE;
+    many bigint;
+BEGIN
+    SELECT * INTO s FROM sona.space x WHERE x.name = _index_by_size.space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(_index_by_size.space); END IF;
+    IF keep_exact IS NULL OR keep_exact < 0 THEN
+        PERFORM sona._refuse('SN003', format('keep_exact is %s, expected at least 0', coalesce(keep_exact::text, 'NULL')),
+                             'leave it out');
+    END IF;
+    IF s.dim > 4000 OR sona._vectors_index(of, s.space_id) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM sona.%I WHERE space_id = $1 AND %I IS NOT NULL LIMIT $2) few', of, vectors)
+    INTO many USING s.space_id, keep_exact::bigint + 1;
+    IF many <= keep_exact THEN
+        RETURN false;
+    END IF;
+    PERFORM sona._index_vectors(of, s.space_id, s.dim, current_user);
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION sona._index_by_size IS
+    'Makes an HNSW index of the patterns or memory nodes of a space that has more than keep_exact of them and no index; '
+    'whether it has.';
+
 CREATE OR REPLACE FUNCTION sona.admit_queries(space text, keep_exact integer DEFAULT 4000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$

@@ -1,10 +1,5 @@
 -- Patterns near a query, and what is known in each. Reading writes nothing.
 
-CREATE OR REPLACE FUNCTION sona._patterns_index(space_id bigint) RETURNS regclass
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN to_regclass('sona.pattern_hnsw_' || space_id);
-COMMENT ON FUNCTION sona._patterns_index IS 'The HNSW index of the patterns of a space; NULL where it has none.';
-
 CREATE OR REPLACE FUNCTION sona._indexed_patterns(space_id bigint, dim integer, columns text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 -- Literals: a partial index on an expression serves only the very same expression and predicate. Not format(), which is
@@ -34,7 +29,7 @@ DECLARE
     ids bigint[] := '{}';
 BEGIN
     -- hnsw.ef_search is 1000 at most, and a scan that goes on for more finds less and less.
-    IF k <= 1000 AND sona._patterns_index(s.space_id) IS NOT NULL THEN
+    IF k <= 1000 AND sona._vectors_index('pattern', s.space_id) IS NOT NULL THEN
         -- Set back when this function ends.
         IF k > 100 THEN PERFORM sona._widen_search(k); END IF;
         nearest := sona._indexed_patterns(
@@ -67,54 +62,9 @@ COMMENT ON FUNCTION sona.find_patterns IS
     'The k patterns nearest to a query, by cosine, nearest first: never fewer than there are. Writes nothing, and counts '
     'nothing therefore.';
 
-CREATE OR REPLACE FUNCTION sona._index_patterns(space_id bigint, dim integer, caller name) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, sona, pg_temp AS $$
-BEGIN
-    PERFORM sona._check_may_index(space_id, caller);
-    IF dim IS NULL OR dim NOT BETWEEN 1 AND 4000 THEN
-        PERFORM sona._refuse('SN003', format('the dimension is %s, expected 1 to 4000', coalesce(dim::text, 'NULL')),
-                             'spaces of more dimensions are searched exactly');
-    END IF;
-    -- Two that find it missing would both make it, and one of them fail.
-    PERFORM pg_advisory_xact_lock(hashtextextended('sona.index_patterns', space_id));
-    EXECUTE format(
-        'CREATE INDEX IF NOT EXISTS pattern_hnsw_%1$s ON sona.pattern'
-        ' USING hnsw ((centroid::%2$s) @vector@.%3$s_cosine_ops) WHERE space_id = %1$s',
-        space_id, sona._indexed_type(dim), CASE WHEN dim <= 2000 THEN 'vector' ELSE 'halfvec' END);
-END $$;
-COMMENT ON FUNCTION sona._index_patterns IS
-    'Makes the HNSW index of the patterns of a space, which only the owner of the table may, on behalf of who may learn.';
-
-CREATE OR REPLACE FUNCTION sona._drop_patterns_index(space_id bigint, caller name) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, sona, pg_temp AS $$
-BEGIN
-    PERFORM sona._check_may_index(space_id, caller);
-    EXECUTE format('DROP INDEX IF EXISTS sona.pattern_hnsw_%s', space_id);
-END $$;
-COMMENT ON FUNCTION sona._drop_patterns_index IS
-    'Drops the HNSW index of the patterns of a space, which only the owner of the table may, on behalf of who may learn.';
-
 CREATE OR REPLACE FUNCTION sona.index_patterns(space text, keep_exact integer DEFAULT 4000) RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, sona, pg_temp AS $$
-DECLARE
-    s sona.space%ROWTYPE;
-BEGIN
-    SELECT * INTO s FROM sona.space x WHERE x.name = index_patterns.space;
-    IF NOT FOUND THEN PERFORM sona._unknown_space(index_patterns.space); END IF;
-    IF keep_exact IS NULL OR keep_exact < 0 THEN
-        PERFORM sona._refuse('SN003', format('keep_exact is %s, expected at least 0', coalesce(keep_exact::text, 'NULL')),
-                             'leave it out');
-    END IF;
-    IF s.dim > 4000 OR sona._patterns_index(s.space_id) IS NOT NULL OR (SELECT count(*) FROM (
-        SELECT FROM sona.pattern p WHERE p.space_id = s.space_id LIMIT keep_exact::bigint + 1) few) <= keep_exact THEN
-        RETURN false;
-    END IF;
-    PERFORM sona._index_patterns(s.space_id, s.dim, current_user);
-    RETURN true;
-END $$;
+LANGUAGE sql VOLATILE
+RETURN sona._index_by_size('pattern', space, keep_exact);
 COMMENT ON FUNCTION sona.index_patterns IS
     'Makes an HNSW index of the patterns of a space that has more than keep_exact of them and no index; whether it has.';
 

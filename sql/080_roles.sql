@@ -133,9 +133,9 @@ BEGIN
         GRANT UPDATE ON sona.learner, sona.served_row, sona.memory_edge, sona.item_source, sona.strategist,
             sona.strategy_evidence, sona.strategy_region, sona.item_outcome, sona.answer_outcome, sona.loop_schedule,
             sona.loop_run, sona.pattern, sona.pattern_access, sona.pattern_state, sona.verdict, sona.base_state,
-            sona.fisher_snapshot TO sona_worker;
+            sona.fisher_snapshot, sona.memory_node, sona.memory_state TO sona_worker;
         GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention,
-                      steps_deleted_before, steps_lost_before) ON sona.space TO sona_worker;
+                      steps_deleted_before, steps_lost_before, may_transfer) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
         GRANT UPDATE (ordinal, learned) ON sona.learning_event TO sona_worker;

@@ -14,6 +14,7 @@ from sona_pg.kernels._fusion import (
 )
 from sona_pg.kernels._kmeans import assign, kmeans, top_k
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
+from sona_pg.kernels._phi import subset_log_determinants
 from sona_pg.kernels._ring import Ring
 from sona_pg.kernels._simd import (
     active,
@@ -57,6 +58,7 @@ __all__ = [
     "proximal",
     "shuffled_sums",
     "single",
+    "subset_log_determinants",
     "top_k",
     "unit",
     "use",

@@ -418,3 +418,16 @@ def _lloyd(x: Doubles, centroids: Doubles, max_iterations: int, tolerance: float
             if np.square(total).sum() > 1e-10 * (before == c).sum():
                 centroids[c] = total / np.linalg.norm(total)
         step += 1
+
+
+def subset_log_determinants(matrix: Doubles, block: int = 1) -> Doubles:
+    """``ln |matrix[S, S]|`` of every subset S of the blocks, by bit mask; 0 for none. One batch for each size."""
+    n = len(matrix) // block
+    is_kept = (np.arange(1 << n)[:, np.newaxis] >> np.arange(n) & 1).astype(bool)
+    found = np.zeros(1 << n)
+    for size in range(1, n + 1):
+        masks = np.flatnonzero(is_kept.sum(axis=1) == size)
+        blocks = np.nonzero(is_kept[masks])[1].reshape(-1, size, 1)
+        rows = (blocks * block + np.arange(block)).reshape(len(masks), -1)
+        found[masks] = np.linalg.slogdet(matrix[rows[:, :, np.newaxis], rows[:, np.newaxis, :]])[1]
+    return found

@@ -26,8 +26,8 @@ from sona_pg.store import spaces
 from sona_pg.store.forget import (
     ForgetTransaction,
     Lost,
-    drop_memory_index,
-    drop_patterns_index,
+    drop_queries_index,
+    drop_vectors_index,
     find_lost,
     forget_transaction,
 )
@@ -180,9 +180,10 @@ class _Forgetting:
         reached("forget.after_commit")
         report = replace(report, locked_seconds=time.monotonic() - began)
         try:
-            drop_memory_index(store.connection(), store.space, store.config)
+            drop_queries_index(store.connection(), store.space, store.config)
             if report.patterns:
-                drop_patterns_index(store.connection(), store.space, store.config)
+                drop_vectors_index(store.connection(), store.space, store.config, "pattern")
+            drop_vectors_index(store.connection(), store.space, store.config, "memory_node")
         except SonaError as error:
             log.warning("an index of what is forgotten could not be dropped, a VACUUM cleans it: %s", error)
         return report
@@ -268,6 +269,7 @@ class _Forgetting:
         reached("forget.after_rows")
         patterns = transaction.forget_patterns(entries[0].ordinal)
         transaction.forget_base()
+        transaction.forget_memory()
         transaction.delete_entries(lost.trajectories)
         transaction.close_ranks(entries, replay.became)
         reached("forget.after_ledger")

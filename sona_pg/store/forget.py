@@ -18,6 +18,7 @@ from sona_pg.store.base import forget_base
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
 from sona_pg.store.ledger import LOOP, TAUGHT
+from sona_pg.store.memory import forget_memory
 from sona_pg.store.patterns import forget_patterns
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
@@ -191,6 +192,10 @@ class ForgetTransaction:
         """Forget how far the base LoRA has read the ledger, and its tasks: it is learned anew."""
         forget_base(self._connection, self._space)
 
+    def forget_memory(self) -> None:
+        """Forget the memory graph but for co-access and what was given by hand: cycles make it anew of what is kept."""
+        forget_memory(self._connection, self._space)
+
     def write_edges(self, edges: Mapping[Edge, float]) -> int:
         """Set the co-access edges of the space; how many there are fewer than before."""
         before = self._delete("memory_edge", " AND kind = 'co_access'")
@@ -297,20 +302,28 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
         yield ForgetTransaction(connection, space)
 
 
-def drop_memory_index(connection: Connection, space: Space, config: StoreConfig) -> None:
+def drop_queries_index(connection: Connection, space: Space, config: StoreConfig) -> None:
     """Drop the HNSW index of remembered queries, which holds those that were deleted; workers make another one."""
-    _drop_index(connection, space, config, "queries")
+    _drop_index(
+        connection,
+        config,
+        "SELECT sona._drop_queries_index(%(space)s, current_user) WHERE sona._queries_index(%(space)s) IS NOT NULL",
+        {"space": space.space_id},
+    )
 
 
-def drop_patterns_index(connection: Connection, space: Space, config: StoreConfig) -> None:
-    """Drop the HNSW index of patterns, which holds those that were deleted; a cycle makes another one."""
-    _drop_index(connection, space, config, "patterns")
+def drop_vectors_index(connection: Connection, space: Space, config: StoreConfig, of: str) -> None:
+    """Drop the HNSW index of `pattern` or `memory_node`, which holds what was deleted; a cycle makes another one."""
+    _drop_index(
+        connection,
+        config,
+        "SELECT sona._drop_vectors_index(%(of)s, %(space)s, current_user)"
+        " WHERE sona._vectors_index(%(of)s, %(space)s) IS NOT NULL",
+        {"space": space.space_id, "of": of},
+    )
 
 
-def _drop_index(connection: Connection, space: Space, config: StoreConfig, of: str) -> None:
+def _drop_index(connection: Connection, config: StoreConfig, statement: str, key: dict[str, object]) -> None:
     with transaction(connection):
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
-        connection.execute(
-            f"SELECT sona._drop_{of}_index(%(space)s, current_user) WHERE sona._{of}_index(%(space)s) IS NOT NULL",
-            {"space": space.space_id},
-        )
+        connection.execute(statement, key)

@@ -151,8 +151,9 @@ def patterns_without_index(connection: Connection, rows_from: int) -> list[Index
     with translated():
         rows = connection.execute(
             "SELECT s.name, format('SELECT sona.index_patterns(%%L, %%s)', s.name, %(rows)s::bigint) FROM sona.space s"
-            " WHERE s.dim <= 4000 AND sona._patterns_index(s.space_id) IS NULL AND (SELECT count(*) FROM (SELECT"
-            "  FROM sona.pattern p WHERE p.space_id = s.space_id LIMIT %(rows)s::bigint + 1) few) > %(rows)s::bigint"
+            " WHERE s.dim <= 4000 AND sona._vectors_index('pattern', s.space_id) IS NULL"
+            " AND (SELECT count(*) FROM (SELECT FROM sona.pattern p WHERE p.space_id = s.space_id"
+            "  LIMIT %(rows)s::bigint + 1) few) > %(rows)s::bigint"
             " ORDER BY s.space_id",
             {"rows": rows_from},
         ).fetchall()

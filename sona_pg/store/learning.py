@@ -424,7 +424,8 @@ def write_edge_weights(connection: Connection, space_id: int, weights: Mapping[E
         "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight)"
         " SELECT %s, 'co_access', k.source, k.target, k.weight"
         " FROM unnest(%s::text[], %s::text[], %s::float8[]) AS k (source, target, weight)"
-        " ON CONFLICT (space_id, kind, source, target)"
+        # In order: who changes edges in another one might wait for this, and this for them.
+        " ORDER BY k.source, k.target ON CONFLICT (space_id, kind, source, target, source_kind, target_kind)"
         " DO UPDATE SET weight = excluded.weight, updated_at = now()",
         (space_id, [a for a, _ in weights], [b for _, b in weights], list(weights.values())),
     )

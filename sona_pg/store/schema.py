@@ -25,6 +25,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -132,6 +133,13 @@ space = Table(
         "steps_lost_before",
         DateTime(timezone=True),
         comment="retention has deleted steps of what was recorded before, at any time; NULL if it never did",
+    ),
+    Column(
+        "may_transfer",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="whether its patterns are compared with those of other spaces that allow it too",
     ),
     CheckConstraint(
         "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow')",
@@ -770,8 +778,9 @@ base_state = Table(
         server_default=text("'{}'::uuid[]"),
         comment="trajectories that are learned again in every cycle: a sample of all that there were",
     ),
-    Column("state", LargeBinary, comment="the running Fisher and the task detector; NULL before the first"),
+    Column("state", LargeBinary, comment="the task detector; NULL before the first"),
     _now("updated_at", "when the last cycle was committed"),
+    _whole("offered", "judged lists that there were ever to keep in the reservoir, whether they are in it or not"),
     comment="How far the base LoRA of a space has read its ledger: every outcome counts once.",
 )
 
@@ -791,6 +800,7 @@ fisher_snapshot = Table(
     Column("times_met", BigInteger, nullable=False, server_default=text("1"), comment="how often it has come"),
     _now("created_at", "when the task first ended"),
     _now("updated_at", "when it last ended"),
+    _whole("epoch", "the learner's when the task ended last: one that was undone since does not hold"),
     comment="Tasks, stretches of traffic of one kind, and which parameters each needs as they are.",
 )
 
@@ -798,13 +808,118 @@ memory_edge = Table(
     "memory_edge",
     metadata,
     _space_id(owned=False),
-    Column("kind", Text, primary_key=True, comment="co_access: the items helped together"),
-    Column("source", Text, primary_key=True, comment="item or node"),
-    Column("target", Text, primary_key=True, comment="item or node"),
+    Column(
+        "kind",
+        Text,
+        primary_key=True,
+        comment="co_access: the items helped together; pattern: an item helped there; hierarchy: the source is made of "
+        "the target; creative: a dream's; analogy: with a pattern of another space; given: by hand",
+    ),
+    Column("source", Text, primary_key=True, comment="key of the node, as in memory_node; of an item its id"),
+    Column("target", Text, primary_key=True, comment="likewise"),
     Column("weight", Double, nullable=False, comment="0 to 1"),
     _now("updated_at", "when the weight last changed"),
+    Column(
+        "source_kind",
+        Text,
+        primary_key=True,
+        server_default=text("'item'"),
+        comment="kind of the source, as in memory_node",
+    ),
+    Column("target_kind", Text, primary_key=True, server_default=text("'item'"), comment="kind of the target"),
+    Column(
+        "origin",
+        Text,
+        nullable=False,
+        server_default=text("'trajectories'"),
+        comment="what has made it: trajectories, patterns, a dream, somebody by hand",
+    ),
+    _now("created_at", "when it was made"),
+    _now("decayed_at", "up to when its weight has decayed"),
     Index("memory_edge_target_idx", "space_id", "kind", "target"),
     comment="Edges of the memory graph; an undirected edge stands once, source before target.",
+)
+
+memory_node = Table(
+    "memory_node",
+    metadata,
+    _space_id(),
+    Column("node_id", BigInteger, primary_key=True, autoincrement=False, comment="1 for the first of the space"),
+    Column("kind", Text, nullable=False, comment="item, pattern, concept, episode, procedure or dream"),
+    Column(
+        "key",
+        Text,
+        nullable=False,
+        comment="what it is called among those of its kind: the id of the item or of the pattern",
+    ),
+    Column("embedding", Vector, comment="where it lies; NULL where nobody knows"),
+    Column("title", Text, comment="as somebody has called it; NULL if nobody did"),
+    Column("importance", Double, nullable=False, comment="0 to 1, its value at the last consolidation"),
+    Column("quality", Double, comment="what answers were worth in which it took part, 0 to 1; NULL unknown"),
+    _whole("access_count", "how often it took part in an outcome or was found"),
+    _now("last_access", "when it last did"),
+    _whole("consolidation_count", "cycles in which it was strengthened"),
+    Column(
+        "level",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="of a concept: 1 if it is made of patterns, 2 if of concepts of level 1, and so on",
+    ),
+    _now("created_at", "when it came into the graph"),
+    UniqueConstraint("space_id", "kind", "key"),
+    comment="Nodes of the memory graph: the deep loop makes them of what was learned.",
+)
+
+memory_state = Table(
+    "memory_state",
+    metadata,
+    _space_id(),
+    _whole("last_node_id", "the last node_id that was given"),
+    _whole("last_dream_id", "the last dream_id that was given"),
+    _whole("generation", "grows when a user is forgotten: what was read before is not written any more"),
+    _time("consolidated_at", "up to when memory is consolidated"),
+    Column("evidence", JSONB, comment="whether dreams predict edges that were held out; NULL before they are asked"),
+    Column("system", JSONB, comment="integration of the patterns as a system; NULL before it was measured"),
+    Column("run_id", BigInteger, comment="cycle that was committed last; NULL before the first"),
+    _now("updated_at", "when it last changed"),
+    comment="How far the memory graph of a space is.",
+)
+
+dream = Table(
+    "dream",
+    metadata,
+    _space_id(),
+    Column("dream_id", BigInteger, primary_key=True, autoincrement=False, comment="1 for the first of the space"),
+    Column("run_id", BigInteger, nullable=False, comment="cycle in which it was dreamt"),
+    Column("nodes", ARRAY(BigInteger), nullable=False, comment="node_id of every step, in order"),
+    Column("kinds", ARRAY(Text), nullable=False, comment="how each was reached: start, edge, jump or restart"),
+    Column("creative_jumps", BigInteger, nullable=False, comment="how many steps were jumps"),
+    Column("novelty", Double, nullable=False, comment="0 to 1"),
+    Column("coherence", Double, nullable=False, comment="0 to 1"),
+    Column("utility", Double, nullable=False, comment="0 to 1"),
+    Column("diversity", Double, nullable=False, comment="0 to 1"),
+    Column("quality", Double, nullable=False, comment="of novelty, coherence and utility, weighted"),
+    Column("phi", Double, nullable=False, comment="integration of its nodes, 0 to 1"),
+    Column("phi_threshold", Double, nullable=False, comment="from which it may be integrated"),
+    Column("is_integrated", Boolean, nullable=False, comment="whether it may have made edges"),
+    Column("reason", Text, nullable=False, comment="why it was, or was not"),
+    _now("created_at", "when it was dreamt"),
+    Index("dream_run_idx", "space_id", "run_id"),
+    comment="Walks over the memory graph, what they are worth, and what became of them.",
+)
+
+memory_archive = Table(
+    "memory_archive",
+    metadata,
+    _space_id(),
+    Column("archive_id", BigInteger, Identity(always=True), primary_key=True, comment="order of removal"),
+    Column("run_id", BigInteger, nullable=False, comment="cycle that removed it"),
+    Column("entity", Text, nullable=False, comment="node or edge"),
+    Column("content", JSONB, nullable=False, comment="the row, all of it"),
+    Column("reason", Text, nullable=False, comment="why it was removed"),
+    _now("archived_at", "when"),
+    comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",
 )
 
 pending_trajectory = Table(

@@ -275,6 +275,29 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 " lambda, samples, quality) VALUES (%s, 1, %s, 'test', 'test', '', '', 1, 1, 0.5)",
                 (world.ids[tenant], _vector(rng)),
             )
+            for kind, key in (("item", "1"), ("item", "2"), ("concept", "1")):
+                worker.execute("SELECT sona.add_memory_node(%s, %s, %s, %s)", (tenant, kind, key, _vector(rng)))
+            worker.execute(
+                "UPDATE sona.memory_node SET level = 1 WHERE space_id = %s AND kind = 'concept'", (world.ids[tenant],)
+            )
+            worker.execute(
+                "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target, weight)"
+                " VALUES (%s, 'hierarchy', 'concept', '1', '1', 1)",
+                (world.ids[tenant],),
+            )
+            worker.execute(
+                "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason)"
+                " SELECT space_id, 1, 'node',"
+                ' to_jsonb(n) || \'{"node_id": 9, "key": "9"}\', \'a test\' FROM sona.memory_node n'
+                " WHERE space_id = %s AND node_id = 1",
+                (world.ids[tenant],),
+            )
+            worker.execute(
+                "INSERT INTO sona.dream (space_id, dream_id, run_id, nodes, kinds, creative_jumps, novelty, coherence,"
+                " utility, diversity, quality, phi, phi_threshold, is_integrated, reason)"
+                " VALUES (%s, 1, 1, '{1,2}', '{start,jump}', 1, 0, 0, 0, 0, 0, 0, 0.3, false, 'a test')",
+                (world.ids[tenant],),
+            )
             # So few events prove nothing.
             worker.execute(
                 "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"

@@ -34,7 +34,7 @@ def _differences(url: str) -> list[object]:
                 "include_name": lambda name, kind, parents: kind != "schema" or name == SCHEMA,
                 # Large spaces have indexes of their own, which workers make.
                 "include_object": lambda _, name, kind, *rest: (
-                    not str(name).startswith(("remembered_query_hnsw_", "pattern_hnsw_"))
+                    not str(name).startswith(("remembered_query_hnsw_", "pattern_hnsw_", "memory_node_hnsw_"))
                 ),
             },
         )

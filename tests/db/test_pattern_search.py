@@ -66,7 +66,7 @@ def _index(connection: Connection, engine: SonaEngine, keep_exact: int) -> bool:
 
 
 def _has_index(connection: Connection, space_id: int) -> bool:
-    ((found,),) = connection.execute("SELECT sona._patterns_index(%s) IS NOT NULL", (space_id,)).fetchall()
+    ((found,),) = connection.execute("SELECT sona._vectors_index('pattern', %s) IS NOT NULL", (space_id,)).fetchall()
     return bool(found)
 
 

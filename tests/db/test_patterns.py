@@ -631,7 +631,7 @@ def test_a_cycle_makes_the_index_and_forgetting_drops_it(
     patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     store = StoreConfig(exact_search_rows=TOPICS - 1)
-    has_index = "SELECT sona._patterns_index(%s) IS NOT NULL"
+    has_index = "SELECT sona._vectors_index('pattern', %s) IS NOT NULL"
     for topic, made in ((topics[:3], False), (topics, True), (topics, False)):
         _ask(engine, topic, rng, 40, user="ann")
         assert _cycle(patterns_url, engine, store=store)[1]["indexed"] is made

@@ -59,6 +59,7 @@ WORKER_UPDATES = {
         "step_retention",
         "steps_deleted_before",
         "steps_lost_before",
+        "may_transfer",
     },
     "space_grant": {"may_write"},
     "score": {"revision"},
@@ -79,7 +80,8 @@ WORKER_READS = {"forgotten_user"}
 WORKER_REWRITES = {
     "learner", "served_row", "memory_edge", "item_source", "strategist", "strategy_evidence", "strategy_region",
     "item_outcome", "answer_outcome", "loop_schedule", "loop_run",
-    "pattern", "pattern_access", "pattern_state", "verdict", "base_state", "fisher_snapshot",
+    "pattern", "pattern_access", "pattern_state", "verdict", "base_state", "fisher_snapshot", "memory_node",
+    "memory_state",
 }  # fmt: skip
 
 READING_VOLATILES = {
@@ -94,7 +96,8 @@ WORKER_FUNCTIONS = {
     "revoke_space", "set_strategy", "set_retention", "apply_retention", "_lock_learner", "_delete_trajectories",
     "_delete_orphan_scores", "_delete_steps", "_changeable_space", "_log_deployment", "_publish", "_freeze", "deploy",
     "set_control_share", "prune_versions", "set_schedule", "run_cycle",
-    "describe_pattern", "index_patterns", "_index_patterns", "_drop_patterns_index",
+    "describe_pattern", "index_patterns", "index_nodes", "_index_by_size", "_index_vectors", "_drop_vectors_index",
+    "set_transfer", "add_memory_node", "add_memory_edge", "forget_dreams", "restore_memory",
 }  # fmt: skip
 
 DEFINERS = {
@@ -102,8 +105,8 @@ DEFINERS = {
     "_may_grant": "the same; and whether a space has any grants shows only to the owner",
     "_index_queries": "only the owner of a table can make its indexes",
     "_drop_queries_index": "or drop them",
-    "_index_patterns": "the same of patterns",
-    "_drop_patterns_index": "and their end",
+    "_index_vectors": "the same of patterns and memory nodes",
+    "_drop_vectors_index": "and their end",
 }
 """SECURITY DEFINER functions, and why."""
 
@@ -249,9 +252,15 @@ def test_a_reader_cannot_record_score_nor_create(world: World, login: Callable[[
         "SELECT sona.set_items('alpha', 'shop.items', 'id', 'embedding')",
         "SELECT sona.admit_queries('alpha')",
         "SELECT sona.index_patterns('alpha')",
+        "SELECT sona.index_nodes('alpha')",
+        "SELECT sona.add_memory_node('alpha', 'concept', 'a')",
+        "SELECT sona.add_memory_edge('alpha', 'concept', 'a', 'concept', 'b', 0.5)",
+        "SELECT sona.forget_dreams('alpha')",
+        "SELECT sona.restore_memory('alpha')",
         "SELECT sona._count_accesses(1, '{1}', '{1}')",
         "SELECT sona.set_strategy('alpha', 'frozen')",
         "SELECT sona.set_control_share('alpha', 0)",
+        "SELECT sona.set_transfer('alpha', true)",
         "SELECT sona.deploy('alpha', 'frozen')",
         "SELECT sona.deploy('alpha', 1)",
         "SELECT sona.grant_space('alpha', current_user)",
@@ -371,8 +380,8 @@ def test_a_worker_learns_what_an_application_recorded(
     for statement in (
         "SELECT sona._index_queries(%s, 3, %s)",
         "SELECT sona._drop_queries_index(%s, %s)",
-        "SELECT sona._index_patterns(%s, 3, %s)",
-        "SELECT sona._drop_patterns_index(%s, %s)",
+        "SELECT sona._index_vectors('pattern', %s, 3, %s)",
+        "SELECT sona._drop_vectors_index('memory_node', %s, %s)",
     ):
         for caller in (world.logins["alpha_worker"], world.logins["beta_worker"], "postgres"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -473,7 +482,17 @@ def test_no_row_is_forged_moved_or_deleted_in_another_space(
         columns = [
             c
             for c in columns
-            if c not in ("space_id", "pending_id", "error_id", "sequence", "turn_id", "deployment_id", "run_id")
+            if c
+            not in (
+                "space_id",
+                "pending_id",
+                "error_id",
+                "sequence",
+                "turn_id",
+                "deployment_id",
+                "run_id",
+                "archive_id",
+            )
         ]
         if not columns:
             continue
