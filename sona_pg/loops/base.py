@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LearningError, SonaError
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_cycle import (
@@ -109,17 +110,28 @@ class BasePhase:
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
 
+    def must_release(self, connection: Connection, cycle: Cycle) -> bool:
+        """Whether something is withheld by which nothing will be judged: that is learned, however little is new."""
+        if self._config.gate.withheld:
+            return False
+        space = cycle.space
+        settings = spaces.claim_settings(connection, space, None, None)
+        with base_reader(connection, space) as reader:
+            state = reader.state()
+            if reader.owed(state) or reader.unjudged(state, 1).ordinals:
+                return True
+            learner = _learner(connection, space, state, *settings)
+        return learner is not None and learner.withheld_share > 0
+
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         """Judged lists: a sample of the hour, of earlier ones, and all that was withheld."""
         space = cycle.space
-        instant, adapter = spaces.claim_settings(connection, space, None, None)
+        settings = spaces.claim_settings(connection, space, None, None)
         with base_reader(connection, space) as reader:
             state = reader.state()
-            if state.learner is None:
+            learner = _learner(connection, space, state, *settings)
+            if learner is None:
                 return _Found(state)
-            pool = ItemPool(*spaces.item_sample(connection, space))
-            learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
-            learner.load_bytes(state.learner)
             traffic = self._traffic(state, space)
             reservoir, size = self._config.training.reservoir, self._config.training.lists_of(space.dim)
             new = reader.trajectories(state.consumed, state.head.ordinal, Learned.ADAPTER, reservoir)
@@ -139,8 +151,8 @@ class BasePhase:
         hour = Hour(
             learner.adapter.base,
             [learner.adapter.map, learner.micro],
-            pool,
-            adapter,
+            learner.pool,
+            learner.adapter.config,
             [answered[id] for id in looked[0] if id in answered],
             [answered[id] for id in earlier if id in answered and id not in looked[0]],
             [answered[id] for id in looked[1] if id in answered],
@@ -243,6 +255,18 @@ class BasePhase:
             learned=learned,
             offered=next_offered(state.offered, *found.offered, decision),
         )
+
+
+def _learner(
+    connection: Connection, space: Space, state: BaseState, instant: InstantLoopConfig, adapter: QueryAdapterConfig
+) -> Learner | None:
+    """What answers; None before anything was learned."""
+    if state.learner is None:
+        return None
+    pool = ItemPool(*spaces.item_sample(connection, space))
+    learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
+    learner.load_bytes(state.learner)
+    return learner
 
 
 def _teach_waiting(connection: Connection, cycle: Cycle, transaction: BaseTransaction, current: Learner) -> int:
