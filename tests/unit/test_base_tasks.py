@@ -127,6 +127,10 @@ def test_what_has_come_again_is_one_task_with_the_outcomes_of_both_times() -> No
     assert np.array_equal(both.anchor, second.anchor)
     same = met_again(first, _task(rng, 9, frame=first.frame, fisher=np.zeros((RANK, DIM), dtype=np.float32)))
     assert np.abs(same.fisher - 0.75 * first.fisher).max() < 1e-6
+    # What the first time needed is taken along into the frame of the second.
+    turned = np.ascontiguousarray(first.frame[::-1])
+    again = met_again(first, _task(rng, 9, frame=turned, fisher=np.zeros((RANK, DIM), dtype=np.float32)))
+    assert np.abs(again.fisher - 0.75 * first.fisher[::-1]).max() < 1e-6
 
 
 class _Domain:
@@ -351,6 +355,10 @@ def test_traffic_that_changes_is_noticed_and_goes_on_bit_for_bit() -> None:
         query = np.asarray(mean + 0.2 * rng.standard_normal(DIM), dtype=np.float32)
         if one.observe(query, ordinal):
             alarms.append(ordinal)
+            # What it was taken for is over.
+            assert one.here == 0
+        elif not alarms:
+            one.here = two.here = 5
         two.observe(query, ordinal)
         if ordinal == 310:
             again = Traffic(DIM, BoundaryConfig(run_length=1000))
@@ -359,6 +367,7 @@ def test_traffic_that_changes_is_noticed_and_goes_on_bit_for_bit() -> None:
     assert len(alarms) == 1
     assert 300 <= alarms[0] <= 315
     assert one.since == alarms[0]
+    assert (one.here, two.here) == (0, 0)
     assert all(np.array_equal(part, two.state()[name]) for name, part in one.state().items())
     with pytest.raises(LearningError):
         Traffic(DIM + 1).load_state(one.state())
