@@ -76,14 +76,14 @@ class BaseMemory:
     ) -> Hour:
         """What a cycle begins with, whose answers that were learned are `new`; see `Hour`."""
         earlier = {**self.reservoir, **self.owed}
-        few = [self._as_at_first(id, answer) for id, answer in _few(new, self._size).items()]
+        few = {id: self._as_at_first(id, answer) for id, answer in _few(new, self._size).items()}
         return Hour(
             base,
             tiers,
             pool,
             recipe,
-            sorted(few, key=lambda answer: answer.ordinal),
-            [answer for id, answer in earlier.items() if id not in new],
+            sorted(few.values(), key=lambda answer: answer.ordinal),
+            [answer for id, answer in earlier.items() if id not in few],
             list(self.withheld.values()),
             self.tasks,
             self.traffic,

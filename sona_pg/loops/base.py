@@ -191,14 +191,15 @@ class BasePhase:
         """Publish, or keep what answers; and note down how far the ledger is taken in."""
         found, candidate, learner = made.found, made.candidate, made.found.learner
         share = self._config.gate.withheld
-        if learner is None or (candidate is None and (share or not learner.withheld_share)):
+        if learner is None or (candidate is None and share):
             return _NOTHING
         transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
         current = _current(learner, transaction)
         # Before it is noted down as learned.
         taught = 0 if share else _teach_waiting(connection, cycle, transaction, current)
         if candidate is None:
-            return _NOTHING
+            self._advance(transaction, found, None, learner.dim)
+            return {**_NOTHING, "taught": taught}
         decision, strength = candidate.decision, self._config.strength(candidate.traffic)
         self._advance(transaction, found, candidate, learner.dim)
         transaction.write_tasks(candidate.ended, strength, MOST_TASKS)
@@ -229,9 +230,16 @@ class BasePhase:
             "ewc_lambda": round(strength, 3),
         }
 
-    def _advance(self, transaction: BaseTransaction, found: _Found, candidate: Candidate, dim: int) -> None:
+    def _advance(self, transaction: BaseTransaction, found: _Found, candidate: Candidate | None, dim: int) -> None:
         """Note down what was taken in, what is kept of it, and what is still to be learned."""
-        state, decision, training = found.state, candidate.decision, self._config.training
+        state, training, head = found.state, self._config.training, transaction.learner.head.ordinal
+        assert found.hour is not None
+        traffic = pack(_header(dim), found.hour.traffic.state())
+        if candidate is None:
+            # There is nothing in all of it that teaches.
+            transaction.advance(state.reservoir, traffic, judged=head, learned=head, offered=state.offered)
+            return
+        decision = candidate.decision
         new, withheld, owed, held = (
             [id for id in ids if id not in found.gone]
             for ids in (found.new, found.withheld, found.owed, state.reservoir)
@@ -247,10 +255,10 @@ class BasePhase:
             if not owed:
                 learned = judged
         else:
-            owed, judged, learned = [], transaction.learner.head.ordinal, transaction.learner.head.ordinal
+            owed, judged, learned = [], head, head
         transaction.advance(
             list(dict.fromkeys([*reservoir, *owed])),
-            pack(_header(dim), candidate.traffic.state()),
+            traffic,
             judged=judged,
             learned=learned,
             offered=next_offered(state.offered, *found.offered, decision),
