@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -329,9 +330,16 @@ class EwcPlusPlus:
         -------
         float
             The new λ; the old one while nothing is remembered.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something does not fit; nothing was changed.
         """
-        if loss is not None and not 0 <= loss < math.inf:
-            raise InvalidInput(f"the loss is {loss!r}, expected nats above the least, 0 or more")
+        if loss is not None:
+            usable = isinstance(loss, float | int) and not isinstance(loss, bool)
+            if not usable or not 0 <= loss <= sys.float_info.max:
+                raise InvalidInput(f"the loss is {loss!r}, expected nats above the least, 0 or more")
         if len(self._ring):
             lost = self.predicted_loss(theta) if loss is None else loss
             excess = lost / self.config.tolerated_loss - 1

@@ -470,14 +470,6 @@ def _ledger(world: World, connection: Connection) -> list[UUID]:
     return [id for (id,) in rows]
 
 
-def test_a_traffic_that_cannot_be_read_is_watched_anew(world: World, connection: Connection) -> None:
-    world.teach(60)
-    world.cycle()
-    connection.execute("UPDATE sona.base_state SET state = 'damaged'")
-    world.teach(60)
-    assert world.cycle()["tasks_ended"] == 0
-
-
 def test_what_is_withheld_is_in_the_status_and_the_doctor_says_when_nobody_takes_it_up(
     world: World, connection: Connection
 ) -> None:
