@@ -102,6 +102,7 @@ class Hours:
     def learn(self, events: Sequence[int]) -> Answers:
         """An hour of the instant tier: what it learned; what is withheld goes on waiting."""
         learned: Answers = {}
+        withheld: Answers = {}
         for event in events:
             query = self.stream.query(event)
             adapted = self.learner.serving().adapt(query)
@@ -110,8 +111,9 @@ class Hours:
             became, judged = self.learner.learn(outcome), self.learner.judged_list(outcome)
             if judged is not None and judged.teaches:
                 answered = Answered(self.events, judged, worth_of(outcome.trajectory, SPACE) or 0.0)
-                (self.memory.withheld if became is Learned.WITHHELD else learned)[outcome.trajectory.id] = answered
+                (withheld if became is Learned.WITHHELD else learned)[outcome.trajectory.id] = answered
             self.events += 1
+        self.memory.withhold(withheld)
         return learned
 
     def run(self, hours: int) -> list[Cycle]:

@@ -39,14 +39,8 @@ PHI_THRESHOLD = 0.3
 MIN_TRAJECTORIES = 100
 """New trajectories without which a cycle of loop B is skipped."""
 
-BASE_LEARNING_RATE = 5e-4
-"""Step size of the base, see `BaseTrainingConfig`."""
-
 VECTOR_BYTES = 160 << 20
 """Most that the vectors of a cycle's phase take in memory."""
-
-EWC_LAMBDA = 30.0
-"""Strength by which earlier tasks are held to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -890,7 +884,7 @@ class EwcConfig:
         'own': every task is held where it was learned. 'latest': all are held where the latest one ended, which was
         found under the penalty of the others already, so that nothing is counted twice (Huszár 2018).
     tolerated_loss
-        Loss on the remembered tasks that the strength is adapted to, nats; several times that beside a reservoir.
+        Loss on the remembered tasks that the strength is adapted to, nats.
     lambda_rate
         How fast it adapts: the exponent of a step at which nothing was lost.
     learning_rate
@@ -905,7 +899,7 @@ class EwcConfig:
 
     param_count: int | None = None
     max_tasks: int = 10
-    initial_lambda: float = EWC_LAMBDA
+    initial_lambda: float = 30.0
     min_lambda: float = 1.0
     max_lambda: float = 10_000.0
     fisher_ema_decay: float = 0.999
@@ -982,7 +976,8 @@ class BaseTrainingConfig:
     decay
         How much of B a step of that size takes away: towards the frozen embedding, where nothing is learned.
     reservoir
-        Earlier lists that are learned again, a uniform sample of all; no more of the hour are learned.
+        Earlier lists that are learned again, a uniform sample of all; no more of the hour are learned, and as many
+        are withheld.
     max_vector_bytes
         Most that their vectors take in memory: where there are many dimensions there are fewer lists.
     distillation
@@ -994,7 +989,7 @@ class BaseTrainingConfig:
 
     rank: int = 16
     epochs: int = 4
-    learning_rate: float = BASE_LEARNING_RATE
+    learning_rate: float = 5e-4
     decay: float = 1.0
     reservoir: int = 4096
     max_vector_bytes: int = VECTOR_BYTES
@@ -1036,21 +1031,23 @@ class BackgroundLoopConfig:
     min_trajectories
         Trajectories without which a cycle is skipped.
     base_lora_lr
-        Step size of the base, as in `BaseTrainingConfig`.
+        Step size of the base; None: that of `BaseTrainingConfig`.
     ewc_lambda
-        Strength by which other tasks are held to begin with, as in `EwcConfig`.
+        Strength by which other tasks are held to begin with; None: that of `EwcConfig`.
     """
 
     extraction_interval_seconds: float = BACKGROUND_SECONDS
     min_trajectories: int = MIN_TRAJECTORIES
-    base_lora_lr: float = BASE_LEARNING_RATE
-    ewc_lambda: float = EWC_LAMBDA
+    base_lora_lr: float | None = None
+    ewc_lambda: float | None = None
 
     def __post_init__(self) -> None:
         _within("extraction_interval_seconds", self.extraction_interval_seconds, 0.0, 366 * 86_400.0)
         _whole("min_trajectories", self.min_trajectories, 1, 1_000_000)
-        _within("base_lora_lr", self.base_lora_lr, 0.0, 1.0)
-        _within("ewc_lambda", self.ewc_lambda, 1e-9, 1e9)
+        if self.base_lora_lr is not None:
+            _within("base_lora_lr", self.base_lora_lr, 0.0, 1.0)
+        if self.ewc_lambda is not None:
+            _within("ewc_lambda", self.ewc_lambda, 1e-9, 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1353,8 +1350,8 @@ class DistillationConfig:
     weight
         μ, how much a squared error of the output counts against nats of the listwise loss.
     batch
-        Remembered queries, of all domains, by which a step is held. Fewer are noisier, and noise moves outputs too:
-        with 64 twice as much was forgotten.
+        Remembered queries, as many of every domain, by which a step is held. Fewer are noisier, and noise moves outputs
+        too.
     """
 
     queries: int = 200

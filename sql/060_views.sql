@@ -15,7 +15,9 @@ SELECT s.name AS space, s.dim, s.embedder, l.events AS events_learned, l.version
        -- Without a cycle of the background loop nothing is withheld, and then the ledger need not be read.
        CASE WHEN b.space_id IS NULL THEN 0 ELSE (
             SELECT count(*) FROM sona.learning_event e WHERE e.space_id = s.space_id AND e.loop = 'instant'
-            AND e.ordinal >= b.learned AND e.learned = 'withheld') END AS withheld
+            AND e.ordinal >= b.learned AND e.learned = 'withheld'
+            -- It waits to judge, or it has judged and waits to be learned; of noise nothing is.
+            AND (e.ordinal >= b.judged OR e.trajectory_id = ANY (b.reservoir))) END AS withheld
 FROM sona.space s
 JOIN sona.learner l USING (space_id)
 JOIN sona.strategist g USING (space_id)

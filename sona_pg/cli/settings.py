@@ -86,7 +86,11 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(PatternConfig, "quality_threshold", "Mean quality below which a pattern may be pruned."),
         Setting(PatternConfig, "prune_accesses", "One that was found so often is not pruned, whatever its quality."),
         Setting(PatternConfig, "prune_age_seconds", "Others are, once they were neither fed nor found for this long."),
-        Setting(GateConfig, "withheld", "Share of the outcomes that judges a base; with 0 none is published."),
+        Setting(
+            GateConfig,
+            "withheld",
+            "Share of outcomes that judges a base; at 0 none is published, all are learned.",
+        ),
         Setting(BaseTrainingConfig, "rank", "Rank of the base."),
         Setting(BaseTrainingConfig, "epochs", "How often a judged list is learned in a cycle."),
         Setting(BaseTrainingConfig, "reservoir", "Judged lists that are learned again in every cycle."),

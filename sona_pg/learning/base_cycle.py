@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, GateConfig, QueryAdapterConfig
+from sona_pg.errors import ConfigError
 from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.base_tasks import (
+    MOST_TASKS,
     BaseTask,
     TaskConstraint,
     Traffic,
@@ -29,6 +31,17 @@ from sona_pg.learning.judged_list import JudgedList, helpful_items, reservoir_sa
 from sona_pg.learning.merging import merge
 from sona_pg.learning.serving import Serving
 
+_MEANINGLESS = {
+    "param_count": "rank and dimension of the base say it",
+    "fisher_ema_decay": "the Fisher information of a task is the plain mean over its lists",
+    "fisher_kind": "the Fisher information of a task is that of the outcomes that there were",
+    "anchors": "every task is held where it ended, in a frame of its own",
+    "learning_rate": "steps are as long as BaseTrainingConfig has them",
+    "sparsity": "what is not learned falls to 0 by BaseTrainingConfig.decay",
+    "project_gradients": "the penalty is a step of its own, after that of the gradient",
+}
+"""Settings of `EwcConfig` that a cycle does not read, and why."""
+
 
 class Answered(NamedTuple):
     """An answer that was judged.
@@ -36,7 +49,7 @@ class Answered(NamedTuple):
     Parameters
     ----------
     ordinal
-        Its place in the order in which answers were judged.
+        Its place in the order in which answers were judged; the first one, where that was done more than once.
     judged
         Its judged list.
     worth
@@ -56,12 +69,26 @@ class BaseConfig:
     ----------
     training, gate, ewc, boundary
         Of its parts.
+
+    Raises
+    ------
+    ConfigError
+        If a setting of `EwcConfig` means nothing to a base, or is beyond what one can have.
     """
 
     training: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     ewc: EwcConfig = field(default_factory=EwcConfig)
     boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
+
+    def __post_init__(self) -> None:
+        default = EwcConfig()
+        for name, why in _MEANINGLESS.items():
+            given, expected = getattr(self.ewc, name), getattr(default, name)
+            if given != expected:
+                raise ConfigError(f"{name} of a base's EwcConfig is {given!r}, expected {expected!r}: {why}")
+        if self.ewc.max_tasks > MOST_TASKS:
+            raise ConfigError(f"max_tasks of a base's EwcConfig is {self.ewc.max_tasks}, expected at most {MOST_TASKS}")
 
     def strength(self, traffic: Traffic) -> float:
         """λ of what is held, as it was adapted last."""
@@ -90,7 +117,12 @@ class Hour:
     traffic
         The task at hand; goes on with the cycle.
     replayed
-        Share of all that was ever learned that is among `earlier`: what is replayed need not be held.
+        See `replayed_share`: what is replayed need not be held.
+    watched
+        Answers before this ordinal have passed the detector of changes: what is said of them late is learned, and is
+        no news of the traffic.
+    next_task
+        Least id of a task that has never been there.
     """
 
     base: LowRank | None
@@ -103,6 +135,8 @@ class Hour:
     tasks: Sequence[BaseTask]
     traffic: Traffic
     replayed: float = 1.0
+    watched: int = 0
+    next_task: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +180,35 @@ def next_reservoir(
     return reservoir_sample({*held, *new, *(withheld if decision.has_judged else ())}, size)
 
 
-def replayed_share(held: int, size: int, learned: int) -> float:
-    """Share of the lists ever learned that a reservoir with room for `size` replays: all, until it is full."""
-    return 1.0 if held < size else min(1.0, size / max(learned, 1))
+def next_owed(
+    owed: Iterable[uuid.UUID], withheld: Iterable[uuid.UUID], decision: Decision, size: int
+) -> list[uuid.UUID]:
+    """Trajectories that have judged and are yet to be learned: in every cycle, until one of them is published.
+
+    Then they are learned again by chance, like all. What has judged now was no part of this candidate.
+    """
+    judged = withheld if decision.has_judged and not decision.is_noise else ()
+    return reservoir_sample({*(() if decision.publishes else owed), *judged}, size)
+
+
+def next_offered(offered: int, new: int, withheld: int, decision: Decision) -> int:
+    """How many lists were ever offered to the reservoir, each once: as `next_reservoir` takes them.
+
+    Parameters
+    ----------
+    offered
+        Before the cycle.
+    new, withheld
+        How many were not offered before.
+    """
+    if decision.is_noise:
+        return offered
+    return offered + new + (withheld if decision.has_judged else 0)
+
+
+def replayed_share(replayed: int, offered: int) -> float:
+    """Share of the lists that were ever offered to the reservoir that a cycle learns again; 1 before there were any."""
+    return min(1.0, replayed / offered) if offered else 1.0
 
 
 def make_candidate(
@@ -182,7 +242,9 @@ def make_candidate(
     queries = np.stack([judged.query for judged in taught or withheld])
     merged, error = merge(hour.tiers, training.rank, queries=queries)
     # What answered while a task was at hand; before there is a base, what has come of it.
-    ended = _ended(hour, config, merged if hour.base is None else merge([hour.base], training.rank)[0])
+    answering = merged if hour.base is None else merge([hour.base], training.rank)[0]
+    stretches = _ended(hour)
+    ended = _learned(stretches, hour, config, answering)
     constraint = _constraint(hour, config, ended, fixed_form(merged, training.rank, hour.pool.embeddings))
     trained = train_base(
         merged,
@@ -202,26 +264,38 @@ def make_candidate(
     decision = decide(relation, differences, config.gate)
     if constraint is not None and decision.publishes:
         hour.traffic.strength = constraint.strength_after(trained.map.weights)
+    if answering.is_zero and decision.publishes:
+        # Nothing answered yet that could be held; by now something does.
+        ended = _learned(stretches, hour, config, trained.map)
     held = 0 if constraint is None else constraint.ewc.task_count
     return Candidate(trained, error, decision, hour.traffic, ended, held)
 
 
-def _ended(hour: Hour, config: BaseConfig, served: LowRank) -> list[BaseTask]:
-    """The tasks that ended in the hour, by its queries in order."""
-    ended: list[BaseTask] = []
+def _ended(hour: Hour) -> list[list[Answered]]:
+    """The answers of every task that ended in the hour, by its queries in order."""
+    ended: list[list[Answered]] = []
     for one in hour.new:
         began = hour.traffic.since
-        if not hour.traffic.observe(one.judged.query, one.ordinal):
+        if one.ordinal < hour.watched or not hour.traffic.observe(one.judged.query, one.ordinal):
             continue
         own = [other for other in (*hour.earlier, *hour.new) if began <= other.ordinal < one.ordinal]
-        if not own:
-            continue
-        lists = [other.judged for other in own]
-        quality = float(np.mean([other.worth for other in own]))
-        known = helpful_items(lists, hour.recipe.pool_size, served.dim)
+        if own:
+            ended.append(own)
+    return ended
+
+
+def _learned(
+    stretches: Sequence[Sequence[Answered]], hour: Hour, config: BaseConfig, answering: LowRank
+) -> list[BaseTask]:
+    """What is remembered of tasks that have ended while this answered; see `learned_task`."""
+    ended: list[BaseTask] = []
+    for own in stretches:
+        lists = [one.judged for one in own]
+        quality = float(np.mean([one.worth for one in own]))
+        known = helpful_items(lists, hour.recipe.pool_size, answering.dim)
         tasks = latest_tasks([*hour.tasks, *ended])
-        id = 1 + max((task.id for task in tasks), default=0)
-        task = learned_task(served, lists, quality, known, hour.recipe, id)
+        id = max(hour.next_task, *(task.id + 1 for task in tasks), 1)
+        task = learned_task(answering, lists, quality, known, hour.recipe, id)
         if task is not None:
             again = recognised(tasks, task.signature, config.ewc.same_task)
             ended.append(task if again is None else met_again(again, task))
@@ -262,16 +336,20 @@ def _held_outputs(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> 
     return HeldOutputs(
         np.vstack([queries for _, queries in held]),
         np.vstack([task.outputs(queries) for task, queries in held]),
-        config.training.distillation * share * len(held),
+        [len(queries) for _, queries in held],
+        config.training.distillation * share,
         config.training.distillation_batch,
     )
 
 
 def _others(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> list[BaseTask]:
-    """Tasks other than the one at hand; none where all that was ever learned is replayed."""
-    if hour.replayed >= 1:
-        return []
-    tasks = latest_tasks([*hour.tasks, *ended])
-    own = [one.judged.query for one in hour.new if one.ordinal >= hour.traffic.since]
+    """Tasks other than the one at hand, which is noted down, that hold; none where all there ever was is replayed."""
+    tasks, traffic = latest_tasks([*hour.tasks, *ended]), hour.traffic
+    # Nothing is learned from what is withheld, but it was asked like everything.
+    asked = (*hour.earlier, *hour.new, *hour.withheld)
+    own = [one.judged.query for one in asked if one.ordinal >= traffic.since]
     here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
-    return [task for task in tasks if task is not here]
+    if own:
+        traffic.here = 0 if here is None else here.id
+    # An hour in which nothing was asked says nothing of the task at hand: it is what it was.
+    return [] if hour.replayed >= 1 else [task for task in tasks if task.id != traffic.here and task.is_held]

@@ -14,17 +14,25 @@ from sona_pg.learning.base_cycle import (
     Candidate,
     Hour,
     latest_tasks,
+    next_offered,
+    next_owed,
     next_reservoir,
     replayed_share,
 )
-from sona_pg.learning.base_tasks import BaseTask, Traffic
+from sona_pg.learning.base_tasks import MOST_TASKS, BaseTask, Traffic
 from sona_pg.learning.item_pool import ItemPool
+from sona_pg.learning.judged_list import reservoir_sample
 
 Answers = Mapping[uuid.UUID, Answered]
 
+MOST_KNOWN = 1 << 16
+"""Latest trajectories that are known to have judged, or to have been offered to the reservoir."""
+
 
 class BaseMemory:
-    """Answers that are learned again and those that wait to be judged by, tasks and traffic.
+    """Answers that are learned again and those that wait to be judged by, tasks and traffic; all of it bounded.
+
+    Of each kind of answers there are `BaseTrainingConfig.lists_of` at most.
 
     Parameters
     ----------
@@ -35,14 +43,28 @@ class BaseMemory:
     """
 
     def __init__(self, dim: int, config: BaseConfig) -> None:
-        self._size = config.training.reservoir
+        self._size = config.training.lists_of(dim)
         self.traffic = Traffic(dim, config.boundary)
         self.tasks: list[BaseTask] = []
         self.reservoir: dict[uuid.UUID, Answered] = {}
         self.withheld: dict[uuid.UUID, Answered] = {}
-        self._judged: dict[uuid.UUID, Answered] = {}
-        """What the last cycle has judged by: it is learned in the next one, and then it is there by chance like all."""
-        self._learned = 0
+        """What waits to be judged by."""
+        self.owed: dict[uuid.UUID, Answered] = {}
+        """What has judged, and is learned in every cycle until one is published; see `next_owed`."""
+        self._offered = 0
+        self._known: dict[uuid.UUID, int] = {}
+        """Ordinals at first of what has judged or was offered."""
+        self._watched = 0
+
+    def withhold(self, answers: Answers) -> None:
+        """Keep answers to judge by. What has judged does not judge again: more that is said of it is learned."""
+        for id, answer in answers.items():
+            if id not in self._known:
+                self.withheld[id] = answer
+            for held in (self.owed, self.reservoir):
+                if id in held:
+                    held[id] = self._as_at_first(id, answer)
+        self.withheld = _few(self.withheld, self._size)
 
     def hour(
         self,
@@ -53,35 +75,59 @@ class BaseMemory:
         recipe: QueryAdapterConfig,
     ) -> Hour:
         """What a cycle begins with, whose answers that were learned are `new`; see `Hour`."""
-        earlier = {**self.reservoir, **self._judged}
+        earlier = {**self.reservoir, **self.owed}
+        few = {id: self._as_at_first(id, answer) for id, answer in _few(new, self._size).items()}
         return Hour(
             base,
             tiers,
             pool,
             recipe,
-            list(new.values()),
-            [answer for id, answer in earlier.items() if id not in new],
+            sorted(few.values(), key=lambda answer: answer.ordinal),
+            [answer for id, answer in earlier.items() if id not in few],
             list(self.withheld.values()),
             self.tasks,
             self.traffic,
-            replayed_share(len(self.reservoir), self._size, self._learned),
+            replayed_share(len(earlier), self._offered),
+            self._watched,
         )
 
     def keep(self, new: Answers, candidate: Candidate) -> None:
         """Remember what a cycle has come to."""
-        decision, known = candidate.decision, {**self.reservoir, **new, **self.withheld}
-        kept = next_reservoir(self.reservoir, new, self.withheld, decision, self._size)
-        self.reservoir = {id: known[id] for id in kept}
-        self._judged = {}
+        decision, withheld = candidate.decision, self.withheld
+        known = {**self.reservoir, **self.owed, **new, **withheld}
+        fresh = sum(id not in self._known for id in new)
+        self._offered = next_offered(self._offered, fresh, len(withheld), decision)
+        kept = next_reservoir(self.reservoir, new, withheld, decision, self._size)
+        owed = next_owed(self.owed, withheld, decision, self._size)
+        self.reservoir, self.owed = ({id: self._as_at_first(id, known[id]) for id in ids} for ids in (kept, owed))
+        if not decision.is_noise:
+            self._know(new)
         if decision.has_judged:
-            self._judged = {} if decision.is_noise else self.withheld
+            # Of noise nothing is learned, but it has judged.
+            self._know(withheld)
             self.withheld = {}
-        self._learned += len(new)
-        self.tasks = latest_tasks([*self.tasks, *candidate.ended])
+        self._watched = max(self._watched, *(answer.ordinal + 1 for answer in new.values()), 0)
+        self.tasks = latest_tasks([*self.tasks, *candidate.ended])[-MOST_TASKS:]
+
+    def _as_at_first(self, id: uuid.UUID, answer: Answered) -> Answered:
+        return answer._replace(ordinal=self._known.get(id, answer.ordinal))
+
+    def _know(self, answers: Answers) -> None:
+        for id, answer in answers.items():
+            self._known.setdefault(id, answer.ordinal)
+        for id in list(self._known)[: max(len(self._known) - MOST_KNOWN, 0)]:
+            del self._known[id]
 
     def copy(self) -> BaseMemory:
         """One that goes on alone."""
         made = copy.copy(self)
         made.traffic = copy.deepcopy(self.traffic)
-        made.reservoir, made.withheld = dict(self.reservoir), dict(self.withheld)
+        made.reservoir, made.withheld, made.owed = dict(self.reservoir), dict(self.withheld), dict(self.owed)
+        made._known = dict(self._known)
         return made
+
+
+def _few(answers: Answers, size: int) -> dict[uuid.UUID, Answered]:
+    """A sample of answers, in the order in which they are given."""
+    kept = set(reservoir_sample(answers, size))
+    return {id: answer for id, answer in answers.items() if id in kept}

@@ -8,6 +8,7 @@ majorised by one that does not, ``S = |R|ᵀ (F ∘ |R| 1)``: what lowers that l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,12 @@ from sona_pg.learning.task_memory import Doubles, TaskMemory
 from sona_pg.types import FloatVector
 
 FloatMatrix = NDArray[np.float32]
+
+MOST_TASKS = 100
+"""Tasks that are remembered; the penalty is made of the latest `EwcConfig.max_tasks`, the others are known again."""
+
+_COLUMNS_AT_ONCE = 256
+_EPS = 1e-10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +55,9 @@ class BaseTask:
         What the task's answers were worth, 0 to 1.
     times_met
         How often it has come.
+    is_held
+        Whether the base that has learned it is the one at hand. After a deploy of another version it is known again,
+        and is held once it has ended again.
     """
 
     id: int
@@ -58,6 +68,7 @@ class BaseTask:
     samples: int
     quality: float
     times_met: int = 1
+    is_held: bool = True
 
     def in_frame(self, frame: FloatMatrix, at: FloatMatrix) -> TaskMemory:
         """Its penalty on B (rank', dim), flattened, in another frame (rank', dim), around `at` (rank', dim)."""
@@ -106,7 +117,9 @@ def recognised(tasks: Sequence[BaseTask], signature: FloatVector, threshold: flo
 def learned_task(
     base: LowRank, lists: Sequence[JudgedList], quality: float, known: ItemPool, recipe: QueryAdapterConfig, id: int
 ) -> BaseTask | None:
-    """What to remember of a task that has ended; None where nothing in it teaches.
+    """What to remember of a task that has ended; None where nothing in it teaches, or the base is zero.
+
+    At a base that is zero every Fisher information is, in every frame: nothing was learned that could be held.
 
     The Fisher information is the empirical one: the mean square of the gradients that the outcomes of single lists
     gave, at the base as it was in the end (Kirkpatrick et al. 2017; on which Fisher, van de Ven 2025).
@@ -123,7 +136,7 @@ def learned_task(
         Items that negatives are drawn from.
     """
     lists = [judged for judged in lists if judged.teaches]
-    if not lists:
+    if not lists or base.is_zero:
         return None
     rank, dim = base.rank, base.dim
     still, served = LowRank(dim, rank), LowRank(dim, rank)
@@ -164,10 +177,15 @@ def learned_task(
 
 
 def met_again(known: BaseTask, again: BaseTask) -> BaseTask:
-    """A task that has come once more: where it ended last, by the outcomes of all times."""
+    """A task that has come once more: where it ended last, by the outcomes of all times.
+
+    What a base needed that is not the one at hand any more counts for nothing.
+    """
     total = known.samples + again.samples
     share = again.samples / total
     mean = (1 - share) * known.signature + share * again.signature
+    if not known.is_held:
+        return replace(again, id=known.id, signature=unit(mean.astype(np.float32)), times_met=known.times_met + 1)
     old = (known.turn(again.frame) ** 2).T @ known.fisher
     return replace(
         again,
@@ -197,30 +215,52 @@ class TaskConstraint:
     strength
         λ.
     share
-        How much of it counts: the part of what was learned that is not replayed.
+        How much of it counts: the part of what was learned that is not replayed. What λ is adapted to does not depend
+        on it: `EwcConfig.tolerated_loss` is in nats of the tasks.
     """
 
     def __init__(
         self, weights: FloatMatrix, tasks: Sequence[BaseTask], config: EwcConfig, strength: float, share: float = 1.0
     ) -> None:
         rank = len(weights) // 2
-        self._frame = weights[:rank].copy()
+        self._tasks = tasks[-config.max_tasks :]
         count = rank * weights.shape[1]
         self.ewc = EwcPlusPlus(replace(config, param_count=count, fisher_kind=FISHER_KINDS[0]))
         self.ewc.set_lambda(min(max(strength, config.min_lambda), config.max_lambda))
-        for task in tasks[-config.max_tasks :]:
-            self.ewc.remember(replace(task.in_frame(self._frame, weights[rank:]), weight=share))
+        for task in self._tasks:
+            self.ewc.remember(replace(task.in_frame(weights[:rank], weights[rank:]), weight=share))
 
     def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
         """Change `theta` (2 rank, dim) in place, after an optimiser's step of the sizes `step`."""
-        rank = len(self._frame)
+        rank = len(theta) // 2
         self.ewc.proximal_step(theta[rank:], step if isinstance(step, float | int) else np.asarray(step)[rank:])
 
     def strength_after(self, weights: FloatMatrix) -> float:
-        """λ for the next time, by what trained weights (2 rank, dim) cost the tasks in the frame that was held."""
-        rank = len(weights) // 2
-        coordinates = (self._frame @ weights[:rank].T) @ weights[rank:]
-        return self.ewc.adapt_lambda(np.ascontiguousarray(coordinates, dtype=np.float32).ravel())
+        """λ for the next time, by what trained weights (2 rank, dim), A orthonormal, cost the tasks."""
+        return self.ewc.adapt_lambda(weights[len(weights) // 2 :].ravel(), loss=excess_loss(self._tasks, weights))
+
+
+def excess_loss(tasks: Sequence[BaseTask], weights: FloatMatrix) -> float:
+    """Loss on tasks above the least that there is in the frame of the weights (2 rank, dim), A orthonormal; nats.
+
+    By their Fisher information, ``½ Σ_k F_k (R_k B - B_k)²`` itself: what majorises it, as a proximal step needs it, is
+    2 to 3 times as much in a frame that is turned.
+    """
+    rank, lost = len(weights) // 2, 0.0
+    turns = [task.turn(weights[:rank]) for task in tasks]
+    for start in range(0, weights.shape[1], _COLUMNS_AT_ONCE):
+        columns = slice(start, start + _COLUMNS_AT_ONCE)
+        up = weights[rank:, columns].T.astype(np.float64)
+        stiffness, pull = np.zeros((len(up), rank, rank)), np.zeros((len(up), rank))
+        for task, turn in zip(tasks, turns, strict=True):
+            fisher = task.fisher[:, columns].T.astype(np.float64)
+            stiffness += turn.T @ (fisher[:, :, np.newaxis] * turn)
+            pull += (fisher * task.anchor[:, columns].T) @ turn
+        # Tasks that want different things of one base lose something whatever it is: that is no reason to hold more.
+        least = np.linalg.pinv(stiffness, rcond=_EPS, hermitian=True) @ pull[:, :, np.newaxis]
+        moved = up[:, :, np.newaxis] - least
+        lost += 0.5 * float(np.sum(moved * (stiffness @ moved)))
+    return min(max(lost, 0.0), sys.float_info.max)
 
 
 class Traffic:
@@ -240,13 +280,23 @@ class Traffic:
         """Ledger entry with which the task began."""
         self.strength = 0.0
         """λ as it was adapted last; 0 before."""
+        self.here = 0
+        """Id of the remembered task that it was last taken for; 0 for none of them."""
 
     def observe(self, query: FloatVector, ordinal: int) -> bool:
         """Take in the query of a ledger entry; whether another task began about here."""
         if not self._boundary.observe(unit(query)):
             return False
-        self.since = ordinal
+        self.since, self.here = ordinal, 0
         return True
+
+    def begin_anew(self, since: int, before: Mapping[str, NDArray[np.generic]]) -> None:
+        """Watch from a ledger entry on, where `load_state` has refused what was; λ goes on if it can be read."""
+        self.since = since
+        strength = before.get("strength")
+        if strength is not None and strength.shape == () and strength.dtype == np.float64:
+            found = float(strength)
+            self.strength = found if 0 <= found < np.inf else 0.0
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Everything that a continuation needs, as arrays."""
@@ -254,6 +304,7 @@ class Traffic:
             **self._boundary.state(),
             "since": np.array(self.since, dtype=np.int64),
             "strength": np.array(self.strength),
+            "here": np.array(self.here, dtype=np.int64),
         }
 
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -264,6 +315,8 @@ class Traffic:
         LearningError
             If it is damaged, or of another dimension or other settings; nothing was changed.
         """
+        # States of earlier versions do not say.
+        state = {"here": np.array(0, dtype=np.int64), **state}
         check_parts("traffic", state, self.state())
         self._boundary.load_state(state)
-        self.since, self.strength = int(state["since"]), float(state["strength"])
+        self.since, self.strength, self.here = int(state["since"]), float(state["strength"]), int(state["here"])

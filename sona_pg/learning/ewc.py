@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -315,16 +316,33 @@ class EwcPlusPlus:
         moved = at - self._ring.centre(at)
         return 0.5 * float(moved @ (self._ring.stiffness * moved))
 
-    def adapt_lambda(self, theta: ArrayLike | None = None) -> float:
-        """Hold `predicted_loss` at what is tolerated: ``λ ← λ exp(κ (D/ε - 1))`` within the range of the settings.
+    def adapt_lambda(self, theta: ArrayLike | None = None, *, loss: float | None = None) -> float:
+        """Hold the loss on the remembered tasks at what is tolerated: ``λ ← λ exp(κ (D/ε - 1))`` within the range.
+
+        Parameters
+        ----------
+        theta
+            Parameters, (p,); those of the constructor if None.
+        loss
+            D, nats, 0 or more, where it is known better than `predicted_loss` has it.
 
         Returns
         -------
         float
             The new λ; the old one while nothing is remembered.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something does not fit; nothing was changed.
         """
+        if loss is not None:
+            usable = isinstance(loss, float | int) and not isinstance(loss, bool)
+            if not usable or not 0 <= loss <= sys.float_info.max:
+                raise InvalidInput(f"the loss is {loss!r}, expected nats above the least, 0 or more")
         if len(self._ring):
-            excess = self.predicted_loss(theta) / self.config.tolerated_loss - 1
+            lost = self.predicted_loss(theta) if loss is None else loss
+            excess = lost / self.config.tolerated_loss - 1
             factor = math.exp(min(self.config.lambda_rate * excess, 100.0))
             self._set_sums(min(max(self._lambda * factor, self.config.min_lambda), self.config.max_lambda))
         return self._lambda

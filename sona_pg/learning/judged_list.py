@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -129,11 +130,20 @@ def helpful_items(lists: Iterable[JudgedList], most: int, dim: int) -> ItemPool:
     most
         How many are kept, a sample by the hash of the first list in which each helped.
     """
+    return _sampled_items(lists, most, dim, least=0.0)
+
+
+def shown_items(lists: Iterable[JudgedList], most: int, dim: int) -> ItemPool:
+    """The items of these lists, helpful or not, of which `most` are kept as `helpful_items` does."""
+    return _sampled_items(lists, most, dim, least=-math.inf)
+
+
+def _sampled_items(lists: Iterable[JudgedList], most: int, dim: int, *, least: float) -> ItemPool:
     found: dict[str, tuple[int, FloatVector]] = {}
     for judged in lists:
         hashed = reservoir_hash(judged.key[0])
         for id, item, target in zip(judged.item_ids, judged.items, judged.targets, strict=True):
-            if target > 0 and (id not in found or hashed < found[id][0]):
+            if target > least and (id not in found or hashed < found[id][0]):
                 found[id] = hashed, item
     kept = sorted(found, key=lambda id: (found[id][0], id))[:most]
     return ItemPool(kept, np.stack([found[id][1] for id in kept])) if kept else ItemPool.empty(dim)

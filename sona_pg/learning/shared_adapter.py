@@ -5,11 +5,13 @@ An adapter per space forgets nothing of the others by construction, and gains mo
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import DistillationConfig, EwcConfig, QueryAdapterConfig
-from sona_pg.errors import LearningError
+from sona_pg.errors import LearningError, SonaError
 from sona_pg.kernels import LowRank, draw
 from sona_pg.learning.arrays import as_matrix, normalized_rows
 from sona_pg.learning.ewc import EwcPlusPlus
@@ -65,7 +67,6 @@ class SharedAdapter:
         self._moment1, self._moment2 = (np.zeros((2 * rank, dim), dtype=np.float32) for _ in range(2))
         self._steps = 0
         self._held: HeldOutputs | None = None
-        self._domains = 0
         self._ewc = None if ewc is None else EwcPlusPlus(ewc, self._trained.weights.reshape(-1))
 
     def learn(self, judged: JudgedList, pool: FloatMatrix, skip: NDArray[np.int64]) -> float:
@@ -82,7 +83,7 @@ class SharedAdapter:
             If the list teaches nothing or the loss is not finite; nothing was changed.
         """
         c, trained = self.recipe, self._trained
-        gradient, loss = self._gradient(judged, pool, skip)
+        gradient, loss = self._gradient(trained, judged, pool, skip)
         if self._held is not None:
             self._held.add_gradient(trained, self._random, gradient)
         if not np.isfinite(gradient).all():
@@ -107,41 +108,64 @@ class SharedAdapter:
         Parameters
         ----------
         lists, skips
-            Of the domain; of so many as are remembered the queries are kept, drawn at random.
+            Of the domain; of so many as are remembered the queries are kept, drawn at random. Those that teach nothing
+            are left out.
         pool
             Its items.
+
+        Raises
+        ------
+        LearningError
+            If a loss is not finite, or the Fisher information leaves the range of float32; nothing was changed.
         """
-        most = DistillationConfig().queries if self._distillation is None else self._distillation.queries
-        chosen = self._random.permutation(len(lists))[:most]
-        if not len(chosen):
+        pairs = [(j, s) for j, s in zip(lists, skips, strict=True) if j.teaches and j.query.any()]
+        if not pairs:
             return
-        self._domains += 1
+        most = DistillationConfig().queries if self._distillation is None else self._distillation.queries
+        random = copy.deepcopy(self._random)
+        chosen = [pairs[number] for number in random.permutation(len(pairs))[:most]]
+        if self._ewc is not None:
+            self._consolidate(self._ewc, chosen, pool)
         if self._distillation is not None:
-            queries = normalized_rows(np.stack([lists[number].query for number in chosen]))
+            queries = normalized_rows(np.stack([judged.query for judged, _ in chosen]))
             then = np.zeros_like(queries)
             self.served.forward_batch(queries, then)
-            if self._held is not None:
-                queries, then = np.vstack([self._held.queries, queries]), np.vstack([self._held.outputs, then])
-            weight = self._distillation.weight * self._domains
-            self._held = HeldOutputs(queries, then, weight, self._distillation.batch)
-        if self._ewc is not None:
-            for number in chosen:
-                gradient, _ = self._gradient(lists[number], pool, skips[number])
-                self._ewc.update_fisher(gradient.reshape(1, -1))
-            self._ewc.start_new_task(self.served.weights.reshape(-1))
+            held, c = self._held, self._distillation
+            counts = [len(queries)]
+            if held is not None:
+                queries, then = np.vstack([held.queries, queries]), np.vstack([held.outputs, then])
+                counts = [*held.counts, *counts]
+            self._held = HeldOutputs(queries, then, counts, c.weight, c.batch)
+        self._random = random
 
-    def _gradient(self, judged: JudgedList, pool: FloatMatrix, skip: NDArray[np.int64]) -> tuple[FloatMatrix, float]:
-        """Of the listwise loss, as `sona_pg.kernels.ListwiseTrainer` takes it."""
+    def _consolidate(
+        self, ewc: EwcPlusPlus, pairs: list[tuple[JudgedList, NDArray[np.int64]]], pool: FloatMatrix
+    ) -> None:
+        """Remember where the domain is served from, and what it needs there: all of it, or nothing."""
+        gradients = [self._gradient(self.served, judged, pool, skip)[0].ravel() for judged, skip in pairs]
+        before = ewc.state()
+        try:
+            for gradient in gradients:
+                ewc.update_fisher(gradient)
+            ewc.start_new_task(self.served.weights.reshape(-1))
+        except SonaError:
+            ewc.load_state(before)
+            raise
+
+    def _gradient(
+        self, low_rank: LowRank, judged: JudgedList, pool: FloatMatrix, skip: NDArray[np.int64]
+    ) -> tuple[FloatMatrix, float]:
+        """Of the listwise loss under a map, as `sona_pg.kernels.ListwiseTrainer` takes it."""
         if not judged.teaches:
             raise LearningError("nothing in the list helped: there is nothing to learn")
-        c, trained = self.recipe, self._trained
+        c = self.recipe
         drawn = draw(judged.seed, len(pool), c.negatives, skip)
         candidates = np.vstack([np.stack(judged.items), pool[drawn]])
         targets = np.zeros(len(candidates), dtype=np.float32)
         targets[: len(judged.targets)] = judged.targets
         targets /= targets.sum()
         adapted = judged.query.copy()
-        trained.forward(judged.query, adapted)
+        low_rank.forward(judged.query, adapted)
         norm = np.float32(np.linalg.norm(adapted))
         if not norm > 0:
             raise LearningError("the query is the zero vector: it has no direction")
@@ -152,6 +176,6 @@ class SharedAdapter:
         total = likely.sum()
         at_output = ((likely / total - targets) / np.float32(c.temperature)) @ candidates
         at_output = (at_output - (at_output @ adapted) * adapted) / norm
-        gradient = np.zeros_like(trained.weights)
-        trained.backward(judged.query, at_output, gradient)
+        gradient = np.zeros_like(low_rank.weights)
+        low_rank.backward(judged.query, at_output, gradient)
         return gradient, float(np.log(total) - targets @ scores)

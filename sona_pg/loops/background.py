@@ -47,15 +47,20 @@ class _Made:
 class _Patterns:
     """The phase that keeps patterns and verdicts."""
 
-    def __init__(self, config: BackgroundConfig, patterns: PatternConfig, verdicts: VerdictConfig) -> None:
-        self._config, self._patterns, self._verdicts = config, patterns, verdicts
+    def __init__(
+        self, config: BackgroundConfig, patterns: PatternConfig, verdicts: VerdictConfig, base: BasePhase
+    ) -> None:
+        self._config, self._patterns, self._verdicts, self._base = config, patterns, verdicts, base
 
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         with pattern_reader(connection, cycle.space) as reader:
             state = reader.state(cycle.run.ordinal, recommending(self._verdicts))
             new = reader.new_outcomes(state, self._config.minimum)
-            if new < self._config.minimum and not state.is_stale:
-                return _Found(state, new)
+            is_enough = new >= self._config.minimum or state.is_stale
+        if not is_enough and not self._base.must_release(connection, cycle):
+            return _Found(state, new)
+        with pattern_reader(connection, cycle.space) as reader:
+            state = reader.state(cycle.run.ordinal, recommending(self._verdicts))
             room = max(self._config.max_vector_bytes // (4 * cycle.space.dim), 1)
             most = min(self._config.max_trajectories, room)
             bank = ResumedBank(
@@ -128,9 +133,8 @@ def background_loop(
     base: BaseConfig | None = None,
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
-    bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig())
-    index = _Index()
-    publishing = BasePhase(base or BaseConfig())
+    index, publishing = _Index(), BasePhase(base or BaseConfig())
+    bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig(), publishing)
     phases = (
         Phase("patterns", bank.read, bank.compute, bank.write),
         Phase("index", index.read, index.compute, index.write),

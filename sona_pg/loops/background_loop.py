@@ -17,14 +17,14 @@ from sona_pg.config import (
     VerdictConfig,
 )
 from sona_pg.errors import ConfigError, InvalidInput
-from sona_pg.kernels import unit
+from sona_pg.kernels import as_vector, unit
 from sona_pg.learning.base_cycle import Answered, BaseConfig, Candidate, make_candidate
 from sona_pg.learning.base_lora import BaseLoRA
 from sona_pg.learning.base_memory import BaseMemory
 from sona_pg.learning.base_trainer import fixed_form
 from sona_pg.learning.ewc import EwcPlusPlus
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.judged_list import JudgedList, judged_list
+from sona_pg.learning.judged_list import JudgedList, judged_list, shown_items
 from sona_pg.learning.learner import is_withheld
 from sona_pg.learning.outcome import OutcomeEvent, worth_of
 from sona_pg.learning.reasoning_bank import ReasoningBank
@@ -87,6 +87,11 @@ class BackgroundLoop:
     patterns, verdicts, base, space
         Settings of the bank, of the base's cycle, and of rewards.
 
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range, or `config` and `base` contradict each other.
+
     Examples
     --------
     >>> import numpy as np
@@ -113,27 +118,14 @@ class BackgroundLoop:
         if not isinstance(hidden_dim, int) or isinstance(hidden_dim, bool) or not 1 <= hidden_dim <= MAX_DIM:
             raise ConfigError(f"dimension is {hidden_dim!r}, expected a whole number from 1 to {MAX_DIM}")
         self.config = BackgroundLoopConfig() if config is None else config
-        given = BaseConfig() if base is None else base
-        strength = self.config.ewc_lambda
-        self._cycle = replace(
-            given,
-            training=replace(
-                given.training,
-                rank=min(given.training.rank, hidden_dim, 16),
-                learning_rate=self.config.base_lora_lr,
-            ),
-            ewc=replace(
-                given.ewc,
-                initial_lambda=strength,
-                min_lambda=min(given.ewc.min_lambda, strength),
-                max_lambda=max(given.ewc.max_lambda, strength),
-            ),
-        )
+        self._cycle = _settings(self.config, base, hidden_dim)
         self._base = BaseLoRA(hidden_dim, self._cycle.training.rank)
         self._pool = ItemPool.empty(hidden_dim) if items is None else items
         self._space = SpaceConfig() if space is None else space
         self._recipe = QueryAdapterConfig.for_dim(hidden_dim)
         bank = PatternConfig() if patterns is None else patterns
+        if bank.embedding_dim not in (hidden_dim, PatternConfig().embedding_dim):
+            raise ConfigError(f"embedding_dim of the patterns is {bank.embedding_dim}, expected {hidden_dim} as here")
         self._bank = ReasoningBank(replace(bank, embedding_dim=hidden_dim), verdicts)
         self._memory = BaseMemory(hidden_dim, self._cycle)
         self._seen = 0
@@ -214,8 +206,8 @@ class BackgroundLoop:
     def _advance(self, answers: Sequence[Answered]) -> tuple[Candidate | None, str]:
         memory, layer, share = self._memory, self._base.layers[0], self._cycle.gate.withheld
         answered = {answer.judged.key[0]: answer for answer in answers}
-        memory.withheld |= {id: answer for id, answer in answered.items() if is_withheld(id, share)}
-        new = {id: answer for id, answer in answered.items() if id not in memory.withheld}
+        memory.withhold({id: answer for id, answer in answered.items() if is_withheld(id, share)})
+        new = {id: answer for id, answer in answered.items() if not is_withheld(id, share)}
         pool = self._pool if len(self._pool) else self._judged_items(new.values())
         hour = memory.hour(new, None if layer.is_zero else layer, [layer], pool, self._recipe)
         candidate = make_candidate(hour, self._cycle, seed=self._seen)
@@ -230,19 +222,20 @@ class BackgroundLoop:
     def _judged_items(self, new: Iterable[Answered]) -> ItemPool:
         """Items that were judged, where no others are known."""
         memory = self._memory
-        found = {
-            id: item
-            for answer in (*memory.reservoir.values(), *memory.withheld.values(), *new)
-            for id, item in zip(answer.judged.item_ids, answer.judged.items, strict=True)
-        }
-        kept = sorted(found)[: self._recipe.pool_size]
-        return ItemPool(kept, np.stack([found[id] for id in kept])) if kept else ItemPool.empty(self._base.hidden_dim)
+        answers = (*memory.reservoir.values(), *memory.owed.values(), *memory.withheld.values(), *new)
+        lists = [answer.judged for answer in answers]
+        return shown_items(lists, self._recipe.pool_size, self._base.hidden_dim)
 
     def _answered(self, trajectory: QueryTrajectory, ordinal: int) -> Answered | None:
         if not isinstance(trajectory, QueryTrajectory):
             raise InvalidInput(f"a {type(trajectory).__name__} was given, expected a QueryTrajectory")
+        dim = self._base.hidden_dim
+        as_vector(trajectory.query_embedding, dim, "query embedding")
         judged: JudgedList | None = None
         if trajectory.shows_items:
+            for step in trajectory.steps:
+                if step.item_id is not None and step.activations.size:
+                    as_vector(step.activations, dim, f"activations of item {step.item_id!r}")
             judged = judged_list(
                 OutcomeEvent(trajectory),
                 self._pool,
@@ -254,6 +247,29 @@ class BackgroundLoop:
         if judged is None or not judged.teaches:
             return None
         return Answered(ordinal, judged, worth_of(trajectory, self._space) or 0.0)
+
+
+def _settings(config: BackgroundLoopConfig, base: BaseConfig | None, dim: int) -> BaseConfig:
+    """Of the base's cycle; what is set in two places must be the same."""
+    made = BaseConfig() if base is None else base
+    if config.base_lora_lr is not None:
+        if base is not None:
+            _check_same("base_lora_lr", config.base_lora_lr, "training.learning_rate", made.training.learning_rate)
+        made = replace(made, training=replace(made.training, learning_rate=config.base_lora_lr))
+    if config.ewc_lambda is not None:
+        if base is not None:
+            _check_same("ewc_lambda", config.ewc_lambda, "ewc.initial_lambda", made.ewc.initial_lambda)
+        strength, low, high = config.ewc_lambda, made.ewc.min_lambda, made.ewc.max_lambda
+        ewc = replace(made.ewc, initial_lambda=strength, min_lambda=min(low, strength), max_lambda=max(high, strength))
+        made = replace(made, ewc=ewc)
+    return replace(made, training=replace(made.training, rank=min(made.training.rank, dim)))
+
+
+def _check_same(own: str, value: float, other: str, there: float) -> None:
+    if value != there:
+        raise ConfigError(
+            f"{own} of BackgroundLoopConfig is {value:g}, and {other} of `base` is {there:g}: set it in one of the two"
+        )
 
 
 def _number(value: float, what: str) -> float:

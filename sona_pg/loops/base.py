@@ -12,6 +12,10 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LearningError, SonaError
 from sona_pg.kernels import LowRank
 from sona_pg.learning.base_cycle import (
@@ -20,18 +24,20 @@ from sona_pg.learning.base_cycle import (
     Candidate,
     Hour,
     make_candidate,
+    next_offered,
+    next_owed,
     next_reservoir,
     replayed_share,
 )
-from sona_pg.learning.base_tasks import Traffic
+from sona_pg.learning.base_tasks import MOST_TASKS, Traffic
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import reservoir_sample
 from sona_pg.learning.learner import Learned, Learner
-from sona_pg.learning.outcome import worth_of
+from sona_pg.learning.outcome import OutcomeEvent, worth_of
 from sona_pg.learning.packing import pack, unpack
 from sona_pg.loops.cycle import Cycle
 from sona_pg.store import spaces
-from sona_pg.store.base import BaseState, BaseTransaction, base_reader
+from sona_pg.store.base import BaseState, BaseTransaction, Sample, base_reader
 from sona_pg.store.connection import Connection
 from sona_pg.store.ledger import TAUGHT, judged_events, read_ledger
 from sona_pg.store.runs import Facts
@@ -43,10 +49,9 @@ log = logging.getLogger("sona_pg")
 _READ_AT_ONCE = 500
 """Trajectories that are read at once."""
 
-_MOST_TASKS = 100
-"""Tasks that are remembered; the penalty is made of the latest `EwcConfig.max_tasks`, the others are known again."""
-
 _STATE_FORMAT = 1
+
+_NOTHING: Facts = {"base": "kept", "base_reason": "nothing was learned from items yet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,12 @@ class _Found:
     new, withheld
         Trajectories that were learned since the last cycle, and those that wait to be judged by: a sample of each, from
         which that of all can be made.
+    owed
+        Trajectories that have judged and that no base has learned.
     hour
         Of all of them that are there, and of earlier ones, what was judged.
+    offered
+        How many of all that are new, and of all that are withheld, are lists that were not offered to the reservoir.
     gone
         Of those that were looked for, what there is nothing left to learn from: retention has deleted it.
     refused
@@ -74,7 +83,9 @@ class _Found:
     learner: Learner | None = None
     new: Collection[uuid.UUID] = ()
     withheld: Collection[uuid.UUID] = ()
+    owed: Collection[uuid.UUID] = ()
     hour: Hour | None = None
+    offered: tuple[int, int] = (0, 0)
     gone: Collection[uuid.UUID] = ()
     refused: Sequence[str] = ()
 
@@ -99,53 +110,72 @@ class BasePhase:
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
 
+    def must_release(self, connection: Connection, cycle: Cycle) -> bool:
+        """Whether something is withheld by which nothing will be judged: that is learned, however little is new."""
+        if self._config.gate.withheld:
+            return False
+        space = cycle.space
+        settings = spaces.claim_settings(connection, space, None, None)
+        with base_reader(connection, space) as reader:
+            state = reader.state()
+            if reader.owed(state) or reader.unjudged(state, 1).ordinals:
+                return True
+            learner = _learner(connection, space, state, *settings)
+        return learner is not None and learner.withheld_share > 0
+
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         """Judged lists: a sample of the hour, of earlier ones, and all that was withheld."""
         space = cycle.space
-        instant, adapter = spaces.claim_settings(connection, space, None, None)
+        settings = spaces.claim_settings(connection, space, None, None)
         with base_reader(connection, space) as reader:
             state = reader.state()
-            if state.learner is None:
+            learner = _learner(connection, space, state, *settings)
+            if learner is None:
                 return _Found(state)
-            pool = ItemPool(*spaces.item_sample(connection, space))
-            learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
-            learner.load_bytes(state.learner)
             traffic = self._traffic(state, space)
             reservoir, size = self._config.training.reservoir, self._config.training.lists_of(space.dim)
             new = reader.trajectories(state.consumed, state.head.ordinal, Learned.ADAPTER, reservoir)
             withheld = reader.unjudged(state, reservoir)
-            # What was judged by is learned once, and then it is in the reservoir as likely as anything.
-            earlier = {
-                **_few(reader.ordinals(state.reservoir), size),
-                **reader.trajectories(state.learned, state.judged, Learned.WITHHELD, size),
-            }
-            tasks, refused = reader.tasks()
+            if not self._config.gate.withheld:
+                # Nothing is judged any more: what waited for that is learned like everything.
+                new, withheld = _joined(new, withheld), Sample({}, 0)
+            owed = reader.owed(state)
+            held = reader.ordinals(state.reservoir)
+            earlier = {**_few(held, size), **_few({id: held[id] for id in owed}, size)}
+            tasks, refused = reader.tasks(state.head.epoch)
+            next_task = reader.next_task()
             for problem in refused:
                 log.error("space %r: %s", space.name, problem)
-            wanted = {**earlier, **_few(new, size), **_few(withheld, size)}
-            answered, gone = _answered(connection, cycle, learner, wanted)
+            looked = [_few(sample.ordinals, size) for sample in (new, withheld)]
+            answered, gone = _answered(connection, cycle, learner, {**earlier, **looked[0], **looked[1]})
         hour = Hour(
             learner.adapter.base,
             [learner.adapter.map, learner.micro],
-            pool,
-            adapter,
-            [answered[id] for id in new if id in answered],
-            [answered[id] for id in earlier if id in answered and id not in new],
-            [answered[id] for id in withheld if id in answered],
+            learner.pool,
+            learner.adapter.config,
+            [answered[id] for id in looked[0] if id in answered],
+            [answered[id] for id in earlier if id in answered and id not in looked[0]],
+            [answered[id] for id in looked[1] if id in answered],
             tasks,
             traffic,
-            replayed_share(len(state.reservoir), size, state.head.events),
+            replayed_share(sum(id in answered for id in earlier), state.offered),
+            state.consumed,
+            next_task,
         )
-        return _Found(state, learner, new, withheld, hour, gone, refused)
+        offered = (_lists(new, looked[0], answered), _lists(withheld, looked[1], answered))
+        return _Found(state, learner, list(new.ordinals), list(withheld.ordinals), owed, hour, offered, gone, refused)
 
     def _traffic(self, state: BaseState, space: Space) -> Traffic:
         """The task at hand; a new one, where what is stored cannot be used."""
         traffic = Traffic(space.dim, self._config.boundary)
         if state.state:
+            before: Mapping[str, NDArray[np.generic]] = {}
             try:
-                traffic.load_state(unpack(state.state, _header(space.dim), "base"))
+                before = unpack(state.state, _header(space.dim), "base")
+                traffic.load_state(before)
             except LearningError as error:
                 log.error("space %r: its traffic is watched anew: %s", space.name, error)
+                traffic.begin_anew(state.consumed, before)
         return traffic
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:
@@ -160,18 +190,20 @@ class BasePhase:
     def write(self, connection: Connection, made: _Made, cycle: Cycle) -> Facts:
         """Publish, or keep what answers; and note down how far the ledger is taken in."""
         found, candidate, learner = made.found, made.candidate, made.found.learner
-        if candidate is None or learner is None:
-            return {"base": "kept", "base_reason": "nothing was learned from items yet"}
-        decision, strength = candidate.decision, self._config.strength(candidate.traffic)
+        share = self._config.gate.withheld
+        if learner is None or (candidate is None and share):
+            return _NOTHING
         transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
-        new, withheld, held = (
-            [id for id in ids if id not in found.gone] for ids in (found.new, found.withheld, found.state.reservoir)
-        )
-        reservoir = next_reservoir(held, new, withheld, decision, self._config.training.reservoir)
-        state = pack(_header(learner.dim), candidate.traffic.state())
-        transaction.advance(reservoir, state, has_judged=decision.has_judged, is_noise=decision.is_noise)
-        transaction.write_tasks(candidate.ended, strength, _MOST_TASKS)
-        version, current, share = None, _current(learner, transaction), self._config.gate.withheld
+        current = _current(learner, transaction)
+        # Before it is noted down as learned.
+        taught = 0 if share else _teach_waiting(connection, cycle, transaction, current)
+        if candidate is None:
+            self._advance(transaction, found, None, learner.dim)
+            return {**_NOTHING, "taught": taught}
+        decision, strength = candidate.decision, self._config.strength(candidate.traffic)
+        self._advance(transaction, found, candidate, learner.dim)
+        transaction.write_tasks(candidate.ended, strength, MOST_TASKS)
+        version = None
         if decision.publishes:
             transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
             rebased = _rebased(learner, candidate.trained.map)
@@ -186,6 +218,7 @@ class BasePhase:
             "base": "kept" if version is None else "published",
             "base_reason": decision.verdict.value,
             "base_version": version,
+            "taught": taught,
             "lists": candidate.trained.lists,
             "withheld": decision.withheld,
             "log_rank_gain": round(decision.log_rank, 6),
@@ -196,6 +229,71 @@ class BasePhase:
             "tasks_refused": list(found.refused),
             "ewc_lambda": round(strength, 3),
         }
+
+    def _advance(self, transaction: BaseTransaction, found: _Found, candidate: Candidate | None, dim: int) -> None:
+        """Note down what was taken in, what is kept of it, and what is still to be learned."""
+        state, training, head = found.state, self._config.training, transaction.learner.head.ordinal
+        assert found.hour is not None
+        traffic = pack(_header(dim), found.hour.traffic.state())
+        if candidate is None:
+            # There is nothing in all of it that teaches.
+            transaction.advance(state.reservoir, traffic, judged=head, learned=head, offered=state.offered)
+            return
+        decision = candidate.decision
+        new, withheld, owed, held = (
+            [id for id in ids if id not in found.gone]
+            for ids in (found.new, found.withheld, found.owed, state.reservoir)
+        )
+        reservoir = next_reservoir(held, new, withheld, decision, training.reservoir)
+        judged, learned = state.judged, state.learned
+        if self._config.gate.withheld:
+            owed = next_owed(owed, withheld, decision, training.lists_of(dim))
+            if decision.publishes:
+                learned = judged
+            if decision.has_judged:
+                judged = state.head.ordinal
+            if not owed:
+                learned = judged
+        else:
+            owed, judged, learned = [], head, head
+        transaction.advance(
+            list(dict.fromkeys([*reservoir, *owed])),
+            traffic,
+            judged=judged,
+            learned=learned,
+            offered=next_offered(state.offered, *found.offered, decision),
+        )
+
+
+def _learner(
+    connection: Connection, space: Space, state: BaseState, instant: InstantLoopConfig, adapter: QueryAdapterConfig
+) -> Learner | None:
+    """What answers; None before anything was learned."""
+    if state.learner is None:
+        return None
+    pool = ItemPool(*spaces.item_sample(connection, space))
+    learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
+    learner.load_bytes(state.learner)
+    return learner
+
+
+def _teach_waiting(connection: Connection, cycle: Cycle, transaction: BaseTransaction, current: Learner) -> int:
+    """Learn at once all that is withheld, where nothing is to be judged by it any more; how much that was.
+
+    A version is published of it, since whoever replays the ledger knows nothing of that.
+    """
+    waiting = transaction.waiting()
+    if not waiting and not current.withheld_share:
+        return 0
+    current.withheld_share, taught = 0.0, 0
+    for start in range(0, len(waiting), _READ_AT_ONCE):
+        events = judged_events(connection, cycle.space, waiting[start : start + _READ_AT_ONCE])
+        embeddings = _embeddings(connection, cycle, current.pool, _items(events))
+        taught += sum(current.learn(event, embeddings.get) in TAUGHT for event in events)
+    state = _write(transaction, current)
+    if taught:
+        transaction.publish(f"{taught} withheld events learned: nothing is withheld now", state, current.adapter.map)
+    return taught
 
 
 def _current(learner: Learner, transaction: BaseTransaction) -> Learner:
@@ -220,7 +318,8 @@ def _catch_up(connection: Connection, cycle: Cycle, rebased: Learner, first: int
 def _write(transaction: BaseTransaction, learner: Learner) -> bytes:
     """Replace what answers; the state that was written."""
     state = learner.to_bytes()
-    transaction.write_learner(state, {"adapter": learner.adapter.map, "micro": learner.micro})
+    served = {"adapter": learner.adapter.map, "micro": learner.micro}
+    transaction.write_learner(state, served, learner.events)
     return state
 
 
@@ -228,6 +327,17 @@ def _few(ordinals: Mapping[uuid.UUID, int], size: int) -> dict[uuid.UUID, int]:
     """A sample of trajectories with their ledger entries, in the order in which they are given."""
     kept = set(reservoir_sample(ordinals, size))
     return {id: at for id, at in ordinals.items() if id in kept}
+
+
+def _joined(one: Sample, other: Sample) -> Sample:
+    """A sample of both."""
+    both = sorted({**one.ordinals, **other.ordinals}.items(), key=lambda entry: entry[1])
+    return Sample(dict(both), one.fresh + other.fresh)
+
+
+def _lists(sample: Sample, looked: Collection[uuid.UUID], answered: Collection[uuid.UUID]) -> int:
+    """In how many of all something helped that is known; an estimate, where not all were looked at."""
+    return round(sample.fresh * sum(id in answered for id in looked) / max(len(looked), 1))
 
 
 def _rebased(learner: Learner, base: LowRank) -> Learner:
@@ -251,9 +361,7 @@ def _answered(
     wanted, found, gone = list(ordinals), {}, set(ordinals)
     for start in range(0, len(wanted), _READ_AT_ONCE):
         events = judged_events(connection, cycle.space, wanted[start : start + _READ_AT_ONCE])
-        shown = (step for event in events for step in event.trajectory.steps if not step.activations.size)
-        items = {step.item_id for step in shown if step.item_id is not None}
-        embeddings = _embeddings(connection, cycle, learner.pool, items)
+        embeddings = _embeddings(connection, cycle, learner.pool, _items(events))
         for event in events:
             judged = learner.judged_list(event, embeddings.get)
             if judged is None:
@@ -264,6 +372,12 @@ def _answered(
                 found[id] = Answered(ordinals[id], judged, worth or 0.0)
         cycle.check_stop()
     return found, gone
+
+
+def _items(events: Sequence[OutcomeEvent]) -> set[str]:
+    """Those that are known by their ids alone."""
+    shown = (step for event in events for step in event.trajectory.steps if not step.activations.size)
+    return {step.item_id for step in shown if step.item_id is not None}
 
 
 def _embeddings(

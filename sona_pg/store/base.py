@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import nsmallest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ from sona_pg.store.versions import publish
 _READ_AT_ONCE = 10_000
 """Ids that the driver holds."""
 
+_JUDGED = (Learned.ADAPTER, Learned.WITHHELD)
+"""What becomes of events in which something helped: there is a list to learn, or to judge by."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseState:
@@ -38,11 +42,13 @@ class BaseState:
     consumed
         Entries whose outcomes were taken in.
     judged, learned
-        Entries before which what was withheld has been judged by, and has been learned since.
+        Entries before which what was withheld has been judged by, and there is nothing of it left to learn.
+    offered
+        Lists that were ever offered to the reservoir.
     generation
         Grows when a user is forgotten.
     reservoir
-        Trajectories that are learned again.
+        Trajectories that are learned again: a sample of all, and those that are owed.
     state
         What `BaseTransaction.advance` was given; None before the first cycle.
     head
@@ -54,11 +60,27 @@ class BaseState:
     consumed: int
     judged: int
     learned: int
+    offered: int
     generation: int
     reservoir: tuple[uuid.UUID, ...]
     state: bytes | None
     head: Head
     learner: bytes | None
+
+
+class Sample(NamedTuple):
+    """Some of many trajectories.
+
+    Parameters
+    ----------
+    ordinals
+        The ledger entry by which each was judged first, in this order.
+    fresh
+        How many of all, not only of these, had not been judged before.
+    """
+
+    ordinals: Mapping[uuid.UUID, int]
+    fresh: int
 
 
 @contextlib.contextmanager
@@ -80,15 +102,17 @@ class BaseReader:
         """How far the base is, and where the learner stands."""
         head = read_head(self._connection, self._space)
         row = self._connection.execute(
-            "SELECT consumed, judged, learned, generation, reservoir, state FROM sona.base_state WHERE space_id = %s",
+            "SELECT consumed, judged, learned, offered, generation, reservoir, state FROM sona.base_state"
+            " WHERE space_id = %s",
             (self._space.space_id,),
         ).fetchone()
-        consumed, judged, learned, generation, reservoir, state = (0, 0, 0, 0, [], None) if row is None else row
+        consumed, judged, learned, offered, generation, reservoir, state = row or (0, 0, 0, 0, 0, [], None)
         return BaseState(
             # Fewer than there were, if somebody was forgotten.
             min(consumed, head.ordinal),
             min(judged, head.ordinal),
             min(learned, head.ordinal),
+            offered,
             generation,
             tuple(reservoir),
             None if state is None else bytes(state),
@@ -96,14 +120,14 @@ class BaseReader:
             read_state(self._connection, self._space),
         )
 
-    def trajectories(self, first: int, last: int, learned: str, size: int) -> dict[uuid.UUID, int]:
+    def trajectories(self, first: int, last: int, learned: str, size: int) -> Sample:
         """A sample of the trajectories of which this became, by ledger entries from `first` to before `last`.
 
-        Each with its last entry, in their order. However many there are, no more than the sample is in memory.
+        However many there are, no more than the sample is in memory.
         """
         return self._sample("", size, {"first": first, "last": last, "learned": learned})
 
-    def unjudged(self, state: BaseState, size: int) -> dict[uuid.UUID, int]:
+    def unjudged(self, state: BaseState, size: int) -> Sample:
         """A sample of what was withheld, and no cycle has judged by or learned, as `trajectories` gives it."""
         # A late outcome of what was judged by, or learned before anything was withheld, makes it no news.
         known = (
@@ -114,43 +138,78 @@ class BaseReader:
         key = {"first": state.judged, "last": state.head.ordinal, "learned": Learned.WITHHELD, "taught": list(TAUGHT)}
         return self._sample(known, size, key)
 
-    def _sample(self, condition: str, size: int, key: dict[str, object]) -> dict[uuid.UUID, int]:
+    def owed(self, state: BaseState) -> list[uuid.UUID]:
+        """Trajectories that have judged, and were part of no base since; see `next_owed`."""
+        # What was withheld in an hour that was noise is not in the reservoir.
+        rows = self._connection.execute(
+            "SELECT DISTINCT trajectory_id FROM sona.learning_event WHERE space_id = %s AND loop = %s AND learned = %s"
+            " AND ordinal >= %s AND ordinal < %s AND trajectory_id = ANY(%s)",
+            (self._space.space_id, LOOP, Learned.WITHHELD, state.learned, state.judged, list(state.reservoir)),
+        ).fetchall()
+        return [id for (id,) in rows]
+
+    def _sample(self, condition: str, size: int, key: dict[str, object]) -> Sample:
+        fresh = 0
+
+        def counted(rows: Iterable[tuple[uuid.UUID, bool]]) -> Iterator[uuid.UUID]:
+            nonlocal fresh
+            for id, is_fresh in rows:
+                fresh += is_fresh
+                yield id
+
         with self._connection.cursor(name="sona_ledger") as cursor:
             cursor.itersize = _READ_AT_ONCE
             cursor.execute(
-                "SELECT e.trajectory_id, max(e.ordinal) FROM sona.learning_event e WHERE e.space_id = %(space)s"
+                "SELECT e.trajectory_id, NOT EXISTS (SELECT FROM sona.learning_event b WHERE b.space_id = e.space_id"
+                " AND b.loop = e.loop AND b.trajectory_id = e.trajectory_id AND b.learned = ANY(%(judged)s)"
+                " AND b.ordinal < %(first)s) FROM sona.learning_event e WHERE e.space_id = %(space)s"
                 " AND e.loop = %(loop)s AND e.ordinal >= %(first)s AND e.ordinal < %(last)s"
-                f" AND e.learned = %(learned)s{condition} GROUP BY e.trajectory_id",
-                {"space": self._space.space_id, "loop": LOOP, **key},
+                f" AND e.learned = %(learned)s{condition} GROUP BY e.space_id, e.loop, e.trajectory_id",
+                {"space": self._space.space_id, "loop": LOOP, "judged": list(_JUDGED), **key},
                 binary=True,
             )
-            kept: list[tuple[uuid.UUID, int]] = nsmallest(size, cursor, key=lambda row: reservoir_key(row[0]))
-        return dict(sorted(kept, key=lambda row: row[1]))
+            kept = nsmallest(size, counted(cursor), key=reservoir_key)
+        return Sample(self.ordinals(kept), fresh)
 
     def ordinals(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
-        """Last ledger entry of these trajectories, of those that have one."""
+        """The ledger entry by which these trajectories were judged first, of those that were, in this order."""
         rows = self._connection.execute(
-            "SELECT trajectory_id, max(ordinal) FROM sona.learning_event WHERE space_id = %s AND loop = %s"
-            " AND trajectory_id = ANY(%s) GROUP BY trajectory_id",
-            (self._space.space_id, LOOP, list(ids)),
+            "SELECT trajectory_id, min(ordinal) FROM sona.learning_event WHERE space_id = %s AND loop = %s"
+            " AND trajectory_id = ANY(%s) AND learned = ANY(%s) GROUP BY trajectory_id ORDER BY 2",
+            (self._space.space_id, LOOP, list(ids), list(_JUDGED)),
         ).fetchall()
         return dict(rows)
 
-    def tasks(self) -> tuple[list[BaseTask], list[str]]:
-        """The tasks that are remembered, those that ended last at the end; and why others cannot be used."""
+    def tasks(self, epoch: int) -> tuple[list[BaseTask], list[str]]:
+        """The tasks that are remembered, those that ended last at the end; and why others cannot be used.
+
+        Parameters
+        ----------
+        epoch
+            The learner's: what ended in another one was learned by a base that is not there any more.
+        """
         rows = self._connection.execute(
-            "SELECT snapshot_id, signature, layout, kind, fisher, anchor, samples, quality, times_met"
+            "SELECT epoch = %s, snapshot_id, signature, layout, kind, fisher, anchor, samples, quality, times_met"
             " FROM sona.fisher_snapshot WHERE space_id = %s ORDER BY updated_at, snapshot_id",
-            (self._space.space_id,),
+            (epoch, self._space.space_id),
             binary=True,
         ).fetchall()
         tasks, refused = [], []
-        for row in rows:
+        for is_held, *row in rows:
             try:
-                tasks.append(_task(row, self._space.dim))
+                tasks.append(_task(row, self._space.dim, is_held=is_held))
             except LearningError as error:
                 refused.append(str(error))
         return tasks, refused
+
+    def next_task(self) -> int:
+        """Id of a new task: larger than all there are, those that cannot be used too."""
+        row = self._connection.execute(
+            "SELECT coalesce(max(snapshot_id), 0) + 1 FROM sona.fisher_snapshot WHERE space_id = %s",
+            (self._space.space_id,),
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
 
 
 class BaseTransaction:
@@ -179,12 +238,18 @@ class BaseTransaction:
                 "is computed again"
             )
 
-    def write_learner(self, state: bytes, served: dict[str, LowRank]) -> None:
+    def waiting(self) -> list[uuid.UUID]:
+        """All that is withheld by now and no base has learned, in the order in which it was judged."""
+        reader, now = BaseReader(self._connection, self._run.space), replace(self._state, head=self.learner.head)
+        found = {**reader.ordinals(reader.owed(now)), **reader.unjudged(now, sys.maxsize).ordinals}
+        return sorted(found, key=lambda id: found[id])
+
+    def write_learner(self, state: bytes, served: dict[str, LowRank], events: int) -> None:
         """Replace the state of the learner and what answers by it; flushes in flight take it over."""
-        key = {"space": self._run.space.space_id, "state": state, "tiers": list(served)}
+        key = {"space": self._run.space.space_id, "state": state, "tiers": list(served), "events": events}
         self._connection.execute(
-            "UPDATE sona.learner SET revision = revision + 1, state = %(state)s, restored = NULL, updated_at = now()"
-            " WHERE space_id = %(space)s",
+            "UPDATE sona.learner SET revision = revision + 1, events = %(events)s, state = %(state)s, restored = NULL,"
+            " updated_at = now() WHERE space_id = %(space)s",
             key,
         )
         self._connection.execute(
@@ -212,14 +277,16 @@ class BaseTransaction:
         space_id = self._run.space.space_id
         self._connection.cursor().executemany(
             "INSERT INTO sona.fisher_snapshot AS f (space_id, snapshot_id, signature, layout, kind, fisher, anchor,"
-            " lambda, samples, quality, times_met) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " lambda, samples, quality, times_met, epoch, updated_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())"
             " ON CONFLICT (space_id, snapshot_id) DO UPDATE SET signature = excluded.signature,"
             " layout = excluded.layout, kind = excluded.kind, fisher = excluded.fisher, anchor = excluded.anchor,"
             " lambda = excluded.lambda, samples = excluded.samples, quality = excluded.quality,"
-            " times_met = excluded.times_met, updated_at = clock_timestamp()",
+            " times_met = excluded.times_met, epoch = excluded.epoch, updated_at = clock_timestamp()",
             [
                 (space_id, t.id, t.signature, _layout(*t.fisher.shape), FISHER_KINDS[0], _bytes(t.fisher))
                 + (_bytes(np.vstack([t.frame, t.anchor])), strength, t.samples, t.quality, t.times_met)
+                + (self._state.head.epoch,)
                 for t in tasks
             ],
         )
@@ -230,25 +297,22 @@ class BaseTransaction:
             {"space": space_id, "most": most},
         )
 
-    def advance(self, reservoir: Sequence[uuid.UUID], state: bytes, *, has_judged: bool, is_noise: bool) -> None:
-        """Note down that what was read is taken in, and whether by what was withheld something was decided.
-
-        What was judged by before this cycle has been learned in it; of an hour that is noise nothing is to be learned.
+    def advance(self, reservoir: Sequence[uuid.UUID], state: bytes, *, judged: int, learned: int, offered: int) -> None:
+        """Note down that what was read is taken in; the others as in `BaseState`.
 
         Raises
         ------
         LockLost
             If somebody was forgotten since it was read: the reservoir may hold what they have left.
         """
-        space_id, ordinal, before = self._run.space.space_id, self._state.head.ordinal, self._state.judged
+        space_id, ordinal = self._run.space.space_id, self._state.head.ordinal
         self._connection.execute(
             "INSERT INTO sona.base_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,)
         )
         row = self._connection.execute(
-            "UPDATE sona.base_state SET consumed = %s, judged = %s, learned = %s, reservoir = %s, state = %s,"
-            " updated_at = now() WHERE space_id = %s AND generation = %s RETURNING consumed",
-            (ordinal, ordinal if has_judged else before, ordinal if is_noise else before, list(reservoir), state)
-            + (space_id, self._state.generation),
+            "UPDATE sona.base_state SET consumed = %s, judged = %s, learned = %s, offered = %s, reservoir = %s,"
+            " state = %s, updated_at = now() WHERE space_id = %s AND generation = %s RETURNING consumed",
+            (ordinal, judged, learned, offered, list(reservoir), state, space_id, self._state.generation),
         ).fetchone()
         if row is None:
             raise LockLost(
@@ -265,7 +329,7 @@ def _bytes(block: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(block, dtype="<f4").tobytes()
 
 
-def _task(row: tuple[Any, ...], dim: int) -> BaseTask:
+def _task(row: Sequence[Any], dim: int, *, is_held: bool) -> BaseTask:
     id, signature, layout, kind, fisher, anchor, samples, quality, times_met = row
     rank = len(fisher) // (4 * dim)
     fits = rank > 0 and len(fisher) == 4 * rank * dim and len(anchor) == 2 * len(fisher)
@@ -281,7 +345,8 @@ def _task(row: tuple[Any, ...], dim: int) -> BaseTask:
         raise LearningError(
             f"Fisher snapshot {id} holds NaN, infinity or negative information: delete it from sona.fisher_snapshot"
         )
-    return BaseTask(id, unit(signature), weights[:rank], weights[rank:], information, samples, quality, times_met)
+    frame, anchor = weights[:rank], weights[rank:]
+    return BaseTask(id, unit(signature), frame, anchor, information, samples, quality, times_met, is_held)
 
 
 def forget_base(connection: Connection, space: Space) -> None:
@@ -292,8 +357,8 @@ def forget_base(connection: Connection, space: Space) -> None:
     key = {"space": space.space_id}
     connection.execute(
         "INSERT INTO sona.base_state AS b (space_id, generation) VALUES (%(space)s, 1) ON CONFLICT (space_id)"
-        " DO UPDATE SET generation = b.generation + 1, consumed = 0, judged = 0, learned = 0, version = NULL,"
-        " reservoir = '{}', state = NULL, updated_at = now()",
+        " DO UPDATE SET generation = b.generation + 1, consumed = 0, judged = 0, learned = 0, offered = 0,"
+        " version = NULL, reservoir = '{}', state = NULL, updated_at = now()",
         key,
     )
     connection.execute("DELETE FROM sona.fisher_snapshot WHERE space_id = %(space)s", key)

@@ -113,7 +113,8 @@ def test_the_reservoir_holds_what_is_there(world: World, connection: Connection)
         " AND t.trajectory_id = ANY(b.reservoir)) FROM sona.base_state b WHERE b.space_id = %s",
         key,
     ).fetchall()
-    assert (size, there) == (40, 40)
+    # A sample of all, and what has judged and is yet to be learned.
+    assert 40 <= size == there < 80
 
 
 def test_what_was_withheld_for_long_is_judged_by_in_bounded_memory(world: World, connection: Connection) -> None:

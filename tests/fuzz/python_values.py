@@ -335,6 +335,7 @@ GOOD: dict[str, Any_] = {
     "gradients": vectors,
     "lambda_": st.just(30.0),
     "theta": vectors,
+    "loss": st.one_of(st.none(), numbers),
     "vector": vectors,
     "gradient_estimate": vectors,
     "hidden_dim": st.just(DIM),

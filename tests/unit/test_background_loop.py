@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sona_pg import BackgroundLoop, BackgroundLoopConfig, PatternConfig, SpaceConfig
-from sona_pg.config import BaseTrainingConfig, GateConfig
+from sona_pg.config import BaseTrainingConfig, EwcConfig, GateConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.item_pool import ItemPool
@@ -16,8 +19,8 @@ from sona_pg.types import QueryTrajectory, TrajectoryBuilder
 from .samples import Floats, acted, axis, shown, trajectory, unit_rows
 
 DIM, ITEMS = 24, 200
-CONFIG = BackgroundLoopConfig(min_trajectories=50, base_lora_lr=2e-3)
-BASE = BaseConfig(training=BaseTrainingConfig(rank=6), gate=GateConfig(withheld=0.2, losing_z=3.0))
+CONFIG = BackgroundLoopConfig(min_trajectories=50)
+BASE = BaseConfig(training=BaseTrainingConfig(rank=6, learning_rate=2e-3), gate=GateConfig(withheld=0.2, losing_z=3.0))
 
 
 class _World:
@@ -159,3 +162,108 @@ def test_trajectories_without_outcomes_make_patterns_and_no_base() -> None:
     assert result.patterns_extracted == 2
     assert result.status == "kept: nothing was judged from which something could be learned"
     assert loop.base_lora().layers[0].is_zero
+
+
+def test_what_is_set_holds_and_what_is_set_twice_must_be_the_same() -> None:
+    base = BaseConfig(training=BaseTrainingConfig(rank=4, learning_rate=0.01), ewc=EwcConfig(initial_lambda=500.0))
+    for config in (None, BackgroundLoopConfig(), BackgroundLoopConfig(base_lora_lr=0.01, ewc_lambda=500.0)):
+        loop = BackgroundLoop(config, DIM, base=base)
+        assert (loop.ewc().lambda_, loop.base_lora().rank) == (500.0, 4)
+        assert loop._cycle.training.learning_rate == 0.01
+    # Beyond the usual range, too.
+    loop = BackgroundLoop(BackgroundLoopConfig(base_lora_lr=0.02, ewc_lambda=0.5), DIM)
+    assert (loop.ewc().lambda_, loop._cycle.training.learning_rate) == (0.5, 0.02)
+    for config in (BackgroundLoopConfig(base_lora_lr=0.02), BackgroundLoopConfig(ewc_lambda=30.0)):
+        with pytest.raises(ConfigError, match="one of the two"):
+            BackgroundLoop(config, DIM, base=base)
+    with pytest.raises(ConfigError, match="rank is 32"):
+        BackgroundLoop(None, 64, base=BaseConfig(training=BaseTrainingConfig(rank=32)))
+    assert BackgroundLoop(None, 8, base=BaseConfig(training=BaseTrainingConfig(rank=32))).base_lora().rank == 8
+    with pytest.raises(ConfigError, match="embedding_dim"):
+        BackgroundLoop(None, DIM, patterns=PatternConfig(embedding_dim=DIM + 1))
+
+
+def test_no_more_of_an_hour_is_learned_than_the_reservoir_holds() -> None:
+    world = _World(7)
+    base = replace(BASE, training=replace(BASE.training, reservoir=40))
+    loop = BackgroundLoop(CONFIG, DIM, items=world.pool, base=base)
+    result = loop.run_cycle(world.trajectories(400))
+    assert (result.lists, result.withheld) == (40, 40)
+    # And as many of before; and what has judged.
+    learned_again = {*loop._memory.reservoir, *loop._memory.owed}
+    assert 40 < len(learned_again) <= 80
+    assert loop.run_cycle(world.trajectories(400)).lists == 40 + len(learned_again)
+
+
+def test_what_has_judged_does_not_judge_again() -> None:
+    world = _World(2)
+    loop = BackgroundLoop(CONFIG, DIM, items=world.pool, base=BASE)
+    first = world.trajectories(200)
+    assert loop.run_cycle(first).withheld > 20
+    assert loop.run_cycle(world.trajectories(200)).withheld > 20
+    assert loop.run_cycle(first).withheld == 0
+
+
+def test_what_has_judged_is_learned_though_the_next_hour_is_noise() -> None:
+    world = _World(7)
+    base = replace(BASE, training=replace(BASE.training, reservoir=200))
+    loop = BackgroundLoop(CONFIG, DIM, items=world.pool, base=base)
+    assert loop.run_cycle(world.trajectories(200)).is_published
+    owed = set(loop._memory.owed)
+    assert len(owed) > 20
+    assert not loop.run_cycle(world.trajectories(200, shuffled=True)).is_published
+    assert set(loop._memory.owed) == owed
+    assert loop.run_cycle(world.trajectories(200)).is_published
+    assert not set(loop._memory.owed) & owed
+
+
+def test_a_task_that_ends_in_the_first_cycle_is_held_afterwards() -> None:
+    world = _World(3)
+    loop = BackgroundLoop(CONFIG, DIM, items=world.pool, base=BASE)
+    world.moved = 1.5 * axis(20, DIM)
+    first = world.trajectories(200)
+    world.moved = -1.5 * axis(21, DIM)
+    result = loop.run_cycle([*first, *world.trajectories(200)])
+    assert (result.status, result.tasks_ended) == ("published", 1)
+    (task,) = loop._memory.tasks
+    assert task.fisher.any()
+    assert np.allclose(task.frame @ task.frame.T, np.eye(len(task.frame)), atol=1e-5)
+    assert loop.ewc().stiffness.max() > 0
+
+
+def test_the_ewc_has_the_strength_that_was_adapted() -> None:
+    world = _World(3)
+    # So small a reservoir replays but a part.
+    base = replace(BASE, training=replace(BASE.training, reservoir=150))
+    loop = BackgroundLoop(CONFIG, DIM, items=world.pool, base=base)
+    for moved in (1.5 * axis(20, DIM), -1.5 * axis(21, DIM), -1.5 * axis(21, DIM)):
+        world.moved = moved
+        result = loop.run_cycle(world.trajectories(300))
+    assert result.is_published
+    strength = loop.ewc().lambda_
+    assert strength == loop._memory.traffic.strength
+    assert strength != base.ewc.initial_lambda
+
+
+def test_items_of_steps_are_a_sample_of_all() -> None:
+    world = _World(1)
+    loop = BackgroundLoop(CONFIG, DIM, base=BASE)
+    loop._recipe = replace(loop._recipe, pool_size=300)
+    trajectories = world.trajectories(1000, items=False)
+    answers = [loop._answered(one, place) for place, one in enumerate(trajectories)]
+    pool = loop._judged_items([answer for answer in answers if answer is not None])
+    numbers = [uuid.UUID(id.split("/")[0]).int for id in pool.ids]
+    assert len(pool) == 300
+    # Old and new ones alike.
+    assert 0.2 < np.mean([number > 700 for number in numbers]) < 0.4
+
+
+@pytest.mark.parametrize("size", [7, DIM + 1])
+def test_an_item_of_another_dimension_is_refused_before_anything_is_taken_in(size: int) -> None:
+    world = _World(1)
+    for pool in (world.pool, None):
+        loop = BackgroundLoop(CONFIG, DIM, items=pool, base=BASE)
+        built = trajectory(world.ask(3), [shown("z1", 1.0, np.ones(size, dtype=np.float32)), shown("i3", 0.0)], 0.8, 99)
+        with pytest.raises(DimensionMismatch, match="z1"):
+            loop.run_cycle([*world.trajectories(60), built])
+        assert (loop.reasoning_bank().trajectory_count, loop._seen) == (0, 0)

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from sona_pg.config import BaseTrainingConfig, BoundaryConfig, EwcConfig, QueryAdapterConfig
 from sona_pg.errors import LearningError
-from sona_pg.kernels import LowRank
+from sona_pg.kernels import LowRank, draw
 from sona_pg.learning.base_tasks import (
     BaseTask,
     TaskConstraint,
     Traffic,
+    excess_loss,
     learned_task,
     met_again,
     recognised,
@@ -126,6 +127,10 @@ def test_what_has_come_again_is_one_task_with_the_outcomes_of_both_times() -> No
     assert np.array_equal(both.anchor, second.anchor)
     same = met_again(first, _task(rng, 9, frame=first.frame, fisher=np.zeros((RANK, DIM), dtype=np.float32)))
     assert np.abs(same.fisher - 0.75 * first.fisher).max() < 1e-6
+    # What the first time needed is taken along into the frame of the second.
+    turned = np.ascontiguousarray(first.frame[::-1])
+    again = met_again(first, _task(rng, 9, frame=turned, fisher=np.zeros((RANK, DIM), dtype=np.float32)))
+    assert np.abs(again.fisher - 0.75 * first.fisher[::-1]).max() < 1e-6
 
 
 class _Domain:
@@ -229,8 +234,113 @@ def test_the_strength_grows_where_the_tasks_lose() -> None:
     assert far.strength_after(np.vstack([task.frame, task.anchor + 10])) > 1000.0
 
 
+def test_the_strength_is_adapted_to_what_the_tasks_lose_whatever_share_of_it_counts() -> None:
+    rng = np.random.default_rng(8)
+    task, config = _task(rng), EwcConfig(min_lambda=1e-6, max_lambda=1e9)
+    weights = np.vstack([task.frame, task.anchor])
+    moved = np.vstack([task.frame, task.anchor + 0.02 * rng.standard_normal((RANK, DIM))]).astype(np.float32)
+    loss = _penalty(task, task.frame, moved[RANK:].astype(np.float64))
+    expected = 30.0 * np.exp(config.lambda_rate * (loss / config.tolerated_loss - 1))
+    for share in (1.0, 0.5, 0.1, 0.02):
+        constraint = TaskConstraint(weights, [task], config, 30.0, share)
+        assert constraint.strength_after(moved) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_tolerated_loss_is_where_the_strength_settles() -> None:
+    # A new task ½ |B - B₁|² beside the penalty: B = (B₁ + λ s F B*) / (1 + λ s F).
+    rng = np.random.default_rng(9)
+    task = _task(rng)
+    weights = np.vstack([task.frame, task.anchor])
+    wanted = task.anchor + 0.3 * rng.standard_normal((RANK, DIM))
+    config = EwcConfig(lambda_rate=0.1, max_lambda=1e6)
+    for share in (1.0, 0.1):
+        strength = config.initial_lambda
+        for _ in range(300):
+            held = strength * share * task.fisher.astype(np.float64)
+            found = np.vstack([task.frame, (wanted + held * task.anchor) / (1 + held)]).astype(np.float32)
+            strength = TaskConstraint(weights, [task], config, strength, share).strength_after(found)
+        assert _penalty(task, task.frame, found[RANK:].astype(np.float64)) == pytest.approx(0.01, rel=0.05)
+
+
+def test_the_loss_on_tasks_is_that_of_the_matrix_in_every_frame() -> None:
+    rng = np.random.default_rng(10)
+    task = _task(rng)
+    turn, _ = np.linalg.qr(rng.standard_normal((RANK, RANK)))
+    up = task.anchor + 0.02 * rng.standard_normal((RANK, DIM))
+    turned = np.ascontiguousarray(turn.T @ task.frame, dtype=np.float32)
+    expected = _penalty(task, task.frame, up)
+    # The same ΔW, its A turned; what majorises the penalty there is more.
+    for frame, own in ((task.frame, up), (turned, turn.T @ up)):
+        weights = np.vstack([frame, own]).astype(np.float32)
+        assert excess_loss([task], weights) == pytest.approx(expected, rel=1e-4)
+        before = np.vstack([turned, turn.T @ task.anchor]).astype(np.float32)
+        strength = TaskConstraint(before, [task], EwcConfig(), 30.0).strength_after(weights)
+        assert strength == pytest.approx(30.0 * np.exp(0.5 * (expected / 0.01 - 1)), rel=1e-3)
+
+
+def test_tasks_that_contradict_each_other_lose_nothing_where_least_is_lost() -> None:
+    rng = np.random.default_rng(11)
+    first = _task(rng)
+    second = _task(rng, 2, frame=first.frame, fisher=3 * first.fisher)
+    between = (first.anchor + 3 * second.anchor) / 4
+    assert excess_loss([first, second], np.vstack([first.frame, between])) == pytest.approx(0.0, abs=1e-6)
+    off = between + 0.1 * rng.standard_normal((RANK, DIM)).astype(np.float32)
+    expected = 0.5 * np.sum(4 * first.fisher * (off - between) ** 2)
+    assert excess_loss([first, second], np.vstack([first.frame, off])) == pytest.approx(expected, rel=1e-4)
+    # What has nothing in common with the frame cannot be lost in it.
+    far = np.eye(RANK, DIM, dtype=np.float32), np.eye(RANK, DIM, RANK, dtype=np.float32)
+    assert excess_loss([_task(rng, frame=far[0])], np.vstack([far[1], off])) == 0.0
+
+
+def test_fisher_information_is_the_mean_square_of_the_gradients_of_single_lists() -> None:
+    domain = _Domain(5, (0, 2))
+    base, lists = _learn(LowRank(DIM, 1), domain), domain.lists(3)
+    known = helpful_items(lists, 1000, DIM)
+    task = learned_task(base, lists, 0.5, known, RECIPE, 1)
+    assert task is not None
+    weights, step = base.weights.astype(np.float64), 1e-5
+    expected = np.zeros_like(weights[RANK:])
+    for judged in lists:
+        gradient = np.zeros_like(expected)
+        for place in np.ndindex(gradient.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = weights[RANK:].copy()
+                moved[place] += sign * step
+                ends.append(_loss(judged, weights[:RANK], moved, known))
+            gradient[place] = (ends[0] - ends[1]) / (2 * step)
+        expected += gradient**2 / len(lists)
+    np.testing.assert_allclose(task.fisher, expected, rtol=1e-2, atol=1e-4 * expected.max())
+
+
+def _loss(judged: JudgedList, down: NDArray[np.floating], up: NDArray[np.floating], known: ItemPool) -> float:
+    """Listwise softmax loss, nats, in double precision."""
+    drawn = draw(judged.seed, len(known), RECIPE.negatives, known.rows(judged.item_ids))
+    candidates = np.vstack([np.stack(judged.items), known.embeddings[drawn]]).astype(np.float64)
+    query = judged.query.astype(np.float64)
+    adapted = query + (down @ query) @ up
+    scores = candidates @ adapted / np.linalg.norm(adapted) / RECIPE.temperature
+    targets = np.zeros(len(candidates))
+    targets[: len(judged.targets)] = judged.targets
+    return float(np.log(np.exp(scores - scores.max()).sum()) + scores.max() - targets @ scores / targets.sum())
+
+
+def test_what_another_base_needed_counts_for_nothing_when_it_comes_again() -> None:
+    rng = np.random.default_rng(12)
+    undone, second = _task(rng, 3, samples=30, is_held=False), _task(rng, 9, samples=10)
+    both = met_again(undone, second)
+    assert (both.id, both.samples, both.times_met, both.is_held) == (3, 10, 2, True)
+    assert np.array_equal(both.fisher, second.fisher)
+
+
+def test_a_base_that_is_zero_has_learned_no_task() -> None:
+    lists = _Domain(6, (0, 2)).lists(5)
+    assert learned_task(LowRank(DIM, RANK), lists, 0.5, helpful_items(lists, 1000, DIM), RECIPE, 1) is None
+
+
 def test_nothing_that_teaches_is_no_task() -> None:
     base, pool = LowRank(DIM, RANK), ItemPool.empty(DIM)
+    base.load(np.ones((2 * RANK, DIM)))
     silent = JudgedList((uuid.UUID(int=1), 0), axis(0, DIM), ("a",), (axis(1, DIM),), (0.0,), (True,))
     assert learned_task(base, [], 0.5, pool, RECIPE, 1) is None
     assert learned_task(base, [silent], 0.5, pool, RECIPE, 1) is None
@@ -245,6 +355,10 @@ def test_traffic_that_changes_is_noticed_and_goes_on_bit_for_bit() -> None:
         query = np.asarray(mean + 0.2 * rng.standard_normal(DIM), dtype=np.float32)
         if one.observe(query, ordinal):
             alarms.append(ordinal)
+            # What it was taken for is over.
+            assert one.here == 0
+        elif not alarms:
+            one.here = two.here = 5
         two.observe(query, ordinal)
         if ordinal == 310:
             again = Traffic(DIM, BoundaryConfig(run_length=1000))
@@ -253,6 +367,26 @@ def test_traffic_that_changes_is_noticed_and_goes_on_bit_for_bit() -> None:
     assert len(alarms) == 1
     assert 300 <= alarms[0] <= 315
     assert one.since == alarms[0]
+    assert (one.here, two.here) == (0, 0)
     assert all(np.array_equal(part, two.state()[name]) for name, part in one.state().items())
     with pytest.raises(LearningError):
         Traffic(DIM + 1).load_state(one.state())
+
+
+def test_traffic_of_other_settings_is_watched_from_where_it_is_and_keeps_its_strength() -> None:
+    before = Traffic(DIM)
+    before.strength, before.since, before.here = 55.0, 3, 2
+    other = Traffic(DIM, BoundaryConfig(window=1024))
+    with pytest.raises(LearningError):
+        other.load_state(before.state())
+    other.begin_anew(400, before.state())
+    assert (other.since, other.strength, other.here) == (400, 55.0, 0)
+    for damaged in ({}, {"strength": np.array(np.nan)}, {"strength": np.zeros(3)}, {"strength": np.array(7)}):
+        again = Traffic(DIM)
+        again.begin_anew(400, damaged)
+        assert (again.since, again.strength) == (400, 0.0)
+    # States of before the task at hand was noted down.
+    old = {name: part for name, part in before.state().items() if name != "here"}
+    again = Traffic(DIM)
+    again.load_state(old)
+    assert (again.since, again.here) == (3, 0)

@@ -190,7 +190,7 @@ class TestTraining:
         then = Serving([start]).adapt(queries) - queries
         moved, left = {}, {}
         for weight in (0.0, 1.0, 100.0):
-            held = HeldOutputs(queries, then, weight, 8)
+            held = HeldOutputs(queries, then, [len(queries)], weight, 8)
             trained, again = (
                 train_base(start, lists, items=world.items, config=replace(CONFIG, decay=0.0), held=held)
                 for _ in range(2)
@@ -203,6 +203,20 @@ class TestTraining:
         # Held loosely, it learns as much as free.
         assert left[0.0] < left[100.0]
         assert left[1.0] < 0.5 * (left[0.0] + left[100.0])
+
+    def test_the_average_is_one_of_what_is_held(self) -> None:
+        world = World(4)
+        pinned = fixed_form(a_map(3, 10), CONFIG.rank, world.items)
+
+        class Pinned:
+            def proximal_step(self, theta: FloatVector, step: float | ArrayLike) -> None:
+                theta[...] = pinned
+
+        config = replace(CONFIG, decay=0.0, learning_rate=0.1)
+        trained = train_base(a_map(3, 10), world.lists(20), items=world.items, config=config, constraint=Pinned())
+        queries = np.random.default_rng(0).standard_normal((5, DIM)).astype(np.float32)
+        found, expected = (Serving([each]).adapt(queries) for each in (trained.map, a_map(3, 10)))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
     def test_whoever_waits_is_told_and_may_stop_it(self) -> None:
         world = World(5)

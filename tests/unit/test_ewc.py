@@ -289,6 +289,12 @@ def test_lambda_follows_the_loss_that_is_predicted() -> None:
     assert ewc.adapt_lambda([1.1]) == pytest.approx(30 * math.exp(0.1 * (0.02 / 0.01 - 1)), rel=1e-5)
     assert ewc.adapt_lambda([1.0]) == pytest.approx(30.0, rel=1e-5)
     assert ewc.adapt_lambda([1e6]) == 1e4
+    # Where it is known better than the Fisher predicts it.
+    ewc.set_lambda(30.0)
+    assert ewc.adapt_lambda([1e6], loss=0.02) == pytest.approx(30 * math.exp(0.1), rel=1e-5)
+    for loss in (-1.0, math.nan, math.inf, 10**400, "0", True):
+        with pytest.raises(InvalidInput):
+            ewc.adapt_lambda([1.0], loss=loss)  # type: ignore[arg-type]
     for _ in range(200):
         ewc.adapt_lambda([1.0])
     assert ewc.lambda_ == 1.0
