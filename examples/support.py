@@ -62,6 +62,7 @@ def main(url: str) -> None:
             if number in (ANSWERS // 2, ANSWERS - 1):
                 sona.flush()
                 _cycle(url)
+        _cycle(url, "deep")
     with psycopg.connect(url) as connection:
         connection.execute("SELECT sona.set_retention(%s, '1 year', '90 days')", (SPACE,))
         # As if they had been answered on several days; an application has no need to write to this table.
@@ -94,10 +95,10 @@ def _prepare(url: str, articles: np.ndarray) -> None:
             connection.execute(f"INSERT INTO {TABLE} VALUES (%s, %s::vector)", (id, str(row.tolist())))
 
 
-def _cycle(url: str) -> None:
+def _cycle(url: str, loop: str = "background") -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT sona.run_cycle(%s, 'background')", (SPACE,))
-    subprocess.run([sys.executable, "-m", "sona_pg", "worker", "background", "--once", "--url", url], check=True)
+        connection.execute("SELECT sona.run_cycle(%s, %s)", (SPACE, loop))
+    subprocess.run([sys.executable, "-m", "sona_pg", "worker", loop, "--once", "--url", url], check=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 CREATE OR REPLACE VIEW sona.improvement WITH (security_invoker = true) AS
 SELECT s.name AS space, d.day, d.answers, l.control_answers, d.quality, l.lift, l.lift_so_far, l.lower, l.upper,
        d.judged, l.harmed_share, d.gain, k.asked_again, k.gain_before, k.gain_before_error, k.gain_again,
-       r.retention, NULL::bigint AS novel_connections, o.overall
+       r.retention, n.novel_connections, o.overall
 FROM sona.space s
 CROSS JOIN LATERAL (
     SELECT (a.answered_at AT TIME ZONE 'UTC')::date AS day, count(*) AS answers, avg(a.value) AS quality,
@@ -25,6 +25,11 @@ LEFT JOIN LATERAL (
                  sum(c.gain) / sum(c.n) AS gain_again, sum(c.n * c.before ^ 2) / sum(c.n) AS squares
           FROM compared c WHERE c.before IS NOT NULL GROUP BY 1) y) k ON k.day = d.day
 CROSS JOIN LATERAL (
+    -- Without a dream nothing could have been connected.
+    SELECT CASE WHEN EXISTS (SELECT FROM sona.memory_state m WHERE m.space_id = s.space_id AND m.evidence IS NOT NULL)
+                THEN (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = s.space_id AND e.kind = 'creative'
+                      AND (e.created_at AT TIME ZONE 'UTC')::date = d.day) END AS novel_connections) n
+CROSS JOIN LATERAL (
     -- A share of what may have been chance would be nothing but chance.
     SELECT CASE WHEN k.asked_again >= 30 AND k.gain_before >= greatest(0.005, 2 * k.gain_before_error)
                 THEN least(greatest(k.gain_again / k.gain_before, 0), 1) END AS retention) r
@@ -41,5 +46,6 @@ COMMENT ON VIEW sona.improvement IS
     'asked_again: answers to questions whose best item helped in the 7 days before, too; gain_before: what those had '
     'gained then, with its standard error, gain_again: what they gain now; retention: the share of it that is kept, 0 to '
     '1, NULL where fewer than 30 were asked again, or what there was to keep is below 0.005 or two standard errors. '
-    'novel_connections: what dreams have connected, NULL as there are none yet. overall: mean of what is known of quality '
+    'novel_connections: edges that dreams made on the day and that stand, NULL before the first cycle of the deep loop. '
+    'overall: mean of what is known of quality '
     '(which counts twice), (1 + lift_so_far) / 2, (1 + gain) / 2, 1 - harmed_share and retention.';

@@ -11,6 +11,7 @@ from sona_pg.cli.demo import demo
 from sona_pg.cli.doctor import doctor
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.forget import forget
+from sona_pg.cli.memory import memory
 from sona_pg.cli.output import print_json
 from sona_pg.cli.report import lift, report
 from sona_pg.cli.spaces import space
@@ -101,6 +102,7 @@ app.add_command(evaluate)
 app.add_command(forget)
 app.add_command(worker)
 app.add_command(cycle)
+app.add_command(memory)
 app.add_command(versions)
 app.add_command(deploy)
 app.add_command(lift)

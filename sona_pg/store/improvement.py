@@ -48,7 +48,7 @@ class ImprovementMetrics:
         Of what was gained on a question in the 7 days before a day, the share that is kept when it is asked again, 0 to
         1. Questions are the same whose best item is.
     novel_connections
-        What dreams have connected; None while there are none.
+        Edges by dreams that stand; None before the first cycle of the deep loop.
     overall
         Mean of `sona.improvement.overall` over the answers of the last 7 days, 0 to 1.
     """
@@ -150,6 +150,7 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
     with transaction(connection):
         days = _days(connection, space)
         arms = _arms(connection, space)
+        connections = _novel_connections(connection, space)
     week, before = _aged(days, 0, 7), _aged(days, 7, 14)
     quality, quality_before = _mean_quality(week), _mean_quality(before)
     gain, over = _weekly_gain(arms, quality, quality_before)
@@ -167,9 +168,18 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
         gain_7d=_mean(week, lambda day: day.judged, lambda day: day.gain),
         harmed_share_7d=_mean(week, lambda day: day.judged, lambda day: day.harmed_share),
         retention_rate_7d=_retention(week),
-        novel_connections=None,
+        novel_connections=connections,
         overall=_mean(week, lambda day: day.answers, lambda day: day.overall),
     )
+
+
+def _novel_connections(connection: Connection, space: Space) -> int | None:
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = m.space_id AND e.kind = 'creative')"
+        " FROM sona.memory_state m WHERE m.space_id = %s AND m.evidence IS NOT NULL",
+        (space.space_id,),
+    ).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _days(connection: Connection, space: Space) -> list[_Day]:
