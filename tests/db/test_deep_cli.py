@@ -1,0 +1,105 @@
+"""``sona memory``, ``sona cycle run SPACE deep`` and ``sona worker deep``, as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sona_pg.store.connection import Connection, connect
+from sona_pg.store.migrate import migrate
+
+Sona = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def cli_url(make_database: Callable[[], str]) -> str:
+    made = make_database()
+    migrate(made)
+    with connect(made) as connection:
+        connection.execute("SELECT sona.create_space('desk', 3)")
+        for number in range(6):
+            for kind in ("episode", "concept"):
+                connection.execute(
+                    "SELECT sona.add_memory_node('desk', %s, %s, ARRAY[cos(%s::float8), sin(%s::float8), 0.3]::vector)",
+                    (kind, str(number), number, number),
+                )
+            connection.execute(
+                "SELECT sona.add_memory_edge('desk', 'episode', %s, 'concept', %s, 0.5)", (str(number), str(number))
+            )
+    return made
+
+
+@pytest.fixture
+def connection(cli_url: str) -> Iterator[Connection]:
+    with connect(cli_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sona(cli_url: str) -> Sona:
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sona_pg", *arguments],
+            env=os.environ | {"SONA_DATABASE_URL": cli_url} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_a_dry_run_prints_what_a_cycle_then_does(sona: Sona, connection: Connection) -> None:
+    nothing = "SELECT count(*) FROM sona.dreams"
+    tried = sona("cycle", "run", "desk", "deep", "--dry-run", "--json")
+    assert tried.returncode == 0, tried.stderr
+    found = json.loads(tried.stdout)
+    assert found["facts"]["dream"]["dreams"] == 50
+    assert {change["entity"] for change in found["changes"]} == {"node"}, "values alone"
+    assert connection.execute(nothing).fetchall() == [(0,)]
+    shown = sona("cycle", "run", "desk", "deep", "--dry-run", SONA_DEEP_DREAMS_PER_CYCLE="3")
+    assert "'dreams': 3" in shown.stdout
+    assert "episode 0" in shown.stdout
+    asked = sona("cycle", "run", "desk", "deep", "--json")
+    assert (asked.returncode, json.loads(asked.stdout)["state"]) == (0, "requested")
+    ran = sona("worker", "deep", "--once", "--dreams-per-cycle", "7")
+    assert ran.returncode == 0, ran.stderr
+    assert connection.execute(nothing).fetchall() == [(7,)]
+
+
+def test_a_dry_run_of_another_loop_or_space_is_refused(sona: Sona) -> None:
+    other = sona("cycle", "run", "desk", "background", "--dry-run")
+    assert (other.returncode, "for the deep loop" in other.stderr) == (2, True)
+    unknown = sona("cycle", "run", "nowhere", "deep", "--dry-run")
+    assert (unknown.returncode, "nowhere" in unknown.stderr) == (1, True)
+    wrong = sona("cycle", "run", "desk", "deep", "--dry-run", SONA_DEEP_DREAMS_PER_CYCLE="many")
+    assert (wrong.returncode, "SONA_DEEP_DREAMS_PER_CYCLE is 'many'" in wrong.stderr) == (2, True)
+    threshold = sona("worker", "deep", "--once", "--phi-threshold", "1.0")
+    assert (threshold.returncode, "phi_threshold is 1.0" in threshold.stderr) == (2, True)
+
+
+def test_memory_is_shown_restored_and_rid_of_dreams(sona: Sona, connection: Connection) -> None:
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight)"
+        " SELECT space_id, 'creative', 'episode', '0', 'episode', '3', 0.15 FROM sona.space WHERE name = 'desk'"
+    )
+    connection.execute(
+        "WITH gone AS (DELETE FROM sona.memory_node WHERE key = '5' AND kind = 'concept' RETURNING *),"
+        " state AS (DELETE FROM sona.memory_node_state t USING gone WHERE t.node_id = gone.node_id RETURNING t.*)"
+        " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT gone.space_id, 1, 'node',"
+        " to_jsonb(gone) || jsonb_build_object('state', to_jsonb(state)), 'a test' FROM gone, state"
+    )
+    shown = json.loads(sona("memory", "show", "desk", "--json").stdout)
+    assert (shown["nodes"], shown["nodes, concept"], shown["edges, creative"], shown["archived"]) == (11, 5, 1, 1)
+    assert "dream_reason" in sona("memory", "show", "desk").stdout
+    assert sona("memory", "forget-dreams", "desk").stdout == "1 edges are gone\n"
+    assert sona("memory", "restore", "desk", "999999").stdout == "0 rows are back\n"
+    assert sona("memory", "restore", "desk").stdout == "1 rows are back\n"
+    assert json.loads(sona("memory", "show", "desk", "--json").stdout)["nodes"] == 12
+    assert sona("memory", "show", "nowhere").returncode == 1
