@@ -804,7 +804,10 @@ class DeepLoopConfig:
     Parameters
     ----------
     dreams_per_cycle
-        Dreams of a cycle; at 0 there are none.
+        Dreams of a cycle at least; at 0 there are none.
+    dreams_per_node, most_dreams
+        In a larger graph there are so many for each of its nodes, up to the second: what few walks connect of many
+        nodes is next to nothing.
     consolidation_threshold
         See `ConsolidationConfig.threshold`.
     phi_threshold
@@ -820,13 +823,15 @@ class DeepLoopConfig:
         Patterns, the largest, whose integration is measured, and over how many queries, the newest.
     transfer_patterns
         Patterns of a space, the largest, that are compared with those of others.
-    keep_dreams
-        Cycles whose dreams are kept.
+    keep_dreams, keep_dreams_each
+        Cycles whose dreams are kept, and how many of each, those that were integrated first.
     keep_archive_seconds
         For how long what was removed can be restored.
     """
 
     dreams_per_cycle: int = 50
+    dreams_per_node: float = 6.0
+    most_dreams: int = 20_000
     consolidation_threshold: float = CONSOLIDATION_THRESHOLD
     phi_threshold: float = PHI_THRESHOLD
     max_cycle_seconds: float = 600.0
@@ -836,10 +841,13 @@ class DeepLoopConfig:
     system_queries: int = 5000
     transfer_patterns: int = 200
     keep_dreams: int = 10
+    keep_dreams_each: int = 1000
     keep_archive_seconds: float = 365 * 86_400.0
 
     def __post_init__(self) -> None:
         _whole("dreams_per_cycle", self.dreams_per_cycle, 0, 100_000)
+        _within("dreams_per_node", self.dreams_per_node, 0.0, 1000.0)
+        _whole("most_dreams", self.most_dreams, 0, 100_000)
         _within("consolidation_threshold", self.consolidation_threshold, 0.0, 1.0)
         _within("phi_threshold", self.phi_threshold, 0.0, 1.0)
         if self.phi_threshold == 1:
@@ -851,7 +859,14 @@ class DeepLoopConfig:
         _whole("system_queries", self.system_queries, 2, 1_000_000)
         _whole("transfer_patterns", self.transfer_patterns, 1, 2000)
         _whole("keep_dreams", self.keep_dreams, 1, 10_000)
+        _whole("keep_dreams_each", self.keep_dreams_each, 0, 100_000)
         _within("keep_archive_seconds", self.keep_archive_seconds, 0.0, 1e12)
+
+    def dreams_of(self, nodes: int) -> int:
+        """Dreams of a cycle over a graph of so many nodes."""
+        if not self.dreams_per_cycle or not nodes:
+            return 0
+        return max(self.dreams_per_cycle, min(int(self.dreams_per_node * nodes), self.most_dreams))
 
 
 DEEP_SCHEDULE = ScheduleConfig(every_seconds=DEEP_SECONDS)

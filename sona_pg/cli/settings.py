@@ -96,7 +96,9 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(BaseTrainingConfig, "reservoir", "Judged lists that are learned again in every cycle."),
     ),
     "deep": (
-        Setting(DeepLoopConfig, "dreams_per_cycle", "Dreams of a cycle; with 0 there are none."),
+        Setting(DeepLoopConfig, "dreams_per_cycle", "Dreams of a cycle, at least; with 0 there are none."),
+        Setting(DeepLoopConfig, "dreams_per_node", "In a larger graph so many for each node."),
+        Setting(DeepLoopConfig, "most_dreams", "But no more than this."),
         Setting(DeepLoopConfig, "phi_threshold", "Integration from which a dream may connect what it met."),
         Setting(DeepLoopConfig, "consolidation_threshold", "Value of both ends from which an edge is strengthened."),
         Setting(DeepLoopConfig, "max_cycle_seconds", "Work that would begin later is left to the next cycle."),

@@ -281,7 +281,7 @@ class _Dream(_Part[_Memory, _Dreamt]):
         graph = graph_of(found.nodes, found.observed)
         evidence = dreams_help(graph, self.config.dreams, self.config.evidence, seed=self.config.dreams.seed)
         cycle.check_stop()
-        count = self.config.loop.dreams_per_cycle if len(graph) else 0
+        count = self.config.loop.dreams_of(len(graph))
         dreams = generate_dreams(graph, count, self.config.dreams, first=state.last_dream_id) if count else []
         judged = judged_dreams(
             dreams, found.nodes.embeddings, found.nodes.has_embedding, PhiEvaluator(self.config.phi), evidence,
@@ -305,10 +305,12 @@ class _Dream(_Part[_Memory, _Dreamt]):
                 "reason": made.evidence.reason,
             },
         )
+        kept = sorted(made.dreams, key=lambda one: not one.is_integrated)[: self.config.loop.keep_dreams_each]
         transaction.write_dreams(
-            [(one.dream, one.phi, one.level, one.refusal) for one in made.dreams],
+            [(one.dream, one.phi, one.level, one.refusal) for one in kept],
             made.ids,
-            self.config.loop.keep_dreams,
+            dreamt=len(made.dreams),
+            keep_runs=self.config.loop.keep_dreams,
         )
         weight = self.config.dreams.edge_weight
         connected = transaction.write_creative(made.ids[made.edges.source], made.ids[made.edges.target], weight)

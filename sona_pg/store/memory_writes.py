@@ -450,13 +450,17 @@ class MemoryTransaction:
         )  # fmt: skip
         return created
 
-    def write_dreams(self, dreams: Iterable[tuple[Dream, float, float, str]], ids: Rows, keep_runs: int) -> None:
+    def write_dreams(
+        self, dreams: Iterable[tuple[Dream, float, float, str]], ids: Rows, *, dreamt: int, keep_runs: int
+    ) -> None:
         """Note down dreams of this cycle, each with φ, the level to reach, and why it was integrated or not.
 
         Parameters
         ----------
         ids
             The nodes that they go over, by place.
+        dreamt
+            How many there were; their ids go on from the last one of the space.
         keep_runs
             Cycles whose dreams are kept.
         """
@@ -464,18 +468,18 @@ class MemoryTransaction:
             (self._space.space_id, self._run.run_id, [int(id) for id in ids[list(dream.nodes)]])
             + ([_STEP_KINDS[kind] for kind in dream.kinds], dream.creative_jumps, dream.quality.novelty)
             + (dream.quality.coherence, dream.quality.utility, dream.quality.diversity, dream.quality.overall)
-            + (phi, level, not reason, reason or "integrated", self._state.now)
+            + (phi, level, not reason, reason or "integrated", self._state.now, 1 + dream.id)
             for dream, phi, level, reason in dreams
         ]
         self._connection.cursor().executemany(
             "INSERT INTO sona.dream (space_id, run_id, nodes, kinds, creative_jumps, novelty, coherence, utility,"
             " diversity, quality, phi, phi_threshold, is_integrated, reason, created_at, dream_id)"
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), %s)",
-            [(*row, self._state.last_dream_id + number) for number, row in enumerate(made, start=1)],
+            made,
         )
         self._connection.execute(
             "UPDATE sona.memory_state SET last_dream_id = %(last)s WHERE space_id = %(space)s",
-            self._key | {"last": self._state.last_dream_id + len(made)},
+            self._key | {"last": self._state.last_dream_id + dreamt},
         )
         self._connection.execute(
             "DELETE FROM sona.dream WHERE space_id = %(space)s AND run_id NOT IN"

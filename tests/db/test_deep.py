@@ -166,7 +166,7 @@ def test_a_cycle_makes_a_graph_of_what_was_learned(world: World, connection: Con
 def test_every_dream_says_what_became_of_it(world: World, connection: Connection) -> None:
     world.teach(300)
     world.cycle(BACKGROUND)
-    facts = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=30))))["dream"]
+    facts = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=30, dreams_per_node=0))))["dream"]
     dreams = _rows(
         connection,
         "SELECT dream_id, cardinality(path), path[1] LIKE 'item %%' OR path[1] LIKE 'pattern %%' OR path[1] LIKE"
@@ -184,7 +184,7 @@ def test_every_dream_says_what_became_of_it(world: World, connection: Connection
         assert is_integrated == (phi >= level)
         assert reason == "integrated" if is_integrated else f"integration is {phi:.3f}" in reason
     assert sum(dream[-2] for dream in dreams) == facts["integrated"] > 0
-    again = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=5))))["dream"]
+    again = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=5, dreams_per_node=0))))["dream"]
     assert again["dreams"] == 5
     last = _rows(connection, "SELECT max(dream_id), count(DISTINCT path) FROM sona.dreams WHERE space = %s", world.name)
     assert last == [(35, 35)]
@@ -225,9 +225,10 @@ def test_dreams_that_predict_nothing_stay_out(world: World, connection: Connecti
         "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'co_access', %s, %s, 0.5)",
         [(world.engine.space.space_id, a, b) for a, b in edges],
     )
-    facts = world.cycle()["dream"]
+    done = world.cycle()
+    facts, nodes = done["dream"], done["consolidate"]["nodes"]
     assert (facts["confirmed"], facts["integrated"], facts["edges_proposed"]) == (False, 0, 0)
-    assert facts["dreams"] == 50
+    assert facts["dreams"] == 6 * nodes
     reasons = _rows(
         connection, "SELECT DISTINCT reason FROM sona.dreams WHERE space = %s AND phi >= phi_threshold", world.name
     )
@@ -402,7 +403,7 @@ def test_what_is_no_weight_or_has_no_node_is_left_out(world: World, connection: 
     )
     facts = world.cycle()
     assert facts["consolidate"]["nodes"] > 0
-    assert facts["dream"]["dreams"] == 50
+    assert facts["dream"]["dreams"] == max(50, 6 * facts["consolidate"]["nodes"])
 
 
 def test_who_is_forgotten_is_in_no_graph(world: World, connection: Connection) -> None:

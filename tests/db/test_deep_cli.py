@@ -60,15 +60,17 @@ def test_a_dry_run_prints_what_a_cycle_then_does(sona: Sona, connection: Connect
     tried = sona("cycle", "run", "desk", "deep", "--dry-run", "--json")
     assert tried.returncode == 0, tried.stderr
     found = json.loads(tried.stdout)
-    assert found["facts"]["dream"]["dreams"] == 50
+    assert found["facts"]["dream"]["dreams"] == 6 * 12
     assert {change["entity"] for change in found["changes"]} == {"node"}, "values alone"
     assert connection.execute(nothing).fetchall() == [(0,)]
-    shown = sona("cycle", "run", "desk", "deep", "--dry-run", SONA_DEEP_DREAMS_PER_CYCLE="3")
+    shown = sona(
+        "cycle", "run", "desk", "deep", "--dry-run", SONA_DEEP_DREAMS_PER_CYCLE="3", SONA_DEEP_DREAMS_PER_NODE="0"
+    )
     assert "'dreams': 3" in shown.stdout
     assert "episode 0" in shown.stdout
     asked = sona("cycle", "run", "desk", "deep", "--json")
     assert (asked.returncode, json.loads(asked.stdout)["state"]) == (0, "requested")
-    ran = sona("worker", "deep", "--once", "--dreams-per-cycle", "7")
+    ran = sona("worker", "deep", "--once", "--dreams-per-cycle", "7", "--dreams-per-node", "0")
     assert ran.returncode == 0, ran.stderr
     assert connection.execute(nothing).fetchall() == [(7,)]
 

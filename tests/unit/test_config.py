@@ -80,6 +80,9 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
     },
     DeepLoopConfig: {
         "dreams_per_cycle": (-1, 100_001),
+        "dreams_per_node": (-0.1, 1000.1),
+        "most_dreams": (-1, 100_001),
+        "keep_dreams_each": (-1, 100_001),
         "consolidation_threshold": (-0.1, 1.1),
         "phi_threshold": (-0.1, 1.0),
         "max_cycle_seconds": (-1.0, 604_801.0),
