@@ -232,10 +232,9 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
         return [*reader.patterns(), *reader.concepts()]
 
     def made(self, state: MemoryState, found: list[LearnedPattern], cycle: Cycle) -> PatternHierarchy:
-        first = 1 + max((pattern.id for pattern in found), default=0)
-        return pattern_hierarchy(
-            found, next_id=max(first, FIRST_CONCEPT + 1), now=state.now, config=self.config.hierarchy
-        )
+        # Every concept is a node: above the last node's number none was ever given.
+        first = FIRST_CONCEPT + state.last_node_id + 1
+        return pattern_hierarchy(found, next_id=first, now=state.now, config=self.config.hierarchy)
 
     def done(
         self, transaction: MemoryTransaction, made: PatternHierarchy, connection: Connection, cycle: Cycle

@@ -166,12 +166,22 @@ class MemoryTransaction:
             named | {"created": created},
         )
         self._connection.execute(
-            "INSERT INTO sona.memory_node_state AS t"
+            "INSERT INTO sona.memory_node_state"
             " (space_id, node_id, importance, quality, access_count, last_access)"
             f" SELECT n.space_id, n.node_id, 0.5, k.quality, k.access_count, coalesce(k.last_access, {_TO_TIME})"
             " FROM pg_temp.sona_known k JOIN sona.memory_node n ON n.space_id = %(space)s AND n.kind = k.kind"
-            " AND n.key = k.key ON CONFLICT (space_id, node_id) DO UPDATE SET quality = excluded.quality,"
-            " access_count = excluded.access_count, last_access = greatest(t.last_access, excluded.last_access)",
+            " AND n.key = k.key ON CONFLICT DO NOTHING",
+            named,
+        )
+        self._connection.execute(
+            "UPDATE sona.memory_node_state t SET quality = k.quality, access_count = k.access_count,"
+            " last_access = greatest(t.last_access, k.last_access,"
+            # Where nobody has noted down when, it was since the last cycle.
+            f"  CASE WHEN k.last_access IS NULL AND k.access_count > t.access_count THEN {_TO_TIME} END)"
+            " FROM pg_temp.sona_known k JOIN sona.memory_node n ON n.space_id = %(space)s AND n.kind = k.kind"
+            "  AND n.key = k.key WHERE t.space_id = n.space_id AND t.node_id = n.node_id"
+            " AND (t.quality IS DISTINCT FROM k.quality OR t.access_count <> k.access_count"
+            "  OR k.last_access > t.last_access)",
             named,
         )
         return created
