@@ -53,7 +53,8 @@ if TYPE_CHECKING:
         UnsupportedServer,
     )
     from sona_pg.learning.base_lora import BaseLoRA
-    from sona_pg.learning.dreams import Dream, DreamEngine
+    from sona_pg.learning.dream_engine import DreamEngine
+    from sona_pg.learning.dreams import Dream
     from sona_pg.learning.edges import EdgeWeights
     from sona_pg.learning.ewc import EwcPlusPlus
     from sona_pg.learning.lora import MicroLoRA
@@ -129,7 +130,8 @@ _MODULES = {
         "UnsupportedServer",
     ),
     "sona_pg.learning.base_lora": ("BaseLoRA",),
-    "sona_pg.learning.dreams": ("Dream", "DreamEngine"),
+    "sona_pg.learning.dream_engine": ("DreamEngine",),
+    "sona_pg.learning.dreams": ("Dream",),
     "sona_pg.learning.edges": ("EdgeWeights",),
     "sona_pg.learning.ewc": ("EwcPlusPlus",),
     "sona_pg.learning.lora": ("MicroLoRA",),

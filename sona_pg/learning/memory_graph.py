@@ -26,6 +26,9 @@ Nodes = NDArray[np.int32]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
+_MOST = 1 << 53
+"""Largest count: the whole numbers up to here are exact in float64."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryNode:
@@ -47,6 +50,8 @@ class MemoryNode:
         One of `NODE_KINDS`.
     consolidation_count
         How often it was strengthened.
+    created
+        When it came, seconds since the epoch; None where nobody knows: when a consolidation meets it first.
 
     Raises
     ------
@@ -62,29 +67,30 @@ class MemoryNode:
     quality: float = 0.5
     kind: str = "concept"
     consolidation_count: int = 0
+    created: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, int) or isinstance(self.id, bool):
             raise InvalidInput(f"the id of a memory node is {self.id!r}, expected a whole number")
         for name in ("access_count", "consolidation_count"):
             count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0")
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST:
+                raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0 to {_MOST}")
         for name in ("importance", "quality"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InvalidInput(f"{name} of node {self.id} is {value!r}, expected 0 to 1")
-        if not isinstance(self.timestamp, int | float) or not math.isfinite(self.timestamp):
-            raise InvalidInput(f"timestamp of node {self.id} is {self.timestamp!r}, expected seconds since the epoch")
-        if self.kind not in NODE_KINDS:
+        for name in ("timestamp", "created"):
+            time = getattr(self, name)
+            is_unknown = time is None and name == "created"
+            if not is_unknown and (not isinstance(time, int | float) or not -1e15 < time < 1e15):
+                raise InvalidInput(f"{name} of node {self.id} is {time!r}, expected seconds since the epoch")
+        if not isinstance(self.kind, str) or self.kind not in NODE_KINDS:
             raise InvalidInput(f"kind of node {self.id} is {self.kind!r}, expected one of {', '.join(NODE_KINDS)}")
         if self.embedding is not None:
-            if np.ndim(self.embedding) != 1 or not np.size(self.embedding):
-                raise InvalidInput(
-                    f"the embedding of node {self.id} has shape {np.shape(self.embedding)}, expected (dim,), or None"
-                )
-            kept = as_matrix([self.embedding], -1, f"the embedding of node {self.id}")[0].copy()
-            kept.setflags(write=False)
+            kept = kernels.owned(self.embedding, -1, f"the embedding of node {self.id}")
+            if not len(kept):
+                raise InvalidInput(f"the embedding of node {self.id} has no number, expected (dim,), or None")
             object.__setattr__(self, "embedding", kept)
 
 
