@@ -437,6 +437,33 @@ class ReasoningBank:
             members[np.isin(members, gone)] = -1
         return gone
 
+    def verdicts(self, id: int) -> dict[str, Verdict]:
+        """What is known of the parameters that were used in a pattern, by name."""
+        return dict(self._verdicts.get(id, {}) if isinstance(id, int) else {})
+
+    def put_back(self, pattern: LearnedPattern, verdicts: Mapping[str, Verdict]) -> bool:
+        """Put a pattern that was merged or pruned back, as it was; False if one with its id is there.
+
+        Its trajectories count for it again from the next extraction on.
+
+        Raises
+        ------
+        DimensionMismatch
+            If its centroid has another dimension than the bank.
+        InvalidInput
+            If the bank never gave its id.
+        """
+        kernels.as_vector(pattern.centroid, self.config.embedding_dim, "centroid")
+        if not 0 < pattern.id < self._next_id:
+            raise InvalidInput(f"pattern {pattern.id} is none of this bank: take it over with import_")
+        if pattern.id in self._patterns:
+            return False
+        self._patterns[pattern.id] = pattern
+        if verdicts:
+            self._verdicts[pattern.id] = dict(verdicts)
+        self._centroids = None
+        return True
+
     def attach_text(
         self, id: int, *, title: str | None = None, description: str | None = None, content: str | None = None
     ) -> LearnedPattern:
