@@ -329,7 +329,13 @@ class DreamEngine:
         ----------
         now
             Seconds since the epoch.
+
+        Raises
+        ------
+        InvalidInput
+            If `now` is no time.
         """
+        now = _time(now)
         nodes, facts = self.nodes, NodeFacts.of(self.nodes)
         rows = embedding_rows(nodes)
         every = [*self._edges.items(), *self._creative.items()]
@@ -368,7 +374,6 @@ class DreamEngine:
         InvalidInput
             If `now` is no time; nothing was changed.
         """
-        _time_or_none(now)
         nodes, edges = self.columns(now)
         plan = consolidation_plan(nodes, edges, now, config)
         done = Consolidation(plan, compression(nodes, plan), (*self._gone_nodes(plan), *self._gone_edges(edges, plan)))
@@ -417,8 +422,14 @@ class DreamEngine:
         ------
         DimensionMismatch
             If its embedding has another dimension than those that are here.
+        InvalidInput
+            If it is none from an archive.
         """
+        if not isinstance(archived, ArchivedNode) or not isinstance(archived.node, MemoryNode):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedNode")
         node, number = archived.node, archived.number
+        if not isinstance(number, int) or not 0 <= number < 1 << 62:
+            raise InvalidInput(f"node {node.id} has the number {number!r}, expected one that this engine gave")
         if node.id in self._number or number in self._nodes:
             return False
         self._check_dimension(node)
@@ -435,14 +446,21 @@ class DreamEngine:
         ------
         MemoryGraphError
             If one of its nodes is not here.
+        InvalidInput
+            If it is none from an archive.
         """
+        if not isinstance(archived, ArchivedEdge) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedEdge")
+        if not isinstance(archived.weight, int | float) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
+            raise InvalidInput(f"{archived} is no edge: expected two nodes, and a weight from 0 to 1")
+        since = _time_or_none(archived.decayed_at)
         if archived.a not in self._number or archived.b not in self._number:
             raise MemoryGraphError(f"the edge {archived.a} - {archived.b} lacks a node: restore that first")
         pair = self._edge(archived.a, archived.b)
         if pair in self._edges or pair in self._creative:
             return False
         kept = self._creative if archived.is_creative else self._edges
-        kept[pair] = _Weight(archived.weight, archived.decayed_at)
+        kept[pair] = _Weight(archived.weight, since)
         self._graph = None
         return True
 
@@ -479,7 +497,11 @@ def _consolidated(node: MemoryNode, columns: MemoryNodes, place: int, is_strengt
     return replace(node, **after)  # type: ignore[arg-type]
 
 
-def _time_or_none(at: float | None) -> float | None:
-    if at is not None and (not isinstance(at, int | float) or isinstance(at, bool) or not -1e15 < at < 1e15):
+def _time(at: float) -> float:
+    if not isinstance(at, int | float) or isinstance(at, bool) or not -1e15 < at < 1e15:
         raise InvalidInput(f"the time is {at!r}, expected seconds since the epoch")
-    return at if at is None else float(at)
+    return float(at)
+
+
+def _time_or_none(at: float | None) -> float | None:
+    return None if at is None else _time(at)

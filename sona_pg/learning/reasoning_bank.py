@@ -453,9 +453,12 @@ class ReasoningBank:
         InvalidInput
             If the bank never gave its id.
         """
-        kernels.as_vector(pattern.centroid, self.config.embedding_dim, "centroid")
-        if not 0 < pattern.id < self._next_id:
-            raise InvalidInput(f"pattern {pattern.id} is none of this bank: take it over with import_")
+        if not isinstance(pattern, LearnedPattern):
+            raise InvalidInput(f"a {type(pattern).__name__} was given, expected a LearnedPattern")
+        if not kernels.as_vector(pattern.centroid, self.config.embedding_dim, "centroid").any():
+            raise InvalidInput("the centroid is zero: it has no direction")
+        if not isinstance(pattern.id, int) or not 0 < pattern.id < self._next_id:
+            raise InvalidInput(f"pattern {pattern.id!r} is none of this bank: take it over with import_")
         if pattern.id in self._patterns:
             return False
         self._patterns[pattern.id] = pattern
