@@ -321,9 +321,11 @@ class MemoryGraph:
         MemoryGraphError
             If one of them is no node, or is given twice.
         """
-        chosen = self._as_nodes("nodes", nodes).astype(np.int64)
+        chosen = self._as_nodes("nodes of a subgraph", nodes).astype(np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
-            raise MemoryGraphError(f"nodes of a subgraph are {chosen.min()} to {chosen.max()} of {len(self)} nodes")
+            raise MemoryGraphError(
+                f"nodes of a subgraph are {chosen.min()} to {chosen.max()}, expected nodes from 0 below {len(self)}"
+            )
         place = np.full(len(self), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         if len(chosen) != np.count_nonzero(place >= 0):
