@@ -149,13 +149,13 @@ class DeepLoop:
     Examples
     --------
     >>> from sona_pg.learning.memory_graph import MemoryNode
-    >>> loop = DeepLoop(DeepLoopConfig(dreams_per_cycle=10))
+    >>> loop = DeepLoop(DeepLoopConfig(dreams_per_cycle=20))
     >>> for id in range(3):
     ...     loop.dream_engine().add_memory_node(MemoryNode(id, [1.0, id, 0.0], kind="episode"))
     >>> loop.dream_engine().add_edge(0, 1, 0.5)
     >>> result = loop.run_cycle(now=0.0)
     >>> result.dreams_generated, result.dreams_integrated, result.phases["ewc"]
-    (10, 0, 'skipped: there is no EWC')
+    (20, 0, 'skipped: there is no EWC')
     """
 
     def __init__(
@@ -311,9 +311,8 @@ class DeepLoop:
             raise _Skipped(f"a dream needs two memory nodes, there are {self._engine.node_count}")
         settings = self.settings
         try:
-            night = self._engine.judged_dreams(
-                self.config.dreams_per_cycle, settings.evidence, settings.phi, check_stop=cycle.check_time
-            )
+            count = self.config.dreams_of(self._engine.node_count)
+            night = self._engine.judged_dreams(count, settings.evidence, settings.phi, check_stop=cycle.check_time)
         except (MemoryGraphError, LearningError) as error:
             # Anchors without embeddings; φ without a ridge of nodes that are alike.
             raise _Skipped(str(error)) from error

@@ -42,7 +42,9 @@ from .samples import bits, floats, trajectory, unit_rows
 from .test_system_integration import activations, pair_among
 
 PHASES = ["consolidate", "patterns", "hierarchy", "dream", "ewc", "integration"]
-QUICK = DeepConfig(evidence=DreamEvidenceConfig(repeats=3), phi=PhiConfig(random_paths=100, shuffles=3))
+FEW = DeepLoopConfig(dreams_per_node=0.0)
+BRIEF = DeepConfig(evidence=DreamEvidenceConfig(repeats=3), phi=PhiConfig(random_paths=100, shuffles=3))
+QUICK = replace(BRIEF, loop=FEW)
 
 
 def bank_of(topics: int = 16, each: int = 6, quality: float = 0.8) -> ReasoningBank:
@@ -133,7 +135,7 @@ def test_where_dreams_do_not_help_they_stay_out_and_it_says_so() -> None:
 
 def test_the_threshold_of_phi_is_honoured() -> None:
     integrated = [
-        DeepLoop(DeepLoopConfig(phi_threshold=threshold), engine=topical(), settings=QUICK)
+        DeepLoop(replace(FEW, phi_threshold=threshold), engine=topical(), settings=BRIEF)
         .run_cycle(now=0.0)
         .dreams_integrated
         for threshold in (0.0, 0.3, 0.9)
@@ -155,7 +157,7 @@ def test_the_same_memory_gives_the_same_cycles() -> None:
 
 def test_twice_at_one_instant_everything_but_dreams_stays() -> None:
     bank, ewc = bank_of(), learned(tasks=2)
-    loop = DeepLoop(DeepLoopConfig(dreams_per_cycle=0), engine=topical(), bank=bank, ewc=ewc, settings=QUICK)
+    loop = DeepLoop(replace(FEW, dreams_per_cycle=0), engine=topical(), bank=bank, ewc=ewc, settings=BRIEF)
     first = loop.run_cycle(now=100 * DAY)
     assert first.edges_decayed > 0
     state = state_of(loop, bank, ewc)
@@ -237,7 +239,7 @@ def test_a_series_that_is_too_short_is_said_and_one_that_is_none_refused() -> No
 
 def test_a_deadline_of_zero_leaves_everything_to_the_next_cycle() -> None:
     bank, ewc = bank_of(quality=0.05), learned(tasks=2)
-    loop = DeepLoop(DeepLoopConfig(max_cycle_seconds=0.0), engine=topical(), bank=bank, ewc=ewc, settings=QUICK)
+    loop = DeepLoop(replace(FEW, max_cycle_seconds=0.0), engine=topical(), bank=bank, ewc=ewc, settings=BRIEF)
     before = state_of(loop, bank, ewc)
     result = loop.run_cycle(now=1e9, series=np.ones((30, 2)))
     assert dict(result.phases) == dict.fromkeys(PHASES, "skipped: 0 seconds are over")
@@ -249,7 +251,7 @@ def test_the_deadline_is_looked_at_between_units_of_work(monkeypatch: pytest.Mon
     clock = itertools.count()
     monkeypatch.setattr(deep_loop.time, "monotonic", lambda: float(next(clock)))
     engine = topical()
-    loop = DeepLoop(DeepLoopConfig(max_cycle_seconds=20.0), engine=engine, settings=QUICK)
+    loop = DeepLoop(replace(FEW, max_cycle_seconds=20.0), engine=engine, settings=BRIEF)
     result = loop.run_cycle(now=0.0)
     assert result.phases["consolidate"] == "done"
     # In the midst of the judgement of fifty dreams: it has left nothing, and they are dreamt again.
@@ -257,7 +259,7 @@ def test_the_deadline_is_looked_at_between_units_of_work(monkeypatch: pytest.Mon
     assert result.phases["ewc"] == "skipped: 20 seconds are over"
     assert (result.dreams_generated, engine.creative_edges) == (0, [])
     assert next(clock) < 30
-    longer = DeepLoop(DeepLoopConfig(max_cycle_seconds=100.0), engine=engine, settings=QUICK).run_cycle(now=0.0)
+    longer = DeepLoop(replace(FEW, max_cycle_seconds=100.0), engine=engine, settings=BRIEF).run_cycle(now=0.0)
     assert longer.phases["dream"] == "done"
     assert longer.dreams[0].dream.id == 0
 
