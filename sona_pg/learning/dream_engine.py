@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from sona_pg.config import NODE_KINDS, ConsolidationConfig, DreamConfig, DreamEvidenceConfig, PhiConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
-from sona_pg.learning.consolidation import (
-    Compression,
-    ConsolidationPlan,
-    apply_plan,
-    compression,
-    consolidation_plan,
-)
+from sona_pg.learning.consolidation import ConsolidationPlan, apply_plan, compression, consolidation_plan
 from sona_pg.learning.dreams import Dream, dreamt_edges, generate_dreams
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
 from sona_pg.learning.memory_archive import (
@@ -26,6 +20,7 @@ from sona_pg.learning.memory_archive import (
     WITH_ITS_NODE,
     ArchivedEdge,
     ArchivedNode,
+    Consolidation,
 )
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
@@ -47,26 +42,6 @@ class _Weight(NamedTuple):
 
     value: float
     decayed_at: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Consolidation:
-    """What a consolidation has done.
-
-    Parameters
-    ----------
-    plan
-        What was decided. Rows of nodes are in the order in which they came; those of edges that were observed stand
-        before those that dreams have made.
-    compression
-        How much smaller the graph became.
-    removed
-        What was taken out: nodes, then edges.
-    """
-
-    plan: ConsolidationPlan
-    compression: Compression
-    removed: tuple[ArchivedNode | ArchivedEdge, ...]
 
 
 class DreamEngine:

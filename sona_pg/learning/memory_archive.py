@@ -1,10 +1,11 @@
-"""What consolidation takes out of memory, as it was, so that it can be brought back."""
+"""What a consolidation has done, and what it took out of memory, as it was, so that it can be brought back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sona_pg.learning.consolidation import Compression, ConsolidationPlan
 from sona_pg.learning.memory_graph import MemoryNode
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.verdicts import Verdict
@@ -59,6 +60,26 @@ class ArchivedEdge:
     decayed_at: float | None
     is_creative: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Consolidation:
+    """What a consolidation has done.
+
+    Parameters
+    ----------
+    plan
+        What was decided. Rows of nodes are in the order in which they came; those of edges that were observed stand
+        before those that dreams have made.
+    compression
+        How much smaller the graph became.
+    removed
+        What was taken out: nodes, then edges.
+    """
+
+    plan: ConsolidationPlan
+    compression: Compression
+    removed: tuple[ArchivedNode | ArchivedEdge, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

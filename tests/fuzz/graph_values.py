@@ -149,6 +149,7 @@ _center = st.one_of(st.none(), vectors)
 GOOD_OF: dict[str, dict[str, Any_]] = {
     "DeepConfig.__init__": _deep_config,
     "DeepLoop.__init__": _loops,
+    "DeepLoopConfig.dreams_of": {"nodes": st.integers(0, 100)},
     "DeepLoop.restore": {"ids": st.sampled_from((None, [], [1], [1, 2]))},
     "DeepLoop.run_cycle": {
         "now": st.sampled_from((None, 0.0, 1e9)),
@@ -274,6 +275,7 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "DeepLoop": loop,
+    "DeepLoopConfig": DeepLoopConfig,
     "DreamEngine": engine,
     "MemoryEdges": lambda: sona_pg.MemoryEdges(**{name: np.zeros(2, dtype=d) for name, d in _EDGE_TYPES.items()}),
     "MemoryGraph": graph,
