@@ -12,18 +12,23 @@ if TYPE_CHECKING:
     from sona_pg.config import (
         BackgroundLoopConfig,
         BoundaryConfig,
+        ConsolidationConfig,
+        DeepLoopConfig,
         DreamConfig,
         DreamEvidenceConfig,
         EvidenceConfig,
         EwcConfig,
+        HierarchyConfig,
         InstantLoopConfig,
         LoraConfig,
         PatternConfig,
+        PhiConfig,
         QueryAdapterConfig,
         SignalConfig,
         SpaceConfig,
         StoreConfig,
         StrategyConfig,
+        TransferConfig,
         VerdictConfig,
     )
     from sona_pg.engine import Recall, SonaEngine
@@ -53,18 +58,28 @@ if TYPE_CHECKING:
         UnsupportedServer,
     )
     from sona_pg.learning.base_lora import BaseLoRA
-    from sona_pg.learning.dreams import Dream, DreamEngine
+    from sona_pg.learning.consolidation import apply_plan, consolidation_plan
+    from sona_pg.learning.dream_engine import DreamEngine
+    from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
+    from sona_pg.learning.dream_gate import PhiEvaluator
+    from sona_pg.learning.dreams import Dream
     from sona_pg.learning.edges import EdgeWeights
     from sona_pg.learning.ewc import EwcPlusPlus
+    from sona_pg.learning.hierarchy import pattern_hierarchy
     from sona_pg.learning.lora import MicroLoRA
+    from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes
     from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode
     from sona_pg.learning.patterns import LearnedPattern
     from sona_pg.learning.query_adapter import QueryAdapter
     from sona_pg.learning.reasoning_bank import ReasoningBank
+    from sona_pg.learning.system_integration import system_integration
     from sona_pg.learning.task_boundary import TaskBoundary
     from sona_pg.learning.task_memory import TaskMemory
+    from sona_pg.learning.transfer import analogies
     from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
+    from sona_pg.loops.deep_config import DeepConfig
+    from sona_pg.loops.deep_loop import DeepLoop, DeepResult
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
     from sona_pg.loops.metrics import InstantLoopMetrics
@@ -85,18 +100,23 @@ _MODULES = {
     "sona_pg.config": (
         "BackgroundLoopConfig",
         "BoundaryConfig",
+        "ConsolidationConfig",
+        "DeepLoopConfig",
         "DreamConfig",
         "DreamEvidenceConfig",
         "EvidenceConfig",
         "EwcConfig",
+        "HierarchyConfig",
         "InstantLoopConfig",
         "LoraConfig",
         "PatternConfig",
+        "PhiConfig",
         "QueryAdapterConfig",
         "SignalConfig",
         "SpaceConfig",
         "StoreConfig",
         "StrategyConfig",
+        "TransferConfig",
         "VerdictConfig",
     ),
     "sona_pg.engine": (
@@ -129,18 +149,46 @@ _MODULES = {
         "UnsupportedServer",
     ),
     "sona_pg.learning.base_lora": ("BaseLoRA",),
-    "sona_pg.learning.dreams": ("Dream", "DreamEngine"),
+    "sona_pg.learning.consolidation": (
+        "apply_plan",
+        "consolidation_plan",
+    ),
+    "sona_pg.learning.dream_engine": ("DreamEngine",),
+    "sona_pg.learning.dream_evidence": (
+        "DreamEvidence",
+        "dreams_help",
+    ),
+    "sona_pg.learning.dream_gate": ("PhiEvaluator",),
+    "sona_pg.learning.dreams": ("Dream",),
     "sona_pg.learning.edges": ("EdgeWeights",),
     "sona_pg.learning.ewc": ("EwcPlusPlus",),
+    "sona_pg.learning.hierarchy": ("pattern_hierarchy",),
     "sona_pg.learning.lora": ("MicroLoRA",),
-    "sona_pg.learning.memory_graph": ("MemoryGraph", "MemoryNode"),
+    "sona_pg.learning.memory_columns": (
+        "MemoryEdges",
+        "MemoryNodes",
+    ),
+    "sona_pg.learning.memory_graph": (
+        "MemoryGraph",
+        "MemoryNode",
+    ),
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
+    "sona_pg.learning.system_integration": ("system_integration",),
     "sona_pg.learning.task_boundary": ("TaskBoundary",),
     "sona_pg.learning.task_memory": ("TaskMemory",),
-    "sona_pg.loops.background_loop": ("BackgroundLoop", "BackgroundResult"),
+    "sona_pg.learning.transfer": ("analogies",),
+    "sona_pg.loops.background_loop": (
+        "BackgroundLoop",
+        "BackgroundResult",
+    ),
     "sona_pg.loops.buffer": ("TrajectoryBuffer",),
+    "sona_pg.loops.deep_config": ("DeepConfig",),
+    "sona_pg.loops.deep_loop": (
+        "DeepLoop",
+        "DeepResult",
+    ),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
     "sona_pg.loops.metrics": ("InstantLoopMetrics",),
@@ -165,14 +213,20 @@ __all__ = [
     "BaseLoRA",
     "BoundaryConfig",
     "ConfigError",
+    "ConsolidationConfig",
     "DamagedVersion",
     "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
+    "DeepConfig",
+    "DeepLoop",
+    "DeepLoopConfig",
+    "DeepResult",
     "DimensionMismatch",
     "Dream",
     "DreamConfig",
     "DreamEngine",
+    "DreamEvidence",
     "DreamEvidenceConfig",
     "EdgeWeights",
     "EmbedderMismatch",
@@ -180,6 +234,7 @@ __all__ = [
     "EwcConfig",
     "EwcPlusPlus",
     "ForgetReport",
+    "HierarchyConfig",
     "ImprovementMetrics",
     "IncompleteLedger",
     "InstantLoop",
@@ -192,13 +247,17 @@ __all__ = [
     "LearningSignal",
     "LockLost",
     "LoraConfig",
+    "MemoryEdges",
     "MemoryGraph",
     "MemoryGraphError",
     "MemoryNode",
+    "MemoryNodes",
     "MicroLoRA",
     "PatternConfig",
     "PatternExtractionError",
     "PermissionDenied",
+    "PhiConfig",
+    "PhiEvaluator",
     "QueryAdapter",
     "QueryAdapterConfig",
     "QueryTrajectory",
@@ -219,6 +278,7 @@ __all__ = [
     "TrajectoryBuffer",
     "TrajectoryBuilder",
     "TrajectoryStep",
+    "TransferConfig",
     "UnknownLoop",
     "UnknownSpace",
     "UnknownTrajectory",
@@ -226,6 +286,12 @@ __all__ = [
     "UnsupportedServer",
     "VerdictConfig",
     "__version__",
+    "analogies",
+    "apply_plan",
+    "consolidation_plan",
+    "dreams_help",
+    "pattern_hierarchy",
+    "system_integration",
 ]
 
 

@@ -864,6 +864,7 @@ class DeepLoopConfig:
 
     def dreams_of(self, nodes: int) -> int:
         """Dreams of a cycle over a graph of so many nodes."""
+        _whole("nodes", nodes, 0, (1 << 31) - 1)
         if not self.dreams_per_cycle or not nodes:
             return 0
         return max(self.dreams_per_cycle, min(int(self.dreams_per_node * nodes), self.most_dreams))

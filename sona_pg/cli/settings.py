@@ -23,7 +23,8 @@ from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
-from sona_pg.loops.deep import DeepConfig, deep_loop
+from sona_pg.loops.deep import deep_loop
+from sona_pg.loops.deep_config import DeepConfig
 
 Number = int | float
 Kind = (

@@ -18,6 +18,9 @@ Kinds = NDArray[np.uint8]
 START, EDGE, JUMP, RESTART = range(4)
 """Kinds of steps; of a node of a walk, how it was reached."""
 
+MAX_DREAMS = 1_000_000
+"""That are asked for at once."""
+
 _STARTS, _ANCHORS = 1, 2
 """What a stream of random numbers is for: walks have theirs from the kernel."""
 
@@ -54,11 +57,13 @@ def starts(graph: MemoryGraph, count: int, config: DreamConfig, *, first: int = 
     ------
     MemoryGraphError
         If the graph has no node, or anchors are asked for and no node has an embedding.
+    InvalidInput
+        If `count` is no whole number from 0 to `MAX_DREAMS`.
     """
     if not len(graph):
         raise MemoryGraphError("the memory graph is empty: there is nothing to dream of, add nodes first")
-    if count < 0:
-        raise InvalidInput(f"count is {count}, expected a whole number from 0")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_DREAMS:
+        raise InvalidInput(f"count is {count!r}, expected a whole number from 0 to {MAX_DREAMS}")
     active = activation(graph.facts, config.half_life_seconds)
     if config.start == "anchors":
         return _anchors(graph, count, active, np.random.default_rng([config.seed, _ANCHORS, first]))

@@ -1,18 +1,27 @@
-"""Dreams: walks over the memory graph, what they are worth, and an engine that keeps a graph of its own to dream on."""
+"""Dreams: walks over the memory graph, what they are worth, and what they propose."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sona_pg.config import DreamConfig
-from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
+from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning.arrays import normalized_rows
-from sona_pg.learning.dream_walks import EDGE, JUMP, creative_edges, dream_walks, starts
-from sona_pg.learning.memory_graph import Doubles, MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
+from sona_pg.learning.dream_walks import (
+    EDGE,
+    JUMP,
+    RESTART,
+    START,
+    CreativeEdges,
+    creative_edges,
+    dream_walks,
+    starts,
+)
+from sona_pg.learning.memory_graph import Doubles, MemoryGraph, MemoryNode, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +117,7 @@ def evaluate_dream(
     InvalidInput, MemoryGraphError
         If they do not belong together, or a node is none of the graph's.
     """
-    walked, reached = np.asarray(nodes), np.asarray(kinds)
-    if walked.ndim != 1 or walked.shape != reached.shape or not len(walked) or walked.dtype.kind not in "iu":
-        raise InvalidInput(
-            f"a dream has nodes {walked.shape} and kinds {reached.shape}, expected as many, at least one"
-        )
-    if not (walked.min() >= 0 and walked.max() < len(graph)):
-        raise MemoryGraphError(f"a dream goes over nodes {walked.min()} to {walked.max()} of {len(graph)}")
+    walked, reached = _walk_of(nodes, kinds, len(graph))
     step = np.flatnonzero((reached[1:] == EDGE) | (reached[1:] == JUMP))
     weight = graph.weights_between(walked[step], walked[step + 1]).astype(np.float64)
     different = np.unique(walked)
@@ -167,173 +170,43 @@ def generate_dreams(
     ]
 
 
-class CreativeEdge(NamedTuple):
-    """A weak edge that a dream has made, between two ids."""
+def dreamt_edges(
+    graph: MemoryGraph,
+    dreams: Sequence[Dream],
+    config: DreamConfig,
+    *,
+    standing: tuple[ArrayLike, ArrayLike] | None = None,
+) -> CreativeEdges:
+    """What dreams over a graph propose together, as `creative_edges` says.
 
-    a: int
-    b: int
-    weight: float
-
-
-class DreamEngine:
-    """A memory graph that grows node by node, dreams over it, and the weak edges that dreams have made.
-
-    Dreams walk over observed edges alone: what dreams have made never makes dreams. Nothing is ever deleted but by
-    `remove_creative_edges`.
-
-    Parameters
-    ----------
-    config
-        Defaults if None.
-
-    Examples
-    --------
-    >>> engine = DreamEngine(DreamConfig(creative_jump_prob=0.0, restart_prob=0.0, path_length=6))
-    >>> for id in (10, 20, 30):
-    ...     engine.add_memory_node(MemoryNode(id))
-    >>> engine.add_edge(10, 20, 0.8)
-    >>> engine.add_edge(20, 30, 0.8)
-    >>> dream = engine.generate_dream()
-    >>> len(dream.path), dream.creative_jumps
-    (6, 0)
-    >>> [(edge.a, edge.b, edge.weight) for edge in engine.integrate_dream(dream)]
-    [(10, 30, 0.15)]
+    Raises
+    ------
+    InvalidInput, MemoryGraphError
+        If a dream is none, or goes over nodes that the graph does not have.
     """
+    length = max((len(dream.nodes) for dream in dreams), default=1)
+    walks = np.zeros((len(dreams), length), dtype=np.int32)
+    # What a shorter dream lacks is restarts: they are together with nothing.
+    kinds = np.full((len(dreams), length), RESTART, dtype=np.uint8)
+    for row, dream in enumerate(dreams):
+        walked, reached = _walk_of(dream.nodes, dream.kinds, len(graph))
+        walks[row, : len(walked)], kinds[row, : len(walked)] = walked, reached
+    return creative_edges(graph, walks, kinds, config, standing=standing)
 
-    def __init__(self, config: DreamConfig | None = None) -> None:
-        self.config = config or DreamConfig()
-        self._nodes: list[MemoryNode] = []
-        self._place: dict[int, int] = {}
-        self._edges: dict[tuple[int, int], float] = {}
-        self._creative: dict[tuple[int, int], float] = {}
-        self._graph: MemoryGraph | None = None
-        self._dreamt = 0
 
-    def add_memory_node(self, node: MemoryNode) -> None:
-        """Add a node; one with an id that is there takes its place and keeps its edges.
-
-        Raises
-        ------
-        InvalidInput
-            If it is no `MemoryNode`.
-        DimensionMismatch
-            If its embedding has another dimension than those of the others.
-        """
-        if not isinstance(node, MemoryNode):
-            raise InvalidInput(f"the node is {type(node).__name__}, expected a MemoryNode")
-        dim = next((len(n.embedding) for n in self._nodes if n.embedding is not None and n.id != node.id), None)
-        if dim is not None and node.embedding is not None and len(node.embedding) != dim:
-            raise DimensionMismatch(dim, len(node.embedding), f"the embedding of node {node.id}")
-        place = self._place.setdefault(node.id, len(self._nodes))
-        self._nodes[place : place + 1] = [node]
-        self._graph = None
-
-    def add_edge(self, a: int, b: int, weight: float) -> None:
-        """Add an observed edge between two ids, or give it a new weight; it takes the place of a creative one.
-
-        Raises
-        ------
-        MemoryGraphError
-            If an id is unknown, both are the same, or the weight is not above 0 to 1.
-        """
-        for id in (a, b):
-            if id not in self._place:
-                raise MemoryGraphError(f"there is no memory node {id!r}: add it before its edges")
-        if a == b:
-            raise MemoryGraphError(f"node {a} cannot have an edge to itself")
-        if not isinstance(weight, int | float) or not 0 < weight <= 1:
-            raise MemoryGraphError(f"the weight of the edge {a} - {b} is {weight!r}, expected above 0 to 1")
-        edge = self._edge(a, b)
-        self._edges[edge] = float(weight)
-        self._creative.pop(edge, None)
-        self._graph = None
-
-    def generate_dream(self, *, creative: bool = True) -> Dream:
-        """One dream; without creative jumps if they are not wanted.
-
-        Raises
-        ------
-        MemoryGraphError
-            If there is no node.
-        """
-        return self.generate_dreams(1, creative=creative)[0]
-
-    def generate_dreams(self, count: int, *, creative: bool = True) -> list[Dream]:
-        """The next dreams: every call goes on where the last one ended.
-
-        Raises
-        ------
-        MemoryGraphError
-            If there is no node.
-        """
-        dreams = generate_dreams(self.graph, count, self.config, creative=creative, first=self._dreamt)
-        self._dreamt += len(dreams)
-        return [replace(dream, path=tuple(self._nodes[place] for place in dream.nodes)) for dream in dreams]
-
-    def integrate_dream(self, dream: Dream) -> list[CreativeEdge]:
-        """Make weak edges of what a dream has brought together, as `creative_edges` says; those that were made.
-
-        Observed edges stay as they are, and no more than `DreamConfig.max_edges` ever stand.
-
-        Raises
-        ------
-        MemoryGraphError
-            If the dream goes over nodes that are not here.
-        """
-        if len(dream.nodes) and not (min(dream.nodes) >= 0 and max(dream.nodes) < len(self._nodes)):
-            raise MemoryGraphError(f"dream {dream.id} goes over nodes that are not here: it is one of another graph")
-        standing = np.array(list(self._creative), dtype=np.int64).reshape(-1, 2)
-        made = creative_edges(
-            self.graph,
-            np.array([dream.nodes], dtype=np.int32),
-            np.array([dream.kinds], dtype=np.uint8),
-            self.config,
-            standing=(standing[:, 0], standing[:, 1]),
+def _walk_of(nodes: ArrayLike, kinds: ArrayLike, n: int) -> tuple[Rows, Rows]:
+    try:
+        walked, reached = np.asarray(nodes), np.asarray(kinds)
+    except ValueError as cause:
+        raise InvalidInput(f"nodes and kinds of a dream are no two rows of whole numbers ({cause})") from cause
+    whole = walked.dtype.kind in "iu" and reached.dtype.kind in "iu"
+    if walked.ndim != 1 or walked.shape != reached.shape or not len(walked) or not whole:
+        raise InvalidInput(
+            f"a dream has nodes {walked.dtype} {walked.shape} and kinds {reached.dtype} {reached.shape}, "
+            "expected as many whole numbers of each, at least one"
         )
-        pairs = list(zip(made.source.tolist(), made.target.tolist(), strict=True))
-        self._creative |= dict.fromkeys(pairs, self.config.edge_weight)
-        return [self._as_edge(pair) for pair in pairs]
-
-    @property
-    def creative_edges(self) -> list[CreativeEdge]:
-        """The edges by dreams that stand, the oldest first."""
-        return [self._as_edge(pair) for pair in self._creative]
-
-    def remove_creative_edges(self) -> int:
-        """Remove all edges by dreams; how many there were."""
-        removed = len(self._creative)
-        self._creative.clear()
-        return removed
-
-    @property
-    def node_count(self) -> int:
-        """Number of memory nodes."""
-        return len(self._nodes)
-
-    @property
-    def edge_count(self) -> int:
-        """Number of observed edges."""
-        return len(self._edges)
-
-    @property
-    def graph(self) -> MemoryGraph:
-        """Nodes in the order in which they came, and observed edges."""
-        if self._graph is None:
-            ends = np.array(list(self._edges), dtype=np.int64).reshape(-1, 2)
-            weights = np.array(list(self._edges.values()), dtype=np.float32)
-            self._graph = MemoryGraph.from_edges(
-                len(self._nodes),
-                ends[:, 0],
-                ends[:, 1],
-                weights,
-                embeddings=embedding_rows(self._nodes),
-                facts=NodeFacts.of(self._nodes),
-            )
-        return self._graph
-
-    def _edge(self, a: int, b: int) -> tuple[int, int]:
-        first, second = sorted((self._place[a], self._place[b]))
-        return first, second
-
-    def _as_edge(self, pair: tuple[int, int]) -> CreativeEdge:
-        return CreativeEdge(self._nodes[pair[0]].id, self._nodes[pair[1]].id, self._creative[pair])
+    if not (walked.min() >= 0 and walked.max() < n):
+        raise MemoryGraphError(f"a dream goes over nodes {walked.min()} to {walked.max()} of {n}")
+    if not (reached.min() >= START and reached.max() <= RESTART):
+        raise InvalidInput(f"a dream has kinds of steps from {reached.min()} to {reached.max()}, expected 0 to 3")
+    return walked.astype(np.int64), reached.astype(np.int64)

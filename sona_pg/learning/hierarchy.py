@@ -19,6 +19,9 @@ from sona_pg.learning.patterns import LearnedPattern, assignment, confidence_of
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
+FIRST_CONCEPT = 1 << 40
+"""Patterns of patterns that are kept apart are numbered for themselves: beside patterns, their ids begin here."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatternHierarchy:

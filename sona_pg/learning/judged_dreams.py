@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sona_pg.learning.dream_evidence import DreamEvidence
+from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
+from sona_pg.errors import InvalidInput
+from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
-from sona_pg.learning.dreams import Dream
-from sona_pg.learning.memory_graph import Flags, Floats
+from sona_pg.learning.dreams import Dream, generate_dreams
+from sona_pg.learning.memory_graph import Flags, Floats, MemoryGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +84,64 @@ def judged_dreams(
             refusal = ""
         judged.append(JudgedDream(dream, phi, level, refusal))
     return judged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DreamNight:
+    """The dreams of a cycle.
+
+    Parameters
+    ----------
+    evidence
+        Whether dreams help in this graph.
+    dreams
+        All of them, judged.
+    """
+
+    evidence: DreamEvidence
+    dreams: tuple[JudgedDream, ...]
+
+    @property
+    def integrated(self) -> list[Dream]:
+        """Those that may connect what they have brought together."""
+        return [judged.dream for judged in self.dreams if judged.is_integrated]
+
+
+def dream_night(
+    graph: MemoryGraph,
+    count: int,
+    dreams: DreamConfig,
+    evidence: DreamEvidenceConfig,
+    phi: PhiConfig,
+    *,
+    first: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+) -> DreamNight:
+    """Dream over a graph, and judge it; of an empty graph there are no dreams.
+
+    Parameters
+    ----------
+    count
+        How many dreams.
+    dreams, evidence, phi
+        Settings.
+    first
+        Id of the first dream; the next ones follow.
+    check_stop
+        Called between units of work; what it raises ends the night.
+
+    Raises
+    ------
+    InvalidInput
+        If `count` is no whole number from 0 to a million.
+    MemoryGraphError
+        If dreams are to start at anchors and no node has an embedding.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
+    found = dreams_help(graph, dreams, evidence, seed=dreams.seed)
+    check_stop()
+    made = generate_dreams(graph, count, dreams, first=first) if count and len(graph) else []
+    rows = np.zeros((len(graph), 1), dtype=np.float32) if graph.embeddings is None else graph.embeddings
+    judged = judged_dreams(made, rows, graph.has_embedding, PhiEvaluator(phi), found, check_stop=check_stop)
+    return DreamNight(found, tuple(judged))

@@ -71,12 +71,16 @@ class MemoryNodes:
     has_embedding: Flags
 
     def __post_init__(self) -> None:
-        n = len(self.ids)
+        n = _length("ids", self.ids)
         for name in ("ids", "kinds", "access_count"):
             _check_column(name, getattr(self, name), "int64", n)
         for name in ("created", "last_access", "quality", "importance"):
             _check_column(name, getattr(self, name), "float64", n)
         _check_column("has_embedding", self.has_embedding, "bool", n)
+        if not isinstance(self.embeddings, np.ndarray):
+            raise InvalidInput(
+                f"embeddings of the nodes are {type(self.embeddings).__name__}, expected float32 (n, dim)"
+            )
         if self.embeddings.dtype != np.float32 or self.embeddings.ndim != 2 or len(self.embeddings) != n:
             found = f"{self.embeddings.dtype} {self.embeddings.shape}"
             raise InvalidInput(f"embeddings of the nodes are {found}, expected float32 ({n}, dim)")
@@ -125,7 +129,7 @@ class MemoryEdges:
     origin: Rows
 
     def __post_init__(self) -> None:
-        m = len(self.source)
+        m = _length("source", self.source)
         for name in ("source", "target", "origin"):
             _check_column(name, getattr(self, name), "int64", m)
         for name in ("weight", "decayed_at"):
@@ -145,10 +149,18 @@ class MemoryEdges:
         ------
         InvalidInput
         """
+        if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 0:
+            raise InvalidInput(f"nodes is {nodes!r}, expected how many there are")
         low = min(self.source.min(initial=0), self.target.min(initial=0))
         high = max(self.source.max(initial=-1), self.target.max(initial=-1))
         if low < 0 or high >= nodes:
             raise InvalidInput(f"an edge leads to node {low if low < 0 else high}, expected rows from 0 to {nodes - 1}")
+
+
+def _length(name: str, column: NDArray[np.generic]) -> int:
+    if not isinstance(column, np.ndarray) or column.ndim != 1:
+        raise InvalidInput(f"column {name} is {type(column).__name__}, expected an array of one dimension")
+    return len(column)
 
 
 def _check_column(name: str, column: NDArray[np.generic], dtype: str, length: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,9 @@ Doubles = NDArray[np.float64]
 Nodes = NDArray[np.int32]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+_MOST = 1 << 53
+"""Largest count: the whole numbers up to here are exact in float64."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +50,8 @@ class MemoryNode:
         One of `NODE_KINDS`.
     consolidation_count
         How often it was strengthened.
+    created
+        When it came, seconds since the epoch; None where nobody knows: when a consolidation meets it first.
 
     Raises
     ------
@@ -62,29 +67,30 @@ class MemoryNode:
     quality: float = 0.5
     kind: str = "concept"
     consolidation_count: int = 0
+    created: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, int) or isinstance(self.id, bool):
             raise InvalidInput(f"the id of a memory node is {self.id!r}, expected a whole number")
         for name in ("access_count", "consolidation_count"):
             count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0")
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST:
+                raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0 to {_MOST}")
         for name in ("importance", "quality"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InvalidInput(f"{name} of node {self.id} is {value!r}, expected 0 to 1")
-        if not isinstance(self.timestamp, int | float) or not math.isfinite(self.timestamp):
-            raise InvalidInput(f"timestamp of node {self.id} is {self.timestamp!r}, expected seconds since the epoch")
-        if self.kind not in NODE_KINDS:
+        for name in ("timestamp", "created"):
+            time = getattr(self, name)
+            is_unknown = time is None and name == "created"
+            if not is_unknown and (not isinstance(time, int | float) or not -1e15 < time < 1e15):
+                raise InvalidInput(f"{name} of node {self.id} is {time!r}, expected seconds since the epoch")
+        if not isinstance(self.kind, str) or self.kind not in NODE_KINDS:
             raise InvalidInput(f"kind of node {self.id} is {self.kind!r}, expected one of {', '.join(NODE_KINDS)}")
         if self.embedding is not None:
-            if np.ndim(self.embedding) != 1 or not np.size(self.embedding):
-                raise InvalidInput(
-                    f"the embedding of node {self.id} has shape {np.shape(self.embedding)}, expected (dim,), or None"
-                )
-            kept = as_matrix([self.embedding], -1, f"the embedding of node {self.id}")[0].copy()
-            kept.setflags(write=False)
+            kept = kernels.owned(self.embedding, -1, f"the embedding of node {self.id}")
+            if not len(kept):
+                raise InvalidInput(f"the embedding of node {self.id} has no number, expected (dim,), or None")
             object.__setattr__(self, "embedding", kept)
 
 
@@ -122,7 +128,7 @@ class NodeFacts(NamedTuple):
         bounds = {"importance": (0.0, 1.0), "quality": (0.0, 1.0), "access_count": (0, math.inf)}
         own = []
         for name, given, kind in zip(self._fields, self, (float, float, np.int64, float), strict=True):
-            values = np.asarray(given)
+            values = _as_array(name, given)
             if values.shape != (n,) or values.dtype.kind not in "fiub":
                 raise MemoryGraphError(f"{name} is {values.dtype} {values.shape}, expected {n} numbers, one for a node")
             low, high = bounds.get(name, (-math.inf, math.inf))
@@ -219,7 +225,7 @@ class MemoryGraph:
             raise MemoryGraphError(f"n is {n!r}, expected a whole number from 0: how many nodes there are")
         ends = []
         for name, given in (("source", source), ("target", target)):
-            nodes = np.asarray(given)
+            nodes = _as_array(name, given)
             if nodes.ndim != 1 or (nodes.dtype.kind not in "iu" and nodes.size):
                 raise MemoryGraphError(f"{name} is {nodes.dtype} {nodes.shape}, expected whole numbers (m,)")
             outside = np.flatnonzero((nodes < 0) | (nodes >= n))
@@ -229,7 +235,7 @@ class MemoryGraph:
                 )
             ends.append(nodes.astype(np.int32))
         a, b = ends
-        weights = np.ones(len(a), dtype=np.float32) if weight is None else np.asarray(weight)
+        weights = np.ones(len(a), dtype=np.float32) if weight is None else _as_array("weight", weight)
         if weights.shape != a.shape or a.shape != b.shape or weights.dtype.kind not in "fiub":
             raise MemoryGraphError(
                 f"there are {a.shape} sources, {b.shape} targets and {weights.dtype} {weights.shape} weights, "
@@ -295,7 +301,7 @@ class MemoryGraph:
         MemoryGraphError
             If one of them is no node.
         """
-        a, b = (np.ascontiguousarray(ends, dtype=np.int32) for ends in (source, target))
+        a, b = self._as_nodes("source", source), self._as_nodes("target", target)
         found = kernels.find_edges(self.indptr, self.indices, a, b)
         weights = np.zeros(len(found), dtype=np.float32)
         weights[found >= 0] = self.weights[found[found >= 0]]
@@ -315,9 +321,11 @@ class MemoryGraph:
         MemoryGraphError
             If one of them is no node, or is given twice.
         """
-        chosen = np.asarray(nodes, dtype=np.int64).reshape(-1)
+        chosen = self._as_nodes("nodes of a subgraph", nodes).astype(np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
-            raise MemoryGraphError(f"nodes of a subgraph are {chosen.min()} to {chosen.max()} of {len(self)} nodes")
+            raise MemoryGraphError(
+                f"nodes of a subgraph are {chosen.min()} to {chosen.max()}, expected nodes from 0 below {len(self)}"
+            )
         place = np.full(len(self), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         if len(chosen) != np.count_nonzero(place >= 0):
@@ -336,7 +344,14 @@ class MemoryGraph:
         )
 
     def cumulative(self, temperature: float = 1.0) -> Doubles:
-        """Running sum (entries,) of weight^(1 / temperature), rows in proportion: what walks draw from."""
+        """Running sum (entries,) of weight^(1 / temperature), rows in proportion: what walks draw from.
+
+        Raises
+        ------
+        InvalidInput
+            If the temperature is not from 0.05 to 100.
+        """
+        _check_number("temperature", temperature, 0.05, 100.0)
         if self._cumulative is None or self._cumulative[0] != temperature:
             sizes = self.degrees
             scaled = self.weights.astype(np.float64)
@@ -359,28 +374,67 @@ class MemoryGraph:
         first: int = 0,
         temperature: float = 1.0,
     ) -> tuple[Nodes, NDArray[np.uint8]]:
-        """Random walks with restarts and jumps, as `kernels.walk` makes them: nodes and kinds (m, length)."""
-        begin = np.ascontiguousarray(starts, dtype=np.int32)
+        """Random walks with restarts and jumps, as `kernels.walk` makes them: nodes and kinds (m, length).
+
+        Raises
+        ------
+        InvalidInput, MemoryGraphError
+            If a start is no node, the length not from 1 to 100 000, or another number is out of its range.
+        """
+        begin = self._as_nodes("starts", starts)
+        _check_whole("length", length, 1, 100_000)
+        for name, share in (("restart", restart), ("jump", jump)):
+            _check_number(name, share, 0.0, 1.0)
+        for name, number in (("seed", seed), ("first", first)):
+            _check_whole(name, number, 0, (1 << 64) - 1)
         sums = self.cumulative(temperature)
         return kernels.walk(self.indptr, self.indices, sums, begin, length, restart, jump, seed, first=first)
 
     def spread(self, mass: ArrayLike, hops: int, factor: float) -> Doubles:
-        """Activation (n,) after a mass (n,) has spread over so many hops, as `kernels.spread` says."""
-        given = np.ascontiguousarray(mass, dtype=np.float64)
+        """Activation (n,) after a mass (n,) has spread over so many hops, as `kernels.spread` says.
+
+        Raises
+        ------
+        InvalidInput, MemoryGraphError
+            If the mass is negative or not of n nodes, hops are not from 0 to 1000, or the factor is not from 0 to 1.
+        """
+        given = _as_mass(mass)
+        _check_whole("hops", hops, 0, 1000)
+        _check_number("factor", factor, 0.0, 1.0)
         return kernels.spread(self.indptr, self.indices, self.weights, given, hops, factor)
 
     def personalised_pagerank(self, mass: ArrayLike, restart: float = 0.15, tolerance: float = 1e-8) -> Doubles:
-        """Where an endless walk from a mass (n,) is to be found, (n,), as `kernels.personalised_pagerank` says."""
-        given = np.ascontiguousarray(mass, dtype=np.float64)
+        """Where an endless walk from a mass (n,) is to be found, (n,), as `kernels.personalised_pagerank` says.
+
+        Raises
+        ------
+        InvalidInput, MemoryGraphError
+            If the mass is negative, zero or not of n nodes, the restart is not from 0.001 to 1, or the tolerance not
+            from 1e-15 to 2, the largest difference that there can be.
+        """
+        given = _as_mass(mass)
+        _check_number("restart", restart, 1e-3, 1.0)
+        _check_number("tolerance", tolerance, 1e-15, 2.0)
         return kernels.personalised_pagerank(self.indptr, self.indices, self.weights, given, restart, tolerance)
 
     def _sources(self) -> Nodes:
         """The row of every entry."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.degrees)
 
+    def _as_nodes(self, name: str, given: ArrayLike) -> Nodes:
+        nodes = _as_array(name, given)
+        if nodes.ndim != 1 or (nodes.dtype.kind not in "iu" and nodes.size):
+            raise MemoryGraphError(f"{name} is {nodes.dtype} {nodes.shape}, expected whole numbers (m,)")
+        # Kernels look at each of them again; a larger type might not survive until then.
+        if nodes.dtype != np.int32 and nodes.size and not (nodes.min() >= 0 and nodes.max() < len(self)):
+            raise MemoryGraphError(
+                f"{name} are {nodes.min()} to {nodes.max()}, expected nodes from 0 below {len(self)}"
+            )
+        return np.ascontiguousarray(nodes, dtype=np.int32)
+
     def _row(self, node: int) -> slice:
-        if not 0 <= node < len(self):
-            raise MemoryGraphError(f"there is no node {node}, expected 0 to below {len(self)}")
+        if not isinstance(node, int | np.integer) or isinstance(node, bool) or not 0 <= node < len(self):
+            raise MemoryGraphError(f"there is no node {node!r}, expected 0 to below {len(self)}")
         return slice(int(self.indptr[node]), int(self.indptr[node + 1]))
 
 
@@ -402,3 +456,27 @@ def embedding_rows(nodes: Sequence[MemoryNode]) -> Floats | None:
                 raise DimensionMismatch(dim, len(node.embedding), f"the embedding of node {node.id}")
             row[:] = node.embedding
     return rows
+
+
+def _as_array(name: str, given: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as cause:
+        raise MemoryGraphError(f"{name} is no array of numbers ({cause})") from cause
+
+
+def _as_mass(given: ArrayLike) -> Doubles:
+    mass = _as_array("mass", given)
+    if mass.ndim != 1 or mass.dtype.kind not in "fiub":
+        raise InvalidInput(f"mass is {mass.dtype} {mass.shape}, expected a number for each node")
+    return np.ascontiguousarray(mass, dtype=np.float64)
+
+
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(f"{name} is {value!r}, expected {low:g} to {high:g}")

@@ -154,10 +154,14 @@ def confidence_of(support: int, config: PatternConfig) -> float:
 
 
 def is_prunable(pattern: LearnedPattern, now: float, config: PatternConfig) -> bool:
-    """Whether a pattern is of low quality AND unused AND old; one of which nothing was judged is not of low quality."""
+    """Whether a pattern is of low quality AND unused AND old; one of which nothing was judged is not of low quality.
+
+    A pattern of patterns is none: it comes and goes with the hierarchy.
+    """
     touched = max(pattern.created_at, pattern.last_accessed, pattern.updated_at)
     return (
-        pattern.support > 0
+        pattern.abstraction_level == 0
+        and pattern.support > 0
         and pattern.should_prune(config.quality_threshold, config.prune_accesses)
         and now - touched > config.prune_age_seconds
     )
@@ -386,7 +390,7 @@ def changed(
     Parameters
     ----------
     patterns
-        As they were.
+        As they were. Clusters are patterns of level 0: patterns of patterns merely age.
     clusters
         Of the trajectories that are there now.
     fresh, fresh_judged
@@ -397,7 +401,7 @@ def changed(
         Id of the first new pattern; the next ones follow.
     """
     kept = {pattern.id: pattern.decayed_to(now, config.half_life_seconds) for pattern in patterns}
-    ids = list(kept)
+    ids = [id for id, pattern in kept.items() if pattern.abstraction_level == 0]
     old = np.array([kept[id].centroid for id in ids], dtype=np.float32).reshape(len(ids), clusters.centroids.shape[1])
     matched = match_clusters(clusters.centroids, old, config.match_threshold)
     members = np.full(len(clusters), -1, dtype=np.int64)

@@ -105,7 +105,7 @@ class ReasoningBank:
         self._patterns: dict[int, LearnedPattern] = {}
         self._verdicts: dict[int, dict[str, Verdict]] = {}
         self._next_id = 1
-        self._centroids: NDArray[np.float32] | None = None
+        self._centroids: tuple[int, NDArray[np.float32]] | None = None
         self._skipped = 0
         self._forget()
 
@@ -349,9 +349,15 @@ class ReasoningBank:
         return self._patterns.get(id) if isinstance(id, int) else None
 
     def find_similar(
-        self, query: ArrayLike, k: int = 5, *, now: float | None = None, min_quality: float | None = None
+        self,
+        query: ArrayLike,
+        k: int = 5,
+        *,
+        now: float | None = None,
+        min_quality: float | None = None,
+        level: int = 0,
     ) -> list[tuple[LearnedPattern, float]]:
-        """The k patterns nearest to a query by cosine, nearest first, with the cosine; exact.
+        """The k patterns of one abstraction level nearest to a query by cosine, nearest first, with the cosine; exact.
 
         Parameters
         ----------
@@ -363,27 +369,29 @@ class ReasoningBank:
             Seconds since the epoch, to count an access of what was found; None counts none.
         min_quality
             Only patterns with at least this average quality.
+        level
+            Their abstraction level: a pattern of patterns is not beside what it is made of.
 
         Raises
         ------
         DimensionMismatch, InvalidInput
-            If the query has another dimension, is not finite, or zero; k is no whole number from 0.
+            If the query has another dimension, is not finite, or zero; k or level is no whole number from 0.
         """
         vector = kernels.unit(kernels.as_vector(query, self.config.embedding_dim, "query"))
         if not vector.any():
             raise InvalidInput("query is zero: it has no direction")
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-            raise InvalidInput(f"k is {k!r}, expected a whole number from 0")
+        for name, number in (("k", k), ("level", level)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise InvalidInput(f"{name} is {number!r}, expected a whole number from 0")
         if now is not None:
             now = _seconds(now)
         min_quality = finite_or_none(min_quality, "min_quality")
-        patterns = self.patterns
-        if self._centroids is None:
-            self._centroids = np.array([p.centroid for p in patterns], dtype=np.float32).reshape(
-                -1, self.config.embedding_dim
-            )
+        patterns = [pattern for pattern in self.patterns if pattern.abstraction_level == level]
+        if self._centroids is None or self._centroids[0] != level:
+            rows = np.array([p.centroid for p in patterns], dtype=np.float32)
+            self._centroids = level, rows.reshape(-1, self.config.embedding_dim)
         most = min(k, len(patterns)) if min_quality is None else len(patterns)
-        places, cosines = kernels.top_k(self._centroids, vector, most)
+        places, cosines = kernels.top_k(self._centroids[1], vector, most)
         found = [(patterns[int(place)], float(cosine)) for place, cosine in zip(places, cosines, strict=True)]
         if min_quality is not None:
             found = [(pattern, cosine) for pattern, cosine in found if pattern.avg_quality >= min_quality][:k]
@@ -428,6 +436,36 @@ class ReasoningBank:
             members = self._member[: len(self._used)]
             members[np.isin(members, gone)] = -1
         return gone
+
+    def verdicts(self, id: int) -> dict[str, Verdict]:
+        """What is known of the parameters that were used in a pattern, by name."""
+        return dict(self._verdicts.get(id, {}) if isinstance(id, int) else {})
+
+    def put_back(self, pattern: LearnedPattern, verdicts: Mapping[str, Verdict]) -> bool:
+        """Put a pattern that was merged or pruned back, as it was; False if one with its id is there.
+
+        Its trajectories count for it again from the next extraction on.
+
+        Raises
+        ------
+        DimensionMismatch
+            If its centroid has another dimension than the bank.
+        InvalidInput
+            If the bank never gave its id.
+        """
+        if not isinstance(pattern, LearnedPattern):
+            raise InvalidInput(f"a {type(pattern).__name__} was given, expected a LearnedPattern")
+        if not kernels.as_vector(pattern.centroid, self.config.embedding_dim, "centroid").any():
+            raise InvalidInput("the centroid is zero: it has no direction")
+        if not isinstance(pattern.id, int) or not 0 < pattern.id < self._next_id:
+            raise InvalidInput(f"pattern {pattern.id!r} is none of this bank: take it over with import_")
+        if pattern.id in self._patterns:
+            return False
+        self._patterns[pattern.id] = pattern
+        if verdicts:
+            self._verdicts[pattern.id] = dict(verdicts)
+        self._centroids = None
+        return True
 
     def attach_text(
         self, id: int, *, title: str | None = None, description: str | None = None, content: str | None = None

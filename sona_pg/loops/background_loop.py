@@ -157,7 +157,7 @@ class BackgroundLoop:
         waiting
             Trajectories that wait.
         now
-            Seconds, by the clock that `run_cycle` is told, or the monotonic one.
+            Seconds since the epoch, as `run_cycle` is told.
         """
         at, enough = _number(now, "now"), _number(waiting, "waiting") >= self.config.min_trajectories
         return enough and (self._ran_at is None or at - self._ran_at >= self.config.extraction_interval_seconds)
@@ -170,7 +170,7 @@ class BackgroundLoop:
         trajectories
             In the order in which they were answered.
         now
-            Seconds; the monotonic clock without.
+            Seconds since the epoch; the clock's without.
 
         Raises
         ------
@@ -178,7 +178,7 @@ class BackgroundLoop:
             If a trajectory does not fit; nothing of any was taken in.
         """
         began = time.monotonic()
-        at = began if now is None else _number(now, "now")
+        at = time.time() if now is None else _number(now, "now")
         if isinstance(trajectories, str) or not isinstance(trajectories, Sequence):
             raise InvalidInput(f"trajectories are a {type(trajectories).__name__}, expected a list of them")
         if len(trajectories) < self.config.min_trajectories:

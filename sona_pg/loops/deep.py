@@ -10,30 +10,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.config import (
-    DEEP_SCHEDULE,
-    ConsolidationConfig,
-    DeepLoopConfig,
-    DreamConfig,
-    DreamEvidenceConfig,
-    HierarchyConfig,
-    PhiConfig,
-    TransferConfig,
-)
+from sona_pg.config import DEEP_SCHEDULE
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.consolidation import Compression, ConsolidationPlan, compression, consolidation_plan
-from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
-from sona_pg.learning.dream_gate import PhiEvaluator
-from sona_pg.learning.dream_walks import CreativeEdges, creative_edges
-from sona_pg.learning.dreams import Dream, generate_dreams
-from sona_pg.learning.hierarchy import PatternHierarchy, pattern_hierarchy
-from sona_pg.learning.judged_dreams import JudgedDream, judged_dreams
+from sona_pg.learning.dream_walks import CreativeEdges
+from sona_pg.learning.dreams import dreamt_edges
+from sona_pg.learning.hierarchy import FIRST_CONCEPT, PatternHierarchy, pattern_hierarchy
+from sona_pg.learning.judged_dreams import DreamNight, dream_night
 from sona_pg.learning.memory_columns import MemoryNodes
 from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
 from sona_pg.learning.pattern_edges import pattern_edges
@@ -41,9 +30,9 @@ from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.system_integration import SystemIntegration, system_integration
 from sona_pg.learning.transfer import analogies
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
+from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.memory import (
-    FIRST_CONCEPT,
     HIERARCHICAL,
     PATTERN,
     WALKED,
@@ -61,32 +50,6 @@ NAME = "deep"
 Rows = NDArray[np.int64]
 R = TypeVar("R")
 W = TypeVar("W")
-
-
-@dataclass(frozen=True, slots=True)
-class DeepConfig:
-    """Settings of the loop and of its parts.
-
-    Parameters
-    ----------
-    loop
-        How much a cycle does; its thresholds take the place of those of `consolidation` and `phi`.
-    consolidation, hierarchy, dreams, evidence, phi, transfer
-        Of its parts.
-    """
-
-    loop: DeepLoopConfig = field(default_factory=DeepLoopConfig)
-    consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
-    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
-    dreams: DreamConfig = field(default_factory=DreamConfig)
-    evidence: DreamEvidenceConfig = field(default_factory=DreamEvidenceConfig)
-    phi: PhiConfig = field(default_factory=PhiConfig)
-    transfer: TransferConfig = field(default_factory=TransferConfig)
-
-    def __post_init__(self) -> None:
-        loop = self.loop
-        object.__setattr__(self, "phi", replace(self.phi, threshold=loop.phi_threshold))
-        object.__setattr__(self, "consolidation", replace(self.consolidation, threshold=loop.consolidation_threshold))
 
 
 class _Part(ABC, Generic[R, W]):
@@ -262,8 +225,7 @@ class _Memory:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Dreamt:
     ids: Rows
-    evidence: DreamEvidence
-    dreams: Sequence[JudgedDream]
+    night: DreamNight
     edges: CreativeEdges
 
 
@@ -278,47 +240,40 @@ class _Dream(_Part[_Memory, _Dreamt]):
 
     def made(self, state: MemoryState, found: _Memory, cycle: Cycle) -> _Dreamt:
         graph = graph_of(found.nodes, found.observed)
-        evidence = dreams_help(graph, self.config.dreams, self.config.evidence, seed=self.config.dreams.seed)
-        cycle.check_stop()
-        count = self.config.loop.dreams_of(len(graph))
-        dreams = generate_dreams(graph, count, self.config.dreams, first=state.last_dream_id) if count else []
-        judged = judged_dreams(
-            dreams, found.nodes.embeddings, found.nodes.has_embedding, PhiEvaluator(self.config.phi), evidence,
-            check_stop=cycle.check_stop,
+        night = dream_night(
+            graph, self.config.loop.dreams_of(len(graph)), self.config.dreams, self.config.evidence, self.config.phi,
+            first=state.last_dream_id, check_stop=cycle.check_stop,
         )  # fmt: skip
-        kept = [one.dream for one in judged if one.is_integrated]
         standing = found.standing.edges
-        edges = creative_edges(
-            graph, *_as_walks(kept, self.config.dreams), self.config.dreams, standing=(standing.source, standing.target)
-        )
-        return _Dreamt(found.nodes.ids, evidence, judged, edges)
+        edges = dreamt_edges(graph, night.integrated, self.config.dreams, standing=(standing.source, standing.target))
+        return _Dreamt(found.nodes.ids, night, edges)
 
     def done(self, transaction: MemoryTransaction, made: _Dreamt, connection: Connection, cycle: Cycle) -> Facts:
         transaction.write_facts(
             "evidence",
             {
-                "confirmed": made.evidence.confirmed,
-                "auc": _number(made.evidence.auc),
-                "control": _number(made.evidence.control),
-                "p": made.evidence.p,
-                "reason": made.evidence.reason,
+                "confirmed": made.night.evidence.confirmed,
+                "auc": _number(made.night.evidence.auc),
+                "control": _number(made.night.evidence.control),
+                "p": made.night.evidence.p,
+                "reason": made.night.evidence.reason,
             },
         )
-        kept = sorted(made.dreams, key=lambda one: not one.is_integrated)[: self.config.loop.keep_dreams_each]
+        kept = sorted(made.night.dreams, key=lambda one: not one.is_integrated)[: self.config.loop.keep_dreams_each]
         transaction.write_dreams(
             [(one.dream, one.phi, one.level, one.refusal) for one in kept],
             made.ids,
-            dreamt=len(made.dreams),
+            dreamt=len(made.night.dreams),
             keep_runs=self.config.loop.keep_dreams,
         )
         weight = self.config.dreams.edge_weight
         connected = transaction.write_creative(made.ids[made.edges.source], made.ids[made.edges.target], weight)
         return {
-            "dreams": len(made.dreams),
-            "integrated": sum(one.is_integrated for one in made.dreams),
+            "dreams": len(made.night.dreams),
+            "integrated": len(made.night.integrated),
             "edges_proposed": connected,
-            "confirmed": made.evidence.confirmed,
-            "reason": made.evidence.reason,
+            "confirmed": made.night.evidence.confirmed,
+            "reason": made.night.evidence.reason,
         }
 
 
@@ -332,14 +287,6 @@ def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
         edges.weight,
         embeddings=np.where(nodes.has_embedding[:, np.newaxis], nodes.embeddings, np.float32(0)),
         facts=NodeFacts(nodes.importance, quality, nodes.access_count, nodes.last_access),
-    )
-
-
-def _as_walks(dreams: Sequence[Dream], config: DreamConfig) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    shape = (len(dreams), config.path_length)
-    return (
-        np.array([dream.nodes for dream in dreams], dtype=np.int32).reshape(shape),
-        np.array([dream.kinds for dream in dreams], dtype=np.uint8).reshape(shape),
     )
 
 

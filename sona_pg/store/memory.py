@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from sona_pg.errors import LockLost
+from sona_pg.learning.hierarchy import FIRST_CONCEPT
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store.columns import BIGINT, DOUBLE, read_columns
@@ -256,9 +257,6 @@ class MemoryReader:
         ).fetchone()
         return row is None or not row[0]
 
-
-FIRST_CONCEPT = 1 << 40
-"""Concepts and patterns are numbered each for themselves; where they stand beside each other, concepts begin here."""
 
 _PLACES = (
     # What was merged stands for what it was merged into, as long as nothing has taken its name again.

@@ -12,13 +12,14 @@ from psycopg.types.json import Jsonb
 from sona_pg.errors import LockLost, SonaError
 from sona_pg.learning.consolidation import ConsolidationPlan
 from sona_pg.learning.dreams import Dream
+from sona_pg.learning.hierarchy import FIRST_CONCEPT
 from sona_pg.learning.memory_columns import MemoryNodes
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LearningTransaction
-from sona_pg.store.memory import FIRST_CONCEPT, MemoryState, StoredEdges
+from sona_pg.store.memory import MemoryState, StoredEdges
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json

@@ -14,7 +14,8 @@ from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
-from sona_pg.loops.deep import DEEP, DeepConfig, deep_loop
+from sona_pg.loops.deep import DEEP, deep_loop
+from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.loops.rehearsal import rehearse
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database

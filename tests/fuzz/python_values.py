@@ -468,12 +468,6 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "ReasoningBank.attach_text": {"id": st.just(1), **dict.fromkeys(("title", "description", "content"), texts)},
     "ReasoningBank.consolidate_patterns": {"now": st.just(1.0)},
     "ReasoningBank.extract_patterns": {"now": st.just(1.0)},
-    "ReasoningBank.find_similar": {
-        "query": vectors,
-        "k": st.integers(0, 9),
-        "now": st.sampled_from((None, 1.0)),
-        "min_quality": st.sampled_from((None, 0.5)),
-    },
     "ReasoningBank.get_pattern": {"id": st.just(1)},
     "ReasoningBank.get_verdict": {"id": st.just(1)},
     "ReasoningBank.import_": {"exported": st.builds(lambda: bank().export()), "now": st.just(1.0)},

@@ -17,13 +17,28 @@ from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
 
-from . import budget, python_values
+from . import budget, graph_values, python_values
 from .budget import tries
-from .python_values import ANSWER, DIM, MAKERS, NUMBERS_OF, anything
+from .python_values import ANSWER, DIM, anything
 from .sweep import learn_all, not_finite
 
+GOOD_OF = {**python_values.GOOD_OF, **graph_values.GOOD_OF}
+HOSTILE_OF = {**python_values.HOSTILE_OF, **graph_values.HOSTILE_OF}
+MAKERS = {**python_values.MAKERS, **graph_values.MAKERS}
+NUMBERS_OF = {**python_values.NUMBERS_OF, **graph_values.NUMBERS_OF}
+
 PLAIN = {
-    *("BackgroundResult", "ForgetReport", "ImprovementMetrics", "InstantLoopMetrics", "LearnedPattern", "TaskMemory"),
+    *(
+        "BackgroundResult",
+        "DeepResult",
+        "Dream",
+        "DreamEvidence",
+        "ForgetReport",
+        "ImprovementMetrics",
+        "InstantLoopMetrics",
+        "LearnedPattern",
+        "TaskMemory",
+    ),
     "TrajectoryStep",
     "Score",
 }
@@ -61,7 +76,7 @@ def parameters_of(entry: str) -> list[inspect.Parameter]:
 
 def good_of(entry: str, parameter: inspect.Parameter) -> st.SearchStrategy[Any] | None:
     """A setting of a config is good at its default; everything else has a strategy of its own."""
-    own = python_values.GOOD_OF.get(entry, {})
+    own = GOOD_OF.get(entry, {})
     if parameter.name in own:
         return own[parameter.name]
     if entry.partition(".")[0].endswith("Config") and parameter.default is not parameter.empty:
@@ -72,7 +87,7 @@ def good_of(entry: str, parameter: inspect.Parameter) -> st.SearchStrategy[Any] 
 def call_of(entry: str) -> st.SearchStrategy[dict[str, Any]]:
     """Good arguments, of which some are left out and up to three replaced by hostile ones."""
     parameters = parameters_of(entry)
-    hostile = python_values.HOSTILE_OF.get(entry, {})
+    hostile = HOSTILE_OF.get(entry, {})
     optional = [p.name for p in parameters if p.default is not p.empty]
     good = {p.name: good_of(entry, p) for p in parameters}
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.two_hop import TwoHop
 from sona_pg.config import DreamConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, MemoryGraphError
+from sona_pg.learning.dream_engine import DreamEngine
 from sona_pg.learning.dream_walks import (
     EDGE,
     JUMP,
@@ -22,7 +23,7 @@ from sona_pg.learning.dream_walks import (
     dream_walks,
     starts,
 )
-from sona_pg.learning.dreams import Dream, DreamEngine, evaluate_dream, generate_dreams, overall_quality
+from sona_pg.learning.dreams import Dream, evaluate_dream, generate_dreams, overall_quality
 from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts
 
 CONFIG = DreamConfig()

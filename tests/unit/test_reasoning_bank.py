@@ -14,6 +14,8 @@ from benchmarks.bank_worlds import usefulness
 from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.hierarchy import pattern_hierarchy
+from sona_pg.learning.portable import bank_to_json
 from sona_pg.learning.reasoning_bank import ReasoningBank, quality_of
 from sona_pg.learning.recommendation import (
     Best,
@@ -435,3 +437,39 @@ def test_trajectories_are_taken_in_together_or_not_at_all() -> None:
     assert (together.trajectory_count, together.stats().skipped_parameters) == (6, 0)
     with pytest.raises(InvalidInput):
         together.add_trajectories("abc")  # type: ignore[arg-type]
+
+
+# ---- levels ----------------------------------------------------------------------------------------------------------
+
+
+def test_patterns_of_patterns_are_not_among_those_that_they_are_made_of() -> None:
+    rows = topics(np.random.default_rng(3), 160, 8)
+    bank = filled(rows, quality=0.05)
+    base = bank.extract_patterns(now=0.0)
+    metas = pattern_hierarchy(base, next_id=100, now=0.0).patterns
+    other = filled(rows[:0])
+    moved = other.import_(bank_to_json(DIM, [*base, *metas], {}), now=0.0)
+    own = {moved[pattern.id] for pattern in base}
+    above = {moved[meta.id]: meta for meta in metas if meta.abstraction_level == 1}
+    assert len(own) == 8
+    assert len(above) >= 2
+    # One that is as near as can be to a meta-pattern finds a pattern, and the meta-pattern where it is asked for.
+    for id, meta in above.items():
+        assert {pattern.id for pattern, _ in other.find_similar(meta.centroid, 100)} == own
+        assert other.find_similar(meta.centroid, 1, level=1)[0][0].id == id
+    assert other.find_similar(rows[0], 5, level=9) == []
+    with pytest.raises(InvalidInput, match="level is -1"):
+        other.find_similar(rows[0], level=-1)
+    # Clusters never become meta-patterns, though these are where trajectories are.
+    for meta in above.values():
+        for _ in range(5):
+            other.add_trajectory(trajectory(meta.centroid, 0.05))
+    extracted = {pattern.id: pattern for pattern in other.extract_patterns(now=1.0)}
+    for id, meta in above.items():
+        assert extracted[id].cluster_size == meta.cluster_size
+        assert np.array_equal(extracted[id].centroid, meta.centroid)
+    assert len(extracted) > len(moved)
+    # What is of low quality, unused and old goes, and the level above does not go with it.
+    gone = other.prune_patterns(now=1e12)
+    assert own <= set(gone)
+    assert {pattern.id for pattern in other.patterns} == {moved[meta.id] for meta in metas}

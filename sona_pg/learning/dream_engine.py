@@ -1,0 +1,482 @@
+"""A memory graph that grows node by node, is dreamt over, and is consolidated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from sona_pg.config import NODE_KINDS, ConsolidationConfig, DreamConfig, DreamEvidenceConfig, PhiConfig
+from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
+from sona_pg.learning.consolidation import ConsolidationPlan, apply_plan, compression, consolidation_plan
+from sona_pg.learning.dreams import Dream, dreamt_edges, generate_dreams
+from sona_pg.learning.judged_dreams import DreamNight, dream_night
+from sona_pg.learning.memory_archive import (
+    MERGED,
+    OF_LITTLE_VALUE,
+    TOO_WEAK,
+    WITH_ITS_NODE,
+    ArchivedEdge,
+    ArchivedNode,
+    Consolidation,
+)
+from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
+from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
+
+_Pair = tuple[int, int]
+"""Numbers of two nodes, the older one first."""
+
+
+class CreativeEdge(NamedTuple):
+    """A weak edge that a dream has made, between two ids."""
+
+    a: int
+    b: int
+    weight: float
+
+
+class _Weight(NamedTuple):
+    """Of an edge, and up to when it is strengthened or decayed; None: nobody has said since when it is there."""
+
+    value: float
+    decayed_at: float | None
+
+
+class DreamEngine:
+    """A memory graph that grows node by node, dreams over it, and the weak edges that dreams have made.
+
+    Dreams walk over observed edges alone: what dreams have made never makes dreams. Nothing goes but by
+    `remove_creative_edges`, and by `consolidate`, which gives what it takes out.
+
+    Parameters
+    ----------
+    config
+        Defaults if None.
+
+    Examples
+    --------
+    >>> engine = DreamEngine(DreamConfig(creative_jump_prob=0.0, restart_prob=0.0, path_length=6))
+    >>> for id in (10, 20, 30):
+    ...     engine.add_memory_node(MemoryNode(id))
+    >>> engine.add_edge(10, 20, 0.8)
+    >>> engine.add_edge(20, 30, 0.8)
+    >>> dream = engine.generate_dream()
+    >>> len(dream.path), dream.creative_jumps
+    (6, 0)
+    >>> [(edge.a, edge.b, edge.weight) for edge in engine.integrate_dream(dream)]
+    [(10, 30, 0.15)]
+    """
+
+    def __init__(self, config: DreamConfig | None = None) -> None:
+        self.config = config or DreamConfig()
+        self._nodes: dict[int, MemoryNode] = {}  # by number, in their order
+        self._number: dict[int, int] = {}
+        self._next_number = 0
+        self._edges: dict[_Pair, _Weight] = {}
+        self._creative: dict[_Pair, _Weight] = {}
+        self._graph: MemoryGraph | None = None
+        self._dreamt = 0
+
+    # ---- growth ------------------------------------------------------------------------------------------------------
+
+    def add_memory_node(self, node: MemoryNode) -> None:
+        """Add a node; one with an id that is there takes its place and keeps its edges, and when it came.
+
+        Raises
+        ------
+        InvalidInput
+            If it is no `MemoryNode`.
+        DimensionMismatch
+            If its embedding has another dimension than those of the others.
+        """
+        if not isinstance(node, MemoryNode):
+            raise InvalidInput(f"the node is {type(node).__name__}, expected a MemoryNode")
+        self._check_dimension(node)
+        number = self._number.get(node.id)
+        if number is None:
+            number, self._next_number = self._next_number, self._next_number + 1
+            self._number[node.id] = number
+        elif node.created is None:
+            node = replace(node, created=self._nodes[number].created)
+        self._nodes[number] = node
+        self._graph = None
+
+    def _check_dimension(self, node: MemoryNode) -> None:
+        if node.embedding is None:
+            return
+        others = (n.embedding for n in self._nodes.values() if n.embedding is not None and n.id != node.id)
+        dim = len(next(others, node.embedding))
+        if len(node.embedding) != dim:
+            raise DimensionMismatch(dim, len(node.embedding), f"the embedding of node {node.id}")
+
+    def add_edge(self, a: int, b: int, weight: float, *, at: float | None = None) -> None:
+        """Add an observed edge between two ids, or give it a new weight; it takes the place of a creative one.
+
+        Parameters
+        ----------
+        weight
+            Above 0 to 1.
+        at
+            When it had this weight, seconds since the epoch; None: it fades from the first consolidation on.
+
+        Raises
+        ------
+        MemoryGraphError
+            If an id is unknown, both are the same, or the weight is not above 0 to 1.
+        InvalidInput
+            If `at` is no time.
+        """
+        for id in (a, b):
+            if not isinstance(id, int) or id not in self._number:
+                raise MemoryGraphError(f"there is no memory node {id!r}: add it before its edges")
+        if a == b:
+            raise MemoryGraphError(f"node {a} cannot have an edge to itself")
+        if not isinstance(weight, int | float) or not 0 < weight <= 1:
+            raise MemoryGraphError(f"the weight of the edge {a} - {b} is {weight!r}, expected above 0 to 1")
+        edge = self._edge(a, b)
+        self._edges[edge] = _Weight(float(weight), _time_or_none(at))
+        self._creative.pop(edge, None)
+        self._graph = None
+
+    @property
+    def node_count(self) -> int:
+        """Number of memory nodes."""
+        return len(self._nodes)
+
+    @property
+    def edge_count(self) -> int:
+        """Number of observed edges."""
+        return len(self._edges)
+
+    @property
+    def nodes(self) -> tuple[MemoryNode, ...]:
+        """All nodes, in the order in which they came."""
+        return tuple(self._nodes.values())
+
+    @property
+    def graph(self) -> MemoryGraph:
+        """Nodes in the order in which they came, and observed edges."""
+        if self._graph is None:
+            ends = self._places(self._edges)
+            weights = np.array([weight.value for weight in self._edges.values()], dtype=np.float32)
+            nodes = self.nodes
+            self._graph = MemoryGraph.from_edges(
+                len(nodes),
+                ends[:, 0],
+                ends[:, 1],
+                weights,
+                embeddings=embedding_rows(nodes),
+                facts=NodeFacts.of(nodes),
+            )
+        return self._graph
+
+    # ---- dreams ------------------------------------------------------------------------------------------------------
+
+    def generate_dream(self, *, creative: bool = True) -> Dream:
+        """One dream; without creative jumps if they are not wanted.
+
+        Raises
+        ------
+        MemoryGraphError
+            If there is no node.
+        """
+        return self.generate_dreams(1, creative=creative)[0]
+
+    def generate_dreams(self, count: int, *, creative: bool = True) -> list[Dream]:
+        """The next dreams: every call goes on where the last one ended.
+
+        Raises
+        ------
+        InvalidInput
+            If `count` is no whole number from 0 to a million.
+        MemoryGraphError
+            If there is no node.
+        """
+        if not isinstance(creative, bool):
+            raise InvalidInput(f"creative is {creative!r}, expected True or False")
+        dreams = generate_dreams(self.graph, count, self.config, creative=creative, first=self._dreamt)
+        self._dreamt += len(dreams)
+        return self._with_paths(dreams)
+
+    def judged_dreams(
+        self,
+        count: int,
+        evidence: DreamEvidenceConfig | None = None,
+        phi: PhiConfig | None = None,
+        *,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> DreamNight:
+        """The next dreams, judged as `dream_night` does; nothing is integrated.
+
+        Raises
+        ------
+        InvalidInput
+            If `count` is no whole number from 0 to a million.
+        MemoryGraphError
+            If dreams are to start at anchors and no node has an embedding.
+        """
+        night = dream_night(
+            self.graph, count, self.config, evidence or DreamEvidenceConfig(), phi or PhiConfig(),
+            first=self._dreamt, check_stop=check_stop,
+        )  # fmt: skip
+        self._dreamt += len(night.dreams)
+        paths = self._with_paths([judged.dream for judged in night.dreams])
+        return replace(
+            night, dreams=tuple(replace(one, dream=dream) for one, dream in zip(night.dreams, paths, strict=True))
+        )
+
+    def _with_paths(self, dreams: Sequence[Dream]) -> list[Dream]:
+        nodes = self.nodes
+        return [replace(dream, path=tuple(nodes[place] for place in dream.nodes)) for dream in dreams]
+
+    def integrate_dream(self, dream: Dream) -> list[CreativeEdge]:
+        """Make weak edges of what a dream has brought together, as `creative_edges` says; those that were made.
+
+        Observed edges stay as they are, and no more than `DreamConfig.max_edges` ever stand.
+
+        Raises
+        ------
+        InvalidInput
+            If it is no dream.
+        MemoryGraphError
+            If the dream goes over nodes that are not here.
+        """
+        return self.integrate_dreams([dream])
+
+    def integrate_dreams(self, dreams: Sequence[Dream], *, at: float | None = None) -> list[CreativeEdge]:
+        """Make weak edges of what dreams have brought together, best first, as `integrate_dream` does of one.
+
+        Parameters
+        ----------
+        at
+            When, seconds since the epoch; None: they fade from the first consolidation on.
+
+        Raises
+        ------
+        InvalidInput, MemoryGraphError
+            As `integrate_dream`; nothing was made.
+        """
+        if isinstance(dreams, str) or not isinstance(dreams, Sequence):
+            raise InvalidInput(f"dreams are a {type(dreams).__name__}, expected a list of them")
+        since = _time_or_none(at)
+        placed = [self._placed(dream) for dream in dreams]
+        ends = self._places(self._creative)
+        made = dreamt_edges(self.graph, placed, self.config, standing=(ends[:, 0], ends[:, 1]))
+        numbers = list(self._nodes)
+        pairs = [(numbers[a], numbers[b]) for a, b in zip(made.source.tolist(), made.target.tolist(), strict=True)]
+        self._creative |= dict.fromkeys(pairs, _Weight(self.config.edge_weight, since))
+        return [self._as_edge(pair) for pair in pairs]
+
+    def _placed(self, dream: Dream) -> Dream:
+        """With the places that its nodes have now: a consolidation moves them."""
+        if not isinstance(dream, Dream):
+            raise InvalidInput(f"the dream is {type(dream).__name__}, expected a Dream")
+        if not dream.path:
+            return dream
+        known = [self._number.get(node.id) for node in dream.path if isinstance(node, MemoryNode)]
+        numbers = [number for number in known if number is not None]
+        if len(numbers) < len(dream.path):
+            raise MemoryGraphError(
+                f"dream {dream.id} goes over nodes that are not here: they went, or it is of another graph"
+            )
+        places = np.searchsorted(self._numbers(), numbers)
+        return replace(dream, nodes=tuple(places.tolist()))
+
+    @property
+    def creative_edges(self) -> list[CreativeEdge]:
+        """The edges by dreams that stand, the oldest first."""
+        return [self._as_edge(pair) for pair in self._creative]
+
+    def remove_creative_edges(self) -> int:
+        """Remove all edges by dreams; how many there were."""
+        removed = len(self._creative)
+        self._creative.clear()
+        return removed
+
+    # ---- consolidation -----------------------------------------------------------------------------------------------
+
+    def columns(self, now: float) -> tuple[MemoryNodes, MemoryEdges]:
+        """Nodes and edges as a consolidation reads them; what has no time yet is of now.
+
+        Parameters
+        ----------
+        now
+            Seconds since the epoch.
+
+        Raises
+        ------
+        InvalidInput
+            If `now` is no time.
+        """
+        now = _time(now)
+        nodes, facts = self.nodes, NodeFacts.of(self.nodes)
+        rows = embedding_rows(nodes)
+        every = [*self._edges.items(), *self._creative.items()]
+        ends = self._places([pair for pair, _ in every])
+        since = [now if weight.decayed_at is None else weight.decayed_at for _, weight in every]
+        return MemoryNodes(
+            ids=self._numbers(),
+            kinds=np.array([NODE_KINDS.index(node.kind) for node in nodes], dtype=np.int64),
+            access_count=facts.access_count,
+            created=np.array([now if node.created is None else node.created for node in nodes], dtype=np.float64),
+            last_access=facts.timestamp,
+            quality=facts.quality,
+            importance=facts.importance,
+            embeddings=np.zeros((len(nodes), 1), dtype=np.float32) if rows is None else rows,
+            has_embedding=np.array([node.embedding is not None for node in nodes], dtype=bool),
+        ), MemoryEdges(
+            source=ends[:, 0],
+            target=ends[:, 1],
+            weight=np.array([weight.value for _, weight in every], dtype=np.float64),
+            decayed_at=np.array(since, dtype=np.float64),
+            origin=np.repeat([Origin.CO_ACCESS, Origin.CREATIVE], [len(self._edges), len(self._creative)]),
+        )
+
+    def consolidate(self, now: float, config: ConsolidationConfig | None = None) -> Consolidation:
+        """Execute the `consolidation_plan` of now; at the same instant once more it changes nothing.
+
+        Parameters
+        ----------
+        now
+            Seconds since the epoch.
+        config
+            Its settings.
+
+        Raises
+        ------
+        InvalidInput
+            If `now` is no time; nothing was changed.
+        """
+        nodes, edges = self.columns(now)
+        plan = consolidation_plan(nodes, edges, now, config)
+        done = Consolidation(plan, compression(nodes, plan), (*self._gone_nodes(plan), *self._gone_edges(edges, plan)))
+        left, joined = apply_plan(nodes, edges, plan)
+        strengthened = np.zeros(len(nodes), dtype=bool)
+        strengthened[plan.edges.source[plan.strengthened]] = True
+        strengthened[plan.edges.target[plan.strengthened]] = True
+        stays = np.flatnonzero(plan.node_stays).tolist()
+        before, numbers = self.nodes, left.ids.tolist()
+        self._nodes = {
+            number: _consolidated(before[row], left, place, bool(strengthened[row]))
+            for place, (number, row) in enumerate(zip(numbers, stays, strict=True))
+        }
+        self._number = {node.id: number for number, node in self._nodes.items()}
+        pairs = zip(left.ids[joined.source].tolist(), left.ids[joined.target].tolist(), strict=True)
+        weights = zip(joined.weight.tolist(), joined.decayed_at.tolist(), strict=True)
+        self._edges, self._creative = {}, {}
+        for pair, weight, is_creative in zip(pairs, weights, (joined.origin == Origin.CREATIVE).tolist(), strict=True):
+            (self._creative if is_creative else self._edges)[pair] = _Weight(*weight)
+        self._graph = None
+        return done
+
+    def _gone_nodes(self, plan: ConsolidationPlan) -> list[ArchivedNode]:
+        nodes, numbers = self.nodes, list(self._nodes)
+        merged = [ArchivedNode(nodes[row], numbers[row], MERGED, nodes[into].id) for row, into in plan.merged.tolist()]
+        return merged + [ArchivedNode(nodes[row], numbers[row], OF_LITTLE_VALUE) for row in plan.archived.tolist()]
+
+    def _gone_edges(self, edges: MemoryEdges, plan: ConsolidationPlan) -> list[ArchivedEdge]:
+        """As they were: also those that lead elsewhere from now on."""
+        is_moved = (plan.edges.source != edges.source) | (plan.edges.target != edges.target)
+        is_weak = np.zeros(len(edges), dtype=bool)
+        is_weak[plan.pruned] = True
+        every = [*self._edges.items(), *self._creative.items()]
+        gone = []
+        for row in np.flatnonzero(~plan.edge_stays | is_moved).tolist():
+            pair, weight = every[row]
+            a, b = (self._nodes[number].id for number in pair)
+            reason = TOO_WEAK if is_weak[row] else WITH_ITS_NODE
+            gone.append(ArchivedEdge(a, b, *weight, row >= len(self._edges), reason))
+        return gone
+
+    def restore_node(self, archived: ArchivedNode) -> bool:
+        """Put a node back where it was in the order of nodes; False if one with its id or number is there.
+
+        Raises
+        ------
+        DimensionMismatch
+            If its embedding has another dimension than those that are here.
+        InvalidInput
+            If it is none from an archive.
+        """
+        if not isinstance(archived, ArchivedNode) or not isinstance(archived.node, MemoryNode):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedNode")
+        node, number = archived.node, archived.number
+        if not isinstance(number, int) or not 0 <= number < 1 << 62:
+            raise InvalidInput(f"node {node.id} has the number {number!r}, expected one that this engine gave")
+        if node.id in self._number or number in self._nodes:
+            return False
+        self._check_dimension(node)
+        self._nodes = dict(sorted({**self._nodes, number: node}.items()))
+        self._number[node.id] = number
+        self._next_number = max(self._next_number, number + 1)
+        self._graph = None
+        return True
+
+    def restore_edge(self, archived: ArchivedEdge) -> bool:
+        """Put an edge back; False if there is one between its nodes.
+
+        Raises
+        ------
+        MemoryGraphError
+            If one of its nodes is not here.
+        InvalidInput
+            If it is none from an archive.
+        """
+        if not isinstance(archived, ArchivedEdge) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedEdge")
+        if not isinstance(archived.weight, int | float) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
+            raise InvalidInput(f"{archived} is no edge: expected two nodes, and a weight from 0 to 1")
+        since = _time_or_none(archived.decayed_at)
+        if archived.a not in self._number or archived.b not in self._number:
+            raise MemoryGraphError(f"the edge {archived.a} - {archived.b} lacks a node: restore that first")
+        pair = self._edge(archived.a, archived.b)
+        if pair in self._edges or pair in self._creative:
+            return False
+        kept = self._creative if archived.is_creative else self._edges
+        kept[pair] = _Weight(archived.weight, since)
+        self._graph = None
+        return True
+
+    # ---- numbers and places ------------------------------------------------------------------------------------------
+
+    def _numbers(self) -> Rows:
+        return np.fromiter(self._nodes, dtype=np.int64, count=len(self._nodes))
+
+    def _places(self, pairs: Iterable[_Pair]) -> Rows:
+        """Places (m, 2) in the order of nodes."""
+        numbers = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+        return np.searchsorted(self._numbers(), numbers)
+
+    def _edge(self, a: int, b: int) -> _Pair:
+        first, second = sorted((self._number[a], self._number[b]))
+        return first, second
+
+    def _as_edge(self, pair: _Pair) -> CreativeEdge:
+        return CreativeEdge(self._nodes[pair[0]].id, self._nodes[pair[1]].id, self._creative[pair].value)
+
+
+def _consolidated(node: MemoryNode, columns: MemoryNodes, place: int, is_strengthened: bool) -> MemoryNode:
+    """A node that stays, with what it has taken in."""
+    after = {
+        "timestamp": float(columns.last_access[place]),
+        "access_count": int(columns.access_count[place]),
+        "importance": float(columns.importance[place]),
+        "quality": float(columns.quality[place]),
+        "created": float(columns.created[place]),
+        "consolidation_count": node.consolidation_count + is_strengthened,
+    }
+    if all(getattr(node, name) == value for name, value in after.items()):
+        return node
+    return replace(node, **after)  # type: ignore[arg-type]
+
+
+def _time(at: float) -> float:
+    if not isinstance(at, int | float) or isinstance(at, bool) or not -1e15 < at < 1e15:
+        raise InvalidInput(f"the time is {at!r}, expected seconds since the epoch")
+    return float(at)
+
+
+def _time_or_none(at: float | None) -> float | None:
+    return None if at is None else _time(at)
