@@ -32,6 +32,7 @@ NAMES = (
     "background",
     "base",
     "dreams",
+    "deep",
 )
 
 

@@ -16,7 +16,7 @@ from sona_pg.errors import LockLost
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store.columns import BIGINT, DOUBLE, read_columns
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, hash_joins, transaction
 from sona_pg.store.patterns import read_patterns
 from sona_pg.store.runs import Run
 from sona_pg.types import FloatVector
@@ -139,6 +139,10 @@ class MemoryReader:
 
     def nodes(self, vector_bytes: int) -> MemoryNodes:
         """All nodes, in the order of their ids; embeddings of those accessed last, as many as may be in memory."""
+        with hash_joins(self._connection):
+            return self._nodes(vector_bytes)
+
+    def _nodes(self, vector_bytes: int) -> MemoryNodes:
         space_id = sql.Literal(self._space.space_id)
         found = read_columns(
             self._connection,
@@ -171,6 +175,10 @@ class MemoryReader:
 
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
+        with hash_joins(self._connection):
+            return self._edges(ids, kinds)
+
+    def _edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         origins = " ".join(f"WHEN '{kind}' THEN {int(origin)}" for kind, origin in _ORIGINS.items())
         found = read_columns(
             self._connection,

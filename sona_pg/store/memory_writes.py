@@ -16,7 +16,7 @@ from sona_pg.learning.memory_columns import MemoryNodes
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
 from sona_pg.store.memory import FIRST_CONCEPT, MemoryState, StoredEdges
 from sona_pg.store.runs import Run
@@ -104,6 +104,10 @@ class MemoryTransaction:
         pattern_edges
             Pattern, item, and weight, 0 to 1.
         """
+        with hash_joins(self._connection):
+            return self._grow(pattern_edges)
+
+    def _grow(self, pattern_edges: Sequence[tuple[int, str, float]]) -> Growth:
         gone = self._archive_nodes(
             "n.kind = 'pattern' AND NOT EXISTS (SELECT FROM sona.pattern p WHERE p.space_id = n.space_id"
             " AND p.pattern_id::text = n.key)",
@@ -268,6 +272,10 @@ class MemoryTransaction:
         nodes, stored
             What the plan was made for.
         """
+        with hash_joins(self._connection):
+            return self._execute(nodes, stored, plan)
+
+    def _execute(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> Executed:
         changed = self._stage_edges(nodes, stored, plan)
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
         LearningTransaction(self._connection, self._space, self._lock_timeout)
