@@ -34,6 +34,9 @@ _READ_AT_ONCE = 2000
 _JUDGED_QUERIES = 100_000
 """Remembered queries, the newest, by which items are judged."""
 
+_SAME_VALUE = 1e-9
+"""Two values of a node that differ by less are one."""
+
 _TO_TIME = "to_timestamp(%(now)s)"
 
 
@@ -245,7 +248,8 @@ class MemoryTransaction:
                 "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_gone g WHERE e.space_id = %(space)s"
                 f" AND e.{end}_kind = g.kind AND e.{end} = g.key RETURNING e.*)"
                 " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
-                f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), %(reason)s, {_TO_TIME} FROM gone",
+                f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), %(reason)s, {_TO_TIME} FROM gone"
+                " ORDER BY kind, source, target, source_kind, target_kind",
                 named,
             )
         return self._move_nodes(
@@ -339,7 +343,7 @@ class MemoryTransaction:
             "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
             f" ELSE 'of a node that was merged or went' END, {_TO_TIME} FROM pg_temp.sona_removed r"
-            " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target",
+            " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )
         # An undirected edge stands once, source before target.
@@ -389,7 +393,7 @@ class MemoryTransaction:
             "  (coalesce(t.quality * (t.access_count + 1), 0) + g.worth)"
             "  / nullif((CASE WHEN t.quality IS NULL THEN 0 ELSE t.access_count + 1 END) + g.judged, 0), t.quality)"
             " FROM (SELECT x.into_id, sum(s.access_count)::bigint AS access_count, max(s.last_access) AS last_access,"
-            "  coalesce(sum(s.quality * (s.access_count + 1)), 0) AS worth,"
+            "  coalesce(sum(s.quality * (s.access_count + 1) ORDER BY s.node_id), 0) AS worth,"
             "  coalesce(sum(s.access_count + 1) FILTER (WHERE s.quality IS NOT NULL), 0) AS judged"
             "  FROM pg_temp.sona_gone x JOIN sona.memory_node_state s ON s.space_id = %(space)s"
             "  AND s.node_id = x.node_id GROUP BY 1) g WHERE t.space_id = %(space)s AND t.node_id = g.into_id",
@@ -413,9 +417,11 @@ class MemoryTransaction:
         strong = np.zeros(len(nodes), dtype=np.int64)
         grown = plan.strengthened
         strong[plan.edges.source[grown]] = strong[plan.edges.target[grown]] = 1
-        rows = np.flatnonzero(plan.node_stays & ((plan.value != nodes.importance) | (strong > 0)))
+        # Sums over the same edges in another order differ by a rounding.
+        changes = np.abs(plan.value_after - nodes.importance) > _SAME_VALUE
+        rows = np.flatnonzero(plan.node_stays & (changes | (strong > 0)))
         self._temporary("sona_value", "(node_id bigint, value float8, strong bigint)")
-        columns = {"node_id": nodes.ids[rows], "value": plan.value[rows], "strong": strong[rows]}
+        columns = {"node_id": nodes.ids[rows], "value": plan.value_after[rows], "strong": strong[rows]}
         write_columns(self._connection, "pg_temp.sona_value", list(columns), columns)
         self._connection.execute(
             "UPDATE sona.memory_node_state t SET importance = v.value,"
