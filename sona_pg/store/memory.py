@@ -79,10 +79,13 @@ class StoredEdges:
         int64 (m,), by `sona._edge_key`.
     edges
         The columns; ends are rows of the nodes that were read with them.
+    is_renamed
+        bool (m,): whether it is stored under the name of a node that was merged.
     """
 
     keys: Rows
     edges: MemoryEdges
+    is_renamed: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +189,8 @@ class MemoryReader:
                 "WITH place AS MATERIALIZED (" + _PLACES + ")"
                 " SELECT sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target), a.node_id,"
                 f" b.node_id, e.weight, CASE e.kind {origins} END::bigint,"
-                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END"
-                " FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
+                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END,"
+                " (a.is_gone OR b.is_gone)::int::bigint FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
                 " JOIN place b ON b.kind = e.target_kind AND b.key = e.target"
                 " WHERE e.space_id = {space} AND e.kind = ANY({kinds}) AND e.weight BETWEEN 0 AND 1"
                 " ORDER BY 2, 3, 5, 1"
@@ -197,12 +200,13 @@ class MemoryReader:
                 now=sql.Literal(self.state.now),
                 kinds=sql.Literal(list(kinds)),
             ),
-            {"keys": BIGINT, "source": BIGINT, "target": BIGINT, "weight": DOUBLE, "origin": BIGINT, "decayed": DOUBLE},
+            {"keys": BIGINT, "source": BIGINT, "target": BIGINT, "weight": DOUBLE, "origin": BIGINT, "decayed": DOUBLE}
+            | {"is_renamed": BIGINT},
         )
         source, target = (np.searchsorted(ids, cast(Rows, found[end])).astype(np.int64) for end in ("source", "target"))
         weight, decayed = cast(Doubles, found["weight"]), cast(Doubles, found["decayed"])
         edges = MemoryEdges(source, target, weight, decayed, cast(Rows, found["origin"]))
-        return StoredEdges(cast(Rows, found["keys"]), edges)
+        return StoredEdges(cast(Rows, found["keys"]), edges, found["is_renamed"].astype(bool))
 
     def concepts(self) -> list[LearnedPattern]:
         """Patterns of patterns of the cycle before; their ids are those of the keys, above `FIRST_CONCEPT`."""
@@ -270,8 +274,8 @@ FIRST_CONCEPT = 1 << 40
 
 _PLACES = (
     # What was merged stands for what it was merged into, as long as nothing has taken its name again.
-    "SELECT n.kind, n.key, n.node_id FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
-    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id FROM sona.memory_archive a"
+    "SELECT n.kind, n.key, n.node_id, false AS is_gone FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
+    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id, true FROM sona.memory_archive a"
     " JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
     " WHERE a.space_id = {space} AND a.entity = 'node' AND a.into_id IS NOT NULL AND NOT EXISTS (SELECT"
     "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'"

@@ -130,12 +130,29 @@ class MemoryTransaction:
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'pattern'", self._key
         )
+        standing = self._standing_items([item for _, item, _ in pattern_edges])
+        lacking: dict[tuple[int, str], float] = {}
+        for pattern, item, weight in pattern_edges:
+            edge = pattern, standing.get(item, item)
+            lacking[edge] = lacking.get(edge, 1.0) * (1 - weight)
         self._insert_edges(
             "pattern",
             "patterns",
-            [("pattern", str(pattern), "item", item, weight) for pattern, item, weight in pattern_edges],
+            [("pattern", str(pattern), "item", item, 1 - rest) for (pattern, item), rest in lacking.items()],
         )
-        return Growth(created, gone, len(pattern_edges), self._embed_items())
+        return Growth(created, gone, len(lacking), self._embed_items())
+
+    def _standing_items(self, items: Sequence[str]) -> dict[str, str]:
+        """By item that was merged the one that stands for it."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT ON (1) a.content ->> 'key', i.key FROM sona.memory_archive a JOIN sona.memory_node i"
+            " ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s AND a.entity = 'node'"
+            " AND a.content ->> 'kind' = 'item' AND a.content ->> 'key' = ANY(%(items)s) AND NOT EXISTS (SELECT"
+            "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = 'item'"
+            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.into_id DESC",
+            self._key | {"items": list(items)},
+        ).fetchall()
+        return dict(rows)
 
     def _take_in(self, known: str, key: Mapping[str, object], rows: Sequence[tuple[object, ...]] = ()) -> int:
         """Make nodes of what is known, or bring those that there are up to date; how many are new.
@@ -289,7 +306,15 @@ class MemoryTransaction:
         archived = 0
         if len(plan.archived):
             ids = [int(id) for id in nodes.ids[plan.archived]]
-            archived = self._archive_nodes("n.node_id = ANY(%(ids)s)", "of little value, unused and old", {"ids": ids})
+            # Edges that are there still are new, or have changed since: something speaks for the node.
+            archived = self._archive_nodes(
+                "n.node_id = ANY(%(ids)s) AND NOT EXISTS (SELECT FROM sona.memory_edge e WHERE e.space_id = n.space_id"
+                " AND e.kind <> 'analogy' AND (e.source_kind, e.source) = (n.kind, n.key)) AND NOT EXISTS (SELECT"
+                " FROM sona.memory_edge e WHERE e.space_id = n.space_id AND e.kind <> 'analogy'"
+                " AND (e.target_kind, e.target) = (n.kind, n.key))",
+                "of little value, unused and old",
+                {"ids": ids},
+            )
         self._write_values(nodes, stored, plan)
         self._connection.execute(
             f"UPDATE sona.memory_state SET consolidated_at = {_TO_TIME} WHERE space_id = %(space)s", self._key
@@ -300,8 +325,9 @@ class MemoryTransaction:
         """What becomes of which edges, in a table of this transaction; how many there are."""
         edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
         stays = plan.edge_into == rows
-        is_moved = stays & ((after.source != edges.source) | (after.target != edges.target))
-        # Between other nodes it is another row.
+        is_moved = stored.is_renamed | (after.source != edges.source) | (after.target != edges.target)
+        is_moved &= stays
+        # Between other nodes, or under other names, it is another row.
         goes = ~stays | is_moved
         is_weak = np.zeros(len(rows), dtype=bool)
         is_weak[plan.pruned] = True

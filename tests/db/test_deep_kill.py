@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 import numpy as np
 import psycopg
@@ -20,11 +22,12 @@ from psycopg.conninfo import make_conninfo
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, ConsolidationConfig, PatternConfig
+from sona_pg.loops import coordinator
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.deep import DEEP
 from sona_pg.steps import CYCLE, ENV_KILL_AT
-from sona_pg.store.connection import connect
+from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 
@@ -55,6 +58,7 @@ class Clones(NamedTuple):
     disturbs comes to in the original."""
 
     make: Callable[[], str]
+    undisturbed: str
     expected: dict[str, list[tuple[Any, ...]]]
 
 
@@ -164,7 +168,7 @@ def clones(server_url: str, make_database: Callable[[], str]) -> Clones:
 
     undisturbed = make()
     _work(undisturbed)
-    return Clones(make_in_another_order, _state(undisturbed))
+    return Clones(make_in_another_order, undisturbed, _state(undisturbed))
 
 
 def test_the_cycle_that_is_killed_does_all_that_a_cycle_can_do(clones: Clones) -> None:
@@ -211,9 +215,9 @@ def _consolidate(url: str, *, days_later: float = 0.0) -> dict[str, Any]:
             " AND state = 'done') + make_interval(secs => %s) WHERE loop = 'deep' AND state = 'requested'",
             (days_later * DAY,),
         )
-        coordinator = LoopCoordinator(Database(url, StoreConfig()), replace(DEEP, phases=(phase,)))
-        assert coordinator.step() == 1
-        coordinator.close()
+        runner = LoopCoordinator(Database(url, StoreConfig()), replace(DEEP, phases=(phase,)))
+        assert runner.step() == 1
+        runner.close()
         ((state, facts),) = connection.execute("SELECT state, facts FROM sona.runs ORDER BY run_id DESC LIMIT 1")
     assert state == "done"
     return facts["consolidate"]
@@ -260,9 +264,146 @@ def test_a_later_consolidation_halves_in_a_half_life_what_is_not_strengthened(cl
         assert min(expected.values()) > 0
 
 
+def test_cycles_without_news_remove_nothing_and_leave_no_edge_without_its_nodes(clones: Clones) -> None:
+    url = clones.make()
+    _work(url)
+    states = []
+    for _ in range(2):
+        with connect(url) as connection:
+            connection.execute("SELECT sona.run_cycle(%s, 'deep')", (SPACE,))
+            connection.execute(
+                "UPDATE sona.loop_run SET requested_at = (SELECT max(requested_at) FROM sona.loop_run"
+                " WHERE loop = 'deep' AND state = 'done') WHERE loop = 'deep' AND state = 'requested'"
+            )
+            _work(url)
+            states.append(_state(url))
+            lacking = connection.execute(
+                "SELECT e.kind, u.* FROM sona.memory_edge e JOIN sona.space s USING (space_id),"
+                " LATERAL (VALUES (e.source_kind, e.source), (e.target_kind, e.target)) u (node_kind, key)"
+                " WHERE s.name = %s AND e.kind <> 'analogy' AND NOT EXISTS (SELECT FROM sona.memory_node n"
+                " WHERE n.space_id = e.space_id AND n.kind = u.node_kind AND n.key = u.key)",
+                (SPACE,),
+            ).fetchall()
+            assert not lacking
+    for table in ("memory_node", "memory_archive"):
+        assert states[0][table] == states[1][table] == clones.expected[table]
+    assert states[0]["memory_node_state"] == states[1]["memory_node_state"]
+    assert set(clones.expected["memory_edge"]) <= set(states[0]["memory_edge"]) <= set(states[1]["memory_edge"])
+
+
 def _weights(url: str) -> dict[tuple[str, ...], float]:
     with connect(url) as connection:
         rows = connection.execute(
             "SELECT kind, source_kind, source, target_kind, target, weight FROM sona.edges WHERE space = %s", (SPACE,)
         ).fetchall()
     return {tuple(edge): weight for *edge, weight in rows if edge[0] != "analogy"}
+
+
+# ---- outcomes that come meanwhile ------------------------------------------------------------------------------------
+
+
+def _at(monkeypatch: pytest.MonkeyPatch, step: str, call: Callable[[], None]) -> None:
+    """Do something when a cycle in this process is at a step of its consolidation, the second phase."""
+    left = [2]
+
+    def reached(name: str) -> None:
+        left[0] -= name == step
+        if name == step and left[0] == 0:
+            call()
+
+    monkeypatch.setattr(coordinator, "reached", reached)
+
+
+def _cycle_here(url: str) -> None:
+    runner = LoopCoordinator(Database(url, StoreConfig()), DEEP)
+    assert runner.step() == 1
+    runner.close()
+
+
+def _one(connection: Connection, query: LiteralString) -> tuple[Any, ...]:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row
+
+
+def test_what_changes_while_a_consolidation_computes_is_left_to_the_next(
+    clones: Clones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(clones.undisturbed) as done:
+        last = "a.run_id = (SELECT max(run_id) FROM sona.memory_archive)"
+        edge = "SELECT a.content ->> 'source', a.content ->> 'target' FROM sona.memory_archive a"
+        weak = _one(done, f"{edge} WHERE {last} AND a.reason = 'too weak' AND a.content ->> 'kind' = 'co_access'")
+        merged = _one(
+            done,
+            f"{edge} JOIN sona.memory_archive n ON n.content ->> 'key' = a.content ->> 'source' AND n.run_id = a.run_id"
+            f" AND n.reason = 'a near duplicate' WHERE {last} AND a.content ->> 'kind' = 'co_access'",
+        )
+        fading = _one(
+            done,
+            "SELECT e.source, e.target FROM sona.memory_edge e JOIN sona.space s USING (space_id)"
+            f" WHERE s.name = '{SPACE}' AND e.kind = 'co_access' AND e.decayed_at > e.updated_at ORDER BY 1, 2",
+        )
+    new = ("0", str(5 * ITEMS + 6))
+    url = clones.make()
+    before = _weights(url)
+    engine = SonaEngine.connect(url, space=SPACE, background=False)
+
+    def use() -> None:
+        for pair in (weak, merged, fading, new):
+            engine.record(_unit(np.ones(DIM)), list(pair), [1.0, 1.0])
+        engine.flush()
+        with connect(url) as connection:
+            connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'of no use', 'item', '0', 0.5)", (SPACE,))
+
+    _at(monkeypatch, "cycle.after_compute", use)
+    _cycle_here(url)
+    after = _weights(url)
+    for pair in (weak, merged, fading, new):
+        weight = before.get(_co_access(pair), 0.0)
+        assert after[_co_access(pair)] == pytest.approx(weight + 0.05 * (1 - weight), rel=1e-6), pair
+    assert after["given", "episode", "of no use", "item", "0"] == 0.5
+    with connect(url) as connection:
+        assert connection.execute("SELECT FROM sona.memory WHERE kind = 'episode'").fetchall()
+    engine.close()
+    # Nothing of them is taken for consolidated, and the next cycle finds the node that the merged one has become.
+    _consolidate(url, days_later=0.5)
+    later = _weights(url)
+    assert _co_access(merged) not in later
+    for pair in (new, fading):
+        assert later[_co_access(pair)] != after[_co_access(pair)]
+
+
+def test_an_outcome_waits_for_a_consolidation_that_is_being_written(
+    clones: Clones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(clones.undisturbed) as done:
+        fading = _one(
+            done,
+            "SELECT e.source, e.target FROM sona.memory_edge e JOIN sona.space s USING (space_id)"
+            f" WHERE s.name = '{SPACE}' AND e.kind = 'co_access' AND e.decayed_at > e.updated_at ORDER BY 1, 2",
+        )
+    consolidated = _weights(clones.undisturbed)[_co_access(fading)]
+    url = clones.make()
+    engine = SonaEngine.connect(url, space=SPACE, background=False)
+    engine.record(_unit(np.ones(DIM)), list(fading), [1.0, 1.0])
+    flush = threading.Thread(target=engine.flush)
+
+    def start() -> None:
+        flush.start()
+        with connect(url) as connection:
+            waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            while not connection.execute(waiting).fetchall():
+                assert flush.is_alive(), "the flush has not waited"
+                time.sleep(0.01)
+
+    _at(monkeypatch, "cycle.after_write", start)
+    _cycle_here(url)
+    flush.join()
+    engine.close()
+    weight = _weights(url)[_co_access(fading)]
+    assert weight == pytest.approx(consolidated + 0.05 * (1 - consolidated), rel=1e-6)
+
+
+def _co_access(pair: tuple[Any, ...]) -> tuple[str, ...]:
+    source, target = sorted(pair)
+    return "co_access", "item", source, "item", target
