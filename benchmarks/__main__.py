@@ -33,6 +33,7 @@ NAMES = (
     "base",
     "dreams",
     "dreaming",
+    "deep",
 )
 
 

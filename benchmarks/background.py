@@ -91,7 +91,7 @@ def _cycle(connection: Connection, engine: SonaEngine, n: int, first: int) -> Ro
         trajectories(connection, engine.space, [id for (id,) in ids[start : start + 500]])
     reading = time.perf_counter() - began
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (SPACE,))
-    mebibytes = _work(engine.url)
+    mebibytes = work(engine.url, "background")
     ((state, facts, phases, seconds),) = connection.execute(
         "SELECT state, facts, phases, extract(epoch FROM finished_at - started_at)::float8 FROM sona.runs"
         " WHERE space = %s ORDER BY run_id DESC LIMIT 1",
@@ -114,10 +114,10 @@ def _cycle(connection: Connection, engine: SonaEngine, n: int, first: int) -> Ro
     return row("cycle", params, np.array([seconds * 1e6]), "reading it", np.array([reading * 1e6]))
 
 
-def _work(url: str) -> float:
-    """Run what is due in a process of its own; the most that it had in memory, MiB."""
+def work(url: str, loop: str) -> float:
+    """Run what is due of a loop in a process of its own; the most that it had in memory, MiB."""
     worker = subprocess.Popen(
-        [sys.executable, "-m", "sona_pg", "worker", "background", "--once"],
+        [sys.executable, "-m", "sona_pg", "worker", loop, "--once"],
         env=os.environ | _THREADS | {"SONA_DATABASE_URL": url},
     )
     status, most = Path(f"/proc/{worker.pid}/status"), 0

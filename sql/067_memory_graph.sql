@@ -98,6 +98,8 @@ BEGIN
     IF sona._share(add_memory_edge.weight, 'weight') IS NULL THEN
         PERFORM sona._refuse('SN003', 'the weight is NULL', 'expected 0 to 1');
     END IF;
+    -- A cycle that is about to take one of the nodes away is waited for.
+    PERFORM FROM sona.memory_state m WHERE m.space_id = s.space_id FOR SHARE;
     SELECT format('%L of kind %L', u.key, u.kind) INTO lacking
     FROM (VALUES (add_memory_edge.source_kind, add_memory_edge.source),
                  (add_memory_edge.target_kind, add_memory_edge.target)) u (kind, key)

@@ -103,6 +103,8 @@ def upgrade() -> None:
         existing_comment="when the weight last changed",
         schema="sona",
     )
+    # A cycle changes the weights of all edges: where there is room for them in their pages, no index is touched.
+    op.execute("ALTER TABLE sona.memory_edge SET (fillfactor = 50)")
     op.create_table(
         "memory_node",
         _space_id(),
@@ -245,6 +247,7 @@ def downgrade() -> None:
     op.drop_column("base_state", "offered", schema="sona")
     for table in ("memory_archive", "dream", "memory_state", "memory_node_state", "memory_node"):
         op.drop_table(table, schema="sona")
+    op.execute("ALTER TABLE sona.memory_edge RESET (fillfactor)")
     op.execute("DELETE FROM sona.memory_edge WHERE kind <> 'co_access'")
     op.drop_constraint("memory_edge_pkey", "memory_edge", schema="sona")
     op.create_primary_key("memory_edge_pkey", "memory_edge", ["space_id", "kind", "source", "target"], schema="sona")

@@ -29,7 +29,10 @@ class ConsolidationPlan:
     now
         Seconds since the epoch.
     value
-        float64 (n,): what each node is worth, see `node_values`.
+        float64 (n,): what each node is worth, see `node_values`: by that it is decided what becomes of it.
+    value_after
+        float64 (n,): what each node that stays is worth in the graph that is left, so that a plan that changes nothing
+        else changes no value; what it says of the others has no meaning.
     merged_into
         int64 (n,): the row of the node that each becomes part of; itself where it is not merged.
     archived
@@ -48,6 +51,7 @@ class ConsolidationPlan:
 
     now: float
     value: Doubles
+    value_after: Doubles
     merged_into: Rows
     archived: Rows
     edges: MemoryEdges
@@ -311,6 +315,15 @@ def _archived(
     return np.flatnonzero(candidate & (value < config.prune_value))
 
 
+def _values_after(
+    nodes: MemoryNodes, edges: MemoryEdges, node_stays: Flags, edge_stays: Flags, now: float,
+    config: ConsolidationConfig,
+) -> Doubles:  # fmt: skip
+    """Values (n,) in the graph of what stays: of the other nodes nothing counts, nor what it makes the largest."""
+    left = replace(nodes, access_count=np.where(node_stays, nodes.access_count, 0))
+    return node_values(left, node_strengths(len(nodes), edges, edge_stays), now, config)
+
+
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 
@@ -357,16 +370,17 @@ def consolidation_plan(
     pruned = np.flatnonzero((edge_into >= 0) & weak[edge_into])
     edge_into[pruned] = -1
     rows = np.arange(len(edges))
-    archived = _archived(
-        _merged_nodes(nodes, into), folded, into == np.arange(len(into)), edge_into == rows, now, config
-    )
+    merged = _merged_nodes(nodes, into)
+    archived = _archived(merged, folded, into == np.arange(len(into)), edge_into == rows, now, config)
     goes = np.zeros(len(nodes), dtype=bool)
     goes[archived] = True
     edge_into[goes[folded.source] | goes[folded.target]] = -1
-    later = (edges.decayed_at < now) & (edge_into == rows)
+    stays = edge_into == rows
+    later = (edges.decayed_at < now) & stays
     return ConsolidationPlan(
         now=float(now),
         value=value,
+        value_after=_values_after(merged, folded, (into == np.arange(len(into))) & ~goes, stays, now, config),
         merged_into=into,
         archived=archived,
         edges=folded,

@@ -17,7 +17,7 @@ from sona_pg.learning.hierarchy import FIRST_CONCEPT
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store.columns import BIGINT, DOUBLE, read_columns
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, hash_joins, transaction
 from sona_pg.store.patterns import read_patterns
 from sona_pg.store.runs import Run
 from sona_pg.types import FloatVector
@@ -80,10 +80,13 @@ class StoredEdges:
         int64 (m,), by `sona._edge_key`.
     edges
         The columns; ends are rows of the nodes that were read with them.
+    is_renamed
+        bool (m,): whether it is stored under the name of a node that was merged.
     """
 
     keys: Rows
     edges: MemoryEdges
+    is_renamed: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,10 @@ class MemoryReader:
 
     def nodes(self, vector_bytes: int) -> MemoryNodes:
         """All nodes, in the order of their ids; embeddings of those accessed last, as many as may be in memory."""
+        with hash_joins(self._connection):
+            return self._nodes(vector_bytes)
+
+    def _nodes(self, vector_bytes: int) -> MemoryNodes:
         space_id = sql.Literal(self._space.space_id)
         found = read_columns(
             self._connection,
@@ -172,6 +179,10 @@ class MemoryReader:
 
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
+        with hash_joins(self._connection):
+            return self._edges(ids, kinds)
+
+    def _edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         origins = " ".join(f"WHEN '{kind}' THEN {int(origin)}" for kind, origin in _ORIGINS.items())
         found = read_columns(
             self._connection,
@@ -179,8 +190,8 @@ class MemoryReader:
                 "WITH place AS MATERIALIZED (" + _PLACES + ")"
                 " SELECT sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target), a.node_id,"
                 f" b.node_id, e.weight, CASE e.kind {origins} END::bigint,"
-                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END"
-                " FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
+                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END,"
+                " (a.is_gone OR b.is_gone)::int::bigint FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
                 " JOIN place b ON b.kind = e.target_kind AND b.key = e.target"
                 " WHERE e.space_id = {space} AND e.kind = ANY({kinds}) AND e.weight BETWEEN 0 AND 1"
                 " ORDER BY 2, 3, 5, 1"
@@ -190,12 +201,13 @@ class MemoryReader:
                 now=sql.Literal(self.state.now),
                 kinds=sql.Literal(list(kinds)),
             ),
-            {"keys": BIGINT, "source": BIGINT, "target": BIGINT, "weight": DOUBLE, "origin": BIGINT, "decayed": DOUBLE},
+            {"keys": BIGINT, "source": BIGINT, "target": BIGINT, "weight": DOUBLE, "origin": BIGINT, "decayed": DOUBLE}
+            | {"is_renamed": BIGINT},
         )
         source, target = (np.searchsorted(ids, cast(Rows, found[end])).astype(np.int64) for end in ("source", "target"))
         weight, decayed = cast(Doubles, found["weight"]), cast(Doubles, found["decayed"])
         edges = MemoryEdges(source, target, weight, decayed, cast(Rows, found["origin"]))
-        return StoredEdges(cast(Rows, found["keys"]), edges)
+        return StoredEdges(cast(Rows, found["keys"]), edges, found["is_renamed"].astype(bool))
 
     def concepts(self) -> list[LearnedPattern]:
         """Patterns of patterns of the cycle before; their ids are those of the keys, above `FIRST_CONCEPT`."""
@@ -260,8 +272,8 @@ class MemoryReader:
 
 _PLACES = (
     # What was merged stands for what it was merged into, as long as nothing has taken its name again.
-    "SELECT n.kind, n.key, n.node_id FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
-    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id FROM sona.memory_archive a"
+    "SELECT n.kind, n.key, n.node_id, false AS is_gone FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
+    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id, true FROM sona.memory_archive a"
     " JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
     " WHERE a.space_id = {space} AND a.entity = 'node' AND a.into_id IS NOT NULL AND NOT EXISTS (SELECT"
     "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'"

@@ -17,7 +17,7 @@ from sona_pg.learning.memory_columns import MemoryNodes
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
 from sona_pg.store.memory import MemoryState, StoredEdges
 from sona_pg.store.runs import Run
@@ -34,6 +34,9 @@ _READ_AT_ONCE = 2000
 
 _JUDGED_QUERIES = 100_000
 """Remembered queries, the newest, by which items are judged."""
+
+_SAME_VALUE = 1e-9
+"""Two values of a node that differ by less are one."""
 
 _TO_TIME = "to_timestamp(%(now)s)"
 
@@ -105,6 +108,10 @@ class MemoryTransaction:
         pattern_edges
             Pattern, item, and weight, 0 to 1.
         """
+        with hash_joins(self._connection):
+            return self._grow(pattern_edges)
+
+    def _grow(self, pattern_edges: Sequence[tuple[int, str, float]]) -> Growth:
         gone = self._archive_nodes(
             "n.kind = 'pattern' AND NOT EXISTS (SELECT FROM sona.pattern p WHERE p.space_id = n.space_id"
             " AND p.pattern_id::text = n.key)",
@@ -124,12 +131,29 @@ class MemoryTransaction:
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'pattern'", self._key
         )
+        standing = self._standing_items([item for _, item, _ in pattern_edges])
+        lacking: dict[tuple[int, str], float] = {}
+        for pattern, item, weight in pattern_edges:
+            edge = pattern, standing.get(item, item)
+            lacking[edge] = lacking.get(edge, 1.0) * (1 - weight)
         self._insert_edges(
             "pattern",
             "patterns",
-            [("pattern", str(pattern), "item", item, weight) for pattern, item, weight in pattern_edges],
+            [("pattern", str(pattern), "item", item, 1 - rest) for (pattern, item), rest in lacking.items()],
         )
-        return Growth(created, gone, len(pattern_edges), self._embed_items())
+        return Growth(created, gone, len(lacking), self._embed_items())
+
+    def _standing_items(self, items: Sequence[str]) -> dict[str, str]:
+        """By item that was merged the one that stands for it."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT ON (1) a.content ->> 'key', i.key FROM sona.memory_archive a JOIN sona.memory_node i"
+            " ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s AND a.entity = 'node'"
+            " AND a.content ->> 'kind' = 'item' AND a.content ->> 'key' = ANY(%(items)s) AND NOT EXISTS (SELECT"
+            "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = 'item'"
+            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.into_id DESC",
+            self._key | {"items": list(items)},
+        ).fetchall()
+        return dict(rows)
 
     def _take_in(self, known: str, key: Mapping[str, object], rows: Sequence[tuple[object, ...]] = ()) -> int:
         """Make nodes of what is known, or bring those that there are up to date; how many are new.
@@ -252,7 +276,8 @@ class MemoryTransaction:
                 "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_gone g WHERE e.space_id = %(space)s"
                 f" AND e.{end}_kind = g.kind AND e.{end} = g.key RETURNING e.*)"
                 " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
-                f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), %(reason)s, {_TO_TIME} FROM gone",
+                f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), %(reason)s, {_TO_TIME} FROM gone"
+                " ORDER BY kind, source, target, source_kind, target_kind",
                 named,
             )
         return self._move_nodes(
@@ -279,6 +304,10 @@ class MemoryTransaction:
         nodes, stored
             What the plan was made for.
         """
+        with hash_joins(self._connection):
+            return self._execute(nodes, stored, plan)
+
+    def _execute(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> Executed:
         changed = self._stage_edges(nodes, stored, plan)
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
         LearningTransaction(self._connection, self._space, self._lock_timeout)
@@ -288,7 +317,15 @@ class MemoryTransaction:
         archived = 0
         if len(plan.archived):
             ids = [int(id) for id in nodes.ids[plan.archived]]
-            archived = self._archive_nodes("n.node_id = ANY(%(ids)s)", "of little value, unused and old", {"ids": ids})
+            # Edges that are there still are new, or have changed since: something speaks for the node.
+            archived = self._archive_nodes(
+                "n.node_id = ANY(%(ids)s) AND NOT EXISTS (SELECT FROM sona.memory_edge e WHERE e.space_id = n.space_id"
+                " AND e.kind <> 'analogy' AND (e.source_kind, e.source) = (n.kind, n.key)) AND NOT EXISTS (SELECT"
+                " FROM sona.memory_edge e WHERE e.space_id = n.space_id AND e.kind <> 'analogy'"
+                " AND (e.target_kind, e.target) = (n.kind, n.key))",
+                "of little value, unused and old",
+                {"ids": ids},
+            )
         self._write_values(nodes, stored, plan)
         self._connection.execute(
             f"UPDATE sona.memory_state SET consolidated_at = {_TO_TIME} WHERE space_id = %(space)s", self._key
@@ -299,8 +336,9 @@ class MemoryTransaction:
         """What becomes of which edges, in a table of this transaction; how many there are."""
         edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
         stays = plan.edge_into == rows
-        is_moved = stays & ((after.source != edges.source) | (after.target != edges.target))
-        # Between other nodes it is another row.
+        is_moved = stored.is_renamed | (after.source != edges.source) | (after.target != edges.target)
+        is_moved &= stays
+        # Between other nodes, or under other names, it is another row.
         goes = ~stays | is_moved
         is_weak = np.zeros(len(rows), dtype=bool)
         is_weak[plan.pruned] = True
@@ -342,7 +380,7 @@ class MemoryTransaction:
             "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
             f" ELSE 'of a node that was merged or went' END, {_TO_TIME} FROM pg_temp.sona_removed r"
-            " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target",
+            " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )
         # An undirected edge stands once, source before target.
@@ -392,7 +430,7 @@ class MemoryTransaction:
             "  (coalesce(t.quality * (t.access_count + 1), 0) + g.worth)"
             "  / nullif((CASE WHEN t.quality IS NULL THEN 0 ELSE t.access_count + 1 END) + g.judged, 0), t.quality)"
             " FROM (SELECT x.into_id, sum(s.access_count)::bigint AS access_count, max(s.last_access) AS last_access,"
-            "  coalesce(sum(s.quality * (s.access_count + 1)), 0) AS worth,"
+            "  coalesce(sum(s.quality * (s.access_count + 1) ORDER BY s.node_id), 0) AS worth,"
             "  coalesce(sum(s.access_count + 1) FILTER (WHERE s.quality IS NOT NULL), 0) AS judged"
             "  FROM pg_temp.sona_gone x JOIN sona.memory_node_state s ON s.space_id = %(space)s"
             "  AND s.node_id = x.node_id GROUP BY 1) g WHERE t.space_id = %(space)s AND t.node_id = g.into_id",
@@ -416,9 +454,11 @@ class MemoryTransaction:
         strong = np.zeros(len(nodes), dtype=np.int64)
         grown = plan.strengthened
         strong[plan.edges.source[grown]] = strong[plan.edges.target[grown]] = 1
-        rows = np.flatnonzero(plan.node_stays & ((plan.value != nodes.importance) | (strong > 0)))
+        # Sums over the same edges in another order differ by a rounding.
+        changes = np.abs(plan.value_after - nodes.importance) > _SAME_VALUE
+        rows = np.flatnonzero(plan.node_stays & (changes | (strong > 0)))
         self._temporary("sona_value", "(node_id bigint, value float8, strong bigint)")
-        columns = {"node_id": nodes.ids[rows], "value": plan.value[rows], "strong": strong[rows]}
+        columns = {"node_id": nodes.ids[rows], "value": plan.value_after[rows], "strong": strong[rows]}
         write_columns(self._connection, "pg_temp.sona_value", list(columns), columns)
         self._connection.execute(
             "UPDATE sona.memory_node_state t SET importance = v.value,"

@@ -316,9 +316,12 @@ def test_twice_at_one_instant_changes_nothing(
     graph: tuple[MemoryNodes, MemoryEdges, float], config: ConsolidationConfig
 ) -> None:
     nodes, edges, now = graph
-    once = apply_plan(nodes, edges, consolidation_plan(nodes, edges, now, config))
+    first = consolidation_plan(nodes, edges, now, config)
+    once = apply_plan(nodes, edges, first)
     again = consolidation_plan(*once, now, config)
     assert again.is_empty
+    np.testing.assert_allclose(again.value, first.value_after[first.node_stays], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(again.value_after, again.value, rtol=0, atol=1e-12)
     twice = apply_plan(*once, again)
     assert same(once[0], twice[0])
     assert same(once[1], twice[1])
