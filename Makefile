@@ -24,6 +24,7 @@ chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.chaos $(CHAOS)
 	$(BIN)/python -m tests.acceptance.cycles $(CHAOS)
 	$(BIN)/python -m tests.acceptance.pattern_cycles $(CHAOS)
+	$(BIN)/python -m tests.acceptance.deep_cycles $(CHAOS)
 	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
 
 lint: $(VENV)/.installed
