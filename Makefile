@@ -19,11 +19,12 @@ test: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	SONA_FUZZ=full $(BIN)/python -m pytest -q -s tests/fuzz $(PYTEST)
 
-# More than 400 processes killed; with COLLECTIONS="DIR ...", also 16 processes on one space.
+# 604 processes killed; with COLLECTIONS="DIR ...", also 16 processes on one space.
 chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.chaos $(CHAOS)
 	$(BIN)/python -m tests.acceptance.cycles $(CHAOS)
 	$(BIN)/python -m tests.acceptance.pattern_cycles $(CHAOS)
+	$(BIN)/python -m tests.acceptance.deep_cycles $(CHAOS)
 	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
 
 lint: $(VENV)/.installed

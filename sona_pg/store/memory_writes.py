@@ -19,7 +19,7 @@ from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
 from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
-from sona_pg.store.memory import MemoryState, StoredEdges
+from sona_pg.store.memory import WALKED, MemoryState, StoredEdges
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json
@@ -239,7 +239,17 @@ class MemoryTransaction:
     def _insert_edges(
         self, kind: str, origin: str, edges: Sequence[tuple[str, str, str, str, float]], *, replaces: bool = True
     ) -> int:
-        """Insert edges, each with kind and key of both its ends and a weight; how many there are new."""
+        """Insert edges, each with kind and key of both its ends and a weight; how many there are new.
+
+        One of which an end is gone meanwhile, or has no node yet, is left out: that of a pattern, which the background
+        loop makes and merges at any time. The targets of analogies are in other spaces.
+        """
+        ends = ("source",) if kind == "analogy" else ("source", "target")
+        lead_to_nodes = " AND ".join(
+            "EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = %(space)s"
+            f" AND n.kind = k.{end}_kind AND n.key = k.{end})"
+            for end in ends
+        )
         conflict = "DO UPDATE SET weight = excluded.weight, origin = excluded.origin, decayed_at = excluded.decayed_at"
         columns = [list(column) for column in zip(*edges, strict=True)] or [[], [], [], [], []]
         return self._connection.execute(
@@ -247,7 +257,7 @@ class MemoryTransaction:
             " created_at, updated_at, decayed_at)"
             f" SELECT %(space)s, %(kind)s, k.*, %(origin)s, {_TO_TIME}, {_TO_TIME}, {_TO_TIME}"
             " FROM unnest(%(a)s::text[], %(b)s::text[], %(c)s::text[], %(d)s::text[], %(e)s::float8[])"
-            " k (source_kind, source, target_kind, target, weight) ORDER BY 5, 7"
+            f" k (source_kind, source, target_kind, target, weight) WHERE {lead_to_nodes} ORDER BY 5, 7"
             " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) "
             + (conflict if replaces else "DO NOTHING"),
             self._key | {"kind": kind, "origin": origin} | dict(zip("abcde", columns, strict=True)),
@@ -317,12 +327,8 @@ class MemoryTransaction:
         archived = 0
         if len(plan.archived):
             ids = [int(id) for id in nodes.ids[plan.archived]]
-            # Edges that are there still are new, or have changed since: something speaks for the node.
             archived = self._archive_nodes(
-                "n.node_id = ANY(%(ids)s) AND NOT EXISTS (SELECT FROM sona.memory_edge e WHERE e.space_id = n.space_id"
-                " AND e.kind <> 'analogy' AND (e.source_kind, e.source) = (n.kind, n.key)) AND NOT EXISTS (SELECT"
-                " FROM sona.memory_edge e WHERE e.space_id = n.space_id AND e.kind <> 'analogy'"
-                " AND (e.target_kind, e.target) = (n.kind, n.key))",
+                f"n.node_id = ANY(%(ids)s) AND NOT {_HAS_EDGES}",
                 "of little value, unused and old",
                 {"ids": ids},
             )
@@ -416,7 +422,11 @@ class MemoryTransaction:
             return 0
         key = self._key | {"ids": nodes.ids[merged[:, 0]].tolist(), "into": nodes.ids[merged[:, 1]].tolist()}
         self._temporary(
-            "sona_gone", "AS SELECT u.* FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) u (node_id, into_id)", key
+            "sona_gone",
+            "AS SELECT u.* FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) u (node_id, into_id)"
+            " JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = u.node_id"
+            f" WHERE NOT {_HAS_EDGES}",
+            key,
         )
         # What was merged into one of these before.
         self._connection.execute(
@@ -583,6 +593,17 @@ class MemoryTransaction:
             self._key | {"keep": keep_seconds},
         ).rowcount
 
+
+_WITH_NODES = "e.kind IN ('" + "', '".join((*WALKED, "creative")) + "')"
+"""Of an edge e: both its ends are nodes of the space."""
+
+_HAS_EDGES = (
+    f"(EXISTS (SELECT FROM sona.memory_edge e WHERE e.space_id = n.space_id AND {_WITH_NODES}"
+    "  AND e.source_kind = n.kind AND e.source = n.key) OR EXISTS (SELECT FROM sona.memory_edge e"
+    f"  WHERE e.space_id = n.space_id AND {_WITH_NODES} AND e.target_kind = n.kind AND e.target = n.key))"
+)
+"""Of a node n that is to go, once its edges are gone: others are new, or have changed since the plan was made. It is
+left to the next cycle."""
 
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 

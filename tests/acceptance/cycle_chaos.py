@@ -243,16 +243,24 @@ def chaos_in(kind: type[CycleChaos], home: Path, seed: int) -> Iterator[CycleCha
 
 
 def run(
-    kind: type[CycleChaos], home: Path, *, seed: int, at_step: int, at_random: int, cuts: int, stops: int
+    kind: type[CycleChaos],
+    home: Path,
+    *,
+    seed: int,
+    at_step: int,
+    at_random: int,
+    cuts: int,
+    stops: int,
+    every: int = 1,
 ) -> tuple[str, list[str], int]:
-    """The whole: `at_step` workers at each step of each phase, `at_random` at random moments.
+    """The whole: `at_step` workers at each step of each phase, or at every third, say; `at_random` at random moments.
 
     Returns
     -------
     report, violations, kills
     """
     with chaos_in(kind, home, seed) as chaos:
-        for aim, name in aims_of(kind.loop):
+        for aim, name in aims_of(kind.loop)[::every]:
             chaos.kill_at(aim, name, at_step)
         chaos.kill_at_random(at_random)
         for _ in range(cuts):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,8 @@ _ALWAYS = {
         " OR pattern_id > (SELECT last_id FROM sona.pattern_state WHERE space_id = %(space)s))"
     ),
     "the cycles have not taken in what they say": (
-        "SELECT (SELECT coalesce(sum((facts ->> 'new')::bigint), 0) FROM sona.loop_run WHERE space_id = s.space_id)"
+        "SELECT (SELECT coalesce(sum((facts ->> 'new')::bigint), 0) FROM sona.loop_run WHERE space_id = s.space_id"
+        " AND loop = 'background')"
         " = (SELECT count(*) FROM sona.answer_outcome o WHERE o.space_id = s.space_id"
         " AND o.ordinal < s.consumed) FROM sona.pattern_state s WHERE s.space_id = %(space)s"
     ),
@@ -94,13 +95,15 @@ class PatternChaos(CycleChaos):
 
     loop = BACKGROUND
     dim = DIM
+    helpful = 1
+    """Of the items that are shown, so many have helped: those that are nearest to the query."""
 
     def __init__(self, home: Path, seed: int) -> None:
         super().__init__(home, seed)
         self.bases = 0
         """Spaces that have a base by the end."""
         self._outcomes: dict[int, list[bool]] = {space_id: [] for space_id in self.spaces}
-        self._names = dict(self._connection.execute("SELECT space_id, name FROM sona.space").fetchall())
+        self.names: dict[int, str] = dict(self._connection.execute("SELECT space_id, name FROM sona.space").fetchall())
         self.start([sys.executable, "-m", "sona_pg", "worker", "instant", "--poll-interval=0.01", f"--url={self.url}"])
 
     def command(self) -> list[str]:
@@ -109,14 +112,14 @@ class PatternChaos(CycleChaos):
     def grow(self) -> None:
         """As an SQL client: a trajectory, and a late score of an earlier one; sometimes somebody asks for a cycle."""
         space_id = self._random.choice(self.spaces)
-        known, name = self._outcomes[space_id], self._names[space_id]
+        known, name = self._outcomes[space_id], self.names[space_id]
         number = len(known)
         random = np.random.default_rng((space_id, number))
         query = 0.05 * random.standard_normal(DIM)
         query[random.integers(min(1 + number // NEW_TOPIC_EVERY, DIM))] += 1.0
         has_outcome = number % 4 != 0
         shown = random.choice(len(ITEMS), 3, replace=False)
-        best = shown[int(np.argmax(ITEMS[shown] @ query))]
+        best = shown[np.argsort(-(ITEMS[shown] @ query))[: self.helpful]]
         with self._connection.transaction():
             self._connection.execute(
                 "SELECT sona.record(%s, %s, %s, %s, quality => %s, trajectory_id => %s, metadata => %s::jsonb,"
@@ -125,7 +128,7 @@ class PatternChaos(CycleChaos):
                     name,
                     query.astype(np.float32),
                     [str(item) for item in shown],
-                    [float(item == best) for item in shown] if has_outcome else None,
+                    [float(item in best) for item in shown] if has_outcome else None,
                     random.uniform(0.4, 1.0) if has_outcome else None,
                     _id(space_id, number),
                     f'{{"parameters": {{"model": {number % MODELS}}}}}',
@@ -148,23 +151,30 @@ class PatternChaos(CycleChaos):
             pass
         assert not worker.failing, f"the instant worker could not learn in {worker.failing}"
         worker.close()
-        for name in self._names.values():
-            self._connection.execute("SELECT sona.run_cycle(%s, %s)", (name, self.loop.name))
+        self.finish(BACKGROUND.name, background_worker.run)
+
+    def finish(self, loop: str, work: Callable[..., None]) -> None:
+        """Ask for a cycle in every space, and do what there is to do."""
+        for name in self.names.values():
+            self._connection.execute("SELECT sona.run_cycle(%s, %s)", (name, loop))
         # One that was interrupted goes before one that is asked for, and the server takes its time to let the dead go.
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._connection.execute("SELECT FROM sona.loop_run WHERE finished_at IS NULL").fetchall():
+        while self._connection.execute(
+            "SELECT FROM sona.loop_run WHERE finished_at IS NULL AND loop = %s", (loop,)
+        ).fetchall():
             assert time.monotonic() < deadline, f"cycles are left after {PATIENCE_SECONDS} s"
-            background_worker.run(self.url, once=True)
+            work(self.url, once=True)
 
     def wrong_now(self, space_id: int) -> Iterator[str]:
         key = {"space": space_id, "same": PatternConfig().merge_threshold + 1e-6}
-        with self._snapshot():
+        with self.snapshot():
             for wrong, check in _ALWAYS.items():
                 if self._connection.execute(check, key).fetchall() not in ([(True,)], []):  # no row before a cycle
                     yield f"space {space_id}: {wrong}"
 
     @contextmanager
-    def _snapshot(self) -> Iterator[None]:
+    def snapshot(self) -> Iterator[None]:
+        """A transaction in which all that is read is as of one moment."""
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield
@@ -191,8 +201,8 @@ class PatternChaos(CycleChaos):
 
     def _learned_otherwise(self, space_id: int) -> Iterator[str]:
         """Compare the learner with a replay of the ledger from the last base on, in which nobody died."""
-        with self._snapshot():
-            space = spaces.get_space(self._connection, self._names[space_id])
+        with self.snapshot():
+            space = spaces.get_space(self._connection, self.names[space_id])
             instant, adapter = spaces.claim_settings(self._connection, space, None, None)
             first, learners = 0, []
             row = self._connection.execute(
@@ -221,8 +231,8 @@ class PatternChaos(CycleChaos):
 
     def _differences(self, space_id: int) -> Iterator[str]:
         """Compare what is stored with a replay of the cycles, in their order, in which nobody died."""
-        with self._snapshot():
-            reader = PatternReader(self._connection, spaces.get_space(self._connection, self._names[space_id]))
+        with self.snapshot():
+            reader = PatternReader(self._connection, spaces.get_space(self._connection, self.names[space_id]))
             state = reader.state(MANY, recommending(VerdictConfig()))
             stored = reader.patterns()
             everything = replace(state, consumed=0, waiting=frozenset())
@@ -231,7 +241,7 @@ class PatternChaos(CycleChaos):
                 new
                 for (new,) in self._connection.execute(
                     "SELECT (facts ->> 'new')::bigint FROM sona.loop_run WHERE space_id = %s AND state = 'done'"
-                    " ORDER BY run_id",
+                    " AND loop = 'background' ORDER BY run_id",
                     (space_id,),
                 )
             ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from . import chaos
 from .cycle_chaos import aims_of, run
 from .cycles import DemonstrationChaos
+from .deep_cycles import DeepChaos
 from .pattern_cycles import PatternChaos
 
 
@@ -31,3 +32,11 @@ def test_workers_killed_while_they_make_patterns_count_every_outcome_once(tmp_pa
     print(report)
     assert not violations
     assert kills == len(aims_of(PatternChaos.loop)) + 2 >= 15
+
+
+def test_workers_killed_while_they_restructure_memory_lose_no_edge_and_number_nothing_twice(tmp_path: Path) -> None:
+    # At each of them in tests/db/test_deep_kill.py.
+    report, violations, kills = run(DeepChaos, tmp_path, seed=11, at_step=1, at_random=2, cuts=1, stops=1, every=4)
+    print(report)
+    assert not violations
+    assert kills == len(aims_of(DeepChaos.loop)[::4]) + 2 >= 10

@@ -364,8 +364,9 @@ def test_what_changes_while_a_consolidation_computes_is_left_to_the_next(
     assert after["given", "episode", "of no use", "item", "0"] == 0.5
     with connect(url) as connection:
         assert connection.execute("SELECT FROM sona.memory WHERE kind = 'episode'").fetchall()
+        assert connection.execute("SELECT FROM sona.memory WHERE kind = 'item' AND key = %s", merged[:1]).fetchall()
     engine.close()
-    # Nothing of them is taken for consolidated, and the next cycle finds the node that the merged one has become.
+    # Nothing of them is taken for consolidated, and the next cycle merges what this one has left.
     _consolidate(url, days_later=0.5)
     later = _weights(url)
     assert _co_access(merged) not in later
