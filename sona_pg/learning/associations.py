@@ -87,8 +87,12 @@ class Associations:
         dict
             By item, above 0 to 1; none where activation leads nowhere.
         """
-        given = {node: mass for item, mass in starts.items() if mass > 0 and (node := self._node.get(item)) is not None}
-        if not given or not len(self):
+        given = {
+            node: mass
+            for item, mass in starts.items()
+            if mass > 0 and (node := self._node.get(item)) is not None and self.graph.degree(node)
+        }
+        if not given:
             return {}
         mass = np.zeros(len(self.graph))
         mass[list(given)] = list(given.values())

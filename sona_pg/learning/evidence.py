@@ -261,10 +261,12 @@ class Tally:
         How many.
     keep
         What a time counts of the next one.
+    added
+        How many of them, the last ones, an earlier version does not know; apart in the state, so that it can read it.
     """
 
-    def __init__(self, things: int, keep: float) -> None:
-        self._keep = keep
+    def __init__(self, things: int, keep: float, added: int = 0) -> None:
+        self._keep, self._known = keep, things - added
         self._sums = np.zeros((things, 2))
         self._weight = np.zeros(2)
 
@@ -286,16 +288,14 @@ class Tally:
 
     def state(self) -> Arrays:
         """Everything that a continuation needs, as arrays."""
-        return {"sums": self._sums, "weight": self._weight}
+        return {"sums": self._sums[: self._known], "weight": self._weight, "added": self._sums[self._known :]}
 
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Continue from what `state` gave; bit for bit."""
-        sums = state.get("sums")
-        if sums is not None and sums.ndim == 2 and len(sums) < len(self._sums):
-            # From before there were all of the things: of those that came last, nothing was observed.
-            state = {**state, "sums": np.concatenate([sums, np.zeros_like(self._sums[len(sums) :])])}
+        # A state of before has none of what was added since: nothing was observed of that.
+        state = {"added": np.zeros_like(self._sums[self._known :]), **state}
         check_parts("tally", state, self.state())
-        self._sums = np.array(state["sums"], dtype=np.float64)
+        self._sums = np.concatenate([state["sums"], state["added"]]).astype(np.float64)
         self._weight = np.array(state["weight"], dtype=np.float64)
 
 

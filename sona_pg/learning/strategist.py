@@ -58,7 +58,7 @@ class Strategy(enum.StrEnum):
     BOOSTED = "boosted"
     STAKE = "stake"
     FUSION = "fusion"
-    # The last one: a state of before has none, and its gain was 0 by then.
+    # The last one: states of before have none.
     RELATED = "related"
 
 
@@ -259,7 +259,7 @@ class Strategist:
         self._unseen = Stake(c.stake_keep, c.strange_prior)
         self._has_stake = Switch(c.stake_from)
         self._regions = Regions(dim, c, threshold)
-        self._tally = Tally(len(Strategy), c.stake_keep)
+        self._tally = Tally(len(Strategy), c.stake_keep, added=1)
 
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs but the memory; see `packing`."""

@@ -27,6 +27,7 @@ from sona_pg.config import (
     TransferConfig,
 )
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.consolidation import Compression, ConsolidationPlan, compression, consolidation_plan
 from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
@@ -433,6 +434,46 @@ class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
         return {"analogies": len(made), "spaces": len({name for _, name, _, _ in made}), "nodes_indexed": indexed}
 
 
+# ---- snapshot --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    ids: Rows
+    names: list[str | None]
+    edges: StoredEdges
+    ordinal: int
+
+
+class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
+    """The graph as the cycle leaves it: what the strategist weighs the strategy `related` by.
+
+    As of one moment, and with how long the ledger was then: by a graph that grows meanwhile, an event that is weighed
+    later than it is learned would be answered by what it has taught.
+    """
+
+    name = "snapshot"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Graph:
+        ids, names = reader.names()
+        return _Graph(ids, names, reader.edges(ids, (*WALKED, "creative")), reader.ledger_entries())
+
+    def made(self, state: MemoryState, found: _Graph, cycle: Cycle) -> tuple[int, Associations]:
+        edges, is_item = found.edges.edges, np.array([name is not None for name in found.names], dtype=bool)
+        place = np.empty(len(is_item), dtype=np.int64)
+        place[np.argsort(~is_item, kind="stable")] = np.arange(len(is_item))
+        graph = MemoryGraph.from_edges(len(is_item), place[edges.source], place[edges.target], edges.weight)
+        return found.ordinal, Associations([name for name in found.names if name is not None], graph)
+
+    def done(
+        self, transaction: MemoryTransaction, made: tuple[int, Associations], connection: Connection, cycle: Cycle
+    ) -> Facts:
+        ordinal, associations = made
+        content = associations.to_bytes()
+        transaction.write_snapshot(ordinal, content)
+        return {"edges": len(associations), "bytes": len(content), "ledger_entries": ordinal}
+
+
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
@@ -440,7 +481,7 @@ def _number(value: float) -> float | None:
 def deep_loop(config: DeepConfig | None = None) -> Loop:
     """The loop with settings."""
     settings = DeepConfig() if config is None else config
-    parts = (_Grow, _Consolidate, _Hierarchy, _Dream, _Integration, _Transfer)
+    parts = (_Grow, _Consolidate, _Hierarchy, _Dream, _Integration, _Transfer, _Snapshot)
     return Loop(NAME, DEEP_SCHEDULE, tuple(part(settings).phase() for part in parts))
 
 
