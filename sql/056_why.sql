@@ -137,7 +137,7 @@ RETURN (
         WHEN _parts.strategy IN ('adapted', 'stake') THEN _parts.other - _parts.frozen
         WHEN _parts.strategy = 'familiar' THEN _parts.familiar
         WHEN _parts.strategy = 'fusion' THEN w[2] * _parts.familiar + w[3] * (_parts.other - _parts.frozen)
-        WHEN _parts.strategy IN ('frozen', 'boosted') THEN 0 END,
+        WHEN _parts.strategy IN ('frozen', 'boosted', 'related') THEN 0 END,
     _parts.share * CASE
         WHEN _parts.strategy = 'boosted' THEN 0.5 * vote
         WHEN _parts.strategy = 'fusion' THEN (
@@ -151,10 +151,11 @@ RETURN (
         WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake') THEN 0 END,
     _parts.frozen * CASE
         WHEN _parts.strategy = 'fusion' THEN 1 - _parts.share + _parts.share * w[1]
-        WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake', 'boosted') THEN 1 END);
+        WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake', 'boosted', 'related') THEN 1 END);
 COMMENT ON FUNCTION sona._parts IS
     'What the score of an item is made of under a strategy: what the adapter, what remembered outcomes and what its '
-    'frozen cosine give, this one by a factor that is the same for every item. NULL of any other strategy.';
+    'frozen cosine give, this one by a factor that is the same for every item. NULL of any other strategy, and of what '
+    'the memory graph gave: it has other edges by now.';
 
 CREATE OR REPLACE FUNCTION sona._in_force_because(
     t sona.trajectory, answered_at timestamptz, OUT setting text, OUT reason text, OUT trajectory_id uuid, OUT detail jsonb
@@ -412,7 +413,8 @@ BEGIN
             'detail', jsonb_build_object(
                 'score', x.score, 'frozen', x.frozen, 'frozen_place', x.frozen_place, 'moved', x.frozen_place - x.at,
                 'beyond', CASE WHEN x.frozen_place IS NULL AND x.frozen IS NOT NULL THEN looked_at END,
-                'cosine', x.cosine, 'adapter', x.adapter, 'memory', x.memory,
+                'cosine', x.cosine, 'adapter', x.adapter,
+                'memory', CASE t.strategy WHEN 'related' THEN x.score - x.cosine ELSE x.memory END,
                 'rest', x.score - (x.cosine + x.adapter + x.memory),
                 'helped_in', to_jsonb(coalesce(x.helped_in[:10], '{}')),
                 'missed_in', to_jsonb(coalesce(x.missed_in[:10], '{}')))) ORDER BY x.part DESC, x.place)

@@ -217,7 +217,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    FOR at IN 1 .. hops LOOP
+    FOR at IN 1 .. least(hops, 10) LOOP
         EXIT WHEN keys IS NULL;
         -- An edge is stored once, and passed both ways.
         WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),

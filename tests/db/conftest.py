@@ -293,6 +293,10 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 (world.ids[tenant],),
             )
             worker.execute(
+                "INSERT INTO sona.memory_snapshot (space_id, run_id, ordinal, content) VALUES (%s, 1, 0, '')",
+                (world.ids[tenant],),
+            )
+            worker.execute(
                 "INSERT INTO sona.dream (space_id, dream_id, run_id, nodes, kinds, creative_jumps, novelty, coherence,"
                 " utility, diversity, quality, phi, phi_threshold, is_integrated, reason)"
                 " VALUES (%s, 1, 1, '{1,2}', '{start,jump}', 1, 0, 0, 0, 0, 0, 0, 0.3, false, 'a test')",
