@@ -6,7 +6,6 @@ from the nearest items over the edges of the memory graph (Collins & Loftus 1975
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -103,8 +102,12 @@ class Associations:
             return {}
         known = mass.sum() / sum(put for put in starts.values() if put > 0)
         share = known * reached[active] / reached[active].max()
-        best = heapq.nsmallest(config.candidates, ((-s, self.items[n]) for n, s in zip(active, share, strict=True)))
-        return {item: -float(negative) for negative, item in best}
+        if len(active) > config.candidates:
+            # First those that may be among them, so that few are put in order.
+            kept = share >= np.partition(share, -config.candidates)[-config.candidates]
+            active, share = active[kept], share[kept]
+        best = sorted((-float(s), self.items[node]) for node, s in zip(active, share, strict=True))
+        return {item: -negative for negative, item in best[: config.candidates]}
 
     def to_bytes(self) -> bytes:
         """What `from_bytes` reads."""

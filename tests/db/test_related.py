@@ -1,4 +1,4 @@
-"""The strategy `related` in Postgres: from SQL as from Python, frozen without a graph, and by evidence without leaks."""
+"""The strategy `related` in Postgres: in SQL as in Python, frozen without a graph, by evidence that leaks nothing."""
 
 from __future__ import annotations
 
@@ -222,9 +222,9 @@ def test_live_edges_are_no_evidence_and_a_snapshot_counts_from_its_entry_on(
 ) -> None:
     space = world.engine.space
 
-    def one(statement: str) -> Any:
-        row = connection.execute(statement, (space.space_id,)).fetchone()
-        return None if row is None else row
+    def one(statement: str) -> tuple[Any, ...]:
+        (row,) = connection.execute(statement, (space.space_id,)).fetchall()
+        return row
 
     # What helps together goes into the graph at once: by that, an event would be answered by itself.
     world.live(30)
