@@ -155,7 +155,7 @@ RETURN (
 COMMENT ON FUNCTION sona._parts IS
     'What the score of an item is made of under a strategy: what the adapter, what remembered outcomes and what its '
     'frozen cosine give, this one by a factor that is the same for every item. NULL of any other strategy, and of what '
-    'the memory graph gave: it has other edges by now.';
+    'the memory graph has given.';
 
 CREATE OR REPLACE FUNCTION sona._in_force_because(
     t sona.trajectory, answered_at timestamptz, OUT setting text, OUT reason text, OUT trajectory_id uuid, OUT detail jsonb
@@ -392,8 +392,10 @@ BEGIN
             WHERE r.at <= (SELECT count(*) FROM steps)
               AND NOT EXISTS (SELECT FROM steps x WHERE x.item = r.item AND x.nth = r.nth)),
         parts AS (
-            SELECT x.part, x.place, x.at, x.item, x.score, i.frozen, r.at AS frozen_place, p.*, h.ids AS helped_in,
-                   m.ids AS missed_in
+            SELECT x.part, x.place, x.at, x.item, x.score, i.frozen, r.at AS frozen_place, p.adapter, p.cosine,
+                   -- The memory graph has other edges by now: what it gave is what was shown above the cosine.
+                   CASE t.strategy WHEN 'related' THEN x.score - p.cosine ELSE p.memory END AS memory,
+                   h.ids AS helped_in, m.ids AS missed_in
             FROM candidates x
             LEFT JOIN there i ON i.item = x.item AND i.nth = x.nth
             LEFT JOIN ranked r ON r.item = x.item AND r.nth = x.nth
@@ -413,8 +415,7 @@ BEGIN
             'detail', jsonb_build_object(
                 'score', x.score, 'frozen', x.frozen, 'frozen_place', x.frozen_place, 'moved', x.frozen_place - x.at,
                 'beyond', CASE WHEN x.frozen_place IS NULL AND x.frozen IS NOT NULL THEN looked_at END,
-                'cosine', x.cosine, 'adapter', x.adapter,
-                'memory', CASE t.strategy WHEN 'related' THEN x.score - x.cosine ELSE x.memory END,
+                'cosine', x.cosine, 'adapter', x.adapter, 'memory', x.memory,
                 'rest', x.score - (x.cosine + x.adapter + x.memory),
                 'helped_in', to_jsonb(coalesce(x.helped_in[:10], '{}')),
                 'missed_in', to_jsonb(coalesce(x.missed_in[:10], '{}')))) ORDER BY x.part DESC, x.place)

@@ -133,15 +133,17 @@ class Associations:
         LearningError
             If the data are damaged.
         """
-        header, arrays = unpack_any(data, "memory snapshot")
+        way_out = "the next cycle of the deep loop makes another"
         try:
+            header, arrays = unpack_any(data, "memory snapshot")
             if not isinstance(header, dict) or header["format"] != _FORMAT:
                 raise ValueError(f"it is of {header}, expected format {_FORMAT}")
             names, ends = arrays["names"].tobytes(), arrays["ends"].tolist()
             items = [names[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
             graph = MemoryGraph.from_edges(header["nodes"], arrays["source"], arrays["target"], arrays["weight"])
             return cls(items, graph)
+        except LearningError as cause:
+            # What that says of a way out is for states that have versions.
+            raise LearningError(f"the memory snapshot is damaged: {way_out}") from cause
         except (KeyError, ValueError, MemoryGraphError) as cause:
-            raise LearningError(
-                f"the memory snapshot is damaged ({cause}): the next cycle of the deep loop makes another"
-            ) from cause
+            raise LearningError(f"the memory snapshot is damaged ({cause}): {way_out}") from cause

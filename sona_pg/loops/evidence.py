@@ -231,7 +231,7 @@ class EvidenceLoop:
             copy.strategist.adopt_patterns(*transaction.patterns(_MOST_PATTERNS))
         if news.memory_run != memory_run and news.memory_ordinal <= held.ordinal:
             memory_run = news.memory_run
-            copy.associations = None if memory_run is None else transaction.associations(memory_run)
+            copy.associations = self._associations(transaction, memory_run)
         if news.base_version != base_version and news.base_ordinal <= held.ordinal:
             base_version = news.base_version
             if base_version is not None:
@@ -242,6 +242,17 @@ class EvidenceLoop:
         copy.adopted = adopted
         transaction.adopt(adopted)
         return True
+
+    def _associations(self, transaction: StrategistTransaction, run: int | None) -> Associations | None:
+        """The memory graph as a cycle has left it; a damaged one is none: it must not hold up the rest."""
+        if run is None:
+            return None
+        try:
+            return transaction.associations(run)
+        except LearningError as error:
+            log.error("space %r: %s", self._store.space.name, error)
+            self._store.log_errors("evidence", [f"the memory graph cannot be weighed: {error}"])
+            return None
 
     def _take_in(
         self,
@@ -383,8 +394,7 @@ class EvidenceLoop:
         if lift.key != held.epoch:
             lift.begin(held.epoch, 0.0 if held.changed_at is None else held.changed_at.timestamp())
         self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at, held.adopted)
-        if held.adopted.memory_run is not None:
-            self._copy.associations = transaction.associations(held.adopted.memory_run)
+        self._copy.associations = self._associations(transaction, held.adopted.memory_run)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
 

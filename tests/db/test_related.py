@@ -287,6 +287,22 @@ def test_where_the_graph_is_proven_it_answers_and_says_why(world: World, connect
     assert all(amount == pytest.approx(memory) for amount, memory in moved.values())
 
 
+def test_a_damaged_snapshot_is_reported_and_holds_nothing_up(world: World, connection: Connection) -> None:
+    space = world.engine.space
+    connection.execute(
+        "INSERT INTO sona.memory_snapshot (space_id, run_id, ordinal, content) VALUES (%s, 1, 0, 'damaged')",
+        (space.space_id,),
+    )
+    world.live(5)
+    found = connection.execute(
+        "SELECT events, memory_run FROM sona.strategist WHERE space_id = %s", (space.space_id,)
+    ).fetchone()
+    assert found == (5, 1)
+    (said,) = connection.execute("SELECT message FROM sona.errors WHERE space = %s", (world.name,)).fetchall()
+    assert "memory snapshot" in said[0]
+    assert "deploy" not in said[0]
+
+
 def test_a_snapshot_goes_with_a_user_who_is_forgotten(world: World, connection: Connection) -> None:
     about = 5
     query = world.ask(about)

@@ -426,7 +426,7 @@ def test_a_function_gives_what_it_gives_on_a_clean_path(world: World, victim: Co
     assert isinstance(_is_unmoved(world, victim, statement), tuple if name in RAISING else list)
 
 
-@pytest.mark.parametrize("strategy", ["learned", "frozen", "familiar", "boosted", "stake", "fusion"])
+@pytest.mark.parametrize("strategy", ["learned", "frozen", "familiar", "boosted", "stake", "fusion", "related"])
 def test_every_strategy_answers_as_on_a_clean_path(world: World, victim: Connection, strategy: str) -> None:
     # Asked what it remembers, so that the ground is familiar.
     query = (
