@@ -245,10 +245,8 @@ class EvidenceLoop:
 
     def _associations(self, transaction: StrategistTransaction, run: int | None) -> Associations | None:
         """The memory graph as a cycle has left it; a damaged one is none: it must not hold up the rest."""
-        if run is None:
-            return None
         try:
-            return transaction.associations(run)
+            return None if run is None else transaction.associations(run)
         except LearningError as error:
             log.error("space %r: %s", self._store.space.name, error)
             self._store.log_errors("evidence", [f"the memory graph cannot be weighed: {error}"])
