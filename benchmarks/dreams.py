@@ -20,7 +20,7 @@ from benchmarks.bank_worlds import DATA
 from benchmarks.harness import Row, compare, row
 from benchmarks.two_hop import TwoHop
 from sona_pg import kernels
-from sona_pg.config import DreamConfig
+from sona_pg.config import DreamConfig, StrategyConfig
 from sona_pg.kernels import graph_reference
 from sona_pg.kernels.graph_reference import EDGE, JUMP, RESTART, START
 from sona_pg.learning.dream_evidence import DreamEvidence, area_under_curve, dreams_help
@@ -250,6 +250,11 @@ def _two_hops(seeds: int) -> Iterator[Row]:
                 "least": round(min(dreamt), 3),
                 "random": round(float(np.mean(random)), 3),
                 "two hops": round(world.recall(world.graph, 2), 3),
+                "frozen": round(world.related(StrategyConfig(candidates=200, related_weight=0.0)), 3),
+                "related": round(world.related(StrategyConfig(candidates=200)), 3),
+                "related, by activation alone": round(
+                    world.related(StrategyConfig(candidates=200, related_weight=10.0)), 3
+                ),
             },
             1e6 * np.array(taken),
             "as many random edges",

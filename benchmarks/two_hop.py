@@ -14,10 +14,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.config import DreamConfig
+from sona_pg.config import DreamConfig, StrategyConfig
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.dream_walks import creative_edges, dream_walks
+from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.memory_graph import MemoryGraph
+from sona_pg.learning.remembered import InMemoryOutcomes, PoolIndex, look_around
+from sona_pg.learning.strategist import Strategist, Strategy
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]
@@ -122,4 +126,18 @@ class TwoHop:
             active[landing] = 0
             shown = np.argsort(-active, kind="stable")[:SHOWN]
             found.append(np.isin(relevant, shown[active[shown] > 0]).mean())
+        return float(np.mean(found))
+
+    def related(self, config: StrategyConfig) -> float:
+        """Recall@50 of the strategy `related`; with a weight of 0, of the frozen ranking. All nodes are items."""
+        if self.graph.embeddings is None:
+            return 0.0
+        pool = ItemPool([str(node) for node in range(len(self.graph))], self.graph.embeddings)
+        memory, index = InMemoryOutcomes(self.query.shape[1]), PoolIndex(pool)
+        associations, strategist = Associations(pool.ids, self.graph), Strategist(pool, config)
+        found = []
+        for query, relevant in zip(self.query, self.relevant, strict=True):
+            around = look_around(query, memory, index, config, associations=associations)
+            shown = strategist.answer(query, around).ranking(Strategy.RELATED, SHOWN)
+            found.append(np.isin(relevant, [int(item) for item in shown]).mean())
         return float(np.mean(found))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, Surroundings, look_around
 from sona_pg.learning.strategist import Lesson, Scored, Strategist, Strategy
@@ -29,10 +30,13 @@ class Space:
         self.strategist = Strategist(pool)
         self.memory = InMemoryOutcomes(pool.embeddings.shape[1])
         self.index = PoolIndex(pool)
+        self.associations: Associations | None = None
+        """The memory graph; none at first."""
 
     def look(self, query: FloatVector, event: JudgedEvent | None = None) -> Surroundings:
         """What is around a unit query (dim,)."""
-        return look_around(query, self.memory, self.index, self.strategist.config, event=event)
+        config, associations = self.strategist.config, self.associations
+        return look_around(query, self.memory, self.index, config, event=event, associations=associations)
 
     def answer(self, query: FloatVector) -> Scored:
         """Candidates for a unit query (dim,) under every strategy."""

@@ -203,7 +203,7 @@ class SignalConfig:
         _whole("centring_signals", self.centring_signals, 0, 1 << 20)
 
 
-STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "fusion", "shadow")
+STRATEGIES = ("learned", "frozen", "adapted", "familiar", "boosted", "stake", "fusion", "related", "shadow")
 """What may answer in a space; shadow learns and reports as learned does, and answers as frozen does."""
 
 
@@ -317,6 +317,12 @@ class StrategyConfig:
         Among how many remembered queries the own one is ranked.
     rank_items
         Among how many items of the sample the helpful ones are ranked, to weigh the stakes.
+    related_starts, related_hops, related_factor
+        From so many of the nearest items activation spreads over the memory graph, so often, and each time this share
+        of it goes on.
+    related_weight
+        What activation counts beside the cosine: so much for the item that most of it comes to, where the graph knows
+        all that starts.
     regions
         Parts of the query space that have evidence of their own.
     region_near
@@ -365,6 +371,10 @@ class StrategyConfig:
     most_remembered: int = 64
     sanity_events: int = 512
     rank_items: int = 256
+    related_starts: int = 5
+    related_hops: int = 2
+    related_factor: float = 0.7
+    related_weight: float = 1.0
     regions: int = 16
     region_near: float = 0.95
     region_pattern: float = 0.8
@@ -417,6 +427,10 @@ class StrategyConfig:
         _whole("sanity_window", self.sanity_window, 1, 10_000)
         _whole("sanity_events", self.sanity_events, 1, 1_000_000)
         _whole("rank_items", self.rank_items, 1, 1 << 20)
+        _whole("related_starts", self.related_starts, 1, 100)
+        _whole("related_hops", self.related_hops, 0, 10)
+        _within("related_factor", self.related_factor, 0.0, 1.0)
+        _within("related_weight", self.related_weight, 0.0, 10.0)
         _whole("regions", self.regions, 1, 1000)
         _within("region_near", self.region_near, -1.0, 1.0)
         _within("region_pattern", self.region_pattern, -1.0, 1.0)

@@ -8,7 +8,7 @@ CREATE OR REPLACE FUNCTION sona._check_strategy(strategy text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
-    known text[] := '{learned,frozen,adapted,familiar,boosted,stake,fusion,shadow}';
+    known text[] := '{learned,frozen,adapted,familiar,boosted,stake,fusion,related,shadow}';
 BEGIN
     IF NOT coalesce(strategy = ANY (known), false) THEN
         PERFORM sona._refuse('SN003', format('there is no strategy %L', strategy),

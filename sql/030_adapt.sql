@@ -41,7 +41,7 @@ DECLARE
     found_verdict integer;
 BEGIN
     -- A strategy that has learned nothing answers as frozen does.
-    IF g.weights IS NULL AND s.strategy NOT IN ('frozen', 'adapted') THEN RETURN 'frozen'; END IF;
+    IF g.weights IS NULL AND s.strategy NOT IN ('frozen', 'adapted', 'related') THEN RETURN 'frozen'; END IF;
     IF s.strategy = 'shadow' THEN RETURN 'frozen'; END IF;
     IF s.strategy <> 'learned' THEN RETURN s.strategy; END IF;
     IF NOT g.is_sane THEN RETURN 'frozen'; END IF;
@@ -79,7 +79,7 @@ BEGIN
          g.remembered_until
     FROM sona.strategist x WHERE x.space_id = s.space_id;
     strategy := sona._strategy_for(s, g, query);
-    IF strategy IN ('frozen', 'boosted') THEN RETURN adapt.query; END IF;
+    IF strategy IN ('frozen', 'boosted', 'related') THEN RETURN adapt.query; END IF;
     -- What was deployed asks as it did, until learning goes on.
     SELECT sona._familiar(max(1 - (p.embedding OPERATOR(@vector@.<=>) query)), g.settings) INTO gate
     FROM sona.remembered_query p WHERE p.space_id = s.space_id AND p.is_prototype

@@ -266,6 +266,68 @@ END $$;
 COMMENT ON FUNCTION sona._score_items IS
     'The k best of the items near a query and of what helped near it, by a strategy that knows remembered outcomes.';
 
+CREATE OR REPLACE FUNCTION sona._related_items(
+    space_id bigint, query @vector@.vector, k integer, filter jsonb
+) RETURNS TABLE (item_id text, rank integer, score real)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    settings jsonb := (SELECT x.settings FROM sona.strategist x WHERE x.space_id = _related_items.space_id);
+    wanted integer := greatest(k, (settings ->> 'related_starts')::integer);
+    near record;
+    starts record;
+    active_items text[];
+    active_shares double precision[];
+    further record;
+BEGIN
+    -- NULL where nobody has claimed the settings of the space.
+    IF (settings ->> 'related_hops')::integer > 0
+       AND EXISTS (SELECT FROM sona.memory_edge e WHERE e.space_id = _related_items.space_id) THEN
+        LOOP
+            SELECT * INTO near FROM sona._nearest_items(space_id, query, NULL, wanted, filter);
+            -- A table of chunks has an id several times, and k items are asked for, not k rows.
+            EXIT WHEN cardinality(near.items) < wanted OR wanted >= 100000
+                OR (SELECT count(DISTINCT i) FROM unnest(near.items) i) >= k;
+            wanted := 4 * wanted;
+        END LOOP;
+        SELECT array_agg(s.item) AS items, array_agg(s.cosine) AS cosines, sum(s.cosine) AS total,
+               sum(s.cosine) FILTER (WHERE sona._has_edge(space_id, 'item', s.item)) AS known
+        INTO starts FROM (
+            SELECT n.item, 1 - min(n.away) AS cosine FROM unnest(near.items, near.distances) n (item, away)
+            GROUP BY n.item ORDER BY 2 DESC NULLS LAST, n.item COLLATE "C"
+            LIMIT (settings ->> 'related_starts')::integer) s
+        WHERE s.cosine > 0;
+        -- What starts counts by what comes back to it. A graph that knows little of what starts says little.
+        SELECT array_agg(a.item), array_agg(starts.known / starts.total * a.mass / a.most)
+        INTO active_items, active_shares FROM (
+            SELECT f.key AS item, sum(f.mass) AS mass, max(sum(f.mass)) OVER () AS most
+            FROM sona._spread(space_id, array_fill('item'::text, ARRAY[coalesce(cardinality(starts.items), 0)]), starts.items,
+                              starts.cosines, (settings ->> 'related_hops')::integer,
+                              (settings ->> 'related_factor')::double precision) f
+            WHERE f.kind = 'item' GROUP BY f.key HAVING sum(f.mass) > 1e-9 * starts.known
+            ORDER BY 2 DESC, f.key COLLATE "C" LIMIT (settings ->> 'candidates')::integer) a;
+    END IF;
+    IF active_items IS NULL THEN
+        RETURN QUERY SELECT f.item_id, f.rank, f.score FROM sona._search_items(space_id, query, k, filter) f;
+        RETURN;
+    END IF;
+    SELECT * INTO further FROM sona._item_distances(
+        space_id, ARRAY(SELECT unnest(active_items) EXCEPT SELECT unnest(near.items)), filter, query, query);
+    RETURN QUERY
+    WITH scored AS (
+        SELECT i.item, coalesce(1 - min(i.away), 0)
+                       + (settings ->> 'related_weight')::double precision * coalesce(max(a.share), 0) AS score
+        FROM unnest(near.items || further.items, near.distances || further.distances) i (item, away)
+        LEFT JOIN unnest(active_items, active_shares) a (item, share) ON a.item = i.item
+        GROUP BY i.item ORDER BY 2 DESC, i.item COLLATE "C" LIMIT k)
+    SELECT s.item, row_number() OVER (ORDER BY s.score DESC, s.item COLLATE "C")::integer, s.score::real
+    FROM scored s ORDER BY 2;
+END $$;
+COMMENT ON FUNCTION sona._related_items IS
+    'The k best of the items nearest to a query and of those to which activation spreads from them over the memory graph, '
+    'by cosine and activation. Where none spreads, the nearest.';
+
 CREATE OR REPLACE FUNCTION sona._arm(
     s sona.space, suspected_share real, trajectory_id uuid, OUT arm text, OUT propensity real
 )
@@ -329,7 +391,10 @@ BEGIN
         SELECT 'learned' AS arm, 1::real AS propensity INTO drawn;
     END IF;
     served := CASE drawn.arm WHEN 'control' THEN 'frozen' ELSE sona._strategy_for(s, g, query) END;
-    IF served IN ('frozen', 'adapted') THEN
+    IF served = 'related' THEN
+        RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served, drawn.arm, drawn.propensity
+        FROM sona._related_items(s.space_id, query, k, filter) f;
+    ELSIF served IN ('frozen', 'adapted') THEN
         RETURN QUERY SELECT f.item_id, f.rank, f.score, published, served, drawn.arm, drawn.propensity FROM sona._search_items(
             s.space_id,
             CASE served WHEN 'adapted' THEN sona._mapped(s.space_id, '{adapter,micro}', query) ELSE query END,

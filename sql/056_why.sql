@@ -137,7 +137,7 @@ RETURN (
         WHEN _parts.strategy IN ('adapted', 'stake') THEN _parts.other - _parts.frozen
         WHEN _parts.strategy = 'familiar' THEN _parts.familiar
         WHEN _parts.strategy = 'fusion' THEN w[2] * _parts.familiar + w[3] * (_parts.other - _parts.frozen)
-        WHEN _parts.strategy IN ('frozen', 'boosted') THEN 0 END,
+        WHEN _parts.strategy IN ('frozen', 'boosted', 'related') THEN 0 END,
     _parts.share * CASE
         WHEN _parts.strategy = 'boosted' THEN 0.5 * vote
         WHEN _parts.strategy = 'fusion' THEN (
@@ -151,10 +151,11 @@ RETURN (
         WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake') THEN 0 END,
     _parts.frozen * CASE
         WHEN _parts.strategy = 'fusion' THEN 1 - _parts.share + _parts.share * w[1]
-        WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake', 'boosted') THEN 1 END);
+        WHEN _parts.strategy IN ('frozen', 'adapted', 'familiar', 'stake', 'boosted', 'related') THEN 1 END);
 COMMENT ON FUNCTION sona._parts IS
     'What the score of an item is made of under a strategy: what the adapter, what remembered outcomes and what its '
-    'frozen cosine give, this one by a factor that is the same for every item. NULL of any other strategy.';
+    'frozen cosine give, this one by a factor that is the same for every item. NULL of any other strategy, and of what '
+    'the memory graph has given.';
 
 CREATE OR REPLACE FUNCTION sona._in_force_because(
     t sona.trajectory, answered_at timestamptz, OUT setting text, OUT reason text, OUT trajectory_id uuid, OUT detail jsonb
@@ -391,8 +392,10 @@ BEGIN
             WHERE r.at <= (SELECT count(*) FROM steps)
               AND NOT EXISTS (SELECT FROM steps x WHERE x.item = r.item AND x.nth = r.nth)),
         parts AS (
-            SELECT x.part, x.place, x.at, x.item, x.score, i.frozen, r.at AS frozen_place, p.*, h.ids AS helped_in,
-                   m.ids AS missed_in
+            SELECT x.part, x.place, x.at, x.item, x.score, i.frozen, r.at AS frozen_place, p.adapter, p.cosine,
+                   -- The memory graph has other edges by now: what it gave is what was shown above the cosine.
+                   CASE t.strategy WHEN 'related' THEN x.score - p.cosine ELSE p.memory END AS memory,
+                   h.ids AS helped_in, m.ids AS missed_in
             FROM candidates x
             LEFT JOIN there i ON i.item = x.item AND i.nth = x.nth
             LEFT JOIN ranked r ON r.item = x.item AND r.nth = x.nth

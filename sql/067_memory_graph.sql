@@ -194,6 +194,57 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona._near_nodes IS 'A statement that finds the $2 memory nodes nearest to $1.';
 
+CREATE OR REPLACE FUNCTION sona._spreading_kinds() RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+-- Analogies lead to another space.
+RETURN '{co_access,pattern,hierarchy,creative,given}'::text[];
+COMMENT ON FUNCTION sona._spreading_kinds IS 'Kinds of edges over which activation spreads.';
+
+CREATE OR REPLACE FUNCTION sona._has_edge(space_id bigint, kind text, key text) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN EXISTS (
+    SELECT FROM sona.memory_edge e
+    WHERE e.space_id = _has_edge.space_id AND e.kind = ANY (sona._spreading_kinds()) AND e.weight > 0
+      AND e.source_kind = _has_edge.kind AND e.source = _has_edge.key)
+    OR EXISTS (
+    SELECT FROM sona.memory_edge e
+    WHERE e.space_id = _has_edge.space_id AND e.kind = ANY (sona._spreading_kinds()) AND e.weight > 0
+      AND e.target_kind = _has_edge.kind AND e.target = _has_edge.key);
+COMMENT ON FUNCTION sona._has_edge IS 'Whether a node of the memory graph has an edge over which activation spreads.';
+
+CREATE OR REPLACE FUNCTION sona._spread(
+    space_id bigint, kinds text[], keys text[], masses double precision[], hops integer, factor double precision
+) RETURNS TABLE (kind text, key text, mass double precision, hop integer)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    FOR at IN 1 .. least(hops, 10) LOOP
+        EXIT WHEN keys IS NULL;
+        -- An edge is stored once, and passed both ways.
+        WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),
+        step AS (
+            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
+            FROM wave w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.source_kind = w.kind
+              AND e.source = w.key AND e.kind = ANY (sona._spreading_kinds())
+            UNION ALL
+            SELECT w.kind, w.key, w.mass, e.source_kind, e.source, e.weight
+            FROM wave w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.target_kind = w.kind
+              AND e.target = w.key AND e.kind = ANY (sona._spreading_kinds())),
+        flow AS (
+            SELECT t.kind, t.key, sum(t.mass * factor * t.weight / t.total) AS mass
+            FROM (SELECT x.*, sum(x.weight) OVER (PARTITION BY x.from_kind, x.from_key) AS total FROM step x) t
+            WHERE t.total > 0 GROUP BY 1, 2)
+        -- What has next to nothing passes next to nothing on.
+        SELECT array_agg(f.kind), array_agg(f.key), array_agg(f.mass) INTO kinds, keys, masses
+        FROM (SELECT * FROM flow ORDER BY mass DESC, kind, key LIMIT 2000) f;
+        RETURN QUERY SELECT u.kind, u.key, u.mass, at FROM unnest(kinds, keys, masses) u (kind, key, mass);
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION sona._spread IS
+    'What arrives at nodes of the memory graph in each hop from some that are active: each passes on a share (factor) of '
+    'what has come to it, by the weights of its edges.';
+
 CREATE OR REPLACE FUNCTION sona.related(
     space text, query @vector@.vector, hops integer DEFAULT 2, k integer DEFAULT 10, start integer DEFAULT 5,
     factor double precision DEFAULT 0.7
@@ -205,14 +256,9 @@ SET hnsw.ef_search = 100 AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE := sona._searched_space(related.space, query, k);
-    -- The wave: what is active, and by how much it became so in the last hop. All: by how much so far, and when first.
     kinds text[];
     keys text[];
     masses double precision[];
-    all_kinds text[];
-    all_keys text[];
-    all_masses double precision[];
-    all_hops integer[];
 BEGIN
     IF hops IS NULL OR hops NOT BETWEEN 0 AND 10 THEN
         PERFORM sona._refuse('SN003', format('hops are %s', coalesce(hops::text, 'NULL')), 'expected 0 to 10');
@@ -225,37 +271,10 @@ BEGIN
     END IF;
     EXECUTE 'SELECT array_agg(n.kind), array_agg(n.key), array_agg(n.similarity) FROM (' || sona._near_nodes(s.space_id, s.dim)
         || ') n WHERE n.similarity > 0' INTO kinds, keys, masses USING query, start;
-    all_kinds := kinds;
-    all_keys := keys;
-    all_masses := masses;
-    all_hops := array_fill(0, ARRAY[coalesce(cardinality(keys), 0)]);
-    FOR at IN 1 .. hops LOOP
-        EXIT WHEN keys IS NULL;
-        -- An edge is stored once, and passed both ways. Analogies lead to another space.
-        WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),
-        step AS (
-            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.source_kind = w.kind AND e.source = w.key
-              AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])
-            UNION ALL
-            SELECT w.kind, w.key, w.mass, e.source_kind, e.source, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.target_kind = w.kind AND e.target = w.key
-              AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])),
-        flow AS (
-            SELECT t.kind, t.key,
-                   sum(t.mass * factor * t.weight / t.total) AS mass
-            FROM (SELECT x.*, sum(x.weight) OVER (PARTITION BY x.from_kind, x.from_key) AS total FROM step x) t
-            WHERE t.total > 0 GROUP BY 1, 2)
-        -- What has next to nothing passes next to nothing on.
-        SELECT array_agg(f.kind), array_agg(f.key), array_agg(f.mass) INTO kinds, keys, masses
-        FROM (SELECT * FROM flow ORDER BY mass DESC, kind, key LIMIT 2000) f;
-        all_kinds := all_kinds || kinds;
-        all_keys := all_keys || keys;
-        all_masses := all_masses || masses;
-        all_hops := all_hops || array_fill(at, ARRAY[coalesce(cardinality(keys), 0)]);
-    END LOOP;
     RETURN QUERY
-    SELECT u.kind, u.key, sum(u.mass), min(u.hop) FROM unnest(all_kinds, all_keys, all_masses, all_hops) u (kind, key, mass, hop)
+    SELECT u.kind, u.key, sum(u.mass), min(u.hop)
+    FROM (SELECT n.*, 0 AS hop FROM unnest(kinds, keys, masses) n (kind, key, mass)
+          UNION ALL SELECT * FROM sona._spread(s.space_id, kinds, keys, masses, hops, factor)) u
     GROUP BY 1, 2 HAVING min(u.hop) > 0 OR hops = 0 ORDER BY 3 DESC, 1, 2 LIMIT k;
 END $$;
 COMMENT ON FUNCTION sona.related IS

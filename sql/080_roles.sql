@@ -99,7 +99,7 @@ BEGIN
         FOR part IN SELECT p.oid::regprocedure AS name FROM pg_proc p
                     WHERE p.pronamespace = 'sona'::regnamespace
                       AND (p.provolatile <> 'v' OR p.proname IN ('new_trajectory_id', '_widen_search', '_nearest_items',
-                                                               '_search_items', '_near_events', '_score_items', '_answer'))
+                                                               '_search_items', '_near_events', '_score_items', '_related_items', '_answer'))
         LOOP
             EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO sona_reader', part.name);
         END LOOP;

@@ -13,6 +13,20 @@ branch_labels = None
 depends_on = None
 
 
+_STRATEGIES = "'learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow'"
+
+
+def _force(is_forced: bool) -> None:
+    """The policies would hide rows from an owner who has no grant."""
+    for table in ("space", "strategist", "learner", "base_state", "fisher_snapshot"):
+        op.execute(f"ALTER TABLE sona.{table} {'' if is_forced else 'NO '}FORCE ROW LEVEL SECURITY")
+
+
+def _replace_strategies(strategies: str) -> None:
+    op.drop_constraint(op.f("space_strategy_check"), "space", schema="sona")
+    op.create_check_constraint(op.f("space_strategy_check"), "space", f"strategy IN ({strategies})", schema="sona")
+
+
 def _space_id() -> sa.Column[int]:
     return sa.Column(
         "space_id",
@@ -184,6 +198,40 @@ def upgrade() -> None:
     )
     op.create_index("dream_run_idx", "dream", ["space_id", "run_id"], schema="sona")
     op.create_table(
+        "memory_snapshot",
+        _space_id(),
+        _number("run_id", "cycle that made it"),
+        sa.Column(
+            "ordinal",
+            sa.BigInteger(),
+            autoincrement=False,
+            nullable=False,
+            comment="ledger entries that are in it, at most",
+        ),
+        sa.Column("content", sa.LargeBinary(), nullable=False, comment="names of the items, and the edges"),
+        _now("created_at", "when it was made"),
+        sa.PrimaryKeyConstraint("space_id", "run_id", name="memory_snapshot_pkey"),
+        schema="sona",
+        comment="The memory graph as cycles left it: what comes after is weighed by it, so that no event knows itself.",
+    )
+    op.add_column(
+        "strategist",
+        sa.Column(
+            "memory_run",
+            sa.BigInteger(),
+            comment="cycle whose snapshot of the memory graph is used; NULL before the first",
+        ),
+        schema="sona",
+    )
+    _replace_strategies(f"{_STRATEGIES}, 'related'")
+    _force(False)
+    # Settings that were claimed before there were these.
+    op.execute(
+        'UPDATE sona.strategist SET settings = settings || \'{"related_starts": 5, "related_hops": 2,'
+        ' "related_factor": 0.7, "related_weight": 1.0}\' WHERE settings <> \'{}\''
+    )
+    _force(True)
+    op.create_table(
         "memory_archive",
         _space_id(),
         sa.Column("archive_id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="order of removal"),
@@ -202,6 +250,7 @@ def upgrade() -> None:
         _whole("offered", "judged lists that there were ever to keep in the reservoir, whether they are in it or not"),
         schema="sona",
     )
+    _force(False)
     # Not known of what was before: at least those that were kept, and all that was learned from.
     op.execute(
         "UPDATE sona.base_state b SET offered = greatest(cardinality(b.reservoir), l.events) FROM sona.learner l"
@@ -213,6 +262,7 @@ def upgrade() -> None:
         schema="sona",
     )
     op.execute("UPDATE sona.fisher_snapshot f SET epoch = l.epoch FROM sona.learner l WHERE l.space_id = f.space_id")
+    _force(True)
     op.alter_column(
         "base_state",
         "state",
@@ -235,6 +285,15 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _force(False)
+    # Where it was proven, the next event that is weighed says what answers instead.
+    op.execute("UPDATE sona.space SET strategy = 'frozen' WHERE strategy = 'related'")
+    op.execute("UPDATE sona.space SET frozen_from = 'frozen' WHERE frozen_from = 'related'")
+    op.execute("UPDATE sona.strategist SET in_force = 'frozen' WHERE in_force = 'related'")
+    op.execute("DELETE FROM sona.strategy_evidence WHERE strategy = 'related'")
+    _force(True)
+    _replace_strategies(_STRATEGIES)
+    op.drop_column("strategist", "memory_run", schema="sona")
     op.drop_column("space", "may_transfer", schema="sona")
     op.alter_column(
         "base_state",
@@ -245,7 +304,7 @@ def downgrade() -> None:
     )
     op.drop_column("fisher_snapshot", "epoch", schema="sona")
     op.drop_column("base_state", "offered", schema="sona")
-    for table in ("memory_archive", "dream", "memory_state", "memory_node_state", "memory_node"):
+    for table in ("memory_archive", "memory_snapshot", "dream", "memory_state", "memory_node_state", "memory_node"):
         op.drop_table(table, schema="sona")
     op.execute("ALTER TABLE sona.memory_edge RESET (fillfactor)")
     op.execute("DELETE FROM sona.memory_edge WHERE kind <> 'co_access'")

@@ -36,6 +36,7 @@ COLOURS: Mapping[str, str] = {
     Strategy.BOOSTED: "#E69F00",
     Strategy.STAKE: "#CC79A7",
     Strategy.FUSION: "#009E73",
+    Strategy.RELATED: "#D55E00",
     LEARNED: "#000000",
 }
 INK, GRID = "#333333", "#E6E6E6"

@@ -13,11 +13,13 @@ from sona_pg.evaluation.metrics import FloatMatrix, Ranking
 from sona_pg.evaluation.report import LEARNED
 from sona_pg.ids import learning_seed
 from sona_pg.kernels import unit
+from sona_pg.learning.associations import Associations
+from sona_pg.learning.edges import EdgeWeights, edge_updates
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.outcome import outcome_of
-from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, look_around
+from sona_pg.learning.outcome import OutcomeEvent, outcome_of
+from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, Surroundings, look_around
 from sona_pg.learning.strategist import Lesson, Strategist, Strategy
-from sona_pg.types import QueryTrajectory
+from sona_pg.types import FloatVector, QueryTrajectory
 
 
 class StrategySystem:
@@ -40,6 +42,9 @@ class StrategySystem:
         self._index = PoolIndex(pool)
         self._memory = InMemoryOutcomes(collection.docs.shape[1])
         self._strategist = Strategist(pool)
+        self._edges = EdgeWeights()
+        self._associations: Associations | None = None
+        """The memory graph as the events so far have made it; None until it is asked for anew."""
         self._lessons: list[Lesson] = []
 
     @property
@@ -57,7 +62,7 @@ class StrategySystem:
         named = {s.value: s for s in Strategy if s is not Strategy.FROZEN}
         found: dict[str, list[list[int]]] = {name: [] for name in [*named, LEARNED]}
         for query in map(unit, queries):
-            around = look_around(query, self._memory, self._index, self._strategist.config)
+            around = self._look_around(query)
             scored = self._strategist.answer(query, around)
             for name, strategy in {**named, LEARNED: self._strategist.strategy_for(query)}.items():
                 found[name].append([self._row[item] for item in scored.ranking(strategy, SHOWN)])
@@ -69,13 +74,24 @@ class StrategySystem:
         if outcome.helped:
             seed = learning_seed(trajectory.id)
             event = JudgedEvent(query, outcome.shown, outcome.helped, outcome.unhelpful, seed)
-            config = self._strategist.config
-            around = look_around(query, self._memory, self._index, config, event=event)
-            lesson = self._strategist.learn(event, around, self._memory.latest(config.sanity_events))
+            latest = self._memory.latest(self._strategist.config.sanity_events)
+            lesson = self._strategist.learn(event, self._look_around(query, event), latest)
         else:
             lesson = Lesson(self._strategist.strategy_for(query), {})
         self._lessons.append(lesson)
         self._memory.add(query, outcome.helped, outcome.unhelpful)
+        # Only now: an event must not be answered by what it has taught itself.
+        if updates := edge_updates(OutcomeEvent(trajectory)):
+            self._edges.update(updates)
+            self._edges.commit()
+            self._associations = None
+
+    def _look_around(self, query: FloatVector, event: JudgedEvent | None = None) -> Surroundings:
+        if self._associations is None:
+            self._associations = Associations.of_pairs(self._edges.items())
+        return look_around(
+            query, self._memory, self._index, self._strategist.config, event=event, associations=self._associations
+        )
 
     def close(self) -> None:
         """Nothing is held."""

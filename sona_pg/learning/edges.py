@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, ItemsView, Iterable, Mapping
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -128,6 +128,10 @@ class EdgeWeights:
         if not (isinstance(a, str) and isinstance(b, str)):
             raise InvalidInput(f"the edge is between {a!r} and {b!r}, expected two item ids")
         return self._weights.get(edge_between(a, b), 0.0)
+
+    def items(self) -> ItemsView[Edge, float]:
+        """Edges with their weights."""
+        return self._weights.items()
 
     def __len__(self) -> int:
         return len(self._weights)

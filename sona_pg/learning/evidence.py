@@ -177,6 +177,54 @@ class Gate:
         self._events, self.is_open = int(state["events"][0]), bool(state["events"][1])
 
 
+class Comparison:
+    """Whether something is proven to beat each of its rivals; by a gate for each.
+
+    Parameters
+    ----------
+    rivals
+        Their names.
+    threshold
+        1/α of all that is ever proven of it, whichever rival it is about.
+    later
+        The part of each gate's capital that starts later.
+    """
+
+    def __init__(self, rivals: Sequence[str], threshold: float, later: float) -> None:
+        self._rivals, self._threshold, self._later = rivals, threshold, later
+        self._gates = self._fresh()
+
+    def _fresh(self) -> dict[str, Gate]:
+        # Any of the rivals may be the one that counts: the threshold holds for all together (Bonferroni).
+        return {rival: Gate(len(self._rivals) * self._threshold, self._later) for rival in self._rivals}
+
+    def add(self, differences: Sequence[float]) -> None:
+        """Take in what it has brought on an event above each of its rivals, -1 to 1, in their order."""
+        for gate, difference in zip(self._gates.values(), differences, strict=True):
+            gate.add(difference)
+
+    def beats(self, rival: str) -> bool:
+        """Whether it is proven to beat a rival."""
+        return self._gates[rival].is_open
+
+    @property
+    def beats_any(self) -> bool:
+        """Whether it is proven to beat one of them."""
+        return any(gate.is_open for gate in self._gates.values())
+
+    def state(self) -> Arrays:
+        """Everything that a continuation needs, as arrays."""
+        return {f"{rival} {name}": array for rival, gate in self._gates.items() for name, array in gate.state().items()}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Continue from what `state` gave; bit for bit. Nothing is a state from before there was a comparison."""
+        gates = self._fresh()
+        for rival, gate in gates.items() if state else ():
+            own = {name[len(rival) + 1 :]: array for name, array in state.items() if name.startswith(f"{rival} ")}
+            gate.load_state(own)
+        self._gates = gates
+
+
 class Switch:
     """Goes on at a level and off at zero: what hovers around either does not flicker.
 
@@ -213,10 +261,12 @@ class Tally:
         How many.
     keep
         What a time counts of the next one.
+    added
+        How many of them, the last ones, an earlier version does not know; apart in the state, so that it can read it.
     """
 
-    def __init__(self, things: int, keep: float) -> None:
-        self._keep = keep
+    def __init__(self, things: int, keep: float, added: int = 0) -> None:
+        self._keep, self._known = keep, things - added
         self._sums = np.zeros((things, 2))
         self._weight = np.zeros(2)
 
@@ -238,12 +288,14 @@ class Tally:
 
     def state(self) -> Arrays:
         """Everything that a continuation needs, as arrays."""
-        return {"sums": self._sums, "weight": self._weight}
+        return {"sums": self._sums[: self._known], "weight": self._weight, "added": self._sums[self._known :]}
 
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Continue from what `state` gave; bit for bit."""
+        # A state of before has none of what was added since: nothing was observed of that.
+        state = {"added": np.zeros_like(self._sums[self._known :]), **state}
         check_parts("tally", state, self.state())
-        self._sums = np.array(state["sums"], dtype=np.float64)
+        self._sums = np.concatenate([state["sums"], state["added"]]).astype(np.float64)
         self._weight = np.array(state["weight"], dtype=np.float64)
 
 

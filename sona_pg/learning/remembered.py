@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
 from sona_pg.kernels import OutcomeNeighbours
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.types import FloatVector
 
@@ -77,6 +78,9 @@ class Surroundings:
         learned. An item that is not there is left out of every list.
     times_helped
         In how many events items helped.
+    activation
+        By item, how much activation has come to it from the nearest items, above 0 to 1; see `Associations`. An item
+        that is not in `embeddings` is left out. None where there is no memory graph.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Surroundings:
         events: Sequence[Remembered],
         embeddings: Mapping[str, FloatVector],
         times_helped: Mapping[str, int],
+        activation: Mapping[str, float] | None = None,
     ) -> None:
         self.items = sorted(embeddings)
         """By id, so that equally good ones are in that order."""
@@ -95,6 +100,13 @@ class Surroundings:
         self.times_helped = np.array([times_helped.get(item, 0) for item in self.items], dtype=np.int64)
         self.near = _neighbours(events, self.row)
         """The events, with rows for items; -1 for one that is not there."""
+        self.has_graph = activation is not None
+        """Whether there is a memory graph, whether or not activation spreads in it."""
+        self.activation = np.zeros(len(self.items))
+        """float64 (items,), 0 to 1."""
+        for item, share in ({} if activation is None else activation).items():
+            if (row := self.row.get(item)) is not None:
+                self.activation[row] = share
         self._is_near = np.zeros(len(self.items), dtype=np.uint8)
         self._is_near[self.rows(nearest)] = 1
 
@@ -162,15 +174,37 @@ def look_around(
     config: StrategyConfig,
     *,
     event: JudgedEvent | None = None,
+    associations: Associations | None = None,
 ) -> Surroundings:
-    """What is around a unit query (dim,): enough to answer it and, with its event, to learn from it."""
+    """What is around a unit query (dim,): enough to answer it and, with its event, to learn from it.
+
+    Parameters
+    ----------
+    query
+        Unit query (dim,).
+    memory, index
+        Where outcomes are remembered, and where items are found.
+    config
+        How far to look.
+    event
+        Its outcome; None to answer.
+    associations
+        Over which activation spreads: as they were before the event, or it would know its own answer. None has none.
+    """
     nearest = index.nearest(query, config.candidates)
     events = memory.near(query, config.neighbours if event is None else config.neighbours_learning)
     wanted = set(nearest).union(*(e.helped for e in events))
     if event is not None:
         wanted.update(event.helped, event.unhelpful)
-    embeddings = index.embeddings(wanted)
-    return Surroundings(nearest, events, embeddings, memory.times_helped(sorted(embeddings)))
+    embeddings = dict(index.embeddings(wanted))
+    activation: Mapping[str, float] | None = None
+    if associations is not None and len(associations):
+        cosines = {item: float(embeddings[item] @ query) for item in nearest if item in embeddings}
+        starts = sorted(cosines, key=lambda item: (-cosines[item], item))[: config.related_starts]
+        activation = associations.activation({item: cosines[item] for item in starts}, config)
+        if reached := set(activation).difference(embeddings):
+            embeddings |= index.embeddings(reached)
+    return Surroundings(nearest, events, embeddings, memory.times_helped(sorted(embeddings)), activation)
 
 
 class InMemoryOutcomes:

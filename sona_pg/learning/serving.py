@@ -126,7 +126,7 @@ class ServedStrategy:
         share = min(max((max(near, 0.0) - c.familiar_from) / c.familiar_width, 0.0), 1.0)
         if strategy == "stake":
             share = share * self.known + (1 - share) * self.strange
-        if strategy in ("frozen", "boosted") or share < 1e-6:
+        if strategy in ("frozen", "boosted", "related") or share < 1e-6:
             return query
         other = unit((self.careful if strategy == "stake" else self.proven).adapt(base))
         return np.float32(1 - share) * base + np.float32(share) * other

@@ -5,7 +5,8 @@ adapted   the query as the adapter asks it
 familiar  the adapted query, by as much as the ground is familiar
 boosted   frozen, and items that helped near this query
 stake     an adapter of low rank, by as much as it is sure to help: for small spaces
-fusion    all of these as features of a learned score; on unfamiliar ground by as much as it is sure to help there
+fusion    all above as features of a learned score; on unfamiliar ground by as much as it is sure to help there
+related   frozen, and items to which activation spreads over the memory graph from those nearest to the query
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from sona_pg.config import SHOWN, QueryAdapterConfig, StrategyConfig
 from sona_pg.kernels import LowRank, dot_rows, fusion_features, order_by_score, shuffled_sums, unit
-from sona_pg.learning.evidence import Gate, SanityTest, Stake, Switch, Tally, log_rank_gain
+from sona_pg.learning.evidence import Comparison, Gate, SanityTest, Stake, Switch, Tally, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
@@ -57,6 +58,12 @@ class Strategy(enum.StrEnum):
     BOOSTED = "boosted"
     STAKE = "stake"
     FUSION = "fusion"
+    # The last one: states of before have none.
+    RELATED = "related"
+
+
+RIVALS = (Strategy.FROZEN, Strategy.STAKE, Strategy.FUSION)
+"""What may answer while `related` does not: it is compared with each, at an error of its own for all together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +77,13 @@ class Scored:
     rows
         (n,) rows of the candidates in it, in the order of their ids.
     scores
-        (n,) by strategy; higher is better.
+        (n,) by strategy; higher is better. Those of `related` are of `reached`.
     features
         (n, len(FEATURES)).
     familiarity
         How familiar the ground is, 0 to 1.
+    reached
+        (m,) rows of the candidates and of what activation reaches beside them.
     """
 
     around: Surroundings
@@ -82,10 +91,12 @@ class Scored:
     scores: Mapping[Strategy, Vector]
     features: Vector
     familiarity: float
+    reached: NDArray[np.int64]
 
     def best(self, strategy: Strategy, k: int = SHOWN) -> NDArray[np.int64]:
         """Rows of the k best items by a strategy, best first; equal ones by id."""
-        return self.rows[order_by_score(self.scores[strategy], k)]
+        rows = self.reached if strategy is Strategy.RELATED else self.rows
+        return rows[order_by_score(self.scores[strategy], k)]
 
     def ranking(self, strategy: Strategy, k: int = SHOWN) -> list[str]:
         """The k best items by a strategy, best first; equal ones by id."""
@@ -205,7 +216,7 @@ class Restored:
     verdicts: tuple[int, ...]
 
 
-_SMALL = ("fusion", "gate", "stake_gate", "known", "strange", "unseen", "has_stake", "tally")
+_SMALL = ("fusion", "gate", "stake_gate", "related", "known", "strange", "unseen", "has_stake", "tally")
 """Parts of the state that say what answers, and are small."""
 
 
@@ -241,13 +252,14 @@ class Strategist:
         threshold = CONTENDERS * c.gate_threshold
         self._gate, self._stake_gate = Gate(threshold, c.gate_later), Gate(threshold, c.gate_later)
         """Open where the stake is proven to beat the fusion."""
+        self._related = Comparison(RIVALS, c.gate_threshold, c.gate_later)
         self._sanity = SanityTest(1, c.sanity_window, c.sanity_open, c.sanity_close)
         self._choice = SanityTest(2, c.choice_window, c.choice_open, c.sanity_close)
         self._known, self._strange = Stake(c.stake_keep, c.stake_prior), Stake(c.stake_keep, c.strange_prior)
         self._unseen = Stake(c.stake_keep, c.strange_prior)
         self._has_stake = Switch(c.stake_from)
         self._regions = Regions(dim, c, threshold)
-        self._tally = Tally(len(Strategy), c.stake_keep)
+        self._tally = Tally(len(Strategy), c.stake_keep, added=1)
 
     def to_bytes(self) -> bytes:
         """Everything that a continuation needs but the memory; see `packing`."""
@@ -326,6 +338,7 @@ class Strategist:
             "fusion": self._fusion,
             "gate": self._gate,
             "stake_gate": self._stake_gate,
+            "related": self._related,
             "sanity": self._sanity,
             "choice": self._choice,
             "known": self._known,
@@ -362,7 +375,15 @@ class Strategist:
     def _in_force(self, verdict: Verdict) -> Strategy:
         if not self._is_sane or verdict is Verdict.WORSE:
             return Strategy.FROZEN
-        if verdict is Verdict.BETTER or (self._gate.is_open and not self._stake_gate.is_open):
+        if verdict is Verdict.BETTER:
+            return Strategy.FUSION
+        rival = self._rival
+        return Strategy.RELATED if self._related.beats(rival) else rival
+
+    @property
+    def _rival(self) -> Strategy:
+        """What is proven of all that does not look at the memory graph."""
+        if self._gate.is_open and not self._stake_gate.is_open:
             return Strategy.FUSION
         return Strategy.STAKE if self._has_stake.is_on else Strategy.FROZEN
 
@@ -388,7 +409,16 @@ class Strategist:
 
     def _score(self, asked: _Asked, rows: NDArray[np.int64]) -> Scored:
         table, familiar = self._look(asked, self._adapter, rows)
-        return Scored(asked.around, rows, self._scores(table, asked.by_careful[rows], familiar), table, familiar)
+        scores = self._scores(table, asked.by_careful[rows], familiar)
+        around, activation, reached = asked.around, asked.around.activation, rows
+        # Where there is no activation it is the frozen ranking, bit for bit.
+        scores[Strategy.RELATED] = scores[Strategy.FROZEN]
+        if activation.any():
+            reached = np.union1d(rows, np.flatnonzero(activation))
+            scores[Strategy.RELATED] = SHARPNESS * (
+                asked.frozen[reached].astype(np.float64) + self.config.related_weight * activation[reached]
+            )
+        return Scored(around, rows, scores, table, familiar, reached)
 
     def _asked(self, query: FloatVector, around: Surroundings) -> _Asked:
         careful = unit(self._careful.adapt(query))
@@ -487,6 +517,9 @@ class Strategist:
         self._has_stake.set(max(self._known.share, self._strange.share))
         self._gate.add(gains[Strategy.FUSION])
         self._stake_gate.add(gains[Strategy.STAKE] - gains[Strategy.FUSION])
+        # Without a memory graph there is nothing to bet on; but what is open must be able to close.
+        if asked.around.has_graph or self._related.beats_any:
+            self._related.add([gains[Strategy.RELATED] - gains[rival] for rival in RIVALS])
         self._tally.add(list(gains.values()))
         return self._regions.add(asked.query, gains[Strategy.FUSION])
 
@@ -567,6 +600,9 @@ class Strategist:
 
     def _reason(self, after: Strategy) -> str:
         capital = f"the sanity test stands at 10^{self._sanity.log_capital / np.log(10):.1f}"
+        if after is Strategy.RELATED:
+            odds = f"at odds of {self.config.gate_threshold:g}"
+            return f"what the memory graph leads to is proven to beat {self._rival}, {odds}; {capital}"
         if after is Strategy.FUSION:
             return f"the fusion is proven to beat frozen, at odds of {self.config.gate_threshold:g}; {capital}"
         if after is Strategy.STAKE:

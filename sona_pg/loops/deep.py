@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sona_pg.config import DEEP_SCHEDULE
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.consolidation import Compression, ConsolidationPlan, compression, consolidation_plan
 from sona_pg.learning.dream_walks import CreativeEdges
 from sona_pg.learning.dreams import dreamt_edges
@@ -381,6 +382,46 @@ class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
         return {"analogies": len(made), "spaces": len({name for _, name, _, _ in made}), "nodes_indexed": indexed}
 
 
+# ---- snapshot --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    ids: Rows
+    names: list[str | None]
+    edges: StoredEdges
+    ordinal: int
+
+
+class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
+    """The graph as the cycle leaves it: what the strategist weighs the strategy `related` by.
+
+    As of one moment, and with how long the ledger was then: by a graph that grows meanwhile, an event that is weighed
+    later than it is learned would be answered by what it has taught.
+    """
+
+    name = "snapshot"
+
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Graph:
+        ids, names = reader.names()
+        return _Graph(ids, names, reader.edges(ids, (*WALKED, "creative")), reader.ledger_entries())
+
+    def made(self, state: MemoryState, found: _Graph, cycle: Cycle) -> tuple[int, Associations]:
+        edges, is_item = found.edges.edges, np.array([name is not None for name in found.names], dtype=bool)
+        place = np.empty(len(is_item), dtype=np.int64)
+        place[np.argsort(~is_item, kind="stable")] = np.arange(len(is_item))
+        graph = MemoryGraph.from_edges(len(is_item), place[edges.source], place[edges.target], edges.weight)
+        return found.ordinal, Associations([name for name in found.names if name is not None], graph)
+
+    def done(
+        self, transaction: MemoryTransaction, made: tuple[int, Associations], connection: Connection, cycle: Cycle
+    ) -> Facts:
+        ordinal, associations = made
+        content = associations.to_bytes()
+        transaction.write_snapshot(ordinal, content)
+        return {"edges": len(associations), "bytes": len(content), "ledger_entries": ordinal}
+
+
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
@@ -389,7 +430,7 @@ def deep_loop(config: DeepConfig | None = None) -> Loop:
     """The loop with settings."""
     settings = DeepConfig() if config is None else config
     # The hierarchy first: what it connects counts for what nodes are worth.
-    parts = (_Grow, _Hierarchy, _Consolidate, _Dream, _Integration, _Transfer)
+    parts = (_Grow, _Hierarchy, _Consolidate, _Dream, _Integration, _Transfer, _Snapshot)
     return Loop(NAME, DEEP_SCHEDULE, tuple(part(settings).phase() for part in parts))
 
 

@@ -28,6 +28,7 @@ from sona_pg.errors import (
 )
 from sona_pg.ids import learning_seed, time_of
 from sona_pg.kernels import unit
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learned
 from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
@@ -213,9 +214,9 @@ class EvidenceLoop:
             reached("evidence.after_lock")
             news, first = transaction.news(), transaction.held.ordinal
             batch = self.config.batch
-            if news.base_version != transaction.held.adopted.base_version and news.base_ordinal is not None:
-                # A base counts from its entry on.
-                batch = min(batch, news.base_ordinal - first) if news.base_ordinal > first else batch
+            for ordinal in news.changed_at(transaction.held.adopted):
+                # A base and a snapshot count from their entry on.
+                batch = min(batch, ordinal - first) if ordinal > first else batch
             entries = ledger_events(connection, space, first, batch, with_activations=False)
             reached("evidence.after_entries")
             self._take_in(transaction, entries, news, head.items_sampled_at)
@@ -224,20 +225,32 @@ class EvidenceLoop:
         return len(entries)
 
     def _adopt(self, transaction: StrategistTransaction, copy: _Copy, news: News) -> bool:
-        """Take over what the background loop has made since the last time; whether there was anything."""
-        held, base_version = transaction.held, copy.adopted.base_version
+        """Take over what other loops have made since the last time; whether there was anything."""
+        held, base_version, memory_run = transaction.held, copy.adopted.base_version, copy.adopted.memory_run
         if news.patterns_run != copy.adopted.patterns_run:
             copy.strategist.adopt_patterns(*transaction.patterns(_MOST_PATTERNS))
-        if news.base_version != base_version and (news.base_ordinal or 0) <= held.ordinal:
+        if news.memory_run != memory_run and news.memory_ordinal <= held.ordinal:
+            memory_run = news.memory_run
+            copy.associations = self._associations(transaction, memory_run)
+        if news.base_version != base_version and news.base_ordinal <= held.ordinal:
             base_version = news.base_version
             if base_version is not None:
                 copy.strategist.adopt_adapter(transaction.learner(base_version))
-        adopted = Adopted(news.patterns_run, base_version)
+        adopted = Adopted(news.patterns_run, base_version, memory_run)
         if adopted == copy.adopted:
             return False
         copy.adopted = adopted
         transaction.adopt(adopted)
         return True
+
+    def _associations(self, transaction: StrategistTransaction, run: int | None) -> Associations | None:
+        """The memory graph as a cycle has left it; a damaged one is none: it must not hold up the rest."""
+        try:
+            return None if run is None else transaction.associations(run)
+        except LearningError as error:
+            log.error("space %r: %s", self._store.space.name, error)
+            self._store.log_errors("evidence", [f"the memory graph cannot be weighed: {error}"])
+            return None
 
     def _take_in(
         self,
@@ -332,7 +345,7 @@ class EvidenceLoop:
             is_withheld = entry.learned == Learned.WITHHELD
             judged = JudgedEvent(query, outcome.shown, new, outcome.unhelpful, seed, is_withheld)
             items = _Items(self._store, transaction, copy.pool)
-            around = look_around(query, transaction, items, c, event=judged)
+            around = look_around(query, transaction, items, c, event=judged, associations=copy.associations)
             try:
                 lesson = copy.strategist.learn(judged, around, copy.latest)
             except (LearningError, InvalidInput, DimensionMismatch) as cause:
@@ -379,6 +392,7 @@ class EvidenceLoop:
         if lift.key != held.epoch:
             lift.begin(held.epoch, 0.0 if held.changed_at is None else held.changed_at.timestamp())
         self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at, held.adopted)
+        self._copy.associations = self._associations(transaction, held.adopted.memory_run)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
 
@@ -437,6 +451,8 @@ class _Copy:
     ) -> None:
         self.strategist, self.lift, self.pool = strategist, lift, pool
         self.ordinal, self.sampled_at, self.adopted = ordinal, sampled_at, adopted
+        self.associations: Associations | None = None
+        """The memory graph as the adopted cycle has left it: nothing of what is weighed from then on is in it."""
         self.extent: MemoryExtent | None = None
         """What the database remembers, as far as the copy knows."""
 

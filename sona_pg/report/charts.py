@@ -50,6 +50,7 @@ ANSWERED = (
     ("boosted", "boosted"),
     ("stake", "stake"),
     ("fusion", "fusion"),
+    ("related", "related"),
     (OTHER, "other"),
 )
 """What answers, from below, and its colour."""

@@ -3,7 +3,7 @@
 LIGHT = """
 --paper: #ffffff; --ink: #1c1c1c; --muted: #6b6b6b; --grid: #e7e7e7; --raised: #f7f7f5; --band-ink: #111111;
 --frozen: #a3a3a3; --adapted: #0072b2; --familiar: #56b4e9; --boosted: #e69f00; --stake: #cc79a7; --fusion: #009e73;
---control: #d4d4d4; --other: #8a7f5c;
+--related: #d55e00; --control: #d4d4d4; --other: #8a7f5c;
 --region-0: #0072b2; --region-1: #e69f00; --region-2: #009e73; --region-3: #cc79a7;
 --region-4: #56b4e9; --region-5: #d55e00; --region-6: #b8a800; --region-7: #555555;
 """
@@ -12,7 +12,7 @@ LIGHT = """
 DARK = """
 --paper: #16181a; --ink: #e8e6e3; --muted: #a09d98; --grid: #2c2f33; --raised: #1e2124; --band-ink: #111111;
 --frozen: #858585; --adapted: #4aa8e0; --familiar: #7cc7f2; --boosted: #e9ae2b; --stake: #d890b8; --fusion: #2bb98f;
---control: #bdbfc2; --other: #b3a678;
+--related: #ec7c33; --control: #bdbfc2; --other: #b3a678;
 --region-0: #4aa8e0; --region-1: #e9ae2b; --region-2: #2bb98f; --region-3: #d890b8;
 --region-4: #9ad6f8; --region-5: #ec7c33; --region-6: #f0e442; --region-7: #c8c8c8;
 """

@@ -27,6 +27,7 @@ COLOURS = (
     "boosted",
     "stake",
     "fusion",
+    "related",
     "control",
     "other",
     *(f"region-{n}" for n in range(8)),

@@ -221,7 +221,7 @@ class ForgetTransaction:
             "UPDATE sona.strategist SET ordinal = 0, events = 0, in_force = 'frozen', is_sane = false, known = 0,"
             " strange = 0, unseen = 0, weights = NULL, state = NULL, evidence = NULL, lift = NULL, restored = NULL,"
             " remembered_until = NULL, suspected_share = 0, epoch = epoch + 1, patterns_run = NULL,"
-            " base_version = NULL, updated_at = now()"
+            " base_version = NULL, memory_run = NULL, updated_at = now()"
             " WHERE space_id = %(space)s",
             self._key,
         )

@@ -261,6 +261,22 @@ class MemoryReader:
         found = read_patterns(self._connection, space_id, [id for (id,) in ids])
         return list(found.values())
 
+    def names(self) -> tuple[Rows, list[str | None]]:
+        """Ids of all nodes, in order, and the names of those that are items; None of others."""
+        rows = self._connection.execute(
+            "SELECT node_id, CASE WHEN kind = 'item' THEN key END FROM sona.memory_node WHERE space_id = %s"
+            " ORDER BY node_id",
+            (self._space.space_id,),
+        ).fetchall()
+        return np.array([id for id, _ in rows], dtype=np.int64), [key for _, key in rows]
+
+    def ledger_entries(self) -> int:
+        """How many entries the ledger has, all of which the edges may know."""
+        row = self._connection.execute(
+            "SELECT ordinal FROM sona.learner WHERE space_id = %s", (self._space.space_id,)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
     def is_empty(self) -> bool:
         """Whether there is neither a node nor an edge."""
         row = self._connection.execute(

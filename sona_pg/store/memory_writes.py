@@ -585,6 +585,14 @@ class MemoryTransaction:
             ]
             self._insert_edges("analogy", f"space {other}", edges)
 
+    def write_snapshot(self, ordinal: int, content: bytes) -> None:
+        """Keep the graph as it is, for whoever is to weigh the events that come after so many of the ledger."""
+        self._connection.execute(
+            "INSERT INTO sona.memory_snapshot (space_id, run_id, ordinal, content)"
+            " VALUES (%(space)s, %(run)s, %(ordinal)s, %(content)s) ON CONFLICT (space_id, run_id) DO NOTHING",
+            self._key | {"ordinal": ordinal, "content": content},
+        )
+
     def drop_old_archive(self, keep_seconds: float) -> int:
         """Delete what has been in the archive for longer; how many rows."""
         return self._connection.execute(
@@ -659,7 +667,7 @@ def forget_memory(connection: Connection, space: Space) -> None:
     ).fetchone()
     if row is None:
         return  # no cycle of the deep loop has ever been here
-    for table in ("dream", "memory_archive"):
+    for table in ("dream", "memory_archive", "memory_snapshot"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     connection.execute(
         "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"

@@ -142,7 +142,7 @@ space = Table(
         comment="whether its patterns are compared with those of other spaces that allow it too",
     ),
     CheckConstraint(
-        "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'shadow')",
+        "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'related', 'shadow')",
         name="strategy",
     ),
     CheckConstraint("control_share BETWEEN 0 AND 0.5", name="control_share"),
@@ -353,6 +353,7 @@ strategist = Table(
         "patterns_run", BigInteger, comment="cycle whose patterns the regions were compared with; NULL before the first"
     ),
     Column("base_version", BigInteger, comment="version whose base the adapter was put on; NULL before the first"),
+    Column("memory_run", BigInteger, comment="cycle whose snapshot of the memory graph is used; NULL before the first"),
     comment="The second reader of the ledger: which strategy is proven. Its row lock makes one at a time.",
 )
 
@@ -915,6 +916,17 @@ dream = Table(
     _now("created_at", "when it was dreamt"),
     Index("dream_run_idx", "space_id", "run_id"),
     comment="Walks over the memory graph, what they are worth, and what became of them.",
+)
+
+memory_snapshot = Table(
+    "memory_snapshot",
+    metadata,
+    _space_id(),
+    Column("run_id", BigInteger, primary_key=True, autoincrement=False, comment="cycle that made it"),
+    Column("ordinal", BigInteger, nullable=False, comment="ledger entries that are in it, at most"),
+    Column("content", LargeBinary, nullable=False, comment="names of the items, and the edges"),
+    _now("created_at", "when it was made"),
+    comment="The memory graph as cycles left it: what comes after is weighed by it, so that no event knows itself.",
 )
 
 memory_archive = Table(

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import ConfigError, UnknownSpace, UnknownVersion
 from sona_pg.kernels import LowRank, unit
+from sona_pg.learning.associations import Associations
 from sona_pg.learning.lift import SHADOW
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import FloatMatrix, Remembered
@@ -49,7 +50,7 @@ class Standing:
     control_share
         What the space declares.
     adopted
-        What it has taken over from the background loop.
+        What it has taken over from the other loops.
     is_behind
         Whether there is more to take over.
     """
@@ -64,7 +65,7 @@ class Standing:
 
 
 class Adopted(NamedTuple):
-    """What the strategist has taken over from the background loop.
+    """What the strategist has taken over from the other loops.
 
     Parameters
     ----------
@@ -72,26 +73,42 @@ class Adopted(NamedTuple):
         Cycle whose patterns the regions were compared with; None before the first.
     base_version
         Version whose base its adapter was put on; None before the first.
+    memory_run
+        Cycle whose snapshot of the memory graph it asks; None before the first.
     """
 
     patterns_run: int | None
     base_version: int | None
+    memory_run: int | None
 
 
 class News(NamedTuple):
-    """What the background loop has made by now.
+    """What the background loop and the deep loop have made by now.
 
     Parameters
     ----------
-    patterns_run, base_version
+    patterns_run, base_version, memory_run
         As in `Adopted`.
-    base_ordinal
-        Ledger entry before which the base counts for nothing; None without a base.
+    base_ordinal, memory_ordinal
+        Ledger entry before which the base and the snapshot count for nothing; 0 without one.
     """
 
     patterns_run: int | None
     base_version: int | None
-    base_ordinal: int | None
+    memory_run: int | None
+    base_ordinal: int
+    memory_ordinal: int
+
+    def changed_at(self, adopted: Adopted) -> list[int]:
+        """Ledger entries from which on there is something to take over that has its time."""
+        return [
+            ordinal
+            for made, held, ordinal in (
+                (self.base_version, adopted.base_version, self.base_ordinal),
+                (self.memory_run, adopted.memory_run, self.memory_ordinal),
+            )
+            if made != held
+        ]
 
 
 class Memory(NamedTuple):
@@ -119,13 +136,19 @@ class MemoryExtent(NamedTuple):
 _MADE = (
     "LEFT JOIN sona.pattern_state p ON p.space_id = g.space_id LEFT JOIN sona.base_state b ON b.space_id = g.space_id"
     " LEFT JOIN sona.adapter_version v ON v.space_id = g.space_id AND v.version = b.version"
+    " LEFT JOIN LATERAL (SELECT x.run_id, x.ordinal FROM sona.memory_snapshot x WHERE x.space_id = g.space_id"
+    "  ORDER BY x.run_id DESC LIMIT 1) m ON true"
 )
 _IS_BEHIND = (
     "(p.run_id IS DISTINCT FROM g.patterns_run OR b.version IS DISTINCT FROM g.base_version"
-    " AND coalesce(v.ordinal, 0) <= g.ordinal)"
+    " AND coalesce(v.ordinal, 0) <= g.ordinal OR m.run_id IS DISTINCT FROM g.memory_run"
+    " AND coalesce(m.ordinal, 0) <= g.ordinal)"
 )
-_NEWS = f"SELECT p.run_id, b.version, coalesce(v.ordinal, 0) FROM sona.strategist g {_MADE} WHERE g.space_id = %s"
-"""Of patterns, at once; of a base, once the strategist is as far in the ledger as it is."""
+_NEWS = (
+    "SELECT p.run_id, b.version, m.run_id, coalesce(v.ordinal, 0), coalesce(m.ordinal, 0)"
+    f" FROM sona.strategist g {_MADE} WHERE g.space_id = %s"
+)
+"""Of patterns, at once; of a base and a snapshot, once the strategist is as far in the ledger as it is."""
 
 
 def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
@@ -183,7 +206,7 @@ def read_served(connection: Connection, space: Space, config: StrategyConfig) ->
         is_learned, is_shadow = strategy == "learned", strategy == SHADOW
         if is_learned:
             strategy = in_force
-        elif is_shadow or (strategy != "adapted" and not has_learned):
+        elif is_shadow or (strategy not in ("adapted", "related") and not has_learned):
             strategy = "frozen"
         regions: list[tuple[FloatVector, int]] = []
         if is_learned and is_sane:
@@ -263,7 +286,7 @@ class _Held(NamedTuple):
     changed_at
         When somebody last changed what answers; None if nobody did.
     adopted
-        What was taken over from the background loop.
+        What was taken over from the other loops.
     """
 
     ordinal: int
@@ -324,9 +347,22 @@ class StrategistTransaction:
         )
 
     def news(self) -> News:
-        """What the background loop has made by now."""
+        """What the other loops have made by now."""
         row = self._connection.execute(_NEWS, (self._space.space_id,)).fetchone()
-        return News(None, None, None) if row is None else News(*row)
+        return News(None, None, None, 0, 0) if row is None else News(*row)
+
+    def associations(self, run: int) -> Associations | None:
+        """The memory graph as a cycle has left it; None if that is not kept any more.
+
+        Raises
+        ------
+        LearningError
+            If it is damaged.
+        """
+        row = self._connection.execute(
+            "SELECT content FROM sona.memory_snapshot WHERE space_id = %s AND run_id = %s", (self._space.space_id, run)
+        ).fetchone()
+        return None if row is None else Associations.from_bytes(bytes(row[0]))
 
     def patterns(self, most: int) -> tuple[list[int], FloatMatrix]:
         """Ids and unit centroids (n, dim) of the patterns that most outcomes speak for, at most so many."""
@@ -355,8 +391,13 @@ class StrategistTransaction:
             "DELETE FROM sona.served_row WHERE space_id = %s AND tier = %s", (self._space.space_id, PROVEN)
         )
         self._connection.execute(
-            "UPDATE sona.strategist SET patterns_run = %s, base_version = %s WHERE space_id = %s",
+            "UPDATE sona.strategist SET patterns_run = %s, base_version = %s, memory_run = %s WHERE space_id = %s",
             (*adopted, self._space.space_id),
+        )
+        # What was asked before is not asked again.
+        self._connection.execute(
+            "DELETE FROM sona.memory_snapshot WHERE space_id = %s AND run_id < %s",
+            (self._space.space_id, adopted.memory_run),
         )
 
     def freeze(self, reason: str) -> None:
@@ -656,14 +697,14 @@ def standing(connection: Connection, space: Space) -> Standing:
     with translated():
         row = connection.execute(
             "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE'), g.epoch, s.control_share,"
-            f" g.patterns_run, g.base_version, {_IS_BEHIND}"
+            f" g.patterns_run, g.base_version, g.memory_run, {_IS_BEHIND}"
             f" FROM sona.strategist g JOIN sona.space s USING (space_id) {_MADE} WHERE g.space_id = %s",
             (space.space_id,),
         ).fetchone()
     if row is None:
         raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-    ordinal, strategy, may_weigh, epoch, control_share, patterns_run, base_version, is_behind = row
-    return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(patterns_run, base_version), is_behind)
+    ordinal, strategy, may_weigh, epoch, control_share, *adopted, is_behind = row
+    return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
 
 
 @contextlib.contextmanager
@@ -674,7 +715,8 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
     """
     with transaction(connection):
         row = connection.execute(
-            "SELECT ordinal, epoch, restored, patterns_run, base_version FROM sona.strategist WHERE space_id = %s"
+            "SELECT ordinal, epoch, restored, patterns_run, base_version, memory_run FROM sona.strategist"
+            " WHERE space_id = %s"
             " FOR UPDATE SKIP LOCKED",
             (space.space_id,),
         ).fetchone()

@@ -34,7 +34,7 @@ EVIDENCE = {
 
 FORGET = (
     "UPDATE sona.strategist SET ordinal = 0, events = 0, in_force = 'frozen', is_sane = false, known = 0, strange = 0,"
-    " unseen = 0, weights = NULL, state = NULL WHERE space_id = %s",
+    " unseen = 0, weights = NULL, state = NULL, memory_run = NULL WHERE space_id = %s",
     "DELETE FROM sona.served_row WHERE space_id = %s AND tier IN ('proven', 'careful')",
     "DELETE FROM sona.strategy_evidence WHERE space_id = %s",
     "DELETE FROM sona.strategy_region WHERE space_id = %s",

@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
+from sona_pg.learning.associations import Associations
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
@@ -291,6 +292,10 @@ def world(make_database: Callable[[], str], role: Callable[..., str]) -> World:
                 ' to_jsonb(n) || \'{"node_id": 9, "key": "9"}\', \'a test\' FROM sona.memory_node n'
                 " WHERE space_id = %s AND node_id = 1",
                 (world.ids[tenant],),
+            )
+            worker.execute(
+                "INSERT INTO sona.memory_snapshot (space_id, run_id, ordinal, content) VALUES (%s, 1, 0, %s)",
+                (world.ids[tenant], Associations.of_pairs([(("1", "2"), 0.5)]).to_bytes()),
             )
             worker.execute(
                 "INSERT INTO sona.dream (space_id, dream_id, run_id, nodes, kinds, creative_jumps, novelty, coherence,"

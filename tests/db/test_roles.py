@@ -85,7 +85,8 @@ WORKER_REWRITES = {
 }  # fmt: skip
 
 READING_VOLATILES = {
-    "new_trajectory_id", "_widen_search", "_nearest_items", "_search_items", "_near_events", "_score_items", "_answer",
+    "new_trajectory_id", "_widen_search", "_nearest_items", "_search_items", "_near_events", "_score_items",
+    "_related_items", "_answer",
 }  # fmt: skip
 """Functions that are volatile and write nothing all the same."""
 

@@ -130,6 +130,10 @@ CALLS = {
     "restore_memory": "SELECT sona.restore_memory({space}, '{{1,2}}')",
     "_edge_key": "SELECT sona._edge_key('co_access', 'item', 'a', 'item', 'b')",
     "_near_nodes": "SELECT sona._near_nodes({space_id}, 3) IS NULL",
+    "_spreading_kinds": "SELECT pg_catalog.cardinality(sona._spreading_kinds())",
+    "_has_edge": "SELECT sona._has_edge({space_id}, 'item', '1')",
+    "_spread": "SELECT kind, key, mass, hop FROM sona._spread({space_id}, '{{item}}', '{{1}}', '{{1}}', 2, 0.7)",
+    "_related_items": 'SELECT * FROM sona._related_items({space_id}, {query}, 5, \'{{"id": {{"gte": 1}}}}\')',
     "related": "SELECT kind, key, activation, hop FROM sona.related({space}, {query}, 2, 5)",
     "_indexed_patterns": "SELECT sona._indexed_patterns({space_id}, 3, 'p.support') IS NULL",
     "_index_vectors": f"SELECT sona._index_vectors('pattern', {{space_id}}, {DIM}, {{login}})",
@@ -233,6 +237,9 @@ FOREIGN = {
     "_near_events": [],
     "_near_queries": [(False,)],
     "_near_admitted": [(False,)],
+    "_has_edge": [(False,)],
+    "_spread": [],
+    "_related_items": "SN004",
     "_score_items": "SN004",
     "_search_items": "SN004",
     "_strategy_for": [],
@@ -419,7 +426,7 @@ def test_a_function_gives_what_it_gives_on_a_clean_path(world: World, victim: Co
     assert isinstance(_is_unmoved(world, victim, statement), tuple if name in RAISING else list)
 
 
-@pytest.mark.parametrize("strategy", ["learned", "frozen", "familiar", "boosted", "stake", "fusion"])
+@pytest.mark.parametrize("strategy", ["learned", "frozen", "familiar", "boosted", "stake", "fusion", "related"])
 def test_every_strategy_answers_as_on_a_clean_path(world: World, victim: Connection, strategy: str) -> None:
     # Asked what it remembers, so that the ground is familiar.
     query = (

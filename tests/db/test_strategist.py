@@ -137,7 +137,9 @@ def test_python_and_sql_give_the_same_items_in_the_same_order(taught: World, con
     assert strategies == {"fusion"}
 
 
-@pytest.mark.parametrize("strategy", [s for s in Strategy if s not in (Strategy.FROZEN, Strategy.ADAPTED)])
+@pytest.mark.parametrize(
+    "strategy", [s for s in Strategy if s not in (Strategy.FROZEN, Strategy.ADAPTED, Strategy.RELATED)]
+)
 def test_sql_scores_as_the_strategist_that_proved_it(taught: World, connection: Connection, strategy: Strategy) -> None:
     space = taught.engine.space
     pool_ids, pool = spaces.item_sample(connection, space)
@@ -200,7 +202,7 @@ def test_adapt_follows_what_is_in_force_in_python_as_in_sql(url: str, space_name
             assert row is not None
             np.testing.assert_allclose(row[0], world.engine.adapt(query), atol=2e-6)
             same = row[0].tobytes() == query.tobytes()
-            if strategy in ("frozen", "boosted"):
+            if strategy in ("frozen", "boosted", "related"):
                 assert same
             elif strategy in ("adapted", "familiar", "fusion"):
                 assert not same
