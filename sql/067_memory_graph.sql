@@ -54,6 +54,11 @@ BEGIN
         PERFORM sona._refuse('SN003', format('a key of %s bytes', coalesce(octet_length(add_memory_node.key), 0)),
                              'expected 1 to 500');
     END IF;
+    -- Cycles keep those: one of yours would be overwritten, and go when the hierarchy is another one.
+    IF add_memory_node.kind = 'concept' AND add_memory_node.key ~ '^learned [0-9]+$' THEN
+        PERFORM sona._refuse('SN003', format('a concept with the key %L', add_memory_node.key),
+                             'the deep loop gives its own concepts such keys: choose another one');
+    END IF;
     IF @vector@.vector_dims(add_memory_node.embedding) <> s.dim THEN
         PERFORM sona._wrong_dimension(@vector@.vector_dims(add_memory_node.embedding), s.dim);
     END IF;

@@ -19,7 +19,7 @@ from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
 from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
-from sona_pg.store.memory import WALKED, MemoryState, StoredEdges
+from sona_pg.store.memory import LEARNED, WALKED, MemoryState, StoredEdges
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json
@@ -481,7 +481,7 @@ class MemoryTransaction:
 
     def write_hierarchy(self, concepts: Sequence[LearnedPattern]) -> int:
         """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
-        names = {concept.id: str(concept.id - FIRST_CONCEPT) for concept in concepts}
+        names = {concept.id: _concept_key(concept.id) for concept in concepts}
         gone = "n.kind = 'concept' AND n.level > 0 AND n.key <> ALL(%(names)s)"
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'hierarchy'", self._key
@@ -502,13 +502,8 @@ class MemoryTransaction:
         self._insert_edges(
             "hierarchy",
             "patterns",
-            [
-                ("concept", names[c.id], "concept" if child >= FIRST_CONCEPT else "pattern",
-                 str(child - FIRST_CONCEPT if child >= FIRST_CONCEPT else child), 1.0)
-                for c in concepts
-                for child in c.children
-            ],
-        )  # fmt: skip
+            [("concept", names[c.id], *_node_name(child), 1.0) for c in concepts for child in c.children],
+        )
         return created
 
     def write_dreams(
@@ -592,6 +587,15 @@ class MemoryTransaction:
             " WHERE space_id = %(space)s AND archived_at < to_timestamp(%(now)s - %(keep)s)",
             self._key | {"keep": keep_seconds},
         ).rowcount
+
+
+def _node_name(pattern_id: int) -> tuple[str, str]:
+    """Kind and key of a pattern, or of a pattern of patterns."""
+    return ("concept", _concept_key(pattern_id)) if pattern_id >= FIRST_CONCEPT else ("pattern", str(pattern_id))
+
+
+def _concept_key(pattern_id: int) -> str:
+    return f"{LEARNED}{pattern_id - FIRST_CONCEPT}"
 
 
 _WITH_NODES = "e.kind IN ('" + "', '".join((*WALKED, "creative")) + "')"

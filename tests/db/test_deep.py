@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from numpy.typing import NDArray
 
@@ -442,6 +443,31 @@ def test_concepts_keep_their_names(world: World, connection: Connection) -> None
     again = world.cycle()["hierarchy"]
     assert (again["created"], again["retired"], again["kept"]) == (0, 0, first["concepts"])
     assert _rows(connection, concepts, world.name) == before
+
+
+def test_a_concept_by_hand_is_none_of_the_hierarchy(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    for key in range(60):
+        connection.execute(
+            "SELECT sona.add_memory_node(%s, 'concept', %s, NULL, 1.0, 0.9, 'mine')", (world.name, str(key))
+        )
+    mine = (
+        "SELECT count(*) FROM sona.memory WHERE space = %s AND kind = 'concept' AND title = 'mine'"
+        " AND level = 0 AND embedding IS NULL AND quality = 0.9 AND access_count = 0"
+    )
+    assert world.cycle()["hierarchy"]["created"] >= 3
+    assert _rows(connection, mine, world.name) == [(60,)]
+    # Patterns are gone, and the hierarchy with them.
+    connection.execute("DELETE FROM sona.pattern WHERE space_id = %s", (world.engine.space.space_id,))
+    assert world.cycle()["hierarchy"]["retired"] >= 3
+    assert _rows(connection, mine, world.name) == [(60,)]
+    assert _rows(connection, "SELECT count(*) FROM sona.concepts WHERE space = %s", world.name) == [(0,)]
+    with pytest.raises(psycopg.Error, match="choose another one") as refused:
+        connection.execute("SELECT sona.add_memory_node(%s, 'concept', 'learned 7')", (world.name,))
+    assert refused.value.sqlstate == "SN003"
+    connection.execute("SELECT sona.add_memory_node(%s, 'concept', 'learned by heart')", (world.name,))
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'learned 7')", (world.name,))
 
 
 def test_integration_is_that_of_the_patterns_as_a_system(world: World, connection: Connection) -> None:
