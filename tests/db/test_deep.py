@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.loops.background import background_loop
-from sona_pg.loops.cycle import Loop
+from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.loops.rehearsal import rehearse
@@ -364,6 +366,30 @@ def test_a_rehearsal_says_all_that_changes_and_changes_nothing(world: World, con
     after = _memory(connection, world)
     assert len(after["memory_node"]) == len(created)
     assert {change.what for change in created} == {f"{row[1]} {row[2]}" for row in after["memory_node"]}
+
+
+def test_a_deploy_waits_for_a_rehearsal(world: World, deep_url: str) -> None:
+    world.teach(60)
+    deploying: list[Future[Any]] = []
+
+    def deploy() -> None:
+        with connect(deep_url, application="deploying") as connection:
+            connection.execute("SELECT sona.deploy(%s, 'frozen')", (world.name,))
+
+    def read(connection: Connection, cycle: Cycle) -> object:
+        # Only one that waits for locks is where two could wait for each other.
+        deploying.append(pool.submit(deploy))
+        waits = "SELECT FROM pg_stat_activity WHERE application_name = 'deploying' AND wait_event_type = 'Lock'"
+        with connect(deep_url) as watching:
+            while not watching.execute(waits).fetchall():
+                assert not deploying[0].done(), "it did not wait"
+        return DEEP.phases[0].read(connection, cycle)
+
+    loop = dataclasses.replace(DEEP, phases=(dataclasses.replace(DEEP.phases[0], read=read), *DEEP.phases[1:]))
+    with ThreadPoolExecutor(1) as pool:
+        found = rehearse(Database(world.url, StoreConfig()), loop, world.name)
+    deploying[0].result()
+    assert found.facts["consolidate"]["nodes"] > 0
 
 
 def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Connection) -> None:
