@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
-from sona_pg.errors import LockLost, SonaError
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LockLost, SonaError
 from sona_pg.learning.consolidation import ConsolidationPlan
 from sona_pg.learning.dreams import Dream
 from sona_pg.learning.hierarchy import FIRST_CONCEPT
@@ -53,12 +53,15 @@ class Growth:
         Edges between patterns and the items that helped there.
     embedded
         Items that have got an embedding.
+    refusal
+        Why the table of items could not be read; None if it could.
     """
 
     created: int
     gone: int
     pattern_edges: int
     embedded: int
+    refusal: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class MemoryTransaction:
             "patterns",
             [("pattern", str(pattern), "item", item, 1 - rest) for (pattern, item), rest in lacking.items()],
         )
-        return Growth(created, gone, len(lacking), self._embed_items())
+        return Growth(created, gone, len(lacking), *self._embed_items())
 
     def _standing_items(self, items: Sequence[str]) -> dict[str, str]:
         """By item that was merged the one that stands for it."""
@@ -211,8 +214,8 @@ class MemoryTransaction:
         )
         return created
 
-    def _embed_items(self) -> int:
-        """Embeddings of items that have none here, from the application's table, or from what was recorded."""
+    def _embed_items(self) -> tuple[int, str | None]:
+        """Read embeddings of items that have none here from the application's table; how many, and what is wrong."""
         done, after = 0, ""
         while True:
             rows = self._connection.execute(
@@ -221,14 +224,16 @@ class MemoryTransaction:
                 (self._space.space_id, after, _READ_AT_ONCE),
             ).fetchall()
             if not rows:
-                return done
+                return done, None
             items = [item for (item,) in rows]
             after = items[-1]
             try:
                 found = spaces.item_embeddings(self._connection, self._space, items)
-            except SonaError:
+            except (DatabaseBusy, DatabaseUnavailable):
+                raise
+            except SonaError as error:
                 # The table is gone, or another one: its items have no place until it is set anew.
-                return done
+                return done, str(error)
             cursor = self._connection.cursor()
             cursor.executemany(
                 "UPDATE sona.memory_node SET embedding = %s WHERE space_id = %s AND kind = 'item' AND key = %s",

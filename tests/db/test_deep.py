@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.loops.rehearsal import rehearse
+from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
@@ -398,6 +400,39 @@ def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Con
     assert set(facts.values()) == {"skipped: 0 seconds are over"}
     assert len(facts) == len(DEEP.phases)
     assert _rows(connection, "SELECT count(*) FROM sona.memory WHERE space = %s", world.name) == [(0,)]
+
+
+def test_a_table_of_items_that_cannot_be_read_is_said(world: World, connection: Connection) -> None:
+    world.teach(60)
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    connection.execute(f"ALTER TABLE {table} RENAME COLUMN embedding TO other")
+    facts = world.cycle(quiet)["grow"]
+    assert facts["items_embedded"] == 0
+    assert "embedding" in facts["items_refused"]
+    connection.execute(f"ALTER TABLE {table} RENAME COLUMN other TO embedding")
+    connection.execute(f"ALTER TABLE {table} ALTER COLUMN embedding TYPE text USING embedding::text")
+    facts = world.cycle(quiet)["grow"]
+    assert "no column embedding of type vector" in facts["items_refused"]
+    connection.execute(f"ALTER TABLE {table} ALTER COLUMN embedding TYPE vector USING embedding::vector")
+    facts = world.cycle(quiet)["grow"]
+    assert (facts["items_embedded"] > 0, facts["items_refused"]) == (True, None)
+
+
+@pytest.mark.parametrize("error", [DatabaseBusy, DatabaseUnavailable])
+def test_a_table_of_items_that_is_busy_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    world.teach(60)
+
+    def busy(*_: object) -> None:
+        raise error("for now")
+
+    monkeypatch.setattr(spaces, "item_embeddings", busy)
+    with pytest.raises(error, match="for now"):
+        rehearse(Database(world.url, StoreConfig()), DEEP, world.name)
 
 
 def test_a_space_without_anything_is_skipped(world: World, connection: Connection) -> None:
