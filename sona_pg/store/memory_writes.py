@@ -52,7 +52,7 @@ class Growth:
     pattern_edges
         Edges between patterns and the items that helped there.
     embedded
-        Items that have got an embedding.
+        Items whose embedding was read.
     refusal
         Why the table of items could not be read; None if it could.
     """
@@ -215,13 +215,19 @@ class MemoryTransaction:
         return created
 
     def _embed_items(self) -> tuple[int, str | None]:
-        """Read embeddings of items that have none here from the application's table; how many, and what is wrong."""
+        """Read embeddings of items from the application's table; how many, and what is wrong.
+
+        Those of items that have none here; of all, where the table was named anew since the last cycle.
+        """
         done, after = 0, ""
         while True:
             rows = self._connection.execute(
-                "SELECT key FROM sona.memory_node WHERE space_id = %s AND kind = 'item' AND embedding IS NULL"
-                " AND key > %s ORDER BY key LIMIT %s",
-                (self._space.space_id, after, _READ_AT_ONCE),
+                "SELECT n.key FROM sona.memory_node n WHERE n.space_id = %(space)s AND n.kind = 'item'"
+                " AND n.key > %(after)s AND (n.embedding IS NULL OR EXISTS (SELECT FROM sona.item_source i"
+                "  JOIN sona.memory_state m USING (space_id)"
+                "  WHERE i.space_id = n.space_id AND i.sampled_at > m.consolidated_at))"
+                " ORDER BY n.key LIMIT %(most)s",
+                self._key | {"after": after, "most": _READ_AT_ONCE},
             ).fetchall()
             if not rows:
                 return done, None

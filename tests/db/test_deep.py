@@ -421,6 +421,29 @@ def test_a_table_of_items_that_cannot_be_read_is_said(world: World, connection: 
     assert (facts["items_embedded"] > 0, facts["items_refused"]) == (True, None)
 
 
+def test_items_that_are_embedded_anew_move_once_the_table_is_named_anew(world: World, connection: Connection) -> None:
+    world.teach(60)
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    items = world.cycle(quiet)["grow"]["items_embedded"]
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    stale = (
+        f"SELECT count(*) FROM sona.memory m JOIN {table} i ON i.id::text = m.key"
+        " WHERE m.space = %s AND m.kind = 'item' AND m.embedding <> i.embedding"
+    )
+    moved = _unit(world.items[:, ::-1])
+    connection.cursor().executemany(
+        f"UPDATE {table} SET embedding = %s WHERE id = %s", [(vector, id) for id, vector in enumerate(moved)]
+    )
+    assert world.cycle(quiet)["grow"]["items_embedded"] == 0
+    assert _rows(connection, stale, world.name) == [(items,)]
+    world.engine.set_items(table, "id", "embedding")
+    assert world.cycle(quiet)["grow"]["items_embedded"] == items
+    assert _rows(connection, stale, world.name) == [(0,)]
+    assert world.cycle(quiet)["grow"]["items_embedded"] == 0
+
+
 @pytest.mark.parametrize("error", [DatabaseBusy, DatabaseUnavailable])
 def test_a_table_of_items_that_is_busy_is_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
