@@ -116,14 +116,19 @@ BEGIN
     IF (add_memory_edge.source_kind, add_memory_edge.source) = (add_memory_edge.target_kind, add_memory_edge.target) THEN
         PERFORM sona._refuse('SN003', 'an edge from a node to itself', 'expected two nodes');
     END IF;
+    -- An undirected edge stands once, source before target, as cycles sort them.
     INSERT INTO sona.memory_edge AS e (space_id, kind, source_kind, source, target_kind, target, weight, origin)
-    VALUES (s.space_id, 'given', add_memory_edge.source_kind, add_memory_edge.source, add_memory_edge.target_kind,
-            add_memory_edge.target, add_memory_edge.weight, 'by hand')
+    SELECT s.space_id, 'given', min(u.kind) FILTER (WHERE u.at = 1), min(u.key) FILTER (WHERE u.at = 1),
+           min(u.kind) FILTER (WHERE u.at = 2), min(u.key) FILTER (WHERE u.at = 2), add_memory_edge.weight, 'by hand'
+    FROM (SELECT n.kind, n.key, row_number() OVER (ORDER BY n.key COLLATE "C", n.kind COLLATE "C") AS at
+          FROM (VALUES (add_memory_edge.source_kind, add_memory_edge.source),
+                       (add_memory_edge.target_kind, add_memory_edge.target)) n (kind, key)) u
     ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE
     SET weight = excluded.weight, updated_at = now(), decayed_at = now();
 END $$;
 COMMENT ON FUNCTION sona.add_memory_edge IS
-    'Connects two nodes of the memory graph, or changes the weight, 0 to 1, of the edge that somebody has given before.';
+    'Connects two nodes of the memory graph, or changes the weight, 0 to 1, of the edge that somebody has given before, '
+    'whichever end they named first.';
 
 CREATE OR REPLACE FUNCTION sona.forget_dreams(space text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE

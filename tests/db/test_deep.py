@@ -473,6 +473,23 @@ def test_a_graph_of_hardly_a_node(world: World, connection: Connection, nodes: i
     assert facts["integration"]["phi"] is None
 
 
+def test_an_edge_by_hand_is_one_whichever_end_is_named_first(world: World, connection: Connection) -> None:
+    add = "SELECT sona.add_memory_edge(%s, %s, %s, %s, %s, %s)"
+    nodes = (("episode", "a"), ("episode", "B"), ("procedure", "a"), ("item", "10"))
+    for kind, key in nodes:
+        connection.execute("SELECT sona.add_memory_node(%s, %s, %s)", (world.name, kind, key))
+    for one, other in itertools.permutations(nodes, 2):
+        connection.execute(add, (world.name, *one, *other, 0.25 if nodes.index(one) < nodes.index(other) else 0.5))
+    edges = _rows(
+        connection,
+        "SELECT source, source_kind, target, target_kind, weight FROM sona.edges WHERE space = %s",
+        world.name,
+    )
+    assert len(edges) == 6
+    assert all((source, source_kind) < (target, target_kind) for source, source_kind, target, target_kind, _ in edges)
+    assert {weight for *_, weight in edges} == {0.5}, "the weight that was given last"
+
+
 def test_what_is_no_weight_or_has_no_node_is_left_out(world: World, connection: Connection) -> None:
     world.teach(60)
     space_id = world.engine.space.space_id
