@@ -37,7 +37,7 @@ END $$;
 COMMENT ON FUNCTION sona._share IS 'A number from 0 to 1, or NULL. Raises SN003 for others.';
 
 CREATE OR REPLACE FUNCTION sona.add_memory_node(
-    space text, kind text, key text, embedding @vector@.vector DEFAULT NULL, importance double precision DEFAULT 0.5,
+    space text, kind text, key text, embedding @vector@.vector DEFAULT NULL, importance double precision DEFAULT NULL,
     quality double precision DEFAULT NULL, title text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -88,7 +88,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.add_memory_node IS
     'Adds a node to the memory graph, or changes the one of that kind and key: an episode, a procedure, a concept of your '
-    'own. What is NULL stays as it is. Returns its node_id.';
+    'own. What is NULL stays as it is; the importance of a new one is one half then. Returns its node_id.';
 
 CREATE OR REPLACE FUNCTION sona.add_memory_edge(
     space text, source_kind text, source text, target_kind text, target text, weight double precision

@@ -490,6 +490,18 @@ def test_an_edge_by_hand_is_one_whichever_end_is_named_first(world: World, conne
     assert {weight for *_, weight in edges} == {0.5}, "the weight that was given last"
 
 
+def test_what_is_not_named_of_a_node_stays(world: World, connection: Connection) -> None:
+    found = "SELECT importance, quality, title FROM sona.memory WHERE space = %s AND key = 'x'"
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'x')", (world.name,))
+    assert _rows(connection, found, world.name) == [(0.5, None, None)]
+    connection.execute(
+        "SELECT sona.add_memory_node(%s, 'episode', 'x', importance => 0.9, quality => 0.8, title => 't')",
+        (world.name,),
+    )
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'x', title => 'u')", (world.name,))
+    assert _rows(connection, found, world.name) == [(0.9, 0.8, "u")]
+
+
 def test_what_is_no_weight_or_has_no_node_is_left_out(world: World, connection: Connection) -> None:
     world.teach(60)
     space_id = world.engine.space.space_id
