@@ -241,21 +241,24 @@ BEGIN
     all_hops := array_fill(0, ARRAY[coalesce(cardinality(keys), 0)]);
     FOR at IN 1 .. hops LOOP
         EXIT WHEN keys IS NULL;
-        -- An edge is stored once, and passed both ways. Analogies lead to another space.
+        -- An edge is stored once, and passed both ways. Analogies lead to another space. What is no weight, NaN among it,
+        -- nobody has checked: rows can be inserted by hand.
         WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),
         step AS (
             SELECT w.kind AS from_kind, w.key AS from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
             FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.source_kind = w.kind AND e.source = w.key
               AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])
+              AND e.weight > 0 AND e.weight <= 1
             UNION ALL
             SELECT w.kind, w.key, w.mass, e.source_kind, e.source, e.weight
             FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.target_kind = w.kind AND e.target = w.key
-              AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])),
+              AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])
+              AND e.weight > 0 AND e.weight <= 1),
         flow AS (
             SELECT t.kind, t.key,
                    sum(t.mass * factor * t.weight / t.total) AS mass
             FROM (SELECT x.*, sum(x.weight) OVER (PARTITION BY x.from_kind, x.from_key) AS total FROM step x) t
-            WHERE t.total > 0 GROUP BY 1, 2)
+            GROUP BY 1, 2)
         -- What has next to nothing passes next to nothing on.
         SELECT array_agg(f.kind), array_agg(f.key), array_agg(f.mass) INTO kinds, keys, masses
         FROM (SELECT * FROM flow ORDER BY mass DESC, kind, key LIMIT 2000) f;

@@ -655,6 +655,21 @@ def test_activation_spreads_from_a_query_as_in_memory(world: World, connection: 
     assert len({name for name, _ in found} & {nodes[row][0] for row in expected}) >= 19
 
 
+def test_activation_passes_no_edge_without_a_weight(world: World, connection: Connection) -> None:
+    connection.execute("SELECT sona.add_memory_node(%s, 'item', '1', %s)", (world.name, world.items[1]))
+    weights = {"2": 0.5, "3": float("nan"), "4": -1.0, "5": 0.0, "6": 7.0, "7": float("inf")}
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'given', %s, %s, %s)",
+        [
+            (world.engine.space.space_id, *ends, weight)
+            for item, weight in weights.items()
+            for ends in (("1", item), (item + "0", "1"))
+        ],
+    )
+    found = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 20)", world.name, world.items[1])
+    assert found == [("2", pytest.approx(0.35)), ("20", pytest.approx(0.35))]
+
+
 def test_many_nodes_are_searched_through_an_index(world: World, connection: Connection) -> None:
     world.teach(200)
     world.cycle(BACKGROUND)
