@@ -223,6 +223,11 @@ DECLARE
     all_keys text[];
     all_masses double precision[];
     all_hops integer[];
+    -- Names of nodes that were merged, and of those that stand for them: edges of outcomes since lead to the old names.
+    gone_kinds text[];
+    gone_keys text[];
+    into_kinds text[];
+    into_keys text[];
 BEGIN
     IF hops IS NULL OR hops NOT BETWEEN 0 AND 10 THEN
         PERFORM sona._refuse('SN003', format('hops are %s', coalesce(hops::text, 'NULL')), 'expected 0 to 10');
@@ -235,6 +240,15 @@ BEGIN
     END IF;
     EXECUTE 'SELECT array_agg(n.kind), array_agg(n.key), array_agg(n.similarity) FROM (' || sona._near_nodes(s.space_id, s.dim)
         || ') n WHERE n.similarity > 0' INTO kinds, keys, masses USING query, start;
+    SELECT array_agg(g.kind), array_agg(g.key), array_agg(g.into_kind), array_agg(g.into_key)
+    INTO gone_kinds, gone_keys, into_kinds, into_keys
+    FROM (SELECT DISTINCT ON (1, 2) a.content ->> 'kind' AS kind, a.content ->> 'key' AS key, i.kind AS into_kind,
+                 i.key AS into_key
+          FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id
+          WHERE a.space_id = s.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL AND hops > 0
+            AND NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id
+                            AND n.kind = a.content ->> 'kind' AND n.key = a.content ->> 'key')
+          ORDER BY 1, 2, a.archive_id DESC) g;
     all_kinds := kinds;
     all_keys := keys;
     all_masses := masses;
@@ -244,16 +258,28 @@ BEGIN
         -- An edge is stored once, and passed both ways. Analogies lead to another space. What is no weight, NaN among it,
         -- nobody has checked: rows can be inserted by hand.
         WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),
-        step AS (
-            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.source_kind = w.kind AND e.source = w.key
+        gone AS MATERIALIZED (
+            SELECT u.* FROM unnest(gone_kinds, gone_keys, into_kinds, into_keys) u (kind, key, into_kind, into_key)),
+        named AS MATERIALIZED (
+            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, w.kind, w.key FROM wave w
+            UNION ALL
+            SELECT w.kind, w.key, w.mass, g.kind, g.key FROM wave w JOIN gone g ON g.into_kind = w.kind AND g.into_key = w.key),
+        way AS (
+            SELECT w.from_kind, w.from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
+            FROM named w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.source_kind = w.kind AND e.source = w.key
               AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])
               AND e.weight > 0 AND e.weight <= 1
             UNION ALL
-            SELECT w.kind, w.key, w.mass, e.source_kind, e.source, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.target_kind = w.kind AND e.target = w.key
+            SELECT w.from_kind, w.from_key, w.mass, e.source_kind, e.source, e.weight
+            FROM named w JOIN sona.memory_edge e ON e.space_id = s.space_id AND e.target_kind = w.kind AND e.target = w.key
               AND e.kind = ANY (ARRAY['co_access', 'pattern', 'hierarchy', 'creative', 'given'])
               AND e.weight > 0 AND e.weight <= 1),
+        step AS (
+            SELECT v.from_kind, v.from_key, v.mass, coalesce(g.into_kind, v.kind) AS kind, coalesce(g.into_key, v.key) AS key,
+                   v.weight
+            FROM way v LEFT JOIN gone g ON g.kind = v.kind AND g.key = v.key
+            -- Between two that are one by now.
+            WHERE (v.from_kind, v.from_key) <> (coalesce(g.into_kind, v.kind), coalesce(g.into_key, v.key))),
         flow AS (
             SELECT t.kind, t.key,
                    sum(t.mass * factor * t.weight / t.total) AS mass

@@ -655,6 +655,30 @@ def test_activation_spreads_from_a_query_as_in_memory(world: World, connection: 
     assert len({name for name, _ in found} & {nodes[row][0] for row in expected}) >= 19
 
 
+def test_activation_finds_what_was_merged_where_it_became_part(world: World, connection: Connection) -> None:
+    space_id = world.engine.space.space_id
+    for item in ("1", "2", "3"):
+        connection.execute(
+            "SELECT sona.add_memory_node(%s, 'item', %s, %s)", (world.name, item, world.items[int(item)])
+        )
+    connection.execute(
+        "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, into_id, reason)"
+        " SELECT n.space_id, 1, 'node', jsonb_build_object('kind', 'item', 'key', k.gone), n.node_id, 'a duplicate'"
+        " FROM sona.memory_node n JOIN (VALUES ('1', 'was 1'), ('2', 'was 2'), ('2', '3')) k (stands, gone)"
+        " ON k.stands = n.key WHERE n.space_id = %s",
+        (space_id,),
+    )
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'co_access', %s, %s, %s)",
+        [(space_id, "1", "was 2", 0.6), (space_id, "3", "was 1", 0.2), (space_id, "1", "was 1", 0.9)],
+    )
+    found = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 9, 1)", world.name, world.items[1])
+    # 3 has its name again.
+    assert found == [("2", pytest.approx(0.7 * 0.75)), ("3", pytest.approx(0.7 * 0.25))]
+    back = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 9, 1)", world.name, world.items[2])
+    assert back == [("1", pytest.approx(0.7))]
+
+
 def test_activation_passes_no_edge_without_a_weight(world: World, connection: Connection) -> None:
     connection.execute("SELECT sona.add_memory_node(%s, 'item', '1', %s)", (world.name, world.items[1]))
     weights = {"2": 0.5, "3": float("nan"), "4": -1.0, "5": 0.0, "6": 7.0, "7": float("inf")}
