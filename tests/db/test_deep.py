@@ -490,6 +490,17 @@ def test_an_edge_by_hand_is_one_whichever_end_is_named_first(world: World, conne
     assert {weight for *_, weight in edges} == {0.5}, "the weight that was given last"
 
 
+def test_edges_have_numbers_of_their_own_whatever_their_keys_hold(connection: Connection) -> None:
+    parts = ("", "a", "b", "\x1f", "a\x1f", "\x1fa", "a\x1fb")
+    numbers = _rows(
+        connection,
+        "SELECT count(*), count(DISTINCT sona._edge_key('given', a, b, c, d))"
+        " FROM unnest(%s::text[]) a, unnest(%s::text[]) b, unnest(%s::text[]) c, unnest(%s::text[]) d",
+        *[list(parts)] * 4,
+    )
+    assert numbers == [(len(parts) ** 4, len(parts) ** 4)]
+
+
 def test_what_is_not_named_of_a_node_stays(world: World, connection: Connection) -> None:
     found = "SELECT importance, quality, title FROM sona.memory WHERE space = %s AND key = 'x'"
     connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'x')", (world.name,))
