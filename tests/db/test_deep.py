@@ -300,6 +300,14 @@ def test_what_goes_is_in_the_archive_and_comes_back_as_it_was(world: World, conn
     assert _rows(connection, "SELECT count(*) FROM sona.archive WHERE space = %s", world.name) == [(0,)]
 
 
+def test_what_goes_may_be_kept_for_as_long_as_can_be_set(world: World, connection: Connection) -> None:
+    world.teach(40)
+    for_ever = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0, keep_archive_seconds=1e11)))
+    world.cycle(for_ever)
+    assert _at_one_instant(world, connection, for_ever, later="400 days")["consolidate"]["archive_expired"] == 0
+    assert _rows(connection, "SELECT count(*) > 0 FROM sona.archive WHERE space = %s", world.name) == [(True,)]
+
+
 def test_near_duplicates_become_one_and_no_access_is_lost(world: World, connection: Connection) -> None:
     world.teach(60)
     for key, shift in (("a", 0.0), ("b", 1e-3), ("c", 0.5)):
