@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
-from sona_pg.errors import DatabaseBusy, DatabaseUnavailable
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, PermissionDenied
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
@@ -400,6 +400,28 @@ def test_a_deploy_waits_for_a_rehearsal(world: World, deep_url: str) -> None:
         found = rehearse(Database(world.url, StoreConfig()), loop, world.name)
     deploying[0].result()
     assert found.facts["consolidate"]["nodes"] > 0
+
+
+def test_a_worker_needs_the_right_to_make_temporary_tables(
+    world: World, deep_url: str, connection: Connection, role: Callable[..., str]
+) -> None:
+    world.teach(40)
+    worker, database = role("deep", "sona_worker"), connection.info.dbname
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    connection.execute(f"GRANT SELECT ON {table} TO {worker}")
+    connection.execute("SELECT sona.grant_space(%s, %s)", (world.name, worker))
+    own = Database(psycopg.conninfo.make_conninfo(deep_url, user=worker), StoreConfig())
+    try:
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+        with pytest.raises(PermissionDenied, match="temporary tables"):
+            rehearse(own, DEEP, world.name)
+        connection.execute(f"GRANT TEMPORARY ON DATABASE {database} TO sona_worker")
+        assert rehearse(own, DEEP, world.name).facts["grow"]["items_embedded"] > 0
+    finally:
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM sona_worker")
+        connection.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
 
 
 def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Connection) -> None:
