@@ -874,7 +874,8 @@ class DeepLoopConfig:
         _whole("transfer_patterns", self.transfer_patterns, 1, 2000)
         _whole("keep_dreams", self.keep_dreams, 1, 10_000)
         _whole("keep_dreams_each", self.keep_dreams_each, 0, 100_000)
-        _within("keep_archive_seconds", self.keep_archive_seconds, 0.0, 1e12)
+        # Longer ago there is no time that a database knows.
+        _within("keep_archive_seconds", self.keep_archive_seconds, 0.0, 1e11)
 
     def dreams_of(self, nodes: int) -> int:
         """Dreams of a cycle over a graph of so many nodes."""

@@ -9,7 +9,8 @@ COMMENT ON FUNCTION sona.index_nodes IS
 CREATE OR REPLACE FUNCTION sona._edge_key(kind text, source_kind text, source text, target_kind text, target text)
 RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN hashtextextended(kind || chr(31) || source_kind || chr(31) || source || chr(31) || target_kind || chr(31) || target, 0);
+-- Of the parts, not of a text with separators: a key may hold whatever separates.
+RETURN hash_array_extended(ARRAY[kind, source_kind, source, target_kind, target], 0);
 COMMENT ON FUNCTION sona._edge_key IS 'A number for an edge of a space: two of a million have the same one by a chance of 3e-8.';
 
 CREATE OR REPLACE FUNCTION sona._check_node_kind(kind text) RETURNS text
@@ -37,7 +38,7 @@ END $$;
 COMMENT ON FUNCTION sona._share IS 'A number from 0 to 1, or NULL. Raises SN003 for others.';
 
 CREATE OR REPLACE FUNCTION sona.add_memory_node(
-    space text, kind text, key text, embedding @vector@.vector DEFAULT NULL, importance double precision DEFAULT 0.5,
+    space text, kind text, key text, embedding @vector@.vector DEFAULT NULL, importance double precision DEFAULT NULL,
     quality double precision DEFAULT NULL, title text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -53,6 +54,11 @@ BEGIN
     IF add_memory_node.key IS NULL OR octet_length(add_memory_node.key) NOT BETWEEN 1 AND 500 THEN
         PERFORM sona._refuse('SN003', format('a key of %s bytes', coalesce(octet_length(add_memory_node.key), 0)),
                              'expected 1 to 500');
+    END IF;
+    -- Cycles keep those: one of yours would be overwritten, and go when the hierarchy is another one.
+    IF add_memory_node.kind = 'concept' AND add_memory_node.key ~ '^learned [0-9]+$' THEN
+        PERFORM sona._refuse('SN003', format('a concept with the key %L', add_memory_node.key),
+                             'the deep loop gives its own concepts such keys: choose another one');
     END IF;
     IF @vector@.vector_dims(add_memory_node.embedding) <> s.dim THEN
         PERFORM sona._wrong_dimension(@vector@.vector_dims(add_memory_node.embedding), s.dim);
@@ -83,7 +89,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.add_memory_node IS
     'Adds a node to the memory graph, or changes the one of that kind and key: an episode, a procedure, a concept of your '
-    'own. What is NULL stays as it is. Returns its node_id.';
+    'own. What is NULL stays as it is; the importance of a new one is one half then. Returns its node_id.';
 
 CREATE OR REPLACE FUNCTION sona.add_memory_edge(
     space text, source_kind text, source text, target_kind text, target text, weight double precision
@@ -111,14 +117,19 @@ BEGIN
     IF (add_memory_edge.source_kind, add_memory_edge.source) = (add_memory_edge.target_kind, add_memory_edge.target) THEN
         PERFORM sona._refuse('SN003', 'an edge from a node to itself', 'expected two nodes');
     END IF;
+    -- An undirected edge stands once, source before target, as cycles sort them.
     INSERT INTO sona.memory_edge AS e (space_id, kind, source_kind, source, target_kind, target, weight, origin)
-    VALUES (s.space_id, 'given', add_memory_edge.source_kind, add_memory_edge.source, add_memory_edge.target_kind,
-            add_memory_edge.target, add_memory_edge.weight, 'by hand')
+    SELECT s.space_id, 'given', min(u.kind) FILTER (WHERE u.at = 1), min(u.key) FILTER (WHERE u.at = 1),
+           min(u.kind) FILTER (WHERE u.at = 2), min(u.key) FILTER (WHERE u.at = 2), add_memory_edge.weight, 'by hand'
+    FROM (SELECT n.kind, n.key, row_number() OVER (ORDER BY n.key COLLATE "C", n.kind COLLATE "C") AS at
+          FROM (VALUES (add_memory_edge.source_kind, add_memory_edge.source),
+                       (add_memory_edge.target_kind, add_memory_edge.target)) n (kind, key)) u
     ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE
     SET weight = excluded.weight, updated_at = now(), decayed_at = now();
 END $$;
 COMMENT ON FUNCTION sona.add_memory_edge IS
-    'Connects two nodes of the memory graph, or changes the weight, 0 to 1, of the edge that somebody has given before.';
+    'Connects two nodes of the memory graph, or changes the weight, 0 to 1, of the edge that somebody has given before, '
+    'whichever end they named first.';
 
 CREATE OR REPLACE FUNCTION sona.forget_dreams(space text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -218,23 +229,58 @@ CREATE OR REPLACE FUNCTION sona._spread(
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+    -- Names of nodes that were merged, and of those that stand for them: edges of outcomes since lead to the old names.
+    gone_kinds text[];
+    gone_keys text[];
+    into_kinds text[];
+    into_keys text[];
 BEGIN
+    SELECT array_agg(g.kind), array_agg(g.key), array_agg(g.into_kind), array_agg(g.into_key)
+    INTO gone_kinds, gone_keys, into_kinds, into_keys
+    FROM (SELECT DISTINCT ON (1, 2) a.content ->> 'kind' AS kind, a.content ->> 'key' AS key, i.kind AS into_kind,
+                 i.key AS into_key
+          FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id
+          WHERE a.space_id = _spread.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL AND hops > 0
+            AND NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id
+                            AND n.kind = a.content ->> 'kind' AND n.key = a.content ->> 'key')
+          ORDER BY 1, 2, a.archive_id DESC) g;
+    IF gone_keys IS NOT NULL THEN
+        SELECT array_agg(m.kind), array_agg(m.key), array_agg(m.mass) INTO kinds, keys, masses
+        FROM (SELECT coalesce(g.into_kind, u.kind) AS kind, coalesce(g.into_key, u.key) AS key, sum(u.mass) AS mass
+              FROM unnest(kinds, keys, masses) u (kind, key, mass)
+              LEFT JOIN unnest(gone_kinds, gone_keys, into_kinds, into_keys) g (kind, key, into_kind, into_key)
+                ON g.kind = u.kind AND g.key = u.key GROUP BY 1, 2) m;
+    END IF;
     FOR at IN 1 .. least(hops, 10) LOOP
         EXIT WHEN keys IS NULL;
-        -- An edge is stored once, and passed both ways.
+        -- An edge is stored once, and passed both ways. What is no weight, NaN among it, nobody has checked: rows can be
+        -- inserted by hand.
         WITH wave AS MATERIALIZED (SELECT u.* FROM unnest(kinds, keys, masses) u (kind, key, mass)),
-        step AS (
-            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.source_kind = w.kind
-              AND e.source = w.key AND e.kind = ANY (sona._spreading_kinds())
+        gone AS MATERIALIZED (
+            SELECT u.* FROM unnest(gone_kinds, gone_keys, into_kinds, into_keys) u (kind, key, into_kind, into_key)),
+        named AS MATERIALIZED (
+            SELECT w.kind AS from_kind, w.key AS from_key, w.mass, w.kind, w.key FROM wave w
             UNION ALL
-            SELECT w.kind, w.key, w.mass, e.source_kind, e.source, e.weight
-            FROM wave w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.target_kind = w.kind
-              AND e.target = w.key AND e.kind = ANY (sona._spreading_kinds())),
+            SELECT w.kind, w.key, w.mass, g.kind, g.key FROM wave w JOIN gone g ON g.into_kind = w.kind AND g.into_key = w.key),
+        way AS (
+            SELECT w.from_kind, w.from_key, w.mass, e.target_kind AS kind, e.target AS key, e.weight
+            FROM named w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.source_kind = w.kind
+              AND e.source = w.key AND e.kind = ANY (sona._spreading_kinds()) AND e.weight > 0 AND e.weight <= 1
+            UNION ALL
+            SELECT w.from_kind, w.from_key, w.mass, e.source_kind, e.source, e.weight
+            FROM named w JOIN sona.memory_edge e ON e.space_id = _spread.space_id AND e.target_kind = w.kind
+              AND e.target = w.key AND e.kind = ANY (sona._spreading_kinds()) AND e.weight > 0 AND e.weight <= 1),
+        step AS (
+            SELECT v.from_kind, v.from_key, v.mass, coalesce(g.into_kind, v.kind) AS kind, coalesce(g.into_key, v.key) AS key,
+                   v.weight
+            FROM way v LEFT JOIN gone g ON g.kind = v.kind AND g.key = v.key
+            -- Not between two that are one by now.
+            WHERE (v.from_kind, v.from_key) <> (coalesce(g.into_kind, v.kind), coalesce(g.into_key, v.key))),
         flow AS (
             SELECT t.kind, t.key, sum(t.mass * factor * t.weight / t.total) AS mass
             FROM (SELECT x.*, sum(x.weight) OVER (PARTITION BY x.from_kind, x.from_key) AS total FROM step x) t
-            WHERE t.total > 0 GROUP BY 1, 2)
+            GROUP BY 1, 2)
         -- What has next to nothing passes next to nothing on.
         SELECT array_agg(f.kind), array_agg(f.key), array_agg(f.mass) INTO kinds, keys, masses
         FROM (SELECT * FROM flow ORDER BY mass DESC, kind, key LIMIT 2000) f;

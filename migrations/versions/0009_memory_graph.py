@@ -245,6 +245,13 @@ def upgrade() -> None:
         schema="sona",
         comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",
     )
+    op.create_index(
+        "memory_archive_into_idx",
+        "memory_archive",
+        ["space_id", "into_id"],
+        schema="sona",
+        postgresql_where=sa.text("into_id IS NOT NULL"),
+    )
     op.add_column(
         "base_state",
         _whole("offered", "judged lists that there were ever to keep in the reservoir, whether they are in it or not"),

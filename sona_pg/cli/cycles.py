@@ -29,11 +29,18 @@ def cycle() -> None:
 @click.argument("name", metavar="SPACE")
 @click.argument("loop")
 @click.option("--wait", type=click.FloatRange(min=0.0), metavar="SECONDS", help="Wait so long for its result.")
-@click.option("--dry-run", is_flag=True, help="Run a cycle of the deep loop here, show all that it changes, undo it.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Run a cycle of the deep loop here, with the settings of SONA_DEEP_... in the environment, show all that it "
+    "changes, undo it.",
+)
 @json_option
 @url_option
 def run_cycle(name: str, loop: str, wait: float | None, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Ask for a cycle of LOOP in SPACE now, whatever its schedule says; a worker of the loop runs it."""
+    if dry_run and wait is not None:
+        raise click.UsageError("--wait is for a cycle that a worker runs, --dry-run runs one here: leave --wait out")
     if dry_run:
         _rehearse(name, loop, as_json, url)
         return

@@ -131,6 +131,7 @@ class _Grow(_Part[_Learned, Sequence[tuple[int, str, float]]]):
             "nodes_gone": grown.gone,
             "pattern_edges": grown.pattern_edges,
             "items_embedded": grown.embedded,
+            "items_refused": grown.refusal,
         }
 
 

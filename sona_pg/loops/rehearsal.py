@@ -35,7 +35,7 @@ class Rehearsal:
 def rehearse(database: Database, loop: Loop, name: str) -> Rehearsal:
     """Run a cycle of the deep loop in a transaction that is rolled back.
 
-    Outcomes of the space that are learned meanwhile wait for it.
+    What is learned, scheduled or deployed in the space meanwhile waits for it.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def rehearse(database: Database, loop: Loop, name: str) -> Rehearsal:
     UnknownSpace, PermissionDenied
         If there is no such space, or this role may not run cycles.
     DatabaseBusy
-        If a worker runs a cycle of the loop there.
+        If a worker runs a cycle of the loop there, or the locks of the space are not to be had.
     """
     with database.connect() as connection:
         space = spaces.get_space(connection, name)
@@ -55,6 +55,8 @@ def rehearse(database: Database, loop: Loop, name: str) -> Rehearsal:
         if not runs.try_lock(connection, space.space_id, loop.name):
             raise DatabaseBusy(f"a cycle of the {loop.name} loop is at work in space {name!r}: try again later")
         with translated(), connection.transaction(force_rollback=True):
+            # All at once: a cycle locks the learner late, and its own request has locked the strategist by then.
+            spaces.lock_space(connection, space, database.config.lock_timeout_seconds)
             runs.request(connection, name, loop.name)
             due = Due(space.space_id, name, "manual")
             run = runs.claim(connection, due, loop.name, SpaceStore.worker_name())

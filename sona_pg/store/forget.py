@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.store.base import forget_base
@@ -20,7 +19,7 @@ from sona_pg.store.learning import Head, delete_trajectories, read_head, write_e
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.memory_writes import forget_memory
 from sona_pg.store.patterns import forget_patterns
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, lock_space
 from sona_pg.store.versions import publish
 
 
@@ -288,17 +287,7 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
         If the locks are not to be had.
     """
     with transaction(connection):
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
-        # Before all else, as a cycle does that writes: in another order each might wait for the other.
-        connection.execute(
-            "SELECT FROM sona.loop_schedule WHERE space_id = %s ORDER BY loop FOR NO KEY UPDATE", (space.space_id,)
-        )
-        connection.execute("SELECT sona._lock_learner(%s)", (space.space_id,))
-        row = connection.execute(
-            "SELECT FROM sona.strategist WHERE space_id = %s FOR UPDATE", (space.space_id,)
-        ).fetchone()
-        if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        lock_space(connection, space, config.lock_timeout_seconds)
         yield ForgetTransaction(connection, space)
 
 

@@ -28,6 +28,9 @@ KINDS = ("item", "pattern", "concept", "episode", "procedure", "dream")
 PATTERN, HIERARCHICAL = KINDS.index("pattern"), len(KINDS)
 """Of a pattern and of a pattern of patterns: nodes that other phases keep."""
 
+LEARNED = "learned "
+"""Keys of the hierarchy's own concepts begin so, before a number: `sona.add_memory_node` gives no such key."""
+
 WALKED = ("co_access", "pattern", "hierarchy", "given")
 """Kinds of edges that were observed, made of what was, or given by hand: dreams walk over them."""
 
@@ -211,17 +214,22 @@ class MemoryReader:
         return StoredEdges(cast(Rows, found["keys"]), edges, found["is_renamed"].astype(bool))
 
     def concepts(self) -> list[LearnedPattern]:
-        """Patterns of patterns of the cycle before; their ids are those of the keys, above `FIRST_CONCEPT`."""
+        """Patterns of patterns of the cycle before; their ids are the numbers of their keys, above `FIRST_CONCEPT`."""
         rows = self._connection.execute(
-            "SELECT n.key::bigint, n.embedding, n.level, coalesce(t.quality, 0.5), t.access_count,"
+            "SELECT substr(n.key, %(number)s)::bigint, n.embedding, n.level, coalesce(t.quality, 0.5), t.access_count,"
             " extract(epoch FROM n.created_at)::float8, ARRAY(SELECT CASE WHEN e.target_kind = 'concept'"
-            "  THEN e.target::bigint + %(first)s ELSE e.target::bigint END FROM sona.memory_edge e"
+            "  THEN substr(e.target, %(number)s)::bigint + %(first)s ELSE e.target::bigint END FROM sona.memory_edge e"
             "  WHERE e.space_id = n.space_id AND e.kind = 'hierarchy' AND e.source_kind = n.kind AND e.source = n.key"
             "  ORDER BY 1)"
             " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id)"
             " WHERE n.space_id = %(space)s AND n.kind = 'concept' AND n.level > 0 AND n.embedding IS NOT NULL"
-            " ORDER BY 1",
-            {"space": self._space.space_id, "first": FIRST_CONCEPT},
+            " AND starts_with(n.key, %(learned)s) ORDER BY 1",
+            {
+                "space": self._space.space_id,
+                "first": FIRST_CONCEPT,
+                "learned": LEARNED,
+                "number": len(LEARNED) + 1,
+            },
             binary=True,
         ).fetchall()
         return [

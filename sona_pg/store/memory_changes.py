@@ -20,7 +20,8 @@ class MemoryChange(NamedTuple):
     what
         Kind and key of the node; of an edge its kind, and both its ends.
     before, after
-        What of it has changed: weight of an edge; importance, accesses and quality of a node.
+        What of it has changed: weight of an edge; of a node its importance, accesses and quality, and its level and
+        title, if it has any. To the last digit.
     reason
         Why it was removed.
     """
@@ -69,11 +70,12 @@ _NODE_NAME = "{0}.kind || ' ' || {0}.key"
 _EDGE_NAME = "{0}.kind || ': ' || {0}.source_kind || ' ' || {0}.source || ' - ' || {0}.target_kind || ' ' || {0}.target"
 
 _NODES = (
-    f"SELECT {_NODE_NAME.format('n')} AS what, 'importance ' || round(t.importance::numeric, 4) || ', accesses '"
-    " || t.access_count || coalesce(', quality ' || round(t.quality::numeric, 4), '') AS facts"
+    f"SELECT {_NODE_NAME.format('n')} AS what, 'importance ' || t.importance || ', accesses ' || t.access_count"
+    " || coalesce(', quality ' || t.quality, '') || CASE WHEN n.level > 0 THEN ', level ' || n.level ELSE '' END"
+    " || coalesce(', title ' || n.title, '') AS facts"
     " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(space)s"
 )
 _EDGES = (
-    f"SELECT {_EDGE_NAME.format('e')} AS what, 'weight ' || round(e.weight::numeric, 6) AS facts"
+    f"SELECT {_EDGE_NAME.format('e')} AS what, 'weight ' || e.weight AS facts"
     " FROM sona.memory_edge e WHERE e.space_id = %(space)s"
 )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
-from sona_pg.errors import LockLost, SonaError
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LockLost, SonaError
 from sona_pg.learning.consolidation import ConsolidationPlan
 from sona_pg.learning.dreams import Dream
 from sona_pg.learning.hierarchy import FIRST_CONCEPT
@@ -19,7 +19,7 @@ from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
 from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
-from sona_pg.store.memory import WALKED, MemoryState, StoredEdges
+from sona_pg.store.memory import LEARNED, WALKED, MemoryState, StoredEdges
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json
@@ -52,13 +52,16 @@ class Growth:
     pattern_edges
         Edges between patterns and the items that helped there.
     embedded
-        Items that have got an embedding.
+        Items whose embedding was read.
+    refusal
+        Why the table of items could not be read; None if it could.
     """
 
     created: int
     gone: int
     pattern_edges: int
     embedded: int
+    refusal: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class MemoryTransaction:
             "patterns",
             [("pattern", str(pattern), "item", item, 1 - rest) for (pattern, item), rest in lacking.items()],
         )
-        return Growth(created, gone, len(lacking), self._embed_items())
+        return Growth(created, gone, len(lacking), *self._embed_items())
 
     def _standing_items(self, items: Sequence[str]) -> dict[str, str]:
         """By item that was merged the one that stands for it."""
@@ -211,24 +214,32 @@ class MemoryTransaction:
         )
         return created
 
-    def _embed_items(self) -> int:
-        """Embeddings of items that have none here, from the application's table, or from what was recorded."""
+    def _embed_items(self) -> tuple[int, str | None]:
+        """Read embeddings of items from the application's table; how many, and what is wrong.
+
+        Those of items that have none here; of all, where the table was named anew since the last cycle.
+        """
         done, after = 0, ""
         while True:
             rows = self._connection.execute(
-                "SELECT key FROM sona.memory_node WHERE space_id = %s AND kind = 'item' AND embedding IS NULL"
-                " AND key > %s ORDER BY key LIMIT %s",
-                (self._space.space_id, after, _READ_AT_ONCE),
+                "SELECT n.key FROM sona.memory_node n WHERE n.space_id = %(space)s AND n.kind = 'item'"
+                " AND n.key > %(after)s AND (n.embedding IS NULL OR EXISTS (SELECT FROM sona.item_source i"
+                "  JOIN sona.memory_state m USING (space_id)"
+                "  WHERE i.space_id = n.space_id AND i.sampled_at > m.consolidated_at))"
+                " ORDER BY n.key LIMIT %(most)s",
+                self._key | {"after": after, "most": _READ_AT_ONCE},
             ).fetchall()
             if not rows:
-                return done
+                return done, None
             items = [item for (item,) in rows]
             after = items[-1]
             try:
                 found = spaces.item_embeddings(self._connection, self._space, items)
-            except SonaError:
+            except (DatabaseBusy, DatabaseUnavailable):
+                raise
+            except SonaError as error:
                 # The table is gone, or another one: its items have no place until it is set anew.
-                return done
+                return done, str(error)
             cursor = self._connection.cursor()
             cursor.executemany(
                 "UPDATE sona.memory_node SET embedding = %s WHERE space_id = %s AND kind = 'item' AND key = %s",
@@ -481,7 +492,7 @@ class MemoryTransaction:
 
     def write_hierarchy(self, concepts: Sequence[LearnedPattern]) -> int:
         """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
-        names = {concept.id: str(concept.id - FIRST_CONCEPT) for concept in concepts}
+        names = {concept.id: _concept_key(concept.id) for concept in concepts}
         gone = "n.kind = 'concept' AND n.level > 0 AND n.key <> ALL(%(names)s)"
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'hierarchy'", self._key
@@ -502,13 +513,8 @@ class MemoryTransaction:
         self._insert_edges(
             "hierarchy",
             "patterns",
-            [
-                ("concept", names[c.id], "concept" if child >= FIRST_CONCEPT else "pattern",
-                 str(child - FIRST_CONCEPT if child >= FIRST_CONCEPT else child), 1.0)
-                for c in concepts
-                for child in c.children
-            ],
-        )  # fmt: skip
+            [("concept", names[c.id], *_node_name(child), 1.0) for c in concepts for child in c.children],
+        )
         return created
 
     def write_dreams(
@@ -600,6 +606,15 @@ class MemoryTransaction:
             " WHERE space_id = %(space)s AND archived_at < to_timestamp(%(now)s - %(keep)s)",
             self._key | {"keep": keep_seconds},
         ).rowcount
+
+
+def _node_name(pattern_id: int) -> tuple[str, str]:
+    """Kind and key of a pattern, or of a pattern of patterns."""
+    return ("concept", _concept_key(pattern_id)) if pattern_id >= FIRST_CONCEPT else ("pattern", str(pattern_id))
+
+
+def _concept_key(pattern_id: int) -> str:
+    return f"{LEARNED}{pattern_id - FIRST_CONCEPT}"
 
 
 _WITH_NODES = "e.kind IN ('" + "', '".join((*WALKED, "creative")) + "')"

@@ -940,6 +940,7 @@ memory_archive = Table(
     Column("into_id", BigInteger, comment="node that it became part of; NULL where it went"),
     Column("reason", Text, nullable=False, comment="why it was removed"),
     _now("archived_at", "when"),
+    Index("memory_archive_into_idx", "space_id", "into_id", postgresql_where=text("into_id IS NOT NULL")),
     comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",
 )
 

@@ -168,6 +168,32 @@ def claim_settings(
     )
 
 
+def lock_space(connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
+    """Keep whoever schedules, learns, deploys or forgets there waiting until the transaction ends.
+
+    Raises
+    ------
+    UnknownSpace
+        If it is gone.
+    PermissionDenied
+        If this role may not learn there.
+    DatabaseBusy
+        If the locks are not to be had.
+    """
+    with translated():
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        # Before all else, as a cycle does that writes: in another order each might wait for the other.
+        connection.execute(
+            "SELECT FROM sona.loop_schedule WHERE space_id = %s ORDER BY loop FOR NO KEY UPDATE", (space.space_id,)
+        )
+        connection.execute("SELECT sona._lock_learner(%s)", (space.space_id,))
+        row = connection.execute(
+            "SELECT FROM sona.strategist WHERE space_id = %s FOR UPDATE", (space.space_id,)
+        ).fetchone()
+        if row is None:
+            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+
+
 def set_items(
     connection: Connection,
     space: Space,

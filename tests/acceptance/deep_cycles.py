@@ -133,7 +133,7 @@ class DeepChaos(PatternChaos):
             self._connection.execute(
                 "SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', %s, %s)", (name, str(number), other, weight)
             )
-            self._given[space_id].add(f"{number} {other}")
+            self._given[space_id].add(" ".join(sorted((str(number), other))))
 
     def drain(self) -> None:
         super().drain()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from numpy.typing import NDArray
 
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, PermissionDenied
 from sona_pg.loops.background import background_loop
-from sona_pg.loops.cycle import Loop
+from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.loops.rehearsal import rehearse
+from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
@@ -295,6 +300,14 @@ def test_what_goes_is_in_the_archive_and_comes_back_as_it_was(world: World, conn
     assert _rows(connection, "SELECT count(*) FROM sona.archive WHERE space = %s", world.name) == [(0,)]
 
 
+def test_what_goes_may_be_kept_for_as_long_as_can_be_set(world: World, connection: Connection) -> None:
+    world.teach(40)
+    for_ever = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0, keep_archive_seconds=1e11)))
+    world.cycle(for_ever)
+    assert _at_one_instant(world, connection, for_ever, later="400 days")["consolidate"]["archive_expired"] == 0
+    assert _rows(connection, "SELECT count(*) > 0 FROM sona.archive WHERE space = %s", world.name) == [(True,)]
+
+
 def test_near_duplicates_become_one_and_no_access_is_lost(world: World, connection: Connection) -> None:
     world.teach(60)
     for key, shift in (("a", 0.0), ("b", 1e-3), ("c", 0.5)):
@@ -365,12 +378,114 @@ def test_a_rehearsal_says_all_that_changes_and_changes_nothing(world: World, con
     assert {change.what for change in created} == {f"{row[1]} {row[2]}" for row in after["memory_node"]}
 
 
+def test_a_deploy_waits_for_a_rehearsal(world: World, deep_url: str) -> None:
+    world.teach(60)
+    deploying: list[Future[Any]] = []
+
+    def deploy() -> None:
+        with connect(deep_url, application="deploying") as connection:
+            connection.execute("SELECT sona.deploy(%s, 'frozen')", (world.name,))
+
+    def read(connection: Connection, cycle: Cycle) -> object:
+        # Only one that waits for locks is where two could wait for each other.
+        deploying.append(pool.submit(deploy))
+        waits = "SELECT FROM pg_stat_activity WHERE application_name = 'deploying' AND wait_event_type = 'Lock'"
+        with connect(deep_url) as watching:
+            while not watching.execute(waits).fetchall():
+                assert not deploying[0].done(), "it did not wait"
+        return DEEP.phases[0].read(connection, cycle)
+
+    loop = dataclasses.replace(DEEP, phases=(dataclasses.replace(DEEP.phases[0], read=read), *DEEP.phases[1:]))
+    with ThreadPoolExecutor(1) as pool:
+        found = rehearse(Database(world.url, StoreConfig()), loop, world.name)
+    deploying[0].result()
+    assert found.facts["consolidate"]["nodes"] > 0
+
+
+def test_a_worker_needs_the_right_to_make_temporary_tables(
+    world: World, deep_url: str, connection: Connection, role: Callable[..., str]
+) -> None:
+    world.teach(40)
+    worker, database = role("deep", "sona_worker"), connection.info.dbname
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    connection.execute(f"GRANT SELECT ON {table} TO {worker}")
+    connection.execute("SELECT sona.grant_space(%s, %s)", (world.name, worker))
+    own = Database(psycopg.conninfo.make_conninfo(deep_url, user=worker), StoreConfig())
+    try:
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+        with pytest.raises(PermissionDenied, match="temporary tables"):
+            rehearse(own, DEEP, world.name)
+        connection.execute(f"GRANT TEMPORARY ON DATABASE {database} TO sona_worker")
+        assert rehearse(own, DEEP, world.name).facts["grow"]["items_embedded"] > 0
+    finally:
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM sona_worker")
+        connection.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
+
+
 def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Connection) -> None:
     world.teach(60)
     facts = world.cycle(deep_loop(DeepConfig(DeepLoopConfig(max_cycle_seconds=0.0))))
     assert set(facts.values()) == {"skipped: 0 seconds are over"}
     assert len(facts) == len(DEEP.phases)
     assert _rows(connection, "SELECT count(*) FROM sona.memory WHERE space = %s", world.name) == [(0,)]
+
+
+def test_a_table_of_items_that_cannot_be_read_is_said(world: World, connection: Connection) -> None:
+    world.teach(60)
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    connection.execute(f"ALTER TABLE {table} RENAME COLUMN embedding TO other")
+    facts = world.cycle(quiet)["grow"]
+    assert facts["items_embedded"] == 0
+    assert "embedding" in facts["items_refused"]
+    connection.execute(f"ALTER TABLE {table} RENAME COLUMN other TO embedding")
+    connection.execute(f"ALTER TABLE {table} ALTER COLUMN embedding TYPE text USING embedding::text")
+    facts = world.cycle(quiet)["grow"]
+    assert "no column embedding of type vector" in facts["items_refused"]
+    connection.execute(f"ALTER TABLE {table} ALTER COLUMN embedding TYPE vector USING embedding::vector")
+    facts = world.cycle(quiet)["grow"]
+    assert (facts["items_embedded"] > 0, facts["items_refused"]) == (True, None)
+
+
+def test_items_that_are_embedded_anew_move_once_the_table_is_named_anew(world: World, connection: Connection) -> None:
+    world.teach(60)
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    items = world.cycle(quiet)["grow"]["items_embedded"]
+    ((table,),) = _rows(
+        connection, "SELECT items::text FROM sona.item_source WHERE space_id = %s", world.engine.space.space_id
+    )
+    stale = (
+        f"SELECT count(*) FROM sona.memory m JOIN {table} i ON i.id::text = m.key"
+        " WHERE m.space = %s AND m.kind = 'item' AND m.embedding <> i.embedding"
+    )
+    moved = _unit(world.items[:, ::-1])
+    connection.cursor().executemany(
+        f"UPDATE {table} SET embedding = %s WHERE id = %s", [(vector, id) for id, vector in enumerate(moved)]
+    )
+    assert world.cycle(quiet)["grow"]["items_embedded"] == 0
+    assert _rows(connection, stale, world.name) == [(items,)]
+    world.engine.set_items(table, "id", "embedding")
+    assert world.cycle(quiet)["grow"]["items_embedded"] == items
+    assert _rows(connection, stale, world.name) == [(0,)]
+    assert world.cycle(quiet)["grow"]["items_embedded"] == 0
+
+
+@pytest.mark.parametrize("error", [DatabaseBusy, DatabaseUnavailable])
+def test_a_table_of_items_that_is_busy_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    world.teach(60)
+
+    def busy(*_: object) -> None:
+        raise error("for now")
+
+    monkeypatch.setattr(spaces, "item_embeddings", busy)
+    with pytest.raises(error, match="for now"):
+        rehearse(Database(world.url, StoreConfig()), DEEP, world.name)
 
 
 def test_a_space_without_anything_is_skipped(world: World, connection: Connection) -> None:
@@ -386,6 +501,46 @@ def test_a_graph_of_hardly_a_node(world: World, connection: Connection, nodes: i
     facts = world.cycle()
     assert facts["dream"]["integrated"] == 0
     assert facts["integration"]["phi"] is None
+
+
+def test_an_edge_by_hand_is_one_whichever_end_is_named_first(world: World, connection: Connection) -> None:
+    add = "SELECT sona.add_memory_edge(%s, %s, %s, %s, %s, %s)"
+    nodes = (("episode", "a"), ("episode", "B"), ("procedure", "a"), ("item", "10"))
+    for kind, key in nodes:
+        connection.execute("SELECT sona.add_memory_node(%s, %s, %s)", (world.name, kind, key))
+    for one, other in itertools.permutations(nodes, 2):
+        connection.execute(add, (world.name, *one, *other, 0.25 if nodes.index(one) < nodes.index(other) else 0.5))
+    edges = _rows(
+        connection,
+        "SELECT source, source_kind, target, target_kind, weight FROM sona.edges WHERE space = %s",
+        world.name,
+    )
+    assert len(edges) == 6
+    assert all((source, source_kind) < (target, target_kind) for source, source_kind, target, target_kind, _ in edges)
+    assert {weight for *_, weight in edges} == {0.5}, "the weight that was given last"
+
+
+def test_edges_have_numbers_of_their_own_whatever_their_keys_hold(connection: Connection) -> None:
+    parts = ("", "a", "b", "\x1f", "a\x1f", "\x1fa", "a\x1fb")
+    numbers = _rows(
+        connection,
+        "SELECT count(*), count(DISTINCT sona._edge_key('given', a, b, c, d))"
+        " FROM unnest(%s::text[]) a, unnest(%s::text[]) b, unnest(%s::text[]) c, unnest(%s::text[]) d",
+        *[list(parts)] * 4,
+    )
+    assert numbers == [(len(parts) ** 4, len(parts) ** 4)]
+
+
+def test_what_is_not_named_of_a_node_stays(world: World, connection: Connection) -> None:
+    found = "SELECT importance, quality, title FROM sona.memory WHERE space = %s AND key = 'x'"
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'x')", (world.name,))
+    assert _rows(connection, found, world.name) == [(0.5, None, None)]
+    connection.execute(
+        "SELECT sona.add_memory_node(%s, 'episode', 'x', importance => 0.9, quality => 0.8, title => 't')",
+        (world.name,),
+    )
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'x', title => 'u')", (world.name,))
+    assert _rows(connection, found, world.name) == [(0.9, 0.8, "u")]
 
 
 def test_what_is_no_weight_or_has_no_node_is_left_out(world: World, connection: Connection) -> None:
@@ -442,6 +597,31 @@ def test_concepts_keep_their_names(world: World, connection: Connection) -> None
     again = world.cycle()["hierarchy"]
     assert (again["created"], again["retired"], again["kept"]) == (0, 0, first["concepts"])
     assert _rows(connection, concepts, world.name) == before
+
+
+def test_a_concept_by_hand_is_none_of_the_hierarchy(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    for key in range(60):
+        connection.execute(
+            "SELECT sona.add_memory_node(%s, 'concept', %s, NULL, 1.0, 0.9, 'mine')", (world.name, str(key))
+        )
+    mine = (
+        "SELECT count(*) FROM sona.memory WHERE space = %s AND kind = 'concept' AND title = 'mine'"
+        " AND level = 0 AND embedding IS NULL AND quality = 0.9 AND access_count = 0"
+    )
+    assert world.cycle()["hierarchy"]["created"] >= 3
+    assert _rows(connection, mine, world.name) == [(60,)]
+    # Patterns are gone, and the hierarchy with them.
+    connection.execute("DELETE FROM sona.pattern WHERE space_id = %s", (world.engine.space.space_id,))
+    assert world.cycle()["hierarchy"]["retired"] >= 3
+    assert _rows(connection, mine, world.name) == [(60,)]
+    assert _rows(connection, "SELECT count(*) FROM sona.concepts WHERE space = %s", world.name) == [(0,)]
+    with pytest.raises(psycopg.Error, match="choose another one") as refused:
+        connection.execute("SELECT sona.add_memory_node(%s, 'concept', 'learned 7')", (world.name,))
+    assert refused.value.sqlstate == "SN003"
+    connection.execute("SELECT sona.add_memory_node(%s, 'concept', 'learned by heart')", (world.name,))
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'learned 7')", (world.name,))
 
 
 def test_integration_is_that_of_the_patterns_as_a_system(world: World, connection: Connection) -> None:
@@ -514,6 +694,45 @@ def test_activation_spreads_from_a_query_as_in_memory(world: World, connection: 
     expected = np.argsort(-total)[:20]
     assert [activation for _, activation in found] == pytest.approx([total[row] for row in expected], rel=1e-5)
     assert len({name for name, _ in found} & {nodes[row][0] for row in expected}) >= 19
+
+
+def test_activation_finds_what_was_merged_where_it_became_part(world: World, connection: Connection) -> None:
+    space_id = world.engine.space.space_id
+    for item in ("1", "2", "3"):
+        connection.execute(
+            "SELECT sona.add_memory_node(%s, 'item', %s, %s)", (world.name, item, world.items[int(item)])
+        )
+    connection.execute(
+        "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, into_id, reason)"
+        " SELECT n.space_id, 1, 'node', jsonb_build_object('kind', 'item', 'key', k.gone), n.node_id, 'a duplicate'"
+        " FROM sona.memory_node n JOIN (VALUES ('1', 'was 1'), ('2', 'was 2'), ('2', '3')) k (stands, gone)"
+        " ON k.stands = n.key WHERE n.space_id = %s",
+        (space_id,),
+    )
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'co_access', %s, %s, %s)",
+        [(space_id, "1", "was 2", 0.6), (space_id, "3", "was 1", 0.2), (space_id, "1", "was 1", 0.9)],
+    )
+    found = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 9, 1)", world.name, world.items[1])
+    # 3 has its name again.
+    assert found == [("2", pytest.approx(0.7 * 0.75)), ("3", pytest.approx(0.7 * 0.25))]
+    back = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 9, 1)", world.name, world.items[2])
+    assert back == [("1", pytest.approx(0.7))]
+
+
+def test_activation_passes_no_edge_without_a_weight(world: World, connection: Connection) -> None:
+    connection.execute("SELECT sona.add_memory_node(%s, 'item', '1', %s)", (world.name, world.items[1]))
+    weights = {"2": 0.5, "3": float("nan"), "4": -1.0, "5": 0.0, "6": 7.0, "7": float("inf")}
+    connection.cursor().executemany(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'given', %s, %s, %s)",
+        [
+            (world.engine.space.space_id, *ends, weight)
+            for item, weight in weights.items()
+            for ends in (("1", item), (item + "0", "1"))
+        ],
+    )
+    found = _rows(connection, "SELECT key, activation FROM sona.related(%s, %s, 1, 20)", world.name, world.items[1])
+    assert found == [("2", pytest.approx(0.35)), ("20", pytest.approx(0.35))]
 
 
 def test_many_nodes_are_searched_through_an_index(world: World, connection: Connection) -> None:

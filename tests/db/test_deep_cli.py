@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sona_pg.store.connection import Connection, connect
+from sona_pg.store.memory_changes import memory_changes, remember_memory
 from sona_pg.store.migrate import migrate
+from sona_pg.store.spaces import get_space
 
 Sona = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -78,12 +80,36 @@ def test_a_dry_run_prints_what_a_cycle_then_does(sona: Sona, connection: Connect
 def test_a_dry_run_of_another_loop_or_space_is_refused(sona: Sona) -> None:
     other = sona("cycle", "run", "desk", "background", "--dry-run")
     assert (other.returncode, "for the deep loop" in other.stderr) == (2, True)
+    waits = sona("cycle", "run", "desk", "deep", "--dry-run", "--wait", "1")
+    assert (waits.returncode, "leave --wait out" in waits.stderr) == (2, True)
     unknown = sona("cycle", "run", "nowhere", "deep", "--dry-run")
     assert (unknown.returncode, "nowhere" in unknown.stderr) == (1, True)
     wrong = sona("cycle", "run", "desk", "deep", "--dry-run", SONA_DEEP_DREAMS_PER_CYCLE="many")
     assert (wrong.returncode, "SONA_DEEP_DREAMS_PER_CYCLE is 'many'" in wrong.stderr) == (2, True)
     threshold = sona("worker", "deep", "--once", "--phi-threshold", "1.0")
     assert (threshold.returncode, "phi_threshold is 1.0" in threshold.stderr) == (2, True)
+
+
+def test_a_change_is_shown_to_the_last_digit(connection: Connection) -> None:
+    space = get_space(connection, "desk")
+    with connection.transaction(force_rollback=True):
+        remember_memory(connection, space)
+        connection.execute(
+            "WITH node AS (UPDATE sona.memory_node SET title = 'a title', level = 2"
+            " WHERE space_id = %(space)s AND kind = 'concept' AND key = '1' RETURNING node_id)"
+            " UPDATE sona.memory_node_state t SET importance = 0.1234567890123, quality = 1e-9, access_count = 7"
+            " FROM node WHERE t.space_id = %(space)s AND t.node_id = node.node_id",
+            {"space": space.space_id},
+        )
+        connection.execute(
+            "UPDATE sona.memory_edge SET weight = weight + 1e-12"
+            " WHERE space_id = %s AND kind = 'given' AND source = '2'",
+            (space.space_id,),
+        )
+        node, edge = memory_changes(connection, space)
+    facts = "importance 0.1234567890123, accesses 7, quality 1e-09, level 2, title a title"
+    assert (node.what, node.change, node.after) == ("concept 1", "changed", facts)
+    assert (edge.before, edge.after) == ("weight 0.5", "weight 0.500000000001")
 
 
 def test_memory_is_shown_restored_and_rid_of_dreams(sona: Sona, connection: Connection) -> None:

@@ -303,8 +303,8 @@ def _weights(url: str) -> dict[tuple[str, ...], float]:
 
 
 def _at(monkeypatch: pytest.MonkeyPatch, step: str, call: Callable[[], None]) -> None:
-    """Do something when a cycle in this process is at a step of its consolidation, the second phase."""
-    left = [2]
+    """Do something when a cycle in this process is at a step of its consolidation, the third phase."""
+    left = [3]
 
     def reached(name: str) -> None:
         left[0] -= name == step
@@ -361,7 +361,7 @@ def test_what_changes_while_a_consolidation_computes_is_left_to_the_next(
     for pair in (weak, merged, fading, new):
         weight = before.get(_co_access(pair), 0.0)
         assert after[_co_access(pair)] == pytest.approx(weight + 0.05 * (1 - weight), rel=1e-6), pair
-    assert after["given", "episode", "of no use", "item", "0"] == 0.5
+    assert after["given", "item", "0", "episode", "of no use"] == 0.5
     with connect(url) as connection:
         assert connection.execute("SELECT FROM sona.memory WHERE kind = 'episode'").fetchall()
         assert connection.execute("SELECT FROM sona.memory WHERE kind = 'item' AND key = %s", merged[:1]).fetchall()

@@ -272,7 +272,7 @@ GOOD: dict[str, Text] = {
     "pattern_id bigint": st.integers(0, 9).map(str),
     "of text": st.sampled_from(("pattern", "memory_node")),
     "kind text": st.sampled_from(("concept", "episode", "item")),
-    "key text": st.sampled_from(("1", "2", "a key")),
+    "key text": st.sampled_from(("1", "2", "a key", "learned 1")),
     "embedding vector": unit_vector,
     "importance double precision": st.sampled_from(("0", "0.5", "1")),
     "source_kind text": st.sampled_from(("concept", "episode", "item")),

@@ -92,7 +92,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "system_queries": (1, 1_000_001),
         "transfer_patterns": (0, 2001),
         "keep_dreams": (0, 10_001),
-        "keep_archive_seconds": (-1.0, 2e12),
+        "keep_archive_seconds": (-1.0, 1.1e11),
     },
     ConsolidationConfig: {
         "frequency_weight": (-0.1, 1.1),
