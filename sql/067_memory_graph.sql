@@ -143,11 +143,13 @@ DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(restore_memory.space);
     nodes bigint;
     edges bigint;
+    -- What the archive says of the space is not trusted: it is no way into another one.
+    own jsonb := jsonb_build_object('space_id', s.space_id);
 BEGIN
     -- Of a row that was archived twice the last one; who is there again meanwhile stays as it is.
     WITH back AS (
         SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_node, a.content) r
+            jsonb_populate_record(NULL::sona.memory_node, a.content || own) r
         WHERE a.space_id = s.space_id AND a.entity = 'node'
           AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
         ORDER BY r.node_id, a.archive_id DESC)
@@ -155,7 +157,7 @@ BEGIN
     GET DIAGNOSTICS nodes = ROW_COUNT;
     WITH back AS (
         SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_node_state, a.content -> 'state') r
+            jsonb_populate_record(NULL::sona.memory_node_state, (a.content -> 'state') || own) r
         WHERE a.space_id = s.space_id AND a.entity = 'node'
           AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
           AND EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.node_id = r.node_id)
@@ -163,7 +165,7 @@ BEGIN
     INSERT INTO sona.memory_node_state SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
     WITH back AS (
         SELECT DISTINCT ON (r.kind, r.source, r.target, r.source_kind, r.target_kind) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_edge, a.content) r
+            jsonb_populate_record(NULL::sona.memory_edge, a.content || own) r
         WHERE a.space_id = s.space_id AND a.entity = 'edge'
           AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
         ORDER BY r.kind, r.source, r.target, r.source_kind, r.target_kind, a.archive_id DESC)
