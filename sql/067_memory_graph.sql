@@ -141,43 +141,44 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(restore_memory.space);
-    nodes bigint;
-    edges bigint;
     -- What the archive says of the space is not trusted: it is no way into another one.
     own jsonb := jsonb_build_object('space_id', s.space_id);
+    nodes bigint[];
+    edges bigint[];
 BEGIN
-    -- Of a row that was archived twice the last one; who is there again meanwhile stays as it is.
-    WITH back AS (
-        SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
+    -- Of a row that was archived twice the last one; who is there again meanwhile stays as it is, and in the archive.
+    WITH back AS MATERIALIZED (
+        SELECT DISTINCT ON (r.node_id) a.archive_id, a.content, r.node_id FROM sona.memory_archive a,
             jsonb_populate_record(NULL::sona.memory_node, a.content || own) r
         WHERE a.space_id = s.space_id AND a.entity = 'node'
           AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-        ORDER BY r.node_id, a.archive_id DESC)
-    INSERT INTO sona.memory_node SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS nodes = ROW_COUNT;
-    WITH back AS (
-        SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_node_state, (a.content -> 'state') || own) r
-        WHERE a.space_id = s.space_id AND a.entity = 'node'
-          AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-          AND EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.node_id = r.node_id)
-        ORDER BY r.node_id, a.archive_id DESC)
-    INSERT INTO sona.memory_node_state SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    WITH back AS (
-        SELECT DISTINCT ON (r.kind, r.source, r.target, r.source_kind, r.target_kind) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_edge, a.content || own) r
+        ORDER BY r.node_id, a.archive_id DESC),
+    made AS (
+        INSERT INTO sona.memory_node SELECT r.* FROM back b, jsonb_populate_record(NULL::sona.memory_node, b.content || own) r
+        ON CONFLICT DO NOTHING RETURNING node_id),
+    states AS (
+        INSERT INTO sona.memory_node_state SELECT r.* FROM back b JOIN made m USING (node_id),
+            jsonb_populate_record(NULL::sona.memory_node_state, (b.content -> 'state') || own) r
+        ON CONFLICT DO NOTHING)
+    SELECT array_agg(b.archive_id) INTO nodes FROM back b JOIN made m USING (node_id);
+    WITH back AS MATERIALIZED (
+        SELECT DISTINCT ON (r.kind, r.source, r.target, r.source_kind, r.target_kind) a.archive_id, r.*
+        FROM sona.memory_archive a, jsonb_populate_record(NULL::sona.memory_edge, a.content || own) r
         WHERE a.space_id = s.space_id AND a.entity = 'edge'
           AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-        ORDER BY r.kind, r.source, r.target, r.source_kind, r.target_kind, a.archive_id DESC)
-    INSERT INTO sona.memory_edge SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS edges = ROW_COUNT;
-    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id
-        AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids));
-    RETURN nodes + edges;
+        ORDER BY r.kind, r.source, r.target, r.source_kind, r.target_kind, a.archive_id DESC),
+    made AS (
+        INSERT INTO sona.memory_edge SELECT r.* FROM back b JOIN sona.memory_archive a USING (archive_id),
+            jsonb_populate_record(NULL::sona.memory_edge, a.content || own) r
+        WHERE a.space_id = s.space_id
+        ON CONFLICT DO NOTHING RETURNING kind, source, target, source_kind, target_kind)
+    SELECT array_agg(b.archive_id) INTO edges FROM back b JOIN made m USING (kind, source, target, source_kind, target_kind);
+    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.archive_id = ANY (nodes || edges);
+    RETURN coalesce(cardinality(nodes || edges), 0);
 END $$;
 COMMENT ON FUNCTION sona.restore_memory IS
     'Brings back what consolidation has removed from the memory graph, all of it or these entries of sona.archive, as it '
-    'was; how many rows. What is there again meanwhile stays as it is.';
+    'was; how many rows. What is there again meanwhile stays as it is, and its entry stays in the archive.';
 
 CREATE OR REPLACE FUNCTION sona._near_nodes(space_id bigint, dim integer) RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from sona_pg.config import DeepLoopConfig
-from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .test_deep import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
+from .test_deep import World, _rows, connection, deep_url, world
 
 __all__ = ["connection", "deep_url", "world"]
 """Fixtures."""
@@ -32,9 +27,9 @@ def _add(connection: Connection, world: World, key: str, vector: NDArray[Any] | 
 def _make_old(connection: Connection, world: World, key: str) -> None:
     """Nobody has used the episode for years, and it is worth little."""
     connection.execute(
-        "UPDATE sona.memory_node_state t SET last_access = now() - interval '10 years', importance = 0.1, quality = 0.05"
-        " FROM sona.memory_node n WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id"
-        " AND n.key = %s",
+        "UPDATE sona.memory_node_state t SET last_access = now() - interval '10 years', importance = 0.1,"
+        " quality = 0.05 FROM sona.memory_node n WHERE t.space_id = %s AND n.space_id = t.space_id"
+        " AND n.node_id = t.node_id AND n.key = %s",
         (world.engine.space.space_id, key),
     )
     connection.execute(
@@ -51,22 +46,21 @@ def _restore(connection: Connection, world: World, ids: list[int] | None = None)
 
 def test_nothing_is_restored_into_another_space(world: World, connection: Connection, deep_url: str) -> None:
     victim = World(deep_url, "victim", seed=5)
-    forged = {"space_id": victim.engine.space.space_id, "node_id": 77, "key": "planted"}
+    key = {"own": world.engine.space.space_id, "other": victim.engine.space.space_id}
     _add(connection, world, "x")
+    forged = "jsonb_build_object('space_id', %(other)s::bigint, 'node_id', 77, 'key', 'planted')"
+    archive = "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT %(own)s, 1,"
     connection.execute(
-        "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason)"
-        " SELECT n.space_id, 1, 'node', to_jsonb(n) || jsonb_build_object('space_id', %(space_id)s::bigint, 'node_id', 77,"
-        "  'key', 'planted', 'state', to_jsonb(t) || jsonb_build_object('space_id', %(space_id)s::bigint, 'node_id', 77)),"
-        "  'a test' FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id)"
-        " WHERE n.space_id = %(own)s",
-        forged | {"own": world.engine.space.space_id},
+        f"{archive} 'node', to_jsonb(n) || {forged} || jsonb_build_object('state', to_jsonb(t) || {forged}), 'a test'"
+        " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(own)s",
+        key,
     )
     connection.execute(
-        "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) VALUES (%(own)s, 1, 'edge',"
-        " jsonb_build_object('space_id', %(space_id)s::bigint, 'kind', 'given', 'source_kind', 'episode', 'source', 'x',"
-        "  'target_kind', 'episode', 'target', 'planted', 'weight', 0.5, 'origin', 'a test', 'created_at', now(),"
-        "  'updated_at', now(), 'decayed_at', now()), 'a test')",
-        forged | {"own": world.engine.space.space_id},
+        f"{archive} 'edge', jsonb_build_object('space_id', %(other)s::bigint, 'kind', 'given',"
+        " 'source_kind', 'episode', 'source', 'x', 'target_kind', 'episode', 'target', 'planted', 'weight', 0.5,"
+        " 'origin', 'a test',"
+        " 'created_at', now(), 'updated_at', now(), 'decayed_at', now()), 'a test'",
+        key,
     )
     assert _restore(connection, world) == 2
     assert _rows(connection, "SELECT space FROM sona.memory WHERE key = 'planted'") == [(world.name,)]
