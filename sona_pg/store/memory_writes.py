@@ -321,6 +321,7 @@ class MemoryTransaction:
         changed = self._stage_edges(nodes, stored, plan)
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
         LearningTransaction(self._connection, self._space, self._lock_timeout)
+        self._leave_changed_folds()
         pruned = self._remove_edges()
         edges = self._change_edges() if changed else 0
         merged = self._merge_nodes(nodes, plan)
@@ -349,12 +350,17 @@ class MemoryTransaction:
         is_weak = np.zeros(len(rows), dtype=bool)
         is_weak[plan.pruned] = True
         changes = stays & ~is_moved & ((after.weight != edges.weight) | (after.decayed_at > edges.decayed_at))
-        kept = np.flatnonzero(goes | changes)
+        # Edges that become one, with the one that they become: all of them, or none.
+        folds = ~stays & (plan.edge_into >= 0)
+        into = np.where(folds, plan.edge_into, rows)
+        is_fold = np.zeros(len(rows), dtype=bool)
+        is_fold[into[folds]] = is_fold[folds] = True
+        kept = np.flatnonzero(goes | changes | is_fold)
         # 0 another weight, 1 too weak, 2 with its node or twice, 3 between other nodes.
         action = np.where(is_moved, 3, np.where(is_weak, 1, np.where(goes, 2, 0)))
         self._temporary(
             "sona_edge_change",
-            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint)",
+            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint, fold bigint)",
         )
         columns = {
             "key": stored.keys[kept],
@@ -363,10 +369,28 @@ class MemoryTransaction:
             "action": action[kept].astype(np.int64),
             "source": nodes.ids[after.source[kept]],
             "target": nodes.ids[after.target[kept]],
+            # The row of the edge that it is of, or -1.
+            "fold": np.where(is_fold, into, -1)[kept].astype(np.int64),
         }
         write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
         self._connection.execute("ANALYZE pg_temp.sona_edge_change")
         return len(kept)
+
+    def _leave_changed_folds(self) -> None:
+        """Leave edges that become one to the next cycle where an outcome has changed one of them since the plan."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM pg_temp.sona_edge_change WHERE fold >= 0)"
+        ).fetchone()
+        if row is None or not row[0]:
+            return
+        self._connection.execute(
+            "WITH same AS MATERIALIZED (SELECT c.key FROM sona.memory_edge e JOIN pg_temp.sona_edge_change c"
+            f" ON {_EDGE_KEY} = c.key WHERE e.space_id = %(space)s AND c.fold >= 0 AND e.weight = c.was"
+            " FOR UPDATE OF e)"
+            " DELETE FROM pg_temp.sona_edge_change c WHERE c.fold IN (SELECT x.fold FROM pg_temp.sona_edge_change x"
+            "  WHERE x.fold >= 0 AND x.key NOT IN (SELECT key FROM same))",
+            self._key,
+        )
 
     def _remove_edges(self) -> int:
         """Archive the edges that go, and put those that were moved between the nodes that stand."""
@@ -401,7 +425,9 @@ class MemoryTransaction:
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
             " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6"
             " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE"
-            " SET weight = greatest(e.weight, excluded.weight), decayed_at = excluded.decayed_at",
+            # One that an outcome has made since the plan: both count, as where edges become one.
+            " SET weight = CASE WHEN e.kind = 'creative' THEN greatest(e.weight, excluded.weight)"
+            "  ELSE 1 - (1 - e.weight) * (1 - excluded.weight) END, decayed_at = excluded.decayed_at",
             self._key,
         )
         row = self._connection.execute("SELECT count(*) FROM pg_temp.sona_removed WHERE action = 1").fetchone()

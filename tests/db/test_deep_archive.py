@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from numpy.typing import NDArray
 
 from sona_pg.config import DeepLoopConfig
+from sona_pg.loops.cycle import Cycle, Loop, Phase
 from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .test_deep import World, _rows, connection, deep_url, world
+from .test_deep import DIM, World, _rows, _unit, connection, deep_url, world
 
 __all__ = ["connection", "deep_url", "world"]
 """Fixtures."""
@@ -81,3 +85,63 @@ def test_what_is_not_restored_stays_in_the_archive(world: World, connection: Con
     assert _rows(
         connection, "SELECT content ->> 'title' FROM sona.archive WHERE space = %s AND entity = 'node'", world.name
     ) == [("precious",)]
+
+
+def _meanwhile(what: Callable[[], object]) -> Loop:
+    """A cycle while whose consolidation is computed something happens."""
+
+    def changed(phase: Phase[Any, Any]) -> Phase[Any, Any]:
+        def compute(found: object, cycle: Cycle) -> object:
+            made = phase.compute(found, cycle)
+            what()
+            return made
+
+        return replace(phase, compute=compute) if phase.name == "consolidate" else phase
+
+    return replace(QUIET, phases=tuple(changed(phase) for phase in QUIET.phases))
+
+
+def _twins(world: World, connection: Connection) -> None:
+    """Let items 0 and 1 be near duplicates."""
+    connection.execute(
+        f"UPDATE {world.table} SET embedding = %s WHERE id = 1",
+        (_unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM)),),
+    )
+    world.engine.set_items(world.table, "id", "embedding")
+
+
+def _help(world: World, *items: str, times: int = 1) -> None:
+    for _ in range(times):
+        query = _unit(world.centres[0] + 0.2 * world.rng.standard_normal(DIM))
+        world.engine.record(query, items, [1.0] * len(items))
+    world.engine.flush()
+
+
+CO_ACCESS = "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'co_access' ORDER BY 1, 2"
+
+
+@pytest.mark.parametrize("meanwhile", [("1", "5"), ("0", "5")])
+def test_what_helped_while_a_cycle_weighs_edges_counts(
+    world: World, connection: Connection, meanwhile: tuple[str, str]
+) -> None:
+    """Of the edges 0 - 5 and 1 - 5 one is to become part of the other, and one changes meanwhile."""
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    _help(world, "6", "7", times=3)
+    world.cycle(_meanwhile(lambda: _help(world, *meanwhile)))
+    world.cycle(QUIET)
+    ((_, _, together), _) = _rows(connection, CO_ACCESS, world.name)
+    assert together == pytest.approx(1 - 0.95**19, abs=1e-3), "as if all 19 had come to one edge"
+
+
+def test_what_first_helped_while_its_twin_is_moved_counts(world: World, connection: Connection) -> None:
+    """The edge 1 - 5 is to be moved to 0 - 5, which an outcome makes meanwhile."""
+    _twins(world, connection)
+    _help(world, "0", "9", times=40)
+    _help(world, "1", "5", times=6)
+    world.cycle(_meanwhile(lambda: _help(world, "0", "5")))
+    world.cycle(QUIET)
+    weights = {ends[:2]: ends[2] for ends in _rows(connection, CO_ACCESS, world.name)}
+    assert weights.keys() == {("0", "5"), ("0", "9")}
+    assert weights["0", "5"] == pytest.approx(1 - 0.95**7, abs=1e-3)
