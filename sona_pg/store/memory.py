@@ -177,6 +177,13 @@ class MemoryReader:
         embeddings[places], has_embedding[places] = vectors["embedding"], True
         return MemoryNodes(**cast("dict[str, Any]", found), embeddings=embeddings, has_embedding=has_embedding)
 
+    def distinct(self, ids: Rows) -> NDArray[np.bool_]:
+        """Which nodes, bool (n,), were merged and restored: they are not merged again."""
+        rows = self._connection.execute(
+            "SELECT node_id FROM sona.memory_node WHERE space_id = %s AND is_distinct", (self._space.space_id,)
+        ).fetchall()
+        return np.isin(ids, np.array([id for (id,) in rows], dtype=np.int64))
+
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
         with hash_joins(self._connection):

@@ -294,15 +294,16 @@ class MemoryTransaction:
             "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), %(reason)s, NULL", named
         )
 
-    def _move_nodes(self, row: str, key: Mapping[str, object]) -> int:
+    def _move_nodes(self, row: str, key: Mapping[str, object], of: str = "") -> int:
         return self._connection.execute(
             "WITH gone AS (DELETE FROM sona.memory_node n USING pg_temp.sona_gone g WHERE n.space_id = %(space)s"
             " AND n.node_id = g.node_id RETURNING n.*),"
             " state AS (DELETE FROM sona.memory_node_state t USING pg_temp.sona_gone g WHERE t.space_id = %(space)s"
             " AND t.node_id = g.node_id RETURNING t.*)"
-            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, into_id, archived_at)"
-            f" SELECT gone.space_id, %(run)s, {row}, {_TO_TIME} FROM gone JOIN state t USING (node_id)"
-            " ORDER BY gone.node_id",
+            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, into_id, archived_at,"
+            " is_merge)"
+            f" SELECT gone.space_id, %(run)s, {row}, {_TO_TIME}, {'true' if of else 'false'}"
+            f" FROM gone JOIN state t USING (node_id) {of} ORDER BY gone.node_id",
             key,
         ).rowcount
 
@@ -344,6 +345,8 @@ class MemoryTransaction:
         edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
         stays = plan.edge_into == rows
         is_moved = stored.is_renamed | (after.source != edges.source) | (after.target != edges.target)
+        # What weak edges were is in the archive in any case.
+        is_merge = (is_moved | (~stays & (plan.edge_into >= 0))).astype(np.int64)
         is_moved &= stays
         # Between other nodes, or under other names, it is another row.
         goes = ~stays | is_moved
@@ -360,7 +363,8 @@ class MemoryTransaction:
         action = np.where(is_moved, 3, np.where(is_weak, 1, np.where(goes, 2, 0)))
         self._temporary(
             "sona_edge_change",
-            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint, fold bigint)",
+            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint, fold bigint,"
+            " is_merge bigint)",
         )
         columns = {
             "key": stored.keys[kept],
@@ -371,17 +375,21 @@ class MemoryTransaction:
             "target": nodes.ids[after.target[kept]],
             # The row of the edge that it is of, or -1.
             "fold": np.where(is_fold, into, -1)[kept].astype(np.int64),
+            "is_merge": is_merge[kept],
         }
         write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
         self._connection.execute("ANALYZE pg_temp.sona_edge_change")
         return len(kept)
 
-    def _leave_changed_folds(self) -> None:
-        """Leave edges that become one to the next cycle where an outcome has changed one of them since the plan."""
+    def _has_folds(self) -> bool:
         row = self._connection.execute(
             "SELECT EXISTS (SELECT FROM pg_temp.sona_edge_change WHERE fold >= 0)"
         ).fetchone()
-        if row is None or not row[0]:
+        return row is not None and bool(row[0])
+
+    def _leave_changed_folds(self) -> None:
+        """Leave edges that become one to the next cycle where an outcome has changed one of them since the plan."""
+        if not self._has_folds():
             return
         self._connection.execute(
             "WITH same AS MATERIALIZED (SELECT c.key FROM sona.memory_edge e JOIN pg_temp.sona_edge_change c"
@@ -396,45 +404,80 @@ class MemoryTransaction:
         """Archive the edges that go, and put those that were moved between the nodes that stand."""
         self._temporary(
             "sona_removed",
-            "AS SELECT e AS edge, 0::bigint AS action, 0::float8 AS becomes, 0::bigint AS from_id, 0::bigint AS to_id"
+            "AS SELECT e AS edge, 0::bigint AS action, 0::float8 AS becomes, 0::bigint AS from_id, 0::bigint AS to_id,"
+            " 0::bigint AS is_merge"
             " FROM sona.memory_edge e WHERE false",
         )
         self._connection.execute(
             "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_edge_change c WHERE e.space_id = %(space)s"
             f" AND {_EDGE_KEY} = c.key AND c.action > 0 AND e.weight = c.was"
-            " RETURNING e AS edge, c.action, c.weight, c.source, c.target)"
+            " RETURNING e AS edge, c.action, c.weight, c.source, c.target, c.is_merge)"
             " INSERT INTO pg_temp.sona_removed SELECT * FROM gone",
             self._key,
         )
         self._connection.execute(
-            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at, is_merge)"
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
-            f" ELSE 'of a node that was merged or went' END, {_TO_TIME} FROM pg_temp.sona_removed r"
+            f" ELSE 'of a node that was merged or went' END, {_TO_TIME}, r.is_merge = 1 AND r.action > 1"
+            " FROM pg_temp.sona_removed r"
             " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )
         # An undirected edge stands once, source before target.
-        self._connection.execute(
-            "INSERT INTO sona.memory_edge AS e (space_id, kind, source_kind, source, target_kind, target, weight,"
-            " origin, created_at, updated_at, decayed_at)"
-            " SELECT %(space)s, (r.edge).kind, CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END,"
-            " least(a.key, b.key),"
-            " CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END, greatest(a.key, b.key), max(r.becomes),"
-            f" min((r.edge).origin), min((r.edge).created_at), max((r.edge).updated_at), {_TO_TIME}"
+        self._temporary(
+            "sona_moved",
+            "AS SELECT (r.edge).space_id, (r.edge).kind,"
+            " CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END AS source_kind,"
+            " least(a.key, b.key) AS source, CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END AS target_kind,"
+            " greatest(a.key, b.key) AS target, max(r.becomes) AS weight, min((r.edge).origin) AS origin,"
+            f" min((r.edge).created_at) AS created_at, max((r.edge).updated_at) AS updated_at, {_TO_TIME} AS decayed_at"
             " FROM pg_temp.sona_removed r JOIN sona.memory_node a ON a.space_id = %(space)s AND a.node_id = r.from_id"
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
-            " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6"
+            " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6",
+        )
+        # Of one that an outcome has made since the plan both count, as where edges become one.
+        weight = (
+            "CASE WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
+            " ELSE 1 - (1 - coalesce(e.weight, 0)) * (1 - m.weight) END"
+        )
+        same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in _EDGE_NAME)
+        self._archive_before(
+            "edge",
+            f"to_jsonb(m) || jsonb_build_object('weight', coalesce(e.weight, 0), 'after', {weight})",
+            f"pg_temp.sona_moved m LEFT JOIN sona.memory_edge e ON {same.format('m', 'e')}"
+            f" WHERE m.kind <> ALL({_DERIVED}) ORDER BY m.kind, m.source, m.target",
+        )
+        self._connection.execute(
+            f"UPDATE pg_temp.sona_moved m SET weight = {weight} FROM sona.memory_edge e WHERE {same.format('m', 'e')}"
+        )
+        self._connection.execute(
+            "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight, origin,"
+            " created_at, updated_at, decayed_at) SELECT * FROM pg_temp.sona_moved"
             " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE"
-            # One that an outcome has made since the plan: both count, as where edges become one.
-            " SET weight = CASE WHEN e.kind = 'creative' THEN greatest(e.weight, excluded.weight)"
-            "  ELSE 1 - (1 - e.weight) * (1 - excluded.weight) END, decayed_at = excluded.decayed_at",
-            self._key,
+            " SET weight = excluded.weight, decayed_at = excluded.decayed_at"
         )
         row = self._connection.execute("SELECT count(*) FROM pg_temp.sona_removed WHERE action = 1").fetchone()
         assert row is not None
         return int(row[0])
 
+    def _archive_before(self, entity: str, content: str, of: str) -> None:
+        """Keep how what stands was before others became part of it, and how it is after: behind them in the archive."""
+        self._connection.execute(
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at, is_merge)"
+            f" SELECT %(space)s, %(run)s, '{entity} before', {content}, 'others became part of it', {_TO_TIME}, true"
+            f" FROM {of}",
+            self._key,
+        )
+
     def _change_edges(self) -> int:
+        if self._has_folds():
+            self._archive_before(
+                "edge",
+                "to_jsonb(e) || jsonb_build_object('after', c.weight)",
+                f"sona.memory_edge e JOIN pg_temp.sona_edge_change c ON {_EDGE_KEY} = c.key WHERE c.fold >= 0"
+                " AND e.space_id = %(space)s AND c.action = 0 AND e.weight = c.was AND c.weight <> c.was"
+                f" AND e.kind <> ALL({_DERIVED}) ORDER BY e.kind, e.source, e.target",
+            )
         return self._connection.execute(
             f"UPDATE sona.memory_edge e SET weight = c.weight, decayed_at = greatest(e.decayed_at, {_TO_TIME})"
             " FROM pg_temp.sona_edge_change c WHERE e.space_id = %(space)s AND c.action = 0"
@@ -453,6 +496,12 @@ class MemoryTransaction:
             " JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = u.node_id"
             f" WHERE NOT {_HAS_EDGES}",
             key,
+        )
+        self._temporary(
+            "sona_before",
+            "AS SELECT n.node_id, n.created_at, t.access_count, t.last_access, t.quality FROM sona.memory_node n"
+            " JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(space)s"
+            " AND n.node_id IN (SELECT into_id FROM pg_temp.sona_gone)",
         )
         # What was merged into one of these before.
         self._connection.execute(
@@ -479,11 +528,21 @@ class MemoryTransaction:
             " WHERE n.space_id = %(space)s AND n.node_id = g.into_id AND g.created_at < n.created_at",
             key,
         )
-        return self._move_nodes(
-            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), 'a near duplicate',"
-            " (SELECT g.into_id FROM pg_temp.sona_gone g WHERE g.node_id = gone.node_id)",
+        gone = self._move_nodes(
+            # The column is rewritten where what it became part of is merged, too; the content is not.
+            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t), 'into_id', g.into_id),"
+            " 'a near duplicate', g.into_id",
             key,
+            of="JOIN pg_temp.sona_gone g USING (node_id)",
         )
+        self._archive_before(
+            "node",
+            "to_jsonb(b) || jsonb_build_object('kind', n.kind, 'key', n.key, 'level', n.level, 'after',"
+            " to_jsonb(t) || jsonb_build_object('created_at', n.created_at))",
+            "pg_temp.sona_before b JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = b.node_id"
+            " JOIN sona.memory_node_state t ON t.space_id = n.space_id AND t.node_id = n.node_id ORDER BY b.node_id",
+        )
+        return gone
 
     def _write_values(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> None:
         """What nodes are worth, and which took part in what was strengthened."""
@@ -630,6 +689,11 @@ _HAS_EDGES = (
 )
 """Of a node n that is to go, once its edges are gone: others are new, or have changed since the plan was made. It is
 left to the next cycle."""
+
+_EDGE_NAME = ("space_id", "kind", "source_kind", "source", "target_kind", "target")
+
+_DERIVED = "ARRAY['pattern', 'hierarchy']"
+"""Kinds of edges that every cycle makes anew."""
 
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 

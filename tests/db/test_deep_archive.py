@@ -145,3 +145,91 @@ def test_what_first_helped_while_its_twin_is_moved_counts(world: World, connecti
     weights = {ends[:2]: ends[2] for ends in _rows(connection, CO_ACCESS, world.name)}
     assert weights.keys() == {("0", "5"), ("0", "9")}
     assert weights["0", "5"] == pytest.approx(1 - 0.95**7, abs=1e-3)
+
+
+def _near_duplicates(world: World, connection: Connection, *keys: str) -> None:
+    """Episodes that are nearly one, each with an edge to `far`, and ten accesses."""
+    _add(connection, world, "far", _unit(world.items[50]))
+    for place, key in enumerate(keys):
+        _add(connection, world, key, _unit(world.items[7] + 1e-3 * place * world.items[100]))
+        connection.execute("SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', 'far', 0.5)", (world.name, key))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET access_count = 10 FROM sona.memory_node n WHERE t.space_id = %s"
+        " AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.kind = 'episode'",
+        (world.engine.space.space_id,),
+    )
+
+
+EPISODES = (
+    "SELECT key, access_count, quality, last_access, created_at FROM sona.memory"
+    " WHERE space = %s AND kind = 'episode' ORDER BY 1"
+)
+GIVEN = "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'given' ORDER BY 1, 2"
+
+
+@pytest.mark.parametrize("which", ["all", "an edge", "the node"])
+def test_what_was_merged_comes_back_and_stays(world: World, connection: Connection, which: str) -> None:
+    world.teach(40)
+    _near_duplicates(world, connection, "a", "b")
+    before = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 1
+    entry = "SELECT min(archive_id) FROM sona.archive WHERE space = %s AND content ->> 'kind' = %s AND entity = %s"
+    chosen = {"all": None, "an edge": ("given", "edge"), "the node": ("episode", "node")}[which]
+    ids = None if chosen is None else [_rows(connection, entry, world.name, *chosen)[0][0]]
+    _restore(connection, world, ids)
+    assert (_rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)) == before
+    for _ in range(2):
+        assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 0
+        _restore(connection, world)
+        assert (_rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)) == before
+
+
+def test_merges_are_undone_from_the_last_one_back(world: World, connection: Connection) -> None:
+    """b is merged into a, and a into c later; c alone takes a back, and then b is again part of a."""
+    world.teach(40)
+    _near_duplicates(world, connection, "a", "b")
+    world.cycle(QUIET)
+    ((kept,),) = _rows(connection, "SELECT key FROM sona.memory WHERE space = %s AND key IN ('a', 'b')", world.name)
+    middle = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    _add(connection, world, "c", _unit(world.items[7] + 2e-3 * world.items[100]))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET access_count = 100, quality = 1 FROM sona.memory_node n"
+        " WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.key = 'c'",
+        (world.engine.space.space_id,),
+    )
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'c', 'episode', 'far', 0.9)", (world.name,))
+    assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 1
+    stands = "SELECT m.key FROM sona.archive a JOIN sona.memory m ON m.space = a.space AND m.node_id = a.into_id"
+    stands += " WHERE a.space = %s AND a.entity = 'node' AND a.content ->> 'kind' = 'episode' ORDER BY a.archive_id"
+    assert _rows(connection, stands, world.name) == [("c",), ("c",)]
+    last = (
+        "SELECT max(archive_id) FROM sona.archive WHERE space = %s AND entity = 'node' AND reason = 'a near duplicate'"
+    )
+    _restore(connection, world, [_rows(connection, last, world.name)[0][0]])
+    episodes, given = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    assert [row for row in episodes if row[0] != "c"] == middle[0]
+    assert [row for row in given if row[0] != "c"] == middle[1]
+    assert _rows(connection, stands, world.name) == [(kept,)]
+    _restore(connection, world)
+    assert {row[0]: row[1] for row in _rows(connection, EPISODES, world.name)} == {
+        "a": 10,
+        "b": 10,
+        "c": 100,
+        "far": 10,
+    }
+    assert [weight for *_, weight in _rows(connection, GIVEN, world.name)] == [0.5, 0.5, 0.9]
+
+
+def test_what_helped_since_a_merge_is_kept_where_it_is_undone(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.cycle(QUIET)
+    _help(world, "0", "5", times=3)
+    _help(world, "1", "5", times=2)
+    world.cycle(QUIET)
+    _restore(connection, world)
+    weights = [weight for _, _, weight in _rows(connection, CO_ACCESS, world.name)]
+    assert weights == pytest.approx([1 - 0.95**9, 1 - 0.95**14], abs=1e-2)
+    world.cycle(QUIET)
+    assert [w for *_, w in _rows(connection, CO_ACCESS, world.name)] == pytest.approx(weights, abs=1e-3)
