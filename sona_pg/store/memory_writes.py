@@ -749,8 +749,14 @@ def forget_memory(connection: Connection, space: Space) -> None:
     ).fetchone()
     if row is None:
         return  # no cycle of the deep loop has ever been here
-    for table in ("dream", "memory_archive"):
-        connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
+    connection.execute("DELETE FROM sona.dream WHERE space_id = %(space)s", key)
+    connection.execute(
+        "DELETE FROM sona.memory_archive a WHERE a.space_id = %(space)s AND NOT coalesce(CASE"
+        "  WHEN a.entity IN ('edge', 'edge before') THEN a.content ->> 'kind' = 'given'"
+        "  ELSE a.content ->> 'kind' IN ('episode', 'procedure', 'dream')"
+        "   OR (a.content ->> 'kind' = 'concept' AND a.content ->> 'level' = '0') END, false)",
+        key,
+    )
     connection.execute(
         "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"
         " OR (kind = 'concept' AND level > 0)) RETURNING node_id) DELETE FROM sona.memory_node_state t USING gone"

@@ -15,7 +15,7 @@ from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .test_deep import DIM, World, _rows, _unit, connection, deep_url, world
+from .test_deep import DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
 
 __all__ = ["connection", "deep_url", "world"]
 """Fixtures."""
@@ -233,3 +233,19 @@ def test_what_helped_since_a_merge_is_kept_where_it_is_undone(world: World, conn
     assert weights == pytest.approx([1 - 0.95**9, 1 - 0.95**14], abs=1e-2)
     world.cycle(QUIET)
     assert [w for *_, w in _rows(connection, CO_ACCESS, world.name)] == pytest.approx(weights, abs=1e-3)
+
+
+def test_who_is_forgotten_takes_nothing_that_was_given_by_hand(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.teach(20, user="somebody")
+    world.cycle(QUIET)
+    for key in ("old", "older"):
+        _add(connection, world, key)
+        _make_old(connection, world, key)
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'old', 'episode', 'older', 0.5)", (world.name,))
+    _at_one_instant(world, connection, QUIET, later="400 days")
+    kinds = "SELECT DISTINCT entity, content ->> 'kind' FROM sona.archive WHERE space = %s ORDER BY 1, 2"
+    assert ("edge", "co_access") in _rows(connection, kinds, world.name)
+    world.engine.forget("somebody")
+    assert _rows(connection, kinds, world.name) == [("edge", "given"), ("node", "episode")]
+    assert _restore(connection, world) == 3
