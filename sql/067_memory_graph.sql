@@ -126,13 +126,17 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(forget_dreams.space);
     gone bigint;
+    faded bigint;
 BEGIN
     DELETE FROM sona.memory_edge e WHERE e.space_id = s.space_id AND e.kind = 'creative';
     GET DIAGNOSTICS gone = ROW_COUNT;
-    RETURN gone;
+    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.entity IN ('edge', 'edge before')
+        AND a.content ->> 'kind' = 'creative';
+    GET DIAGNOSTICS faded = ROW_COUNT;
+    RETURN gone + faded;
 END $$;
 COMMENT ON FUNCTION sona.forget_dreams IS
-    'Deletes all edges that dreams have made; how many. What is dreamt later may make others: see the settings of the deep '
+    'Deletes all edges that dreams have made, those in the archive, too; how many. What is dreamt later may make others: see the settings of the deep '
     'loop.';
 
 CREATE OR REPLACE FUNCTION sona._restore_node(content jsonb, was_merged boolean) RETURNS boolean

@@ -249,3 +249,21 @@ def test_who_is_forgotten_takes_nothing_that_was_given_by_hand(world: World, con
     world.engine.forget("somebody")
     assert _rows(connection, kinds, world.name) == [("edge", "given"), ("node", "episode")]
     assert _restore(connection, world) == 3
+
+
+def test_dreams_that_are_forgotten_do_not_come_back(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle(QUIET)
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin)"
+        " SELECT space_id, 'creative', min(key), max(key), 0.15, 'dreams of run 1' FROM sona.memory_node"
+        " WHERE space_id = %s AND kind = 'item' GROUP BY 1",
+        (world.engine.space.space_id,),
+    )
+    _at_one_instant(world, connection, QUIET, later="400 days")
+    faded = "SELECT count(*) FROM sona.archive WHERE space = %s AND content ->> 'kind' = 'creative'"
+    assert _rows(connection, faded, world.name) == [(1,)]
+    assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(1,)]
+    _restore(connection, world)
+    creative = "SELECT count(*) FROM sona.edges WHERE space = %s AND kind = 'creative'"
+    assert _rows(connection, creative, world.name) == [(0,)]
