@@ -420,6 +420,8 @@ class MemoryTransaction:
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
             f" ELSE 'of a node that was merged or went' END, {_TO_TIME}, r.is_merge = 1 AND r.action > 1"
             " FROM pg_temp.sona_removed r"
+            # What is made anew in every cycle would go in every one.
+            f" WHERE (r.edge).kind <> ALL({_DERIVED}) OR (r.action > 1 AND r.is_merge = 0)"
             " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )

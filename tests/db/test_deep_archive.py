@@ -15,7 +15,7 @@ from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .test_deep import DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
+from .test_deep import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
 
 __all__ = ["connection", "deep_url", "world"]
 """Fixtures."""
@@ -267,3 +267,16 @@ def test_dreams_that_are_forgotten_do_not_come_back(world: World, connection: Co
     _restore(connection, world)
     creative = "SELECT count(*) FROM sona.edges WHERE space = %s AND kind = 'creative'"
     assert _rows(connection, creative, world.name) == [(0,)]
+
+
+def test_what_every_cycle_makes_anew_fills_no_archive(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.teach(200)
+    world.cycle(BACKGROUND)
+    merged = world.cycle(QUIET)["consolidate"]["nodes_merged"]
+    _at_one_instant(world, connection, QUIET, later="250 days")
+    kinds = "SELECT DISTINCT content ->> 'kind' FROM sona.archive WHERE space = %s AND entity LIKE 'edge%%'"
+    assert merged >= 1
+    assert _rows(connection, kinds, world.name) == [("co_access",)]
