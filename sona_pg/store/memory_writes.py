@@ -150,7 +150,7 @@ class MemoryTransaction:
             " ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s AND a.entity = 'node'"
             " AND a.content ->> 'kind' = 'item' AND a.content ->> 'key' = ANY(%(items)s) AND NOT EXISTS (SELECT"
             "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = 'item'"
-            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.into_id DESC",
+            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.archive_id DESC",
             self._key | {"items": list(items)},
         ).fetchall()
         return dict(rows)
@@ -700,9 +700,11 @@ _DERIVED = "ARRAY['pattern', 'hierarchy']"
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 
 _ITEMS = (
-    "WITH merged AS MATERIALIZED (SELECT a.content ->> 'key' AS key, i.key AS stands FROM sona.memory_archive a"
-    "  JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s"
-    "  AND a.entity = 'node' AND a.content ->> 'kind' = 'item'),"
+    # Of an item that was merged twice the last one holds.
+    "WITH merged AS MATERIALIZED (SELECT DISTINCT ON (1) a.content ->> 'key' AS key, i.key AS stands"
+    "  FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
+    "  WHERE a.space_id = %(space)s AND a.entity = 'node' AND a.content ->> 'kind' = 'item'"
+    "  ORDER BY 1, a.archive_id DESC),"
     " used AS (SELECT source AS key, max(updated_at) AS last FROM sona.memory_edge WHERE space_id = %(space)s"
     "  AND kind = 'co_access' GROUP BY 1 UNION ALL SELECT target, max(updated_at) FROM sona.memory_edge"
     "  WHERE space_id = %(space)s AND kind = 'co_access' GROUP BY 1"

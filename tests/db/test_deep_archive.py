@@ -280,3 +280,18 @@ def test_what_every_cycle_makes_anew_fills_no_archive(world: World, connection: 
     kinds = "SELECT DISTINCT content ->> 'kind' FROM sona.archive WHERE space = %s AND entity LIKE 'edge%%'"
     assert merged >= 1
     assert _rows(connection, kinds, world.name) == [("co_access",)]
+
+
+def test_an_item_that_is_merged_twice_counts_once(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.cycle(QUIET)
+    gone = "SELECT a.content ->> 'key' FROM sona.archive a WHERE a.space = %s AND a.entity = 'node'"
+    ((item,),) = _rows(connection, gone, world.name)
+    connection.execute("SELECT sona.add_memory_node(%s, 'item', %s, %s)", (world.name, item, world.items[0]))
+    world.cycle(QUIET)
+    assert _rows(connection, gone, world.name) == [(item,), (item,)]
+    world.cycle(QUIET)
+    accesses = "SELECT sum(access_count)::int FROM sona.memory WHERE space = %s AND kind = 'item'"
+    assert _rows(connection, accesses, world.name) == [(2 * 18,)]
