@@ -570,10 +570,11 @@ class MemoryTransaction:
         """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
         names = {concept.id: str(concept.id - FIRST_CONCEPT) for concept in concepts}
         gone = "n.kind = 'concept' AND n.level > 0 AND n.key <> ALL(%(names)s)"
+        # With what they are made of.
+        self._archive_nodes(gone, "the hierarchy is another one", {"names": list(names.values())})
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'hierarchy'", self._key
         )
-        self._archive_nodes(gone, "the hierarchy is another one", {"names": list(names.values())})
         created = 0
         if concepts:
             created = self._take_in(

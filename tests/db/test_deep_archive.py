@@ -295,3 +295,23 @@ def test_an_item_that_is_merged_twice_counts_once(world: World, connection: Conn
     world.cycle(QUIET)
     accesses = "SELECT sum(access_count)::int FROM sona.memory WHERE space = %s AND kind = 'item'"
     assert _rows(connection, accesses, world.name) == [(2 * 18,)]
+
+
+def test_concepts_come_back_with_what_they_are_made_of(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    world.cycle(QUIET)
+    concepts = "SELECT concept, level, children FROM sona.concepts WHERE space = %s ORDER BY 1"
+    before = _rows(connection, concepts, world.name)
+    connection.execute(
+        "DELETE FROM sona.pattern WHERE space_id = %(space)s AND pattern_id IN (SELECT pattern_id FROM sona.pattern"
+        " WHERE space_id = %(space)s ORDER BY pattern_id LIMIT 8)",
+        {"space": world.engine.space.space_id},
+    )
+    world.cycle(QUIET)
+    gone = "SELECT content ->> 'key' FROM sona.archive WHERE space = %s AND entity = 'node' AND content ->> 'kind' = %s"
+    retired = [key for (key,) in _rows(connection, gone, world.name, "concept")]
+    assert retired
+    _restore(connection, world)
+    after = _rows(connection, concepts, world.name)
+    assert [row for row in after if row[0] in retired] == [row for row in before if row[0] in retired]
