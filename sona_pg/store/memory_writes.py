@@ -323,12 +323,12 @@ class MemoryTransaction:
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
         LearningTransaction(self._connection, self._space, self._lock_timeout)
         self._leave_changed_folds()
+        ids = self._still_unused(nodes, plan)
         pruned = self._remove_edges()
         edges = self._change_edges() if changed else 0
         merged = self._merge_nodes(nodes, plan)
         archived = 0
-        if len(plan.archived):
-            ids = [int(id) for id in nodes.ids[plan.archived]]
+        if ids:
             archived = self._archive_nodes(
                 f"n.node_id = ANY(%(ids)s) AND NOT {_HAS_EDGES}",
                 "of little value, unused and old",
@@ -380,6 +380,36 @@ class MemoryTransaction:
         write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
         self._connection.execute("ANALYZE pg_temp.sona_edge_change")
         return len(kept)
+
+    def _still_unused(self, nodes: MemoryNodes, plan: ConsolidationPlan) -> list[int]:
+        """Ids of nodes that go; those that somebody has changed since the plan was made stay, with their edges."""
+        going = plan.archived
+        if not len(going):
+            return []
+        columns = {
+            "ids": nodes.ids[going].tolist(),
+            "accesses": nodes.access_count[going].tolist(),
+            "last": nodes.last_access[going].tolist(),
+            "importance": nodes.importance[going].tolist(),
+            "quality": nodes.quality[going].tolist(),
+        }
+        rows = self._connection.execute(
+            "SELECT t.node_id FROM sona.memory_node_state t JOIN unnest(%(ids)s::bigint[], %(accesses)s::bigint[],"
+            " %(last)s::float8[], %(importance)s::float8[], %(quality)s::float8[])"
+            " u (node_id, access_count, last_access, importance, quality) USING (node_id, access_count, importance)"
+            " WHERE t.space_id = %(space)s AND extract(epoch FROM t.last_access)::float8 = u.last_access"
+            " AND coalesce(t.quality, 'NaN') = u.quality FOR UPDATE OF t",
+            self._key | columns,
+        ).fetchall()
+        same = {int(id) for (id,) in rows}
+        changed = [id for id in columns["ids"] if id not in same]
+        if changed:
+            self._connection.execute(
+                "DELETE FROM pg_temp.sona_edge_change"
+                " WHERE action = 2 AND is_merge = 0 AND (source = ANY(%(changed)s) OR target = ANY(%(changed)s))",
+                {"changed": changed},
+            )
+        return sorted(same)
 
     def _has_folds(self) -> bool:
         row = self._connection.execute(

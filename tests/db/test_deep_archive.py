@@ -315,3 +315,22 @@ def test_concepts_come_back_with_what_they_are_made_of(world: World, connection:
     _restore(connection, world)
     after = _rows(connection, concepts, world.name)
     assert [row for row in after if row[0] in retired] == [row for row in before if row[0] in retired]
+
+
+def test_what_somebody_changes_meanwhile_stays(world: World, connection: Connection) -> None:
+    world.teach(40)
+    for key in ("old", "mate"):
+        _add(connection, world, key)
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'mate', 'episode', 'old', 0.5)", (world.name,))
+    for key in ("old", "mate"):
+        _make_old(connection, world, key)
+
+    def change() -> None:
+        connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'old', NULL, 0.99, 0.99)", (world.name,))
+
+    world.cycle(_meanwhile(change))
+    assert _rows(connection, EPISODES.replace(", last_access, created_at", ""), world.name) == [
+        ("mate", 0, 0.05),
+        ("old", 0, 0.99),
+    ]
+    assert _rows(connection, GIVEN, world.name) == [("mate", "old", 0.5)]
