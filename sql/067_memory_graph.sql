@@ -137,14 +137,102 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(forget_dreams.space);
     gone bigint;
+    faded bigint;
 BEGIN
     DELETE FROM sona.memory_edge e WHERE e.space_id = s.space_id AND e.kind = 'creative';
     GET DIAGNOSTICS gone = ROW_COUNT;
-    RETURN gone;
+    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.entity IN ('edge', 'edge before')
+        AND a.content ->> 'kind' = 'creative';
+    GET DIAGNOSTICS faded = ROW_COUNT;
+    RETURN gone + faded;
 END $$;
 COMMENT ON FUNCTION sona.forget_dreams IS
-    'Deletes all edges that dreams have made; how many. What is dreamt later may make others: see the settings of the deep '
+    'Deletes all edges that dreams have made, those in the archive, too; how many. What is dreamt later may make others: see the settings of the deep '
     'loop.';
+
+CREATE OR REPLACE FUNCTION sona._restore_node(content jsonb, was_merged boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    INSERT INTO sona.memory_node
+    SELECT r.* FROM jsonb_populate_record(NULL::sona.memory_node, content || jsonb_build_object('is_distinct',
+        was_merged OR coalesce((content ->> 'is_distinct')::boolean, false))) r ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN RETURN false; END IF;
+    INSERT INTO sona.memory_node_state
+    SELECT r.* FROM jsonb_populate_record(NULL::sona.memory_node_state, (content -> 'state') ||
+        jsonb_build_object('space_id', content -> 'space_id', 'node_id', content -> 'node_id')) r WHERE content ? 'state'
+    ON CONFLICT DO NOTHING;
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION sona._restore_node IS 'Brings back a node of the archive; false if it is there. It is not merged again.';
+
+CREATE OR REPLACE FUNCTION sona._restore_edge(content jsonb, was_merged boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+BEGIN
+    -- Outcomes since the merge have come to another row of that name: both count, as where edges become one.
+    INSERT INTO sona.memory_edge AS e SELECT r.* FROM jsonb_populate_record(NULL::sona.memory_edge, content) r
+    ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE
+    SET weight = 1 - (1 - e.weight) * (1 - excluded.weight) WHERE was_merged AND e.kind = 'co_access';
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION sona._restore_edge IS 'Brings back an edge of the archive; false if it is there.';
+
+CREATE OR REPLACE FUNCTION sona._restore_node_before(content jsonb) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    b sona.memory_node_state%ROWTYPE := jsonb_populate_record(NULL::sona.memory_node_state, content);
+    a sona.memory_node_state%ROWTYPE := jsonb_populate_record(NULL::sona.memory_node_state, content -> 'after');
+BEGIN
+    UPDATE sona.memory_node n SET created_at = (content ->> 'created_at')::timestamptz
+    WHERE n.space_id = b.space_id AND n.node_id = b.node_id
+      AND n.created_at = (content -> 'after' ->> 'created_at')::timestamptz;
+    -- What came since the merge is its own.
+    UPDATE sona.memory_node_state t
+    SET access_count = greatest(t.access_count - (a.access_count - b.access_count), 0),
+        last_access = CASE WHEN t.last_access = a.last_access THEN b.last_access ELSE t.last_access END,
+        quality = CASE WHEN t.quality IS NOT DISTINCT FROM a.quality THEN b.quality ELSE t.quality END
+    WHERE t.space_id = b.space_id AND t.node_id = b.node_id;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION sona._restore_node_before IS
+    'Takes out of a node what others have brought into it; false if it is not there.';
+
+CREATE OR REPLACE FUNCTION sona._restore_edge_before(content jsonb) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, sona, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    b sona.memory_edge%ROWTYPE := jsonb_populate_record(NULL::sona.memory_edge, content);
+    a double precision := (content ->> 'after')::double precision;
+    e sona.memory_edge%ROWTYPE;
+BEGIN
+    SELECT x.* INTO e FROM sona.memory_edge x WHERE x.space_id = b.space_id AND x.kind = b.kind AND x.source = b.source
+        AND x.target = b.target AND x.source_kind = b.source_kind AND x.target_kind = b.target_kind FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    -- What it has gained since the merge is its own; of what it has lost it bears its share.
+    IF e.weight = a THEN
+        e.decayed_at := b.decayed_at;
+    ELSIF e.weight > a THEN
+        b.weight := 1 - (1 - b.weight) * (1 - (e.weight - a) / (1 - a));
+    ELSE
+        b.weight := b.weight * e.weight / a;
+    END IF;
+    IF b.weight > 0 THEN
+        UPDATE sona.memory_edge x SET weight = b.weight, decayed_at = e.decayed_at
+        WHERE x.space_id = b.space_id AND x.kind = b.kind AND x.source = b.source AND x.target = b.target
+          AND x.source_kind = b.source_kind AND x.target_kind = b.target_kind;
+    ELSE
+        DELETE FROM sona.memory_edge x
+        WHERE x.space_id = b.space_id AND x.kind = b.kind AND x.source = b.source AND x.target = b.target
+          AND x.source_kind = b.source_kind AND x.target_kind = b.target_kind;
+    END IF;
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION sona._restore_edge_before IS
+    'Takes out of an edge what others have brought into it; false if it is not there. One that was only moved there goes.';
 
 CREATE OR REPLACE FUNCTION sona.restore_memory(space text, archive_ids bigint[] DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -152,41 +240,47 @@ SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(restore_memory.space);
-    nodes bigint;
-    edges bigint;
+    -- What the archive says of the space is not trusted: it is no way into another one.
+    own jsonb := jsonb_build_object('space_id', s.space_id);
+    first_merge bigint;
+    entry sona.memory_archive%ROWTYPE;
+    done bigint[] := '{}';
+    is_back boolean;
 BEGIN
-    -- Of a row that was archived twice the last one; who is there again meanwhile stays as it is.
-    WITH back AS (
-        SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_node, a.content) r
-        WHERE a.space_id = s.space_id AND a.entity = 'node'
-          AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-        ORDER BY r.node_id, a.archive_id DESC)
-    INSERT INTO sona.memory_node SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS nodes = ROW_COUNT;
-    WITH back AS (
-        SELECT DISTINCT ON (r.node_id) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_node_state, a.content -> 'state') r
-        WHERE a.space_id = s.space_id AND a.entity = 'node'
-          AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-          AND EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.node_id = r.node_id)
-        ORDER BY r.node_id, a.archive_id DESC)
-    INSERT INTO sona.memory_node_state SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    WITH back AS (
-        SELECT DISTINCT ON (r.kind, r.source, r.target, r.source_kind, r.target_kind) r.* FROM sona.memory_archive a,
-            jsonb_populate_record(NULL::sona.memory_edge, a.content) r
-        WHERE a.space_id = s.space_id AND a.entity = 'edge'
-          AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids))
-        ORDER BY r.kind, r.source, r.target, r.source_kind, r.target_kind, a.archive_id DESC)
-    INSERT INTO sona.memory_edge SELECT (b.r).* FROM (SELECT back AS r FROM back) b ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS edges = ROW_COUNT;
-    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id
+    -- What became part of another comes back with all of that cycle, and of those since: what they left is made of it.
+    SELECT min(a.run_id) INTO first_merge FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.is_merge
         AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids));
-    RETURN nodes + edges;
+    -- The last one first: each finds what it has left. Who is there again meanwhile stays, and the entry in the archive.
+    FOR entry IN SELECT a.* FROM sona.memory_archive a WHERE a.space_id = s.space_id
+        AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids)
+             OR (a.is_merge AND a.run_id >= first_merge)) ORDER BY a.archive_id DESC
+    LOOP
+        IF entry.entity = 'node' THEN is_back := sona._restore_node(entry.content || own, entry.is_merge);
+        ELSIF entry.entity = 'edge' THEN is_back := sona._restore_edge(entry.content || own, entry.is_merge);
+        ELSIF entry.entity = 'node before' THEN is_back := sona._restore_node_before(entry.content || own);
+        ELSE is_back := sona._restore_edge_before(entry.content || own);
+        END IF;
+        IF is_back THEN done := done || entry.archive_id; END IF;
+    END LOOP;
+    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.archive_id = ANY (done);
+    -- What was merged into what is there again stands for that, and no more for what that had become part of.
+    WITH RECURSIVE gone AS MATERIALIZED (
+        SELECT a.archive_id, (a.content ->> 'node_id')::bigint AS node_id, (a.content ->> 'into_id')::bigint AS into_id
+        FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL),
+    way AS (
+        SELECT g.archive_id, g.into_id FROM gone g
+        UNION
+        SELECT w.archive_id, g.into_id FROM way w JOIN gone g ON g.node_id = w.into_id
+        WHERE NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = s.space_id AND n.node_id = w.into_id))
+    UPDATE sona.memory_archive a SET into_id = w.into_id FROM way w
+    WHERE a.space_id = s.space_id AND a.archive_id = w.archive_id AND a.into_id <> w.into_id
+      AND EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = s.space_id AND n.node_id = w.into_id);
+    RETURN cardinality(done);
 END $$;
 COMMENT ON FUNCTION sona.restore_memory IS
     'Brings back what consolidation has removed from the memory graph, all of it or these entries of sona.archive, as it '
-    'was; how many rows. What is there again meanwhile stays as it is.';
+    'was; how many rows. What is there again meanwhile stays as it is, and its entry stays in the archive. What was merged '
+    'comes back with all merges of that cycle and since, and is not merged again.';
 
 CREATE OR REPLACE FUNCTION sona._near_nodes(space_id bigint, dim integer) RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE

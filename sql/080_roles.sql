@@ -138,6 +138,8 @@ BEGIN
                       steps_deleted_before, steps_lost_before, may_transfer) ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
+        -- What was merged into a node that is merged, too.
+        GRANT UPDATE (into_id) ON sona.memory_archive TO sona_worker;
         GRANT UPDATE (ordinal, learned) ON sona.learning_event TO sona_worker;
         GRANT UPDATE (events, learned) ON sona.learning_cycle TO sona_worker;
         GRANT UPDATE (forgotten_at) ON sona.forgotten_user TO sona_worker;

@@ -50,6 +50,10 @@ def _number(name: str, comment: str) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger(), autoincrement=False, nullable=False, comment=comment)
 
 
+def _no(name: str, comment: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean(), server_default=sa.text("false"), nullable=False, comment=comment)
+
+
 def _text(name: str, comment: str) -> sa.Column[str]:
     return sa.Column(name, sa.Text(), nullable=False, comment=comment)
 
@@ -135,6 +139,7 @@ def upgrade() -> None:
             comment="of a concept: 1 if it is made of patterns, 2 if of concepts of level 1, and so on",
         ),
         _now("created_at", "when it came into the graph"),
+        _no("is_distinct", "whether it was merged and restored: it is not merged again"),
         sa.PrimaryKeyConstraint("space_id", "node_id", name="memory_node_pkey"),
         sa.UniqueConstraint("space_id", "kind", "key", name="memory_node_space_id_kind_key_key"),
         schema="sona",
@@ -236,11 +241,15 @@ def upgrade() -> None:
         _space_id(),
         sa.Column("archive_id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="order of removal"),
         _number("run_id", "cycle that removed it"),
-        _text("entity", "node or edge"),
+        _text(
+            "entity",
+            "node or edge; or node before, edge before: what stands, as it was before others were merged into it",
+        ),
         sa.Column("content", JSONB(), nullable=False, comment="the row, all of it; of a node with its state"),
         sa.Column("into_id", sa.BigInteger(), comment="node that it became part of; NULL where it went"),
         _text("reason", "why it was removed"),
         _now("archived_at", "when"),
+        _no("is_merge", "whether something became part of another: that comes back with all of its cycle and since"),
         sa.PrimaryKeyConstraint("space_id", "archive_id", name="memory_archive_pkey"),
         schema="sona",
         comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",

@@ -24,7 +24,7 @@ from sona_pg.learning.dream_walks import CreativeEdges
 from sona_pg.learning.dreams import dreamt_edges
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, PatternHierarchy, pattern_hierarchy
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.learning.memory_columns import MemoryNodes
+from sona_pg.learning.memory_columns import Flags, MemoryNodes
 from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
 from sona_pg.learning.pattern_edges import pattern_edges
 from sona_pg.learning.patterns import LearnedPattern
@@ -150,19 +150,26 @@ class _Consolidated:
     compression: Compression
 
 
-class _Consolidate(_Part[tuple[MemoryNodes, StoredEdges], _Consolidated]):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weighed:
+    nodes: MemoryNodes
+    stored: StoredEdges
+    is_distinct: Flags
+
+
+class _Consolidate(_Part[_Weighed, _Consolidated]):
     """What is valuable is strengthened, the rest fades, what is twice becomes one."""
 
     name = "consolidate"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> tuple[MemoryNodes, StoredEdges]:
+    def found(self, reader: MemoryReader, cycle: Cycle) -> _Weighed:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
-        return nodes, reader.edges(nodes.ids, (*WALKED, "creative"))
+        return _Weighed(nodes, reader.edges(nodes.ids, (*WALKED, "creative")), reader.distinct(nodes.ids))
 
-    def made(self, state: MemoryState, found: tuple[MemoryNodes, StoredEdges], cycle: Cycle) -> _Consolidated:
-        nodes, stored = found
+    def made(self, state: MemoryState, found: _Weighed, cycle: Cycle) -> _Consolidated:
+        nodes, stored = found.nodes, found.stored
         # Patterns are merged by the background loop, and patterns of patterns are made anew.
-        own = nodes.has_embedding & (nodes.kinds != PATTERN) & (nodes.kinds != HIERARCHICAL)
+        own = nodes.has_embedding & (nodes.kinds != PATTERN) & (nodes.kinds != HIERARCHICAL) & ~found.is_distinct
         compared = replace(nodes, has_embedding=own)
         plan = consolidation_plan(compared, stored.edges, state.now, self.config.consolidation)
         return _Consolidated(nodes, stored, plan, compression(nodes, plan))

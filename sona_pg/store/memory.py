@@ -180,6 +180,13 @@ class MemoryReader:
         embeddings[places], has_embedding[places] = vectors["embedding"], True
         return MemoryNodes(**cast("dict[str, Any]", found), embeddings=embeddings, has_embedding=has_embedding)
 
+    def distinct(self, ids: Rows) -> NDArray[np.bool_]:
+        """Which nodes, bool (n,), were merged and restored: they are not merged again."""
+        rows = self._connection.execute(
+            "SELECT node_id FROM sona.memory_node WHERE space_id = %s AND is_distinct", (self._space.space_id,)
+        ).fetchall()
+        return np.isin(ids, np.array([id for (id,) in rows], dtype=np.int64))
+
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
         with hash_joins(self._connection):
@@ -298,10 +305,10 @@ class MemoryReader:
 _PLACES = (
     # What was merged stands for what it was merged into, as long as nothing has taken its name again.
     "SELECT n.kind, n.key, n.node_id, false AS is_gone FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
-    " SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id, true FROM sona.memory_archive a"
+    " (SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id, true FROM sona.memory_archive a"
     " JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
     " WHERE a.space_id = {space} AND a.entity = 'node' AND a.into_id IS NOT NULL AND NOT EXISTS (SELECT"
     "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'"
-    "  AND n.key = a.content ->> 'key') ORDER BY 1, 2, 3 DESC"
+    "  AND n.key = a.content ->> 'key') ORDER BY 1, 2, a.archive_id DESC)"
 )
 """Names of nodes and what they stand for."""

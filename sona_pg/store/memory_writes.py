@@ -153,7 +153,7 @@ class MemoryTransaction:
             " ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s AND a.entity = 'node'"
             " AND a.content ->> 'kind' = 'item' AND a.content ->> 'key' = ANY(%(items)s) AND NOT EXISTS (SELECT"
             "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = 'item'"
-            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.into_id DESC",
+            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.archive_id DESC",
             self._key | {"items": list(items)},
         ).fetchall()
         return dict(rows)
@@ -305,15 +305,16 @@ class MemoryTransaction:
             "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), %(reason)s, NULL", named
         )
 
-    def _move_nodes(self, row: str, key: Mapping[str, object]) -> int:
+    def _move_nodes(self, row: str, key: Mapping[str, object], of: str = "") -> int:
         return self._connection.execute(
             "WITH gone AS (DELETE FROM sona.memory_node n USING pg_temp.sona_gone g WHERE n.space_id = %(space)s"
             " AND n.node_id = g.node_id RETURNING n.*),"
             " state AS (DELETE FROM sona.memory_node_state t USING pg_temp.sona_gone g WHERE t.space_id = %(space)s"
             " AND t.node_id = g.node_id RETURNING t.*)"
-            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, into_id, archived_at)"
-            f" SELECT gone.space_id, %(run)s, {row}, {_TO_TIME} FROM gone JOIN state t USING (node_id)"
-            " ORDER BY gone.node_id",
+            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, into_id, archived_at,"
+            " is_merge)"
+            f" SELECT gone.space_id, %(run)s, {row}, {_TO_TIME}, {'true' if of else 'false'}"
+            f" FROM gone JOIN state t USING (node_id) {of} ORDER BY gone.node_id",
             key,
         ).rowcount
 
@@ -332,12 +333,13 @@ class MemoryTransaction:
         changed = self._stage_edges(nodes, stored, plan)
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
         LearningTransaction(self._connection, self._space, self._lock_timeout)
+        self._leave_changed_folds()
+        ids = self._still_unused(nodes, plan)
         pruned = self._remove_edges()
         edges = self._change_edges() if changed else 0
         merged = self._merge_nodes(nodes, plan)
         archived = 0
-        if len(plan.archived):
-            ids = [int(id) for id in nodes.ids[plan.archived]]
+        if ids:
             archived = self._archive_nodes(
                 f"n.node_id = ANY(%(ids)s) AND NOT {_HAS_EDGES}",
                 "of little value, unused and old",
@@ -354,18 +356,26 @@ class MemoryTransaction:
         edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
         stays = plan.edge_into == rows
         is_moved = stored.is_renamed | (after.source != edges.source) | (after.target != edges.target)
+        # What weak edges were is in the archive in any case.
+        is_merge = (is_moved | (~stays & (plan.edge_into >= 0))).astype(np.int64)
         is_moved &= stays
         # Between other nodes, or under other names, it is another row.
         goes = ~stays | is_moved
         is_weak = np.zeros(len(rows), dtype=bool)
         is_weak[plan.pruned] = True
         changes = stays & ~is_moved & ((after.weight != edges.weight) | (after.decayed_at > edges.decayed_at))
-        kept = np.flatnonzero(goes | changes)
+        # Edges that become one, with the one that they become: all of them, or none.
+        folds = ~stays & (plan.edge_into >= 0)
+        into = np.where(folds, plan.edge_into, rows)
+        is_fold = np.zeros(len(rows), dtype=bool)
+        is_fold[into[folds]] = is_fold[folds] = True
+        kept = np.flatnonzero(goes | changes | is_fold)
         # 0 another weight, 1 too weak, 2 with its node or twice, 3 between other nodes.
         action = np.where(is_moved, 3, np.where(is_weak, 1, np.where(goes, 2, 0)))
         self._temporary(
             "sona_edge_change",
-            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint)",
+            "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint, fold bigint,"
+            " is_merge bigint)",
         )
         columns = {
             "key": stored.keys[kept],
@@ -374,52 +384,143 @@ class MemoryTransaction:
             "action": action[kept].astype(np.int64),
             "source": nodes.ids[after.source[kept]],
             "target": nodes.ids[after.target[kept]],
+            # The row of the edge that it is of, or -1.
+            "fold": np.where(is_fold, into, -1)[kept].astype(np.int64),
+            "is_merge": is_merge[kept],
         }
         write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
         self._connection.execute("ANALYZE pg_temp.sona_edge_change")
         return len(kept)
 
+    def _still_unused(self, nodes: MemoryNodes, plan: ConsolidationPlan) -> list[int]:
+        """Ids of nodes that go; those that somebody has changed since the plan was made stay, with their edges."""
+        going = plan.archived
+        if not len(going):
+            return []
+        columns = {
+            "ids": nodes.ids[going].tolist(),
+            "accesses": nodes.access_count[going].tolist(),
+            "last": nodes.last_access[going].tolist(),
+            "importance": nodes.importance[going].tolist(),
+            "quality": nodes.quality[going].tolist(),
+        }
+        rows = self._connection.execute(
+            "SELECT t.node_id FROM sona.memory_node_state t JOIN unnest(%(ids)s::bigint[], %(accesses)s::bigint[],"
+            " %(last)s::float8[], %(importance)s::float8[], %(quality)s::float8[])"
+            " u (node_id, access_count, last_access, importance, quality) USING (node_id, access_count, importance)"
+            " WHERE t.space_id = %(space)s AND extract(epoch FROM t.last_access)::float8 = u.last_access"
+            " AND coalesce(t.quality, 'NaN') = u.quality FOR UPDATE OF t",
+            self._key | columns,
+        ).fetchall()
+        same = {int(id) for (id,) in rows}
+        changed = [id for id in columns["ids"] if id not in same]
+        if changed:
+            self._connection.execute(
+                "DELETE FROM pg_temp.sona_edge_change"
+                " WHERE action = 2 AND is_merge = 0 AND (source = ANY(%(changed)s) OR target = ANY(%(changed)s))",
+                {"changed": changed},
+            )
+        return sorted(same)
+
+    def _has_folds(self) -> bool:
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT FROM pg_temp.sona_edge_change WHERE fold >= 0)"
+        ).fetchone()
+        return row is not None and bool(row[0])
+
+    def _leave_changed_folds(self) -> None:
+        """Leave edges that become one to the next cycle where an outcome has changed one of them since the plan."""
+        if not self._has_folds():
+            return
+        self._connection.execute(
+            "WITH same AS MATERIALIZED (SELECT c.key FROM sona.memory_edge e JOIN pg_temp.sona_edge_change c"
+            f" ON {_EDGE_KEY} = c.key WHERE e.space_id = %(space)s AND c.fold >= 0 AND e.weight = c.was"
+            " FOR UPDATE OF e)"
+            " DELETE FROM pg_temp.sona_edge_change c WHERE c.fold IN (SELECT x.fold FROM pg_temp.sona_edge_change x"
+            "  WHERE x.fold >= 0 AND x.key NOT IN (SELECT key FROM same))",
+            self._key,
+        )
+
     def _remove_edges(self) -> int:
         """Archive the edges that go, and put those that were moved between the nodes that stand."""
         self._temporary(
             "sona_removed",
-            "AS SELECT e AS edge, 0::bigint AS action, 0::float8 AS becomes, 0::bigint AS from_id, 0::bigint AS to_id"
+            "AS SELECT e AS edge, 0::bigint AS action, 0::float8 AS becomes, 0::bigint AS from_id, 0::bigint AS to_id,"
+            " 0::bigint AS is_merge"
             " FROM sona.memory_edge e WHERE false",
         )
         self._connection.execute(
             "WITH gone AS (DELETE FROM sona.memory_edge e USING pg_temp.sona_edge_change c WHERE e.space_id = %(space)s"
             f" AND {_EDGE_KEY} = c.key AND c.action > 0 AND e.weight = c.was"
-            " RETURNING e AS edge, c.action, c.weight, c.source, c.target)"
+            " RETURNING e AS edge, c.action, c.weight, c.source, c.target, c.is_merge)"
             " INSERT INTO pg_temp.sona_removed SELECT * FROM gone",
             self._key,
         )
         self._connection.execute(
-            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at, is_merge)"
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
-            f" ELSE 'of a node that was merged or went' END, {_TO_TIME} FROM pg_temp.sona_removed r"
+            f" ELSE 'of a node that was merged or went' END, {_TO_TIME}, r.is_merge = 1 AND r.action > 1"
+            " FROM pg_temp.sona_removed r"
+            # What is made anew in every cycle would go in every one.
+            f" WHERE (r.edge).kind <> ALL({_DERIVED}) OR (r.action > 1 AND r.is_merge = 0)"
             " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )
         # An undirected edge stands once, source before target.
-        self._connection.execute(
-            "INSERT INTO sona.memory_edge AS e (space_id, kind, source_kind, source, target_kind, target, weight,"
-            " origin, created_at, updated_at, decayed_at)"
-            " SELECT %(space)s, (r.edge).kind, CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END,"
-            " least(a.key, b.key),"
-            " CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END, greatest(a.key, b.key), max(r.becomes),"
-            f" min((r.edge).origin), min((r.edge).created_at), max((r.edge).updated_at), {_TO_TIME}"
+        self._temporary(
+            "sona_moved",
+            "AS SELECT (r.edge).space_id, (r.edge).kind,"
+            " CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END AS source_kind,"
+            " least(a.key, b.key) AS source, CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END AS target_kind,"
+            " greatest(a.key, b.key) AS target, max(r.becomes) AS weight, min((r.edge).origin) AS origin,"
+            f" min((r.edge).created_at) AS created_at, max((r.edge).updated_at) AS updated_at, {_TO_TIME} AS decayed_at"
             " FROM pg_temp.sona_removed r JOIN sona.memory_node a ON a.space_id = %(space)s AND a.node_id = r.from_id"
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
-            " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6"
+            " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6",
+        )
+        # Of one that an outcome has made since the plan both count, as where edges become one.
+        weight = (
+            "CASE WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
+            " ELSE 1 - (1 - coalesce(e.weight, 0)) * (1 - m.weight) END"
+        )
+        same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in _EDGE_NAME)
+        self._archive_before(
+            "edge",
+            f"to_jsonb(m) || jsonb_build_object('weight', coalesce(e.weight, 0), 'after', {weight})",
+            f"pg_temp.sona_moved m LEFT JOIN sona.memory_edge e ON {same.format('m', 'e')}"
+            f" WHERE m.kind <> ALL({_DERIVED}) ORDER BY m.kind, m.source, m.target",
+        )
+        self._connection.execute(
+            f"UPDATE pg_temp.sona_moved m SET weight = {weight} FROM sona.memory_edge e WHERE {same.format('m', 'e')}"
+        )
+        self._connection.execute(
+            "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight, origin,"
+            " created_at, updated_at, decayed_at) SELECT * FROM pg_temp.sona_moved"
             " ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE"
-            " SET weight = greatest(e.weight, excluded.weight), decayed_at = excluded.decayed_at",
-            self._key,
+            " SET weight = excluded.weight, decayed_at = excluded.decayed_at"
         )
         row = self._connection.execute("SELECT count(*) FROM pg_temp.sona_removed WHERE action = 1").fetchone()
         assert row is not None
         return int(row[0])
 
+    def _archive_before(self, entity: str, content: str, of: str) -> None:
+        """Keep how what stands was before others became part of it, and how it is after: behind them in the archive."""
+        self._connection.execute(
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at, is_merge)"
+            f" SELECT %(space)s, %(run)s, '{entity} before', {content}, 'others became part of it', {_TO_TIME}, true"
+            f" FROM {of}",
+            self._key,
+        )
+
     def _change_edges(self) -> int:
+        if self._has_folds():
+            self._archive_before(
+                "edge",
+                "to_jsonb(e) || jsonb_build_object('after', c.weight)",
+                f"sona.memory_edge e JOIN pg_temp.sona_edge_change c ON {_EDGE_KEY} = c.key WHERE c.fold >= 0"
+                " AND e.space_id = %(space)s AND c.action = 0 AND e.weight = c.was AND c.weight <> c.was"
+                f" AND e.kind <> ALL({_DERIVED}) ORDER BY e.kind, e.source, e.target",
+            )
         return self._connection.execute(
             f"UPDATE sona.memory_edge e SET weight = c.weight, decayed_at = greatest(e.decayed_at, {_TO_TIME})"
             " FROM pg_temp.sona_edge_change c WHERE e.space_id = %(space)s AND c.action = 0"
@@ -438,6 +539,12 @@ class MemoryTransaction:
             " JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = u.node_id"
             f" WHERE NOT {_HAS_EDGES}",
             key,
+        )
+        self._temporary(
+            "sona_before",
+            "AS SELECT n.node_id, n.created_at, t.access_count, t.last_access, t.quality FROM sona.memory_node n"
+            " JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(space)s"
+            " AND n.node_id IN (SELECT into_id FROM pg_temp.sona_gone)",
         )
         # What was merged into one of these before.
         self._connection.execute(
@@ -464,11 +571,21 @@ class MemoryTransaction:
             " WHERE n.space_id = %(space)s AND n.node_id = g.into_id AND g.created_at < n.created_at",
             key,
         )
-        return self._move_nodes(
-            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t)), 'a near duplicate',"
-            " (SELECT g.into_id FROM pg_temp.sona_gone g WHERE g.node_id = gone.node_id)",
+        gone = self._move_nodes(
+            # The column is rewritten where what it became part of is merged, too; the content is not.
+            "'node', to_jsonb(gone) || jsonb_build_object('state', to_jsonb(t), 'into_id', g.into_id),"
+            " 'a near duplicate', g.into_id",
             key,
+            of="JOIN pg_temp.sona_gone g USING (node_id)",
         )
+        self._archive_before(
+            "node",
+            "to_jsonb(b) || jsonb_build_object('kind', n.kind, 'key', n.key, 'level', n.level, 'after',"
+            " to_jsonb(t) || jsonb_build_object('created_at', n.created_at))",
+            "pg_temp.sona_before b JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = b.node_id"
+            " JOIN sona.memory_node_state t ON t.space_id = n.space_id AND t.node_id = n.node_id ORDER BY b.node_id",
+        )
+        return gone
 
     def _write_values(self, nodes: MemoryNodes, stored: StoredEdges, plan: ConsolidationPlan) -> None:
         """What nodes are worth, and which took part in what was strengthened."""
@@ -494,10 +611,11 @@ class MemoryTransaction:
         """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
         names = {concept.id: _concept_key(concept.id) for concept in concepts}
         gone = "n.kind = 'concept' AND n.level > 0 AND n.key <> ALL(%(names)s)"
+        # With what they are made of.
+        self._archive_nodes(gone, "the hierarchy is another one", {"names": list(names.values())})
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'hierarchy'", self._key
         )
-        self._archive_nodes(gone, "the hierarchy is another one", {"names": list(names.values())})
         created = 0
         if concepts:
             created = self._take_in(
@@ -628,12 +746,19 @@ _HAS_EDGES = (
 """Of a node n that is to go, once its edges are gone: others are new, or have changed since the plan was made. It is
 left to the next cycle."""
 
+_EDGE_NAME = ("space_id", "kind", "source_kind", "source", "target_kind", "target")
+
+_DERIVED = "ARRAY['pattern', 'hierarchy']"
+"""Kinds of edges that every cycle makes anew."""
+
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 
 _ITEMS = (
-    "WITH merged AS MATERIALIZED (SELECT a.content ->> 'key' AS key, i.key AS stands FROM sona.memory_archive a"
-    "  JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s"
-    "  AND a.entity = 'node' AND a.content ->> 'kind' = 'item'),"
+    # Of an item that was merged twice the last one holds.
+    "WITH merged AS MATERIALIZED (SELECT DISTINCT ON (1) a.content ->> 'key' AS key, i.key AS stands"
+    "  FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
+    "  WHERE a.space_id = %(space)s AND a.entity = 'node' AND a.content ->> 'kind' = 'item'"
+    "  ORDER BY 1, a.archive_id DESC),"
     " used AS (SELECT source AS key, max(updated_at) AS last FROM sona.memory_edge WHERE space_id = %(space)s"
     "  AND kind = 'co_access' GROUP BY 1 UNION ALL SELECT target, max(updated_at) FROM sona.memory_edge"
     "  WHERE space_id = %(space)s AND kind = 'co_access' GROUP BY 1"
@@ -682,8 +807,15 @@ def forget_memory(connection: Connection, space: Space) -> None:
     ).fetchone()
     if row is None:
         return  # no cycle of the deep loop has ever been here
-    for table in ("dream", "memory_archive", "memory_snapshot"):
+    for table in ("dream", "memory_snapshot"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
+    connection.execute(
+        "DELETE FROM sona.memory_archive a WHERE a.space_id = %(space)s AND NOT coalesce(CASE"
+        "  WHEN a.entity IN ('edge', 'edge before') THEN a.content ->> 'kind' = 'given'"
+        "  ELSE a.content ->> 'kind' IN ('episode', 'procedure', 'dream')"
+        "   OR (a.content ->> 'kind' = 'concept' AND a.content ->> 'level' = '0') END, false)",
+        key,
+    )
     connection.execute(
         "WITH gone AS (DELETE FROM sona.memory_node WHERE space_id = %(space)s AND (kind IN ('item', 'pattern')"
         " OR (kind = 'concept' AND level > 0)) RETURNING node_id) DELETE FROM sona.memory_node_state t USING gone"

@@ -71,6 +71,10 @@ def _time(name: str, comment: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), comment=comment)
 
 
+def _flag(name: str, comment: str) -> Column[bool]:
+    return Column(name, Boolean, nullable=False, server_default=text("false"), comment=comment)
+
+
 def _whole(name: str, comment: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=text("0"), comment=comment)
 
@@ -863,6 +867,7 @@ memory_node = Table(
         comment="of a concept: 1 if it is made of patterns, 2 if of concepts of level 1, and so on",
     ),
     _now("created_at", "when it came into the graph"),
+    _flag("is_distinct", "whether it was merged and restored: it is not merged again"),
     UniqueConstraint("space_id", "kind", "key"),
     comment="Nodes of the memory graph: the deep loop makes them of what was learned.",
 )
@@ -935,11 +940,17 @@ memory_archive = Table(
     _space_id(),
     Column("archive_id", BigInteger, Identity(always=True), primary_key=True, comment="order of removal"),
     Column("run_id", BigInteger, nullable=False, comment="cycle that removed it"),
-    Column("entity", Text, nullable=False, comment="node or edge"),
+    Column(
+        "entity",
+        Text,
+        nullable=False,
+        comment="node or edge; or node before, edge before: what stands, as it was before others were merged into it",
+    ),
     Column("content", JSONB, nullable=False, comment="the row, all of it; of a node with its state"),
     Column("into_id", BigInteger, comment="node that it became part of; NULL where it went"),
     Column("reason", Text, nullable=False, comment="why it was removed"),
     _now("archived_at", "when"),
+    _flag("is_merge", "whether something became part of another: that comes back with all of its cycle and since"),
     Index("memory_archive_into_idx", "space_id", "into_id", postgresql_where=text("into_id IS NOT NULL")),
     comment="What consolidation has removed from the memory graph: sona.restore_memory brings it back.",
 )

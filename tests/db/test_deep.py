@@ -60,7 +60,7 @@ class World:
         centres = self.rng.standard_normal((TOPICS, DIM))
         self.items = _unit(np.repeat(centres, ITEMS, axis=0) + 0.5 * self.rng.standard_normal((TOPICS * ITEMS, DIM)))
         self.centres = _unit(centres)
-        table = f"public.deep_{next(_tables)}"
+        self.table = table = f"public.deep_{next(_tables)}"
         with connect(url) as connection:
             connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
             connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(self.items)))

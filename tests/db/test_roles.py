@@ -63,6 +63,7 @@ WORKER_UPDATES = {
     },
     "space_grant": {"may_write"},
     "score": {"revision"},
+    "memory_archive": {"into_id"},
     "remembered_query": {"admitted", "helped", "rewards", "unhelpful"},
     "pending_trajectory": {"created_at"},
     "learning_event": {"ordinal", "learned"},
@@ -99,6 +100,7 @@ WORKER_FUNCTIONS = {
     "set_control_share", "prune_versions", "set_schedule", "run_cycle",
     "describe_pattern", "index_patterns", "index_nodes", "_index_by_size", "_index_vectors", "_drop_vectors_index",
     "set_transfer", "add_memory_node", "add_memory_edge", "forget_dreams", "restore_memory",
+    "_restore_node", "_restore_edge", "_restore_node_before", "_restore_edge_before",
 }  # fmt: skip
 
 DEFINERS = {

@@ -19,6 +19,15 @@ from .conftest import DIM, World
 QUERY = "'[" + ",".join(["0.5"] * DIM) + "]'"
 NEW = uuid.UUID(int=42)
 
+ARCHIVED_NODE = (
+    '{{"space_id": {space_id}, "node_id": 99, "kind": "item", "key": "99", "level": 0, "created_at": "2020-01-01",'
+    ' "state": {{"importance": 0.5, "access_count": 1, "last_access": "2020-01-01", "consolidation_count": 0}}}}'
+)
+ARCHIVED_EDGE = (
+    '{{"space_id": {space_id}, "kind": "given", "source_kind": "item", "source": "99", "target_kind": "item",'
+    ' "target": "98", "weight": 0.5, "origin": "a test", "created_at": "2020-01-01", "updated_at": "2020-01-01",'
+    ' "decayed_at": "2020-01-01"}}'
+)
 CALLS = {
     "_check_id": "SELECT sona._check_id('', 'an id')",
     "_check_reward": "SELECT sona._check_reward(2, 0, 1, 'a reward')",
@@ -128,6 +137,10 @@ CALLS = {
     "add_memory_edge": "SELECT sona.add_memory_edge({space}, 'item', '1', 'item', '2', 0.5)",
     "forget_dreams": "SELECT sona.forget_dreams({space})",
     "restore_memory": "SELECT sona.restore_memory({space}, '{{1,2}}')",
+    "_restore_node": f"SELECT sona._restore_node('{ARCHIVED_NODE}', true)",
+    "_restore_node_before": f"SELECT sona._restore_node_before('{ARCHIVED_NODE}')",
+    "_restore_edge": f"SELECT sona._restore_edge('{ARCHIVED_EDGE}', true)",
+    "_restore_edge_before": f"SELECT sona._restore_edge_before('{ARCHIVED_EDGE}')",
     "_edge_key": "SELECT sona._edge_key('co_access', 'item', 'a', 'item', 'b')",
     "_near_nodes": "SELECT sona._near_nodes({space_id}, 3) IS NULL",
     "_spreading_kinds": "SELECT pg_catalog.cardinality(sona._spreading_kinds())",
@@ -225,6 +238,10 @@ FOREIGN = {
     "_index_queries": "42501",
     "_vectors_index": [(None,)],
     "_near_nodes": [(False,)],
+    "_restore_node": "42501",
+    "_restore_node_before": [(False,)],
+    "_restore_edge": "42501",
+    "_restore_edge_before": [(False,)],
     "_indexed_patterns": [(False,)],
     "_index_vectors": "42501",
     "_drop_vectors_index": "42501",

@@ -1,0 +1,336 @@
+"""What loop C removes is in the archive, and comes back as it was: into its own space, once, and without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from sona_pg.config import DeepLoopConfig
+from sona_pg.loops.cycle import Cycle, Loop, Phase
+from sona_pg.loops.deep import deep_loop
+from sona_pg.loops.deep_config import DeepConfig
+from sona_pg.store.connection import Connection
+
+from .test_deep import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
+
+__all__ = ["connection", "deep_url", "world"]
+"""Fixtures."""
+
+QUIET = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+"""Without dreams."""
+
+
+def _add(connection: Connection, world: World, key: str, vector: NDArray[Any] | None = None) -> None:
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', %s, %s)", (world.name, key, vector))
+
+
+def _make_old(connection: Connection, world: World, key: str) -> None:
+    """Nobody has used the episode for years, and it is worth little."""
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET last_access = now() - interval '10 years', importance = 0.1,"
+        " quality = 0.05 FROM sona.memory_node n WHERE t.space_id = %s AND n.space_id = t.space_id"
+        " AND n.node_id = t.node_id AND n.key = %s",
+        (world.engine.space.space_id, key),
+    )
+    connection.execute(
+        "UPDATE sona.memory_node SET created_at = now() - interval '10 years' WHERE space_id = %s AND key = %s",
+        (world.engine.space.space_id, key),
+    )
+
+
+def _restore(connection: Connection, world: World, ids: list[int] | None = None) -> int:
+    found = connection.execute("SELECT sona.restore_memory(%s, %s)", (world.name, ids)).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_nothing_is_restored_into_another_space(world: World, connection: Connection, deep_url: str) -> None:
+    victim = World(deep_url, "victim", seed=5)
+    key = {"own": world.engine.space.space_id, "other": victim.engine.space.space_id}
+    _add(connection, world, "x")
+    forged = "jsonb_build_object('space_id', %(other)s::bigint, 'node_id', 77, 'key', 'planted')"
+    archive = "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT %(own)s, 1,"
+    connection.execute(
+        f"{archive} 'node', to_jsonb(n) || {forged} || jsonb_build_object('state', to_jsonb(t) || {forged}), 'a test'"
+        " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(own)s",
+        key,
+    )
+    connection.execute(
+        f"{archive} 'edge', jsonb_build_object('space_id', %(other)s::bigint, 'kind', 'given',"
+        " 'source_kind', 'episode', 'source', 'x', 'target_kind', 'episode', 'target', 'planted', 'weight', 0.5,"
+        " 'origin', 'a test',"
+        " 'created_at', now(), 'updated_at', now(), 'decayed_at', now()), 'a test'",
+        key,
+    )
+    assert _restore(connection, world) == 2
+    assert _rows(connection, "SELECT space FROM sona.memory WHERE key = 'planted'") == [(world.name,)]
+    assert _rows(connection, "SELECT space FROM sona.edges WHERE target = 'planted'") == [(world.name,)]
+    victim.engine.close()
+
+
+def test_what_is_not_restored_stays_in_the_archive(world: World, connection: Connection) -> None:
+    world.teach(40)
+    connection.execute(
+        "SELECT sona.add_memory_node(%s, 'episode', 'old', %s, title => 'precious')", (world.name, world.items[0])
+    )
+    _make_old(connection, world, "old")
+    assert world.cycle(QUIET)["consolidate"]["nodes_archived"] >= 1
+    _add(connection, world, "old")
+    _restore(connection, world)
+    assert _rows(connection, "SELECT title FROM sona.memory WHERE space = %s AND key = 'old'", world.name) == [(None,)]
+    assert _rows(
+        connection, "SELECT content ->> 'title' FROM sona.archive WHERE space = %s AND entity = 'node'", world.name
+    ) == [("precious",)]
+
+
+def _meanwhile(what: Callable[[], object]) -> Loop:
+    """A cycle while whose consolidation is computed something happens."""
+
+    def changed(phase: Phase[Any, Any]) -> Phase[Any, Any]:
+        def compute(found: object, cycle: Cycle) -> object:
+            made = phase.compute(found, cycle)
+            what()
+            return made
+
+        return replace(phase, compute=compute) if phase.name == "consolidate" else phase
+
+    return replace(QUIET, phases=tuple(changed(phase) for phase in QUIET.phases))
+
+
+def _twins(world: World, connection: Connection) -> None:
+    """Let items 0 and 1 be near duplicates."""
+    connection.execute(
+        f"UPDATE {world.table} SET embedding = %s WHERE id = 1",
+        (_unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM)),),
+    )
+    world.engine.set_items(world.table, "id", "embedding")
+
+
+def _help(world: World, *items: str, times: int = 1) -> None:
+    for _ in range(times):
+        query = _unit(world.centres[0] + 0.2 * world.rng.standard_normal(DIM))
+        world.engine.record(query, items, [1.0] * len(items))
+    world.engine.flush()
+
+
+CO_ACCESS = "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'co_access' ORDER BY 1, 2"
+
+
+@pytest.mark.parametrize("meanwhile", [("1", "5"), ("0", "5")])
+def test_what_helped_while_a_cycle_weighs_edges_counts(
+    world: World, connection: Connection, meanwhile: tuple[str, str]
+) -> None:
+    """Of the edges 0 - 5 and 1 - 5 one is to become part of the other, and one changes meanwhile."""
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    _help(world, "6", "7", times=3)
+    world.cycle(_meanwhile(lambda: _help(world, *meanwhile)))
+    world.cycle(QUIET)
+    ((_, _, together), _) = _rows(connection, CO_ACCESS, world.name)
+    assert together == pytest.approx(1 - 0.95**19, abs=1e-3), "as if all 19 had come to one edge"
+
+
+def test_what_first_helped_while_its_twin_is_moved_counts(world: World, connection: Connection) -> None:
+    """The edge 1 - 5 is to be moved to 0 - 5, which an outcome makes meanwhile."""
+    _twins(world, connection)
+    _help(world, "0", "9", times=40)
+    _help(world, "1", "5", times=6)
+    world.cycle(_meanwhile(lambda: _help(world, "0", "5")))
+    world.cycle(QUIET)
+    weights = {ends[:2]: ends[2] for ends in _rows(connection, CO_ACCESS, world.name)}
+    assert weights.keys() == {("0", "5"), ("0", "9")}
+    assert weights["0", "5"] == pytest.approx(1 - 0.95**7, abs=1e-3)
+
+
+def _near_duplicates(world: World, connection: Connection, *keys: str) -> None:
+    """Episodes that are nearly one, each with an edge to `far`, and ten accesses."""
+    _add(connection, world, "far", _unit(world.items[50]))
+    for place, key in enumerate(keys):
+        _add(connection, world, key, _unit(world.items[7] + 1e-3 * place * world.items[100]))
+        connection.execute("SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', 'far', 0.5)", (world.name, key))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET access_count = 10 FROM sona.memory_node n WHERE t.space_id = %s"
+        " AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.kind = 'episode'",
+        (world.engine.space.space_id,),
+    )
+
+
+EPISODES = (
+    "SELECT key, access_count, quality, last_access, created_at FROM sona.memory"
+    " WHERE space = %s AND kind = 'episode' ORDER BY 1"
+)
+GIVEN = "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'given' ORDER BY 1, 2"
+
+
+@pytest.mark.parametrize("which", ["all", "an edge", "the node"])
+def test_what_was_merged_comes_back_and_stays(world: World, connection: Connection, which: str) -> None:
+    world.teach(40)
+    _near_duplicates(world, connection, "a", "b")
+    before = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 1
+    entry = "SELECT min(archive_id) FROM sona.archive WHERE space = %s AND content ->> 'kind' = %s AND entity = %s"
+    chosen = {"all": None, "an edge": ("given", "edge"), "the node": ("episode", "node")}[which]
+    ids = None if chosen is None else [_rows(connection, entry, world.name, *chosen)[0][0]]
+    _restore(connection, world, ids)
+    assert (_rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)) == before
+    for _ in range(2):
+        assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 0
+        _restore(connection, world)
+        assert (_rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)) == before
+
+
+def test_merges_are_undone_from_the_last_one_back(world: World, connection: Connection) -> None:
+    """b is merged into a, and a into c later; c alone takes a back, and then b is again part of a."""
+    world.teach(40)
+    _near_duplicates(world, connection, "a", "b")
+    world.cycle(QUIET)
+    ((kept,),) = _rows(connection, "SELECT key FROM sona.memory WHERE space = %s AND key IN ('a', 'b')", world.name)
+    middle = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    _add(connection, world, "c", _unit(world.items[7] + 2e-3 * world.items[100]))
+    connection.execute(
+        "UPDATE sona.memory_node_state t SET access_count = 100, quality = 1 FROM sona.memory_node n"
+        " WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.key = 'c'",
+        (world.engine.space.space_id,),
+    )
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'c', 'episode', 'far', 0.9)", (world.name,))
+    assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 1
+    stands = "SELECT m.key FROM sona.archive a JOIN sona.memory m ON m.space = a.space AND m.node_id = a.into_id"
+    stands += " WHERE a.space = %s AND a.entity = 'node' AND a.content ->> 'kind' = 'episode' ORDER BY a.archive_id"
+    assert _rows(connection, stands, world.name) == [("c",), ("c",)]
+    last = (
+        "SELECT max(archive_id) FROM sona.archive WHERE space = %s AND entity = 'node' AND reason = 'a near duplicate'"
+    )
+    _restore(connection, world, [_rows(connection, last, world.name)[0][0]])
+    episodes, given = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
+    assert [row for row in episodes if row[0] != "c"] == middle[0]
+    assert [row for row in given if row[0] != "c"] == middle[1]
+    assert _rows(connection, stands, world.name) == [(kept,)]
+    _restore(connection, world)
+    assert {row[0]: row[1] for row in _rows(connection, EPISODES, world.name)} == {
+        "a": 10,
+        "b": 10,
+        "c": 100,
+        "far": 10,
+    }
+    assert [weight for *_, weight in _rows(connection, GIVEN, world.name)] == [0.5, 0.5, 0.9]
+
+
+def test_what_helped_since_a_merge_is_kept_where_it_is_undone(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.cycle(QUIET)
+    _help(world, "0", "5", times=3)
+    _help(world, "1", "5", times=2)
+    world.cycle(QUIET)
+    _restore(connection, world)
+    weights = [weight for _, _, weight in _rows(connection, CO_ACCESS, world.name)]
+    assert weights == pytest.approx([1 - 0.95**9, 1 - 0.95**14], abs=1e-2)
+    world.cycle(QUIET)
+    assert [w for *_, w in _rows(connection, CO_ACCESS, world.name)] == pytest.approx(weights, abs=1e-3)
+
+
+def test_who_is_forgotten_takes_nothing_that_was_given_by_hand(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.teach(20, user="somebody")
+    world.cycle(QUIET)
+    for key in ("old", "older"):
+        _add(connection, world, key)
+        _make_old(connection, world, key)
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'old', 'episode', 'older', 0.5)", (world.name,))
+    _at_one_instant(world, connection, QUIET, later="400 days")
+    kinds = "SELECT DISTINCT entity, content ->> 'kind' FROM sona.archive WHERE space = %s ORDER BY 1, 2"
+    assert ("edge", "co_access") in _rows(connection, kinds, world.name)
+    world.engine.forget("somebody")
+    assert _rows(connection, kinds, world.name) == [("edge", "given"), ("node", "episode")]
+    assert _restore(connection, world) == 3
+
+
+def test_dreams_that_are_forgotten_do_not_come_back(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle(QUIET)
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin)"
+        " SELECT space_id, 'creative', min(key), max(key), 0.15, 'dreams of run 1' FROM sona.memory_node"
+        " WHERE space_id = %s AND kind = 'item' GROUP BY 1",
+        (world.engine.space.space_id,),
+    )
+    _at_one_instant(world, connection, QUIET, later="400 days")
+    faded = "SELECT count(*) FROM sona.archive WHERE space = %s AND content ->> 'kind' = 'creative'"
+    assert _rows(connection, faded, world.name) == [(1,)]
+    assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(1,)]
+    _restore(connection, world)
+    creative = "SELECT count(*) FROM sona.edges WHERE space = %s AND kind = 'creative'"
+    assert _rows(connection, creative, world.name) == [(0,)]
+
+
+def test_what_every_cycle_makes_anew_fills_no_archive(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.teach(200)
+    world.cycle(BACKGROUND)
+    merged = world.cycle(QUIET)["consolidate"]["nodes_merged"]
+    _at_one_instant(world, connection, QUIET, later="250 days")
+    kinds = "SELECT DISTINCT content ->> 'kind' FROM sona.archive WHERE space = %s AND entity LIKE 'edge%%'"
+    assert merged >= 1
+    assert _rows(connection, kinds, world.name) == [("co_access",)]
+
+
+def test_an_item_that_is_merged_twice_counts_once(world: World, connection: Connection) -> None:
+    _twins(world, connection)
+    _help(world, "0", "5", times=6)
+    _help(world, "1", "5", times=12)
+    world.cycle(QUIET)
+    gone = "SELECT a.content ->> 'key' FROM sona.archive a WHERE a.space = %s AND a.entity = 'node'"
+    ((item,),) = _rows(connection, gone, world.name)
+    connection.execute("SELECT sona.add_memory_node(%s, 'item', %s, %s)", (world.name, item, world.items[0]))
+    world.cycle(QUIET)
+    assert _rows(connection, gone, world.name) == [(item,), (item,)]
+    world.cycle(QUIET)
+    accesses = "SELECT sum(access_count)::int FROM sona.memory WHERE space = %s AND kind = 'item'"
+    assert _rows(connection, accesses, world.name) == [(2 * 18,)]
+
+
+def test_concepts_come_back_with_what_they_are_made_of(world: World, connection: Connection) -> None:
+    world.teach(300)
+    world.cycle(BACKGROUND)
+    world.cycle(QUIET)
+    concepts = "SELECT concept, level, children FROM sona.concepts WHERE space = %s ORDER BY 1"
+    before = _rows(connection, concepts, world.name)
+    connection.execute(
+        "DELETE FROM sona.pattern WHERE space_id = %(space)s AND pattern_id IN (SELECT pattern_id FROM sona.pattern"
+        " WHERE space_id = %(space)s ORDER BY pattern_id LIMIT 8)",
+        {"space": world.engine.space.space_id},
+    )
+    world.cycle(QUIET)
+    gone = "SELECT content ->> 'key' FROM sona.archive WHERE space = %s AND entity = 'node' AND content ->> 'kind' = %s"
+    retired = [key for (key,) in _rows(connection, gone, world.name, "concept")]
+    assert retired
+    _restore(connection, world)
+    after = _rows(connection, concepts, world.name)
+    assert [row for row in after if row[0] in retired] == [row for row in before if row[0] in retired]
+
+
+def test_what_somebody_changes_meanwhile_stays(world: World, connection: Connection) -> None:
+    world.teach(40)
+    for key in ("old", "mate"):
+        _add(connection, world, key)
+    connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'mate', 'episode', 'old', 0.5)", (world.name,))
+    for key in ("old", "mate"):
+        _make_old(connection, world, key)
+
+    def change() -> None:
+        connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'old', NULL, 0.99, 0.99)", (world.name,))
+
+    world.cycle(_meanwhile(change))
+    assert _rows(connection, EPISODES.replace(", last_access, created_at", ""), world.name) == [
+        ("mate", 0, 0.05),
+        ("old", 0, 0.99),
+    ]
+    assert _rows(connection, GIVEN, world.name) == [("mate", "old", 0.5)]
