@@ -1315,7 +1315,7 @@ class DreamEvidenceConfig:
     Parameters
     ----------
     held_out
-        Share of the edges that are taken out, and are to be found again.
+        Share of the edges, or of the events that edges come from, that are taken out, and are to be found again.
     repeats
         How often; every time others.
     margin
@@ -1324,13 +1324,16 @@ class DreamEvidenceConfig:
         One-sided level of the test that it is above at all.
     min_edges
         Edges without which nothing is confirmed.
+    min_pairs
+        Pairs that only held-out events have, without which nothing is confirmed.
     max_pairs
         Most held-out edges, and most pairs without an edge, that are ranked in a repeat.
     walks
         From each of their nodes.
     swaps, max_swaps
         Tried for each edge to rewire a graph; after the first repeat, which goes on from where the last one ended, at
-        most so many: what one rewired graph gives differs little from the next where there are many edges.
+        most so many: what one rewired graph gives differs little from the next where there are many edges. Where events
+        are held out, what is left is another graph every time and is rewired anew.
     """
 
     held_out: float = 0.2
@@ -1338,6 +1341,7 @@ class DreamEvidenceConfig:
     margin: float = 0.1
     alpha: float = 0.01
     min_edges: int = 50
+    min_pairs: int = 10
     max_pairs: int = 200
     walks: int = 100
     swaps: int = 4
@@ -1349,6 +1353,7 @@ class DreamEvidenceConfig:
         _within("margin", self.margin, 0.0, 0.5)
         _within("alpha", self.alpha, 1e-9, 0.5)
         _whole("min_edges", self.min_edges, 10, 1 << 24)
+        _whole("min_pairs", self.min_pairs, 1, 100_000)
         _whole("max_pairs", self.max_pairs, 10, 100_000)
         _whole("walks", self.walks, 1, 10_000)
         _whole("swaps", self.swaps, 1, 1000)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
 from sona_pg.errors import InvalidInput
@@ -114,6 +115,8 @@ def dream_night(
     evidence: DreamEvidenceConfig,
     phi: PhiConfig,
     *,
+    observed: MemoryGraph | None = None,
+    events: Sequence[ArrayLike] | None = None,
     first: int = 0,
     check_stop: Callable[[], None] = lambda: None,
 ) -> DreamNight:
@@ -125,6 +128,10 @@ def dream_night(
         How many dreams.
     dreams, evidence, phi
         Settings.
+    observed
+        Whose edges say whether dreams help; the graph's own if None.
+    events
+        From which its edges come, as `dreams_help` takes them.
     first
         Id of the first dream; the next ones follow.
     check_stop
@@ -139,7 +146,8 @@ def dream_night(
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
-    found = dreams_help(graph, dreams, evidence, seed=dreams.seed)
+    tested = graph if observed is None else observed
+    found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed)
     check_stop()
     made = generate_dreams(graph, count, dreams, first=first) if count and len(graph) else []
     rows = np.zeros((len(graph), 1), dtype=np.float32) if graph.embeddings is None else graph.embeddings

@@ -23,7 +23,7 @@ from sona_pg.learning.dream_walks import CreativeEdges
 from sona_pg.learning.dreams import dreamt_edges
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, PatternHierarchy, pattern_hierarchy
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.learning.memory_columns import MemoryNodes
+from sona_pg.learning.memory_columns import MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
 from sona_pg.learning.pattern_edges import pattern_edges
 from sona_pg.learning.patterns import LearnedPattern
@@ -34,6 +34,7 @@ from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.memory import (
     HIERARCHICAL,
+    OBSERVED,
     PATTERN,
     WALKED,
     MemoryReader,
@@ -218,7 +219,9 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
     nodes: MemoryNodes
+    walked: StoredEdges
     observed: StoredEdges
+    events: list[Rows] | None
     standing: StoredEdges
 
 
@@ -236,13 +239,23 @@ class _Dream(_Part[_Memory, _Dreamt]):
 
     def found(self, reader: MemoryReader, cycle: Cycle) -> _Memory:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
-        return _Memory(nodes, reader.edges(nodes.ids, WALKED), reader.edges(nodes.ids, ("creative",)))
+        observed = reader.edges(nodes.ids, OBSERVED)
+        # Edges that are given by hand alone come from no events.
+        has_events = bool((observed.edges.origin == Origin.CO_ACCESS).any())
+        return _Memory(
+            nodes,
+            reader.edges(nodes.ids, WALKED),
+            observed,
+            reader.events(nodes.ids, _EVENTS) if has_events else None,
+            reader.edges(nodes.ids, ("creative",)),
+        )
 
     def made(self, state: MemoryState, found: _Memory, cycle: Cycle) -> _Dreamt:
-        graph = graph_of(found.nodes, found.observed)
+        graph, observed = graph_of(found.nodes, found.walked), found.observed.edges
         night = dream_night(
             graph, self.config.loop.dreams_of(len(graph)), self.config.dreams, self.config.evidence, self.config.phi,
-            first=state.last_dream_id, check_stop=cycle.check_stop,
+            observed=MemoryGraph.from_edges(len(graph), observed.source, observed.target, observed.weight),
+            events=found.events, first=state.last_dream_id, check_stop=cycle.check_stop,
         )  # fmt: skip
         standing = found.standing.edges
         edges = dreamt_edges(graph, night.integrated, self.config.dreams, standing=(standing.source, standing.target))
@@ -275,6 +288,10 @@ class _Dream(_Part[_Memory, _Dreamt]):
             "confirmed": made.night.evidence.confirmed,
             "reason": made.night.evidence.reason,
         }
+
+
+_EVENTS = 20_000
+"""Remembered queries, the newest, that say what helped together."""
 
 
 def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
