@@ -813,7 +813,8 @@ class DeepLoopConfig:
     phi_threshold
         See `PhiConfig.threshold`.
     max_cycle_seconds
-        Units of work that would begin later are left to the next cycle, and that is said; at 0 all are.
+        Phases that would begin later, or are not ready by then, are left to the next cycle, and that is said; at 0 all
+        are.
     max_vector_bytes
         Most that embeddings of nodes take in memory: in large spaces of many dimensions near duplicates and φ are
         looked at among the nodes accessed last.

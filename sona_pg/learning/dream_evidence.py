@@ -11,7 +11,7 @@ others even where events are noise, so what is held out of such a graph is event
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,7 @@ def dreams_help(
     *,
     events: Sequence[ArrayLike] | None = None,
     seed: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> DreamEvidence:
     """Whether dreams over a graph find its held-out edges better than its degrees alone explain.
 
@@ -90,6 +91,8 @@ def dreams_help(
         confirms nothing.
     seed
         Of which edges or events are held out; the same seed gives the same evidence.
+    check_stop
+        Called between repeats; what it raises ends the test.
 
     Raises
     ------
@@ -105,9 +108,10 @@ def dreams_help(
     if 2 * known.edge_count == len(graph) * (len(graph) - 1):
         return DreamEvidence(False, "every pair of nodes has an edge: nothing is left to propose")
     if together is None:
-        return _judged(np.array(list(_by_edge(graph, dreams, test, seed))), test)
+        return _judged(np.array(list(_by_edge(graph, dreams, test, seed, check_stop))), test)
     repeats = []
     for repeat in range(test.repeats):
+        check_stop()
         found = _by_event(together, dreams, test, seed, repeat)
         if isinstance(found, int):
             return DreamEvidence(
@@ -120,11 +124,12 @@ def dreams_help(
 
 
 def _by_edge(
-    graph: MemoryGraph, dreams: DreamConfig, test: DreamEvidenceConfig, seed: int
+    graph: MemoryGraph, dreams: DreamConfig, test: DreamEvidenceConfig, seed: int, check_stop: Callable[[], None]
 ) -> Iterator[tuple[float, float]]:
     """AUC and control of each repeat, edges held out."""
     control, edges = graph, graph.edge_count
     for repeat in range(test.repeats):
+        check_stop()
         tries = test.swaps * edges if repeat == 0 else min(test.swaps * edges, test.max_swaps)
         control = _rewired(control, tries, _number(seed, repeat, _REWIRING))
         yield _auc(graph, dreams, test, seed, repeat), _auc(control, dreams, test, seed, repeat)

@@ -147,9 +147,9 @@ def dream_night(
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
     tested = graph if observed is None else observed
-    found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed)
+    found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed, check_stop=check_stop)
     check_stop()
-    made = generate_dreams(graph, count, dreams, first=first) if count and len(graph) else []
+    made = generate_dreams(graph, count, dreams, first=first, check_stop=check_stop) if count and len(graph) else []
     rows = np.zeros((len(graph), 1), dtype=np.float32) if graph.embeddings is None else graph.embeddings
     judged = judged_dreams(made, rows, graph.has_embedding, PhiEvaluator(phi), found, check_stop=check_stop)
     return DreamNight(found, tuple(judged))

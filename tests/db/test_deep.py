@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -398,6 +399,32 @@ def test_a_deadline_of_zero_is_a_skip_that_is_said(world: World, connection: Con
     assert set(facts.values()) == {"skipped: 0 seconds are over"}
     assert len(facts) == len(DEEP.phases)
     assert _rows(connection, "SELECT count(*) FROM sona.memory WHERE space = %s", world.name) == [(0,)]
+
+
+def test_the_deadline_is_looked_at_between_units_of_work(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by ten seconds whenever somebody looks: a phase that is not at its end leaves nothing."""
+    other = World(world.url, world.name[:50] + " other", seed=0, embedder="one")
+    mine = World(world.url, world.name[:50] + " mine", seed=0, embedder="one")
+    for each in (other, mine):
+        connection.execute("UPDATE sona.space SET may_transfer = true WHERE name = %s", (each.name,))
+        each.teach(200)
+        each.cycle(BACKGROUND)
+    clock = itertools.count(step=10)
+    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    facts = mine.cycle()
+    over = "skipped: 600 seconds are over"
+    assert [name for name, said in facts.items() if said == over] == ["dream", "transfer"]
+    count = "SELECT count(*) FROM sona.dreams WHERE space = %s"
+    assert _rows(connection, count, mine.name) == [(0,)]
+    assert _rows(connection, "SELECT count(*) FROM sona.edges WHERE kind = 'analogy'") == [(0,)]
+    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    facts = mine.cycle()
+    assert facts["dream"]["dreams"] > 1000
+    assert facts["transfer"]["analogies"] > 0
+    for each in (other, mine):
+        each.engine.close()
 
 
 def test_a_space_without_anything_is_skipped(world: World, connection: Connection) -> None:
