@@ -139,7 +139,7 @@ def _nearness(graph: MemoryGraph, walked: Rows, step: Rows, weight: Doubles) -> 
     """Of each step, as `DreamQuality.coherence` says."""
     if graph.embeddings is None:
         return weight
-    rows = normalized_rows(graph.embeddings[walked]).astype(np.float64)
+    rows = normalized_rows(graph.vectors(walked)).astype(np.float64)
     cosine = np.einsum("sd,sd->s", rows[step], rows[step + 1])
     has = np.asarray(rows.any(axis=1))
     return np.where(has[step] & has[step + 1], np.clip(cosine, 0.0, 1.0), weight)

@@ -13,7 +13,7 @@ from sona_pg.errors import InvalidInput
 from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
 from sona_pg.learning.dreams import Dream, generate_dreams
-from sona_pg.learning.memory_graph import Flags, Floats, MemoryGraph
+from sona_pg.learning.memory_graph import MemoryGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ class JudgedDream:
 
 def judged_dreams(
     dreams: Sequence[Dream],
-    embeddings: Floats,
-    has_embedding: Flags,
+    graph: MemoryGraph,
     evaluator: PhiEvaluator,
     evidence: DreamEvidence,
     *,
@@ -56,14 +55,14 @@ def judged_dreams(
 
     Parameters
     ----------
-    embeddings, has_embedding
-        Of all nodes: float32 (n, dim), bool (n,).
+    graph
+        Over which was dreamt.
     check_stop
         Called between units of work; what it raises ends the judgement.
     """
-    known = np.flatnonzero(has_embedding)
-    rows = embeddings[known]
-    place = np.full(len(has_embedding), -1, dtype=np.int64)
+    known = np.flatnonzero(graph.has_embedding)
+    rows = graph.vectors(known)
+    place = np.full(len(graph), -1, dtype=np.int64)
     place[known] = np.arange(len(known))
     center = rows.mean(axis=0, dtype=np.float64) if len(rows) else None
     levels: dict[int, float] = {}
@@ -150,6 +149,5 @@ def dream_night(
     found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed, check_stop=check_stop)
     check_stop()
     made = generate_dreams(graph, count, dreams, first=first, check_stop=check_stop) if count and len(graph) else []
-    rows = np.zeros((len(graph), 1), dtype=np.float32) if graph.embeddings is None else graph.embeddings
-    judged = judged_dreams(made, rows, graph.has_embedding, PhiEvaluator(phi), found, check_stop=check_stop)
+    judged = judged_dreams(made, graph, PhiEvaluator(phi), found, check_stop=check_stop)
     return DreamNight(found, tuple(judged))

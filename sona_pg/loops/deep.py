@@ -346,7 +346,8 @@ def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
         edges.source,
         edges.target,
         edges.weight,
-        embeddings=np.where(nodes.has_embedding[:, np.newaxis], nodes.embeddings, np.float32(0)),
+        embeddings=nodes.embeddings,
+        places=nodes.places,
         facts=NodeFacts(nodes.importance, quality, nodes.access_count, nodes.last_access),
     )
 

@@ -197,10 +197,17 @@ class MemoryReader:
             {"ids": BIGINT},
             ("embedding", dim),
         )
-        embeddings, has_embedding = np.zeros((len(ids), dim), dtype=np.float32), np.zeros(len(ids), dtype=bool)
-        places = np.searchsorted(ids, cast(Rows, vectors["ids"]))
-        embeddings[places], has_embedding[places] = vectors["embedding"], True
-        return MemoryNodes(**cast("dict[str, Any]", found), embeddings=embeddings, has_embedding=has_embedding)
+        # The last row is that of all nodes whose embedding is not in memory.
+        embeddings = np.zeros((len(vectors["ids"]) + 1, dim), dtype=np.float32)
+        embeddings[:-1] = vectors["embedding"]
+        places = np.full(len(ids), len(embeddings) - 1, dtype=np.int64)
+        places[np.searchsorted(ids, cast(Rows, vectors["ids"]))] = np.arange(len(embeddings) - 1)
+        return MemoryNodes(
+            **cast("dict[str, Any]", found),
+            embeddings=embeddings,
+            has_embedding=places < len(embeddings) - 1,
+            places=places,
+        )
 
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
