@@ -827,7 +827,8 @@ class DeepLoopConfig:
     phi_threshold
         See `PhiConfig.threshold`.
     max_cycle_seconds
-        Units of work that would begin later are left to the next cycle, and that is said; at 0 all are.
+        Phases that would begin later, or are not ready by then, are left to the next cycle, and that is said; at 0 all
+        are.
     max_vector_bytes
         Most that embeddings of nodes take in memory: in large spaces of many dimensions near duplicates and φ are
         looked at among the nodes accessed last.
@@ -1330,7 +1331,7 @@ class DreamEvidenceConfig:
     Parameters
     ----------
     held_out
-        Share of the edges that are taken out, and are to be found again.
+        Share of the edges, or of the events that edges come from, that are taken out, and are to be found again.
     repeats
         How often; every time others.
     margin
@@ -1339,13 +1340,16 @@ class DreamEvidenceConfig:
         One-sided level of the test that it is above at all.
     min_edges
         Edges without which nothing is confirmed.
+    min_pairs
+        Pairs that only held-out events have, without which nothing is confirmed.
     max_pairs
         Most held-out edges, and most pairs without an edge, that are ranked in a repeat.
     walks
         From each of their nodes.
     swaps, max_swaps
         Tried for each edge to rewire a graph; after the first repeat, which goes on from where the last one ended, at
-        most so many: what one rewired graph gives differs little from the next where there are many edges.
+        most so many: what one rewired graph gives differs little from the next where there are many edges. Where events
+        are held out, what is left is another graph every time and is rewired anew.
     """
 
     held_out: float = 0.2
@@ -1353,6 +1357,7 @@ class DreamEvidenceConfig:
     margin: float = 0.1
     alpha: float = 0.01
     min_edges: int = 50
+    min_pairs: int = 10
     max_pairs: int = 200
     walks: int = 100
     swaps: int = 4
@@ -1364,6 +1369,7 @@ class DreamEvidenceConfig:
         _within("margin", self.margin, 0.0, 0.5)
         _within("alpha", self.alpha, 1e-9, 0.5)
         _whole("min_edges", self.min_edges, 10, 1 << 24)
+        _whole("min_pairs", self.min_pairs, 1, 100_000)
         _whole("max_pairs", self.max_pairs, 10, 100_000)
         _whole("walks", self.walks, 1, 10_000)
         _whole("swaps", self.swaps, 1, 1000)

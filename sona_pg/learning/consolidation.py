@@ -212,12 +212,13 @@ def merged_into(nodes: MemoryNodes, value: Doubles, config: ConsolidationConfig)
     with a cosine above the threshold. Nodes without an embedding, or with one that is zero, are no duplicates.
     """
     into = np.arange(len(nodes))
-    compared = nodes.has_embedding & nodes.embeddings.any(axis=1)
+    has_direction = np.asarray(nodes.embeddings.any(axis=1), dtype=bool)
+    compared = nodes.has_embedding & (has_direction if nodes.places is None else has_direction[nodes.places])
     order = np.lexsort((nodes.ids, -value))
     order = order[compared[order]]
     for kind in np.unique(nodes.kinds[order]):
         own = order[nodes.kinds[order] == kind]
-        into[own] = own[leaders(nodes.embeddings[own], config.merge_threshold)]
+        into[own] = own[leaders(nodes.vectors(own), config.merge_threshold)]
     return into
 
 
@@ -407,7 +408,11 @@ def apply_plan(nodes: MemoryNodes, edges: MemoryEdges, plan: ConsolidationPlan) 
     node_stays, edge_stays = plan.node_stays, plan.edge_stays
     merged = _merged_nodes(nodes, plan.merged_into)
     row = np.cumsum(node_stays) - 1
-    return MemoryNodes(**{f.name: getattr(merged, f.name)[node_stays] for f in fields(MemoryNodes)}), MemoryEdges(
+    columns = {f.name: getattr(merged, f.name) for f in fields(MemoryNodes)}
+    # Embeddings that nodes have by their places stay where they are.
+    whole = ("places",) if merged.places is None else ("embeddings",)
+    kept = {name: column if name in whole else column[node_stays] for name, column in columns.items()}
+    return MemoryNodes(**kept), MemoryEdges(
         source=row[plan.edges.source[edge_stays]],
         target=row[plan.edges.target[edge_stays]],
         weight=plan.edges.weight[edge_stays],

@@ -3,19 +3,25 @@
 A dream's claim is that what walks bring together belongs together. Edges are held out, the rest is walked on, and the
 held-out edges are ranked against pairs that have no edge (Liben-Nowell & Kleinberg 2007). Hubs are easy to guess; so
 the same is done on a rewired graph of the same degrees (Maslov & Sneppen 2002), and only what is above that counts.
+
+Things that helped together in an event are all connected with each other. One of these edges is found by way of the
+others even where events are noise, so what is held out of such a graph is events.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sona_pg import kernels
 from sona_pg.config import DreamConfig, DreamEvidenceConfig
+from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning.dream_walks import co_occurrences, dream_walks
-from sona_pg.learning.memory_graph import Doubles, Floats, MemoryGraph, Nodes, Rows
+from sona_pg.learning.memory_graph import Doubles, Flags, Floats, MemoryGraph, Nodes, Rows
 from sona_pg.learning.significance import Moments, two_sided
 
 _CHOICE, _REWIRING = 3, 4
@@ -56,9 +62,16 @@ def dreams_help(
     config: DreamConfig | None = None,
     evidence: DreamEvidenceConfig | None = None,
     *,
+    events: Sequence[ArrayLike] | None = None,
     seed: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> DreamEvidence:
     """Whether dreams over a graph find its held-out edges better than its degrees alone explain.
+
+    Where edges come from events, in each of which several things were used together, pass the events. Then whole events
+    are held out; the others' share of each weight is walked on, and what is ranked is pairs that no other event has.
+    Edges alone would confirm noise: every pair of an event is found by way of a third node of the same event. What else
+    was made of the events, such as edges of patterns, does not belong into the graph.
 
     Confirmed where the AUC is above that on rewired graphs by `margin` in the mean of the repeats, and a one-sided
     t-test of the differences is below `alpha`. Repeats share edges, so the variance of their mean is
@@ -72,21 +85,153 @@ def dreams_help(
         How dreams walk; `max_edges` and `start` do not matter here.
     evidence
         How it is tested.
+    events
+        Nodes that were used together, those of an event in any order; the graph's edges between nodes of no event are
+        walked on as they are. None: the edges are held out one by one. An empty one says that no event is known, and
+        confirms nothing.
     seed
-        Of which edges are held out; the same seed gives the same evidence.
+        Of which edges or events are held out; the same seed gives the same evidence.
+    check_stop
+        Called between repeats; what it raises ends the test.
+
+    Raises
+    ------
+    InvalidInput, MemoryGraphError
+        If an event is no sequence of whole numbers, or has one that is no node.
     """
     dreams, test = config or DreamConfig(), evidence or DreamEvidenceConfig()
+    together = None if events is None else _Together.of(events, graph)
     edges = graph.edge_count
     if edges < test.min_edges:
         return DreamEvidence(False, f"{edges} edges, fewer than {test.min_edges}: too few to hold some out")
-    if 2 * edges == len(graph) * (len(graph) - 1):
+    known = graph if together is None else together.known
+    if 2 * known.edge_count == len(graph) * (len(graph) - 1):
         return DreamEvidence(False, "every pair of nodes has an edge: nothing is left to propose")
-    repeats, control = [], graph
+    if together is None:
+        return _judged(np.array(list(_by_edge(graph, dreams, test, seed, check_stop))), test)
+    repeats = []
     for repeat in range(test.repeats):
+        check_stop()
+        found = _by_event(together, dreams, test, seed, repeat)
+        if isinstance(found, int):
+            return DreamEvidence(
+                False,
+                f"{found} pairs of held-out events are in no other of the {together.count} with several nodes, fewer "
+                f"than {test.min_pairs}: too few to be found again",
+            )
+        repeats.append(found)
+    return _judged(np.array(repeats), test)
+
+
+def _by_edge(
+    graph: MemoryGraph, dreams: DreamConfig, test: DreamEvidenceConfig, seed: int, check_stop: Callable[[], None]
+) -> Iterator[tuple[float, float]]:
+    """AUC and control of each repeat, edges held out."""
+    control, edges = graph, graph.edge_count
+    for repeat in range(test.repeats):
+        check_stop()
         tries = test.swaps * edges if repeat == 0 else min(test.swaps * edges, test.max_swaps)
         control = _rewired(control, tries, _number(seed, repeat, _REWIRING))
-        repeats.append((_auc(graph, dreams, test, seed, repeat), _auc(control, dreams, test, seed, repeat)))
-    return _judged(np.array(repeats), test)
+        yield _auc(graph, dreams, test, seed, repeat), _auc(control, dreams, test, seed, repeat)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Together:
+    """What events say of a graph.
+
+    Parameters
+    ----------
+    graph
+        What was observed.
+    known
+        The same with all pairs of events: some may have faded.
+    count
+        Events with at least one pair.
+    pairs
+        Keys (p,) of their different pairs, sorted.
+    event, pair
+        (q,) of every pair in every event: its event, and its place in `pairs`.
+    edge
+        (m,) place in `pairs` of each of the graph's edges; -1 where no event has it.
+    """
+
+    graph: MemoryGraph
+    known: MemoryGraph
+    count: int
+    pairs: Rows
+    event: Rows
+    pair: Rows
+    edge: Rows
+
+    @classmethod
+    def of(cls, events: Sequence[ArrayLike], graph: MemoryGraph) -> _Together:
+        n, found = len(graph), []
+        for number, given in enumerate(events):
+            nodes = _as_event(number, given, n)
+            first, second = np.triu_indices(len(nodes), 1)
+            if len(first):
+                found.append(_keys(nodes[first], nodes[second], n))
+        keys = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        pairs, pair = np.unique(keys, return_inverse=True)
+        source, target, weight = graph.edges()
+        own = _keys(source, target, n)
+        place = np.searchsorted(pairs, own)
+        edge = np.where(np.append(pairs, -1)[place] == own, place, -1)
+        new = np.setdiff1d(pairs, own, assume_unique=True)
+        known = MemoryGraph.from_edges(
+            n,
+            np.concatenate([source, new // n if n else new]),
+            np.concatenate([target, new % n if n else new]),
+            np.concatenate([weight, np.ones(len(new), dtype=np.float32)]),
+        )
+        event = np.repeat(np.arange(len(found)), [len(own) for own in found])
+        return cls(graph, known, len(found), pairs, event, pair.astype(np.int64), edge)
+
+    def without(self, is_out: Flags) -> tuple[MemoryGraph, Rows]:
+        """The graph that events would have left without some of them, and keys of the pairs that only those have."""
+        rest = np.bincount(self.pair[~is_out[self.event]], minlength=len(self.pairs))
+        share = np.append(rest / np.bincount(self.pair, minlength=len(self.pairs)), 1.0)[self.edge]
+        source, target, weight = self.graph.edges()
+        # Every event takes the same share of what a weight lacks to 1.
+        left = np.where(share == 1, weight, 1 - (1 - weight.astype(np.float64)) ** share)
+        return MemoryGraph.from_edges(len(self.graph), source, target, left), self.pairs[rest == 0]
+
+
+def _as_event(number: int, given: ArrayLike, n: int) -> Rows:
+    """The different nodes of an event."""
+    try:
+        nodes = np.asarray(given)
+    except ValueError as cause:
+        raise InvalidInput(f"event {number} is no sequence of nodes ({cause})") from cause
+    if nodes.ndim != 1 or (nodes.size and nodes.dtype.kind not in "iu"):
+        raise InvalidInput(f"event {number} is {nodes.dtype} {nodes.shape}, expected a sequence of whole numbers")
+    different = np.unique(nodes.astype(np.int64))
+    if len(different) and not (different[0] >= 0 and different[-1] < n):
+        raise MemoryGraphError(
+            f"event {number} has nodes {different[0]} to {different[-1]}, expected nodes from 0 below {n}"
+        )
+    return different
+
+
+def _by_event(
+    together: _Together, dreams: DreamConfig, test: DreamEvidenceConfig, seed: int, repeat: int
+) -> tuple[float, float] | int:
+    """AUC and control of one repeat, events held out; how many pairs these alone have, where those are too few."""
+    random = np.random.default_rng([seed, repeat, _CHOICE])
+    is_out = np.zeros(together.count, dtype=bool)
+    is_out[random.permutation(together.count)[: max(round(test.held_out * together.count), 1)]] = True
+    seen, only = together.without(is_out)
+    if len(only) < test.min_pairs:
+        return len(only)
+    tested, n = random.permutation(only)[: test.max_pairs], len(seen)
+    without = _pairs_without_edge(together.known, test.max_pairs, random)
+    source = np.concatenate([(tested // n).astype(np.int32), without[0]])
+    target = np.concatenate([(tested % n).astype(np.int32), without[1]])
+    control = _rewired(seen, test.swaps * seen.edge_count, _number(seed, repeat, _REWIRING))
+    walked = _number(seed, repeat, _CHOICE)
+    scores = [_scores(graph, source, target, dreams, test, walked) for graph in (seen, control)]
+    auc, chance = (area_under_curve(score[: len(tested)], score[len(tested) :]) for score in scores)
+    return auc, chance
 
 
 def _rewired(graph: MemoryGraph, tries: int, seed: int) -> MemoryGraph:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.config import PhiConfig
 from sona_pg.errors import InvalidInput
-from sona_pg.learning.integration import Integration, as_finite, dream_integration
+from sona_pg.learning.integration import Integration, as_finite, dream_integration, dream_integrations
 
 Doubles = NDArray[np.float64]
 
@@ -120,7 +120,10 @@ class PhiEvaluator:
             raise InvalidInput(f"nodes is {nodes!r}, expected 0 to {len(matrix)}, as many as there are embeddings")
         middle = _center(matrix, center)
         random = np.random.default_rng((self.config.seed, int(nodes)))
-        paths = (random.choice(len(matrix), int(nodes), replace=False) for _ in range(self.config.random_paths))
+        paths = [random.choice(len(matrix), int(nodes), replace=False) for _ in range(self.config.random_paths)]
+        if len(matrix) ** 2 <= self.config.random_paths * int(nodes) ** 2:
+            # The products of all rows are fewer than those of each path.
+            return dream_integrations(matrix, middle, paths, ridge=self.config.ridge)
         return np.array([dream_integration(matrix[path], middle, ridge=self.config.ridge).value for path in paths])
 
     def calibrate(self, random_path_values: ArrayLike) -> float:

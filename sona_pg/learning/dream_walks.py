@@ -85,7 +85,7 @@ def _anchors(graph: MemoryGraph, count: int, active: Doubles, random: np.random.
     candidates = np.flatnonzero(graph.has_embedding)
     if graph.embeddings is None or not len(candidates):
         raise MemoryGraphError("no node has an embedding: start dreams by 'activation', or add embeddings")
-    rows = normalized_rows(graph.embeddings[candidates])
+    rows = normalized_rows(graph.vectors(candidates))
     chosen: list[int] = []
     distance = active[candidates]  # the first anchor is drawn by activation
     for _ in range(min(count, len(candidates))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,14 +139,20 @@ def _nearness(graph: MemoryGraph, walked: Rows, step: Rows, weight: Doubles) -> 
     """Of each step, as `DreamQuality.coherence` says."""
     if graph.embeddings is None:
         return weight
-    rows = normalized_rows(graph.embeddings[walked]).astype(np.float64)
+    rows = normalized_rows(graph.vectors(walked)).astype(np.float64)
     cosine = np.einsum("sd,sd->s", rows[step], rows[step + 1])
     has = np.asarray(rows.any(axis=1))
     return np.where(has[step] & has[step + 1], np.clip(cosine, 0.0, 1.0), weight)
 
 
 def generate_dreams(
-    graph: MemoryGraph, count: int, config: DreamConfig, *, creative: bool = True, first: int = 0
+    graph: MemoryGraph,
+    count: int,
+    config: DreamConfig,
+    *,
+    creative: bool = True,
+    first: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> list[Dream]:
     """Dreams over a graph, with creative jumps or without; deterministic by `DreamConfig.seed`.
 
@@ -156,6 +162,8 @@ def generate_dreams(
     ----------
     first
         Id of the first dream; the next ones follow.
+    check_stop
+        Called between dreams; what it raises ends them.
 
     Raises
     ------
@@ -164,10 +172,12 @@ def generate_dreams(
     """
     begin = starts(graph, count, config, first=first)
     walks, kinds = dream_walks(graph, begin, config, creative=creative, first=first)
-    return [
-        Dream(first + i, tuple(nodes.tolist()), tuple(reached.tolist()), evaluate_dream(nodes, reached, graph, config))
-        for i, (nodes, reached) in enumerate(zip(walks, kinds, strict=True))
-    ]
+    dreams = []
+    for i, (nodes, reached) in enumerate(zip(walks, kinds, strict=True)):
+        check_stop()
+        quality = evaluate_dream(nodes, reached, graph, config)
+        dreams.append(Dream(first + i, tuple(nodes.tolist()), tuple(reached.tolist()), quality))
+    return dreams
 
 
 def dreamt_edges(

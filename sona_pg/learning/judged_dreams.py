@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
 from sona_pg.learning.dreams import Dream, generate_dreams
-from sona_pg.learning.memory_graph import Flags, Floats, MemoryGraph
+from sona_pg.learning.memory_graph import MemoryGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,7 @@ class JudgedDream:
 
 def judged_dreams(
     dreams: Sequence[Dream],
-    embeddings: Floats,
-    has_embedding: Flags,
+    graph: MemoryGraph,
     evaluator: PhiEvaluator,
     evidence: DreamEvidence,
     *,
@@ -55,14 +55,14 @@ def judged_dreams(
 
     Parameters
     ----------
-    embeddings, has_embedding
-        Of all nodes: float32 (n, dim), bool (n,).
+    graph
+        Over which was dreamt.
     check_stop
         Called between units of work; what it raises ends the judgement.
     """
-    known = np.flatnonzero(has_embedding)
-    rows = embeddings[known]
-    place = np.full(len(has_embedding), -1, dtype=np.int64)
+    known = np.flatnonzero(graph.has_embedding)
+    rows = graph.vectors(known)
+    place = np.full(len(graph), -1, dtype=np.int64)
     place[known] = np.arange(len(known))
     center = rows.mean(axis=0, dtype=np.float64) if len(rows) else None
     levels: dict[int, float] = {}
@@ -114,6 +114,8 @@ def dream_night(
     evidence: DreamEvidenceConfig,
     phi: PhiConfig,
     *,
+    observed: MemoryGraph | None = None,
+    events: Sequence[ArrayLike] | None = None,
     first: int = 0,
     check_stop: Callable[[], None] = lambda: None,
 ) -> DreamNight:
@@ -125,6 +127,10 @@ def dream_night(
         How many dreams.
     dreams, evidence, phi
         Settings.
+    observed
+        Whose edges say whether dreams help; the graph's own if None.
+    events
+        From which its edges come, as `dreams_help` takes them.
     first
         Id of the first dream; the next ones follow.
     check_stop
@@ -139,9 +145,9 @@ def dream_night(
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
-    found = dreams_help(graph, dreams, evidence, seed=dreams.seed)
+    tested = graph if observed is None else observed
+    found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed, check_stop=check_stop)
     check_stop()
-    made = generate_dreams(graph, count, dreams, first=first) if count and len(graph) else []
-    rows = np.zeros((len(graph), 1), dtype=np.float32) if graph.embeddings is None else graph.embeddings
-    judged = judged_dreams(made, rows, graph.has_embedding, PhiEvaluator(phi), found, check_stop=check_stop)
+    made = generate_dreams(graph, count, dreams, first=first, check_stop=check_stop) if count and len(graph) else []
+    judged = judged_dreams(made, graph, PhiEvaluator(phi), found, check_stop=check_stop)
     return DreamNight(found, tuple(judged))

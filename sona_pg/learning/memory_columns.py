@@ -50,9 +50,12 @@ class MemoryNodes:
     importance
         float64 (n,), 0 to 1.
     embeddings
-        float32 (n, dim).
+        float32 (n, dim), or (k, dim) with `places`.
     has_embedding
-        bool (n,); the other rows of `embeddings` are not looked at.
+        bool (n,); of the other nodes no embedding is looked at.
+    places
+        int64 (n,), the row of `embeddings` that is a node's, 0 to k - 1: where few nodes have one in memory. Its own
+        row if None.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class MemoryNodes:
     importance: Doubles
     embeddings: Floats
     has_embedding: Flags
+    places: Rows | None = None
 
     def __post_init__(self) -> None:
         n = _length("ids", self.ids)
@@ -81,9 +85,16 @@ class MemoryNodes:
             raise InvalidInput(
                 f"embeddings of the nodes are {type(self.embeddings).__name__}, expected float32 (n, dim)"
             )
-        if self.embeddings.dtype != np.float32 or self.embeddings.ndim != 2 or len(self.embeddings) != n:
+        rows = n if self.places is None else len(self.embeddings)
+        if self.embeddings.dtype != np.float32 or self.embeddings.ndim != 2 or len(self.embeddings) != rows:
             found = f"{self.embeddings.dtype} {self.embeddings.shape}"
             raise InvalidInput(f"embeddings of the nodes are {found}, expected float32 ({n}, dim)")
+        if self.places is not None:
+            _check_column("places", self.places, "int64", n)
+            if n and not (self.places.min() >= 0 and self.places.max() < rows):
+                raise InvalidInput(
+                    f"places of embeddings are {self.places.min()} to {self.places.max()}, expected 0 below {rows}"
+                )
         if len(np.unique(self.ids)) != n:
             raise InvalidInput("two nodes have the same id: pass every node once")
         if (self.access_count < 0).any():
@@ -93,9 +104,14 @@ class MemoryNodes:
         _check_share("qualities", known)
         _check_share("importances", self.importance)
         # In blocks: a copy of all of them would be as large again.
-        starts = range(0, n, 1024)
-        if not all(np.isfinite(self.embeddings[s : s + 1024][self.has_embedding[s : s + 1024]]).all() for s in starts):
+        having = np.flatnonzero(self.has_embedding)
+        if not all(np.isfinite(self.vectors(having[s : s + 1024])).all() for s in range(0, len(having), 1024)):
             raise InvalidInput("embeddings of nodes hold NaN or infinity: check what the embedding model returned")
+
+    def vectors(self, nodes: Rows) -> Floats:
+        """Embeddings (m, dim) of these nodes, which have one: a copy."""
+        rows: Floats = self.embeddings[nodes if self.places is None else self.places[nodes]]
+        return rows
 
     def __len__(self) -> int:
         return len(self.ids)

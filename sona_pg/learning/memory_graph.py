@@ -152,6 +152,8 @@ class MemoryGraph:
         Rows as `kernels.adjacency` gives them: sorted, symmetric, weights above 0 to 1.
     embeddings
         float32 (n, dim), or None; a row of zeros is a node without one.
+    places
+        int64 (n,), the row of `embeddings` that is a node's, where these are (k, dim); its own row if None.
     facts
         What is known of nodes; nothing if None.
     self_loops
@@ -163,7 +165,7 @@ class MemoryGraph:
         If embeddings or facts are not those of n nodes.
     """
 
-    __slots__ = ("_cumulative", "embeddings", "facts", "indices", "indptr", "self_loops", "weights")
+    __slots__ = ("_cumulative", "_places", "embeddings", "facts", "indices", "indptr", "self_loops", "weights")
 
     def __init__(
         self,
@@ -172,13 +174,19 @@ class MemoryGraph:
         weights: Floats,
         *,
         embeddings: ArrayLike | None = None,
+        places: ArrayLike | None = None,
         facts: NodeFacts | None = None,
         self_loops: int = 0,
     ) -> None:
         self.indptr, self.indices, self.weights = indptr, indices, weights
         self.self_loops = self_loops
         self.embeddings = None if embeddings is None else as_matrix(embeddings, -1, "embeddings")
-        if self.embeddings is not None and len(self.embeddings) != len(self):
+        self._places = None if places is None else _as_array("places", places)
+        if self._places is not None:
+            rows, given = 0 if self.embeddings is None else len(self.embeddings), self._places
+            if given.shape != (len(self),) or given.dtype.kind not in "iu" or not ((given >= 0) & (given < rows)).all():
+                raise MemoryGraphError(f"places are no {len(self)} rows of {rows} embeddings, expected one for a node")
+        elif self.embeddings is not None and len(self.embeddings) != len(self):
             raise MemoryGraphError(f"there are {len(self.embeddings)} embeddings, expected {len(self)}, one for a node")
         self.facts = NodeFacts.unknown(len(self)) if facts is None else facts.checked(len(self))
         self._cumulative: tuple[float, Doubles] | None = None
@@ -192,6 +200,7 @@ class MemoryGraph:
         weight: ArrayLike | None = None,
         *,
         embeddings: ArrayLike | None = None,
+        places: ArrayLike | None = None,
         facts: NodeFacts | None = None,
     ) -> Self:
         """From edges in any order and direction.
@@ -207,7 +216,7 @@ class MemoryGraph:
             Whole numbers (m,), 0 to n - 1.
         weight
             (m,), 0 to 1; 1 for all if None.
-        embeddings, facts
+        embeddings, places, facts
             As the class takes them.
 
         Raises
@@ -249,7 +258,8 @@ class MemoryGraph:
         kept = (a != b) & (weights > 0)
         if not kept.all():
             a, b, weights = a[kept], b[kept], weights[kept]
-        return cls(*kernels.adjacency(n, a, b, weights), embeddings=embeddings, facts=facts, self_loops=loops)
+        rows = kernels.adjacency(n, a, b, weights)
+        return cls(*rows, embeddings=embeddings, places=places, facts=facts, self_loops=loops)
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -274,7 +284,14 @@ class MemoryGraph:
         """Whether a node has an embedding, (n,)."""
         if self.embeddings is None:
             return np.zeros(len(self), dtype=bool)
-        return np.asarray(self.embeddings.any(axis=1), dtype=bool)
+        known = np.asarray(self.embeddings.any(axis=1), dtype=bool)
+        return known if self._places is None else known[self._places]
+
+    def vectors(self, nodes: Rows) -> Floats:
+        """Embeddings (m, dim) of these nodes, zeros where one has none: a copy."""
+        if self.embeddings is None:
+            return np.zeros((len(nodes), 1), dtype=np.float32)
+        return np.take(self.embeddings, nodes if self._places is None else self._places[nodes], axis=0)
 
     def neighbours(self, node: int) -> Nodes:
         """Nodes at the other end of a node's edges, in their order."""
@@ -339,7 +356,7 @@ class MemoryGraph:
             *kernels.adjacency(
                 len(chosen), a[kept].astype(np.int32), b[kept].astype(np.int32), self.weights[entries[kept]]
             ),
-            embeddings=None if self.embeddings is None else self.embeddings[chosen],
+            embeddings=None if self.embeddings is None else self.vectors(chosen),
             facts=self.facts.at(chosen),
         )
 

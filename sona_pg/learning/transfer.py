@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,11 @@ class Analogy:
 
 
 def analogies(
-    source: Sequence[LearnedPattern], target: Sequence[LearnedPattern], config: TransferConfig | None = None
+    source: Sequence[LearnedPattern],
+    target: Sequence[LearnedPattern],
+    config: TransferConfig | None = None,
+    *,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> list[Analogy]:
     """Pairs of patterns of two spaces of one embedder, the most similar first. Whether they may is for whoever asks.
 
@@ -63,6 +67,11 @@ def analogies(
 
     Only patterns of level 0 are compared. Spaces with fewer than two patterns have no analogies: one pattern is its
     own mean.
+
+    Parameters
+    ----------
+    check_stop
+        Called between draws; what it raises ends the search.
 
     Raises
     ------
@@ -84,10 +93,12 @@ def analogies(
     first, second = first @ axes, second @ axes
     rows, columns, similarity = _mutually_nearest(first @ second.T)
     random = np.random.default_rng(config.seed)
-    largest = np.sort([
-        _mutually_nearest((first * random.choice([-1.0, 1.0], first.shape[1])) @ second.T)[2].max(initial=-1)
-        for _ in range(config.null_draws)
-    ])  # fmt: skip
+    largest = np.empty(config.null_draws)
+    for draw in range(config.null_draws):
+        check_stop()
+        mirrored = first * random.choice([-1.0, 1.0], first.shape[1])
+        largest[draw] = _mutually_nearest(mirrored @ second.T)[2].max(initial=-1)
+    largest.sort()
     found = []
     for row, column, cosine in zip(rows.tolist(), columns.tolist(), similarity.tolist(), strict=True):
         at_least = config.null_draws - int(np.searchsorted(largest, cosine - 1e-9))

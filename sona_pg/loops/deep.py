@@ -8,8 +8,9 @@ was interrupted comes to the same.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -24,7 +25,7 @@ from sona_pg.learning.dream_walks import CreativeEdges
 from sona_pg.learning.dreams import dreamt_edges
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, PatternHierarchy, pattern_hierarchy
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.learning.memory_columns import Flags, MemoryNodes
+from sona_pg.learning.memory_columns import Flags, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
 from sona_pg.learning.pattern_edges import pattern_edges
 from sona_pg.learning.patterns import LearnedPattern
@@ -35,6 +36,7 @@ from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.memory import (
     HIERARCHICAL,
+    OBSERVED,
     PATTERN,
     WALKED,
     MemoryReader,
@@ -53,21 +55,62 @@ R = TypeVar("R")
 W = TypeVar("W")
 
 
+class _TimeIsOver(Exception):
+    """The deadline of a cycle is past."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Until when a phase goes on."""
+
+    deadline: float
+    cycle: Cycle
+
+    def check(self) -> None:
+        """Give up between units of work, if the time is over or the worker is to end.
+
+        Raises
+        ------
+        _TimeIsOver, Stopping
+        """
+        self.cycle.check_stop()
+        if time.monotonic() >= self.deadline:
+            raise _TimeIsOver
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun(Generic[R]):
+    """What a phase begins with."""
+
+    state: MemoryState
+    clock: _Clock
+    found: R
+
+
 class _Part(ABC, Generic[R, W]):
-    """A phase that begins no work after the deadline of its cycle."""
+    """A phase that begins no work after the deadline of its cycle, and is given up where that comes before its end."""
 
     name: str
 
     def __init__(self, config: DeepConfig) -> None:
         self.config = config
 
-    def read(self, connection: Connection, cycle: Cycle) -> tuple[MemoryState, R] | None:
-        cycle.check_stop()
+    def read(self, connection: Connection, cycle: Cycle) -> _Begun[R] | None:
         with memory_reader(connection, cycle.run, self.config.loop.max_cycle_seconds) as reader:
-            return (reader.state, self.found(reader, cycle)) if reader.state.seconds_left > 0 else None
+            clock = _Clock(time.monotonic() + reader.state.seconds_left, cycle)
+            try:
+                clock.check()
+                return _Begun(reader.state, clock, self.found(reader, cycle, clock.check))
+            except _TimeIsOver:
+                return None
 
-    def compute(self, found: tuple[MemoryState, R] | None, cycle: Cycle) -> tuple[MemoryState, W] | None:
-        return None if found is None else (found[0], self.made(*found, cycle))
+    def compute(self, begun: _Begun[R] | None, cycle: Cycle) -> tuple[MemoryState, W] | None:
+        if begun is None:
+            return None
+        try:
+            return begun.state, self.made(begun.state, begun.found, begun.clock.check)
+        except _TimeIsOver:
+            return None
 
     def write(self, connection: Connection, made: tuple[MemoryState, W] | None, cycle: Cycle) -> Facts:
         if made is None:
@@ -77,18 +120,18 @@ class _Part(ABC, Generic[R, W]):
         return {self.name: self.done(transaction, result, connection, cycle)}
 
     @abstractmethod
-    def found(self, reader: MemoryReader, cycle: Cycle) -> R:
-        """What it begins with."""
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> R:
+        """What it begins with; `check` ends it between units of work."""
 
     @abstractmethod
-    def made(self, state: MemoryState, found: R, cycle: Cycle) -> W:
-        """What it comes to, without a database."""
+    def made(self, state: MemoryState, found: R, check: Callable[[], None]) -> W:
+        """What it comes to, without a database; `check` ends it between units of work."""
 
     @abstractmethod
     def done(self, transaction: MemoryTransaction, made: W, connection: Connection, cycle: Cycle) -> Facts:
         """Write it, and say what was done."""
 
-    def phase(self) -> Phase[tuple[MemoryState, R] | None, tuple[MemoryState, W] | None]:
+    def phase(self) -> Phase[_Begun[R] | None, tuple[MemoryState, W] | None]:
         return Phase(self.name, self.read, self.compute, self.write)
 
 
@@ -107,13 +150,13 @@ class _Grow(_Part[_Learned, Sequence[tuple[int, str, float]]]):
 
     name = "grow"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Learned:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Learned:
         limits = self.config.loop
         most = max(limits.max_vector_bytes // (4 * cycle.space.dim), 1)
         patterns = reader.patterns()
         return _Learned(patterns, reader.queries(min(most, _PATTERN_QUERIES)) if patterns else [], reader.is_empty())
 
-    def made(self, state: MemoryState, found: _Learned, cycle: Cycle) -> Sequence[tuple[int, str, float]]:
+    def made(self, state: MemoryState, found: _Learned, check: Callable[[], None]) -> Sequence[tuple[int, str, float]]:
         if found.is_empty and not found.patterns:
             raise Skipped("there are no patterns, nothing helped together, and nobody has added a memory node")
         return pattern_edges(found.patterns, found.queries, self.config.loop.pattern_items)
@@ -162,11 +205,11 @@ class _Consolidate(_Part[_Weighed, _Consolidated]):
 
     name = "consolidate"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Weighed:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Weighed:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
         return _Weighed(nodes, reader.edges(nodes.ids, (*WALKED, "creative")), reader.distinct(nodes.ids))
 
-    def made(self, state: MemoryState, found: _Weighed, cycle: Cycle) -> _Consolidated:
+    def made(self, state: MemoryState, found: _Weighed, check: Callable[[], None]) -> _Consolidated:
         nodes, stored = found.nodes, found.stored
         # Patterns are merged by the background loop, and patterns of patterns are made anew.
         own = nodes.has_embedding & (nodes.kinds != PATTERN) & (nodes.kinds != HIERARCHICAL) & ~found.is_distinct
@@ -200,10 +243,10 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
 
     name = "hierarchy"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> list[LearnedPattern]:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> list[LearnedPattern]:
         return [*reader.patterns(), *reader.concepts()]
 
-    def made(self, state: MemoryState, found: list[LearnedPattern], cycle: Cycle) -> PatternHierarchy:
+    def made(self, state: MemoryState, found: list[LearnedPattern], check: Callable[[], None]) -> PatternHierarchy:
         # Every concept is a node: above the last node's number none was ever given.
         first = FIRST_CONCEPT + state.last_node_id + 1
         return pattern_hierarchy(found, next_id=first, now=state.now, config=self.config.hierarchy)
@@ -227,7 +270,9 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
     nodes: MemoryNodes
+    walked: StoredEdges
     observed: StoredEdges
+    events: list[Rows] | None
     standing: StoredEdges
 
 
@@ -243,15 +288,25 @@ class _Dream(_Part[_Memory, _Dreamt]):
 
     name = "dream"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Memory:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Memory:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
-        return _Memory(nodes, reader.edges(nodes.ids, WALKED), reader.edges(nodes.ids, ("creative",)))
+        observed = reader.edges(nodes.ids, OBSERVED)
+        # Edges that are given by hand alone come from no events.
+        has_events = bool((observed.edges.origin == Origin.CO_ACCESS).any())
+        return _Memory(
+            nodes,
+            reader.edges(nodes.ids, WALKED),
+            observed,
+            reader.events(nodes.ids, _EVENTS) if has_events else None,
+            reader.edges(nodes.ids, ("creative",)),
+        )
 
-    def made(self, state: MemoryState, found: _Memory, cycle: Cycle) -> _Dreamt:
-        graph = graph_of(found.nodes, found.observed)
+    def made(self, state: MemoryState, found: _Memory, check: Callable[[], None]) -> _Dreamt:
+        graph, observed = graph_of(found.nodes, found.walked), found.observed.edges
         night = dream_night(
             graph, self.config.loop.dreams_of(len(graph)), self.config.dreams, self.config.evidence, self.config.phi,
-            first=state.last_dream_id, check_stop=cycle.check_stop,
+            observed=MemoryGraph.from_edges(len(graph), observed.source, observed.target, observed.weight),
+            events=found.events, first=state.last_dream_id, check_stop=check,
         )  # fmt: skip
         standing = found.standing.edges
         edges = dreamt_edges(graph, night.integrated, self.config.dreams, standing=(standing.source, standing.target))
@@ -286,6 +341,10 @@ class _Dream(_Part[_Memory, _Dreamt]):
         }
 
 
+_EVENTS = 20_000
+"""Remembered queries, the newest, that say what helped together."""
+
+
 def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
     """The graph that dreams walk on; an unknown quality is one half."""
     edges, quality = stored.edges, np.where(np.isnan(nodes.quality), 0.5, nodes.quality)
@@ -294,7 +353,8 @@ def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
         edges.source,
         edges.target,
         edges.weight,
-        embeddings=np.where(nodes.has_embedding[:, np.newaxis], nodes.embeddings, np.float32(0)),
+        embeddings=nodes.embeddings,
+        places=nodes.places,
         facts=NodeFacts(nodes.importance, quality, nodes.access_count, nodes.last_access),
     )
 
@@ -313,13 +373,15 @@ class _Integration(_Part[_Activity, tuple[list[int], SystemIntegration]]):
 
     name = "integration"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Activity:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Activity:
         limits = self.config.loop
         most = min(limits.system_queries, max(limits.max_vector_bytes // (4 * cycle.space.dim), 1))
         patterns = reader.largest_patterns(cycle.space.space_id, limits.system_patterns)
         return _Activity(patterns, reader.queries(most) if len(patterns) > 1 else [])
 
-    def made(self, state: MemoryState, found: _Activity, cycle: Cycle) -> tuple[list[int], SystemIntegration]:
+    def made(
+        self, state: MemoryState, found: _Activity, check: Callable[[], None]
+    ) -> tuple[list[int], SystemIntegration]:
         ids = [pattern.id for pattern in found.patterns]
         if len(ids) < 2 or not found.queries:
             return ids, SystemIntegration(None, reason=f"{len(ids)} patterns and {len(found.queries)} queries")
@@ -360,19 +422,21 @@ class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
 
     name = "transfer"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Spaces:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Spaces:
         most = self.config.loop.transfer_patterns
-        others = {other.name: other.patterns for other in reader.others(most)}
+        others = {}
+        for other in reader.others(most):
+            check()
+            others[other.name] = other.patterns
         return _Spaces(reader.largest_patterns(cycle.space.space_id, most) if others else [], others)
 
-    def made(self, state: MemoryState, found: _Spaces, cycle: Cycle) -> list[tuple[int, str, int, float]]:
+    def made(self, state: MemoryState, found: _Spaces, check: Callable[[], None]) -> list[tuple[int, str, int, float]]:
         pairs = []
         for name, theirs in found.others.items():
-            cycle.check_stop()
             if theirs and found.own:
                 pairs += [
                     (pair.target, name, pair.source, min(max(pair.similarity, 0.0), 1.0))
-                    for pair in analogies(theirs, found.own, self.config.transfer)
+                    for pair in analogies(theirs, found.own, self.config.transfer, check_stop=check)
                 ]
         return pairs
 
@@ -410,11 +474,11 @@ class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
 
     name = "snapshot"
 
-    def found(self, reader: MemoryReader, cycle: Cycle) -> _Graph:
+    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Graph:
         ids, names = reader.names()
         return _Graph(ids, names, reader.edges(ids, (*WALKED, "creative")), reader.ledger_entries())
 
-    def made(self, state: MemoryState, found: _Graph, cycle: Cycle) -> tuple[int, Associations]:
+    def made(self, state: MemoryState, found: _Graph, check: Callable[[], None]) -> tuple[int, Associations]:
         edges, is_item = found.edges.edges, np.array([name is not None for name in found.names], dtype=bool)
         place = np.empty(len(is_item), dtype=np.int64)
         place[np.argsort(~is_item, kind="stable")] = np.arange(len(is_item))

@@ -34,6 +34,9 @@ LEARNED = "learned "
 WALKED = ("co_access", "pattern", "hierarchy", "given")
 """Kinds of edges that were observed, made of what was, or given by hand: dreams walk over them."""
 
+OBSERVED = ("co_access", "given")
+"""Kinds of edges by which dreams are tested: nothing that was made of the same events."""
+
 _ORIGINS = {
     "co_access": Origin.CO_ACCESS,
     "pattern": Origin.PATTERN,
@@ -144,6 +147,28 @@ class MemoryReader:
             binary=True,
         ).fetchall()
 
+    def events(self, ids: Rows, most: int) -> list[Rows]:
+        """Items that helped together: of each of the newest events with several, the oldest of them first.
+
+        Each as rows of the nodes, of which `ids` are all, in order; an item that was merged is what it was merged into.
+        """
+        with hash_joins(self._connection):
+            found = read_columns(
+                self._connection,
+                sql.SQL(
+                    "WITH place AS MATERIALIZED (" + _PLACES + "),"
+                    " newest AS MATERIALIZED (SELECT r.ordinal, r.helped FROM sona.remembered_query r"
+                    "  WHERE r.space_id = {space} AND r.ordinal IS NOT NULL AND cardinality(r.helped) > 1"
+                    "  ORDER BY r.ordinal DESC LIMIT {most})"
+                    " SELECT DISTINCT q.ordinal, p.node_id FROM newest q, unnest(q.helped) AS item (key)"
+                    " JOIN place p ON p.kind = 'item' AND p.key = item.key ORDER BY 1, 2"
+                ).format(space=sql.Literal(self._space.space_id), most=sql.Literal(most)),
+                {"event": BIGINT, "node": BIGINT},
+            )
+        rows = np.searchsorted(ids, cast(Rows, found["node"])).astype(np.int64)
+        begin = np.flatnonzero(np.diff(cast(Rows, found["event"]))) + 1
+        return np.split(rows, begin) if len(rows) else []
+
     def nodes(self, vector_bytes: int) -> MemoryNodes:
         """All nodes, in the order of their ids; embeddings of those accessed last, as many as may be in memory."""
         with hash_joins(self._connection):
@@ -175,10 +200,17 @@ class MemoryReader:
             {"ids": BIGINT},
             ("embedding", dim),
         )
-        embeddings, has_embedding = np.zeros((len(ids), dim), dtype=np.float32), np.zeros(len(ids), dtype=bool)
-        places = np.searchsorted(ids, cast(Rows, vectors["ids"]))
-        embeddings[places], has_embedding[places] = vectors["embedding"], True
-        return MemoryNodes(**cast("dict[str, Any]", found), embeddings=embeddings, has_embedding=has_embedding)
+        # The last row is that of all nodes whose embedding is not in memory.
+        embeddings = np.zeros((len(vectors["ids"]) + 1, dim), dtype=np.float32)
+        embeddings[:-1] = vectors["embedding"]
+        places = np.full(len(ids), len(embeddings) - 1, dtype=np.int64)
+        places[np.searchsorted(ids, cast(Rows, vectors["ids"]))] = np.arange(len(embeddings) - 1)
+        return MemoryNodes(
+            **cast("dict[str, Any]", found),
+            embeddings=embeddings,
+            has_embedding=places < len(embeddings) - 1,
+            places=places,
+        )
 
     def distinct(self, ids: Rows) -> NDArray[np.bool_]:
         """Which nodes, bool (n,), were merged and restored: they are not merged again."""

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, PermissionDenied
+from sona_pg.learning.judged_dreams import DreamNight, dream_night
+from sona_pg.loops import deep
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
@@ -224,13 +227,12 @@ def test_edges_by_dreams_are_weak_marked_new_and_go_in_one_statement(world: Worl
 
 
 def test_dreams_that_predict_nothing_stay_out(world: World, connection: Connection) -> None:
-    """Edges at random: what walks bring together says nothing of what is connected."""
-    pairs = world.rng.permutation(TOPICS * ITEMS)
-    edges = {tuple(sorted((str(a), str(b)))) for a, b in world.rng.integers(0, len(pairs), (700, 2)) if a != b}
-    connection.cursor().executemany(
-        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight) VALUES (%s, 'co_access', %s, %s, 0.5)",
-        [(world.engine.space.space_id, a, b) for a, b in edges],
-    )
+    """Events at random: each connects its three items, which says nothing of what the next one will connect."""
+    for query in world.rng.standard_normal((300, DIM)):
+        helped = [str(item) for item in world.rng.choice(TOPICS * ITEMS, 3, replace=False)]
+        world.engine.record(_unit(query), helped, [1.0, 1.0, 1.0])
+    world.engine.flush()
+    world.cycle(BACKGROUND)
     done = world.cycle()
     facts, nodes = done["dream"], done["consolidate"]["nodes"]
     assert (facts["confirmed"], facts["integrated"], facts["edges_proposed"]) == (False, 0, 0)
@@ -242,6 +244,32 @@ def test_dreams_that_predict_nothing_stay_out(world: World, connection: Connecti
     assert _rows(
         connection, "SELECT dreams_help, dream_auc < 0.6 FROM sona.integration WHERE space = %s", world.name
     ) == [(False, True)]
+
+
+def test_events_are_read_as_the_graph_stands(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item that was merged as the one that stands for it; events of several items alone, the oldest first."""
+    seen: list[Any] = []
+
+    def spy(*settings: Any, **others: Any) -> DreamNight:  # noqa: ANN401
+        seen.append(others["events"])
+        return dream_night(*settings, **others)
+
+    monkeypatch.setattr(deep, "dream_night", spy)
+    connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'a', %s)", (world.name, world.items[0]))
+    world.cycle()
+    assert seen == [None]  # no edge comes from events
+    connection.execute(f"UPDATE {world.table} SET embedding = %s WHERE id = 2", (world.items[1],))
+    for helped in (["1", "2", "3"], ["7"], ["4", "2"], ["6", "5"]):
+        world.engine.record(world.centres[0], helped, [1.0] * len(helped))
+    world.engine.flush()
+    assert world.cycle()["consolidate"]["nodes_merged"] == 1
+    keys = [
+        key for (key,) in _rows(connection, "SELECT key FROM sona.memory WHERE space = %s ORDER BY node_id", world.name)
+    ]
+    (stands,) = {"1", "2"} & set(keys)
+    assert [sorted(keys[place] for place in event) for event in seen[1]] == [[stands, "3"], [stands, "4"], ["5", "6"]]
 
 
 # Consolidation never destroys -----------------------------------------------------------------------------------------
@@ -486,6 +514,32 @@ def test_a_table_of_items_that_is_busy_is_tried_again(
     monkeypatch.setattr(spaces, "item_embeddings", busy)
     with pytest.raises(error, match="for now"):
         rehearse(Database(world.url, StoreConfig()), DEEP, world.name)
+
+
+def test_the_deadline_is_looked_at_between_units_of_work(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by ten seconds whenever somebody looks: a phase that is not at its end leaves nothing."""
+    other = World(world.url, world.name[:50] + " other", seed=0, embedder="one")
+    mine = World(world.url, world.name[:50] + " mine", seed=0, embedder="one")
+    for each in (other, mine):
+        connection.execute("UPDATE sona.space SET may_transfer = true WHERE name = %s", (each.name,))
+        each.teach(200)
+        each.cycle(BACKGROUND)
+    clock = itertools.count(step=10)
+    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    facts = mine.cycle()
+    over = "skipped: 600 seconds are over"
+    assert [name for name, said in facts.items() if said == over] == ["dream", "transfer"]
+    count = "SELECT count(*) FROM sona.dreams WHERE space = %s"
+    assert _rows(connection, count, mine.name) == [(0,)]
+    assert _rows(connection, "SELECT count(*) FROM sona.edges WHERE kind = 'analogy'") == [(0,)]
+    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    facts = mine.cycle()
+    assert facts["dream"]["dreams"] > 1000
+    assert facts["transfer"]["analogies"] > 0
+    for each in (other, mine):
+        each.engine.close()
 
 
 def test_a_space_without_anything_is_skipped(world: World, connection: Connection) -> None:

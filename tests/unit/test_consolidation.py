@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sona_pg.config import ConsolidationConfig
-from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.config import ConsolidationConfig, DreamConfig
+from sona_pg.errors import ConfigError, InvalidInput, MemoryGraphError
 from sona_pg.learning import leaders as leaders_module
 from sona_pg.learning.consolidation import (
     apply_plan,
@@ -23,8 +23,10 @@ from sona_pg.learning.consolidation import (
     node_values,
     strengthened_weights,
 )
+from sona_pg.learning.dreams import generate_dreams
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
+from sona_pg.learning.memory_graph import MemoryGraph
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -365,7 +367,10 @@ def test_what_holds_of_every_plan(graph: tuple[MemoryNodes, MemoryEdges, float],
     assert report.edges == (len(edges), len(kept))
     assert report.total_bytes[1] <= report.total_bytes[0]
     assert report.total_bytes[1] == report.embedding_bytes[1] + sum(
-        getattr(columns, f.name).nbytes for columns in (left, kept) for f in fields(columns) if f.name != "embeddings"
+        getattr(columns, f.name).nbytes
+        for columns in (left, kept)
+        for f in fields(columns)
+        if f.name not in ("embeddings", "places")
     )
 
 
@@ -377,7 +382,7 @@ def test_the_order_of_rows_is_no_part_of_the_result(graph: tuple[MemoryNodes, Me
     edges = replace(edges, weight=np.round(edges.weight * 8) / 8, decayed_at=np.full(len(edges), now))
     order = np.random.default_rng(seed).permutation(len(nodes))
     place = np.argsort(order)
-    shuffled = MemoryNodes(**{f.name: getattr(nodes, f.name)[order] for f in fields(MemoryNodes)})
+    shuffled = MemoryNodes(**{f.name: getattr(nodes, f.name)[order] for f in fields(MemoryNodes) if f.name != "places"})
     moved = replace(edges, source=place[edges.source], target=place[edges.target])
     first, second = consolidation_plan(nodes, edges, now), consolidation_plan(shuffled, moved, now)
     ids, other_ids = nodes.ids[first.merged_into], shuffled.ids[second.merged_into][place]
@@ -451,3 +456,44 @@ def test_settings_are_refused_out_of_range() -> None:
         ConsolidationConfig(creative_half_life_seconds=91 * DAY)
     with pytest.raises(ConfigError):
         ConsolidationConfig(threshold=1.1)
+
+
+# ---- embeddings of few nodes -----------------------------------------------------------------------------------------
+
+
+def test_embeddings_may_be_those_of_few_nodes_alone() -> None:
+    """The same plan, the same columns after it and the same dreams, without a row for each node."""
+    random = np.random.default_rng(2)
+    n, known = 60, np.array([3, 8, 9, 20, 21, 33, 40, 41, 59])
+    rows = random.standard_normal((len(known), 4)).astype(np.float32)
+    rows[4], rows[7] = rows[3], 0
+    dense, has = np.zeros((n, 4), dtype=np.float32), np.isin(np.arange(n), known)
+    dense[known] = rows
+    order = random.permutation(len(known))
+    places = np.full(n, len(known))
+    places[known[order]] = np.arange(len(known))
+    compact = np.concatenate([rows[order], np.zeros((1, 4), dtype=np.float32)])
+    edges = edges_of(*((a, (7 * a + 1) % n, 0.5) for a in range(n) if a != (7 * a + 1) % n))
+    whole = nodes_of(n, embeddings=dense, has_embedding=has)
+    few = replace(whole, embeddings=compact, places=places)
+    plans = [consolidation_plan(nodes, edges, DAY, CONFIG) for nodes in (whole, few)]
+    assert plans[0].merged.tolist() == plans[1].merged.tolist() != []
+    assert compression(whole, plans[0]) == compression(few, plans[1])
+    first, second = (apply_plan(nodes, edges, plan)[0] for nodes, plan in zip((whole, few), plans, strict=True))
+    assert len(first) == len(second) < n
+    left = np.flatnonzero(first.has_embedding)
+    assert (second.has_embedding == first.has_embedding).all()
+    assert (first.vectors(left) == second.vectors(left)).all()
+    graphs = [
+        MemoryGraph.from_edges(n, edges.source, edges.target, edges.weight, embeddings=given, places=at)
+        for given, at in ((dense, None), (compact, places))
+    ]
+    anchored = DreamConfig(start="anchors")
+    assert generate_dreams(graphs[0], 20, anchored) == generate_dreams(graphs[1], 20, anchored)
+    assert (graphs[0].has_embedding == graphs[1].has_embedding).all()
+    assert (graphs[0].subgraph(known).embeddings == graphs[1].subgraph(known).embeddings).all()
+    for wrong in (places[1:], places + 1, places.astype(float)):
+        with pytest.raises(InvalidInput, match="places"):
+            replace(few, places=wrong)
+        with pytest.raises(MemoryGraphError, match="60 rows of 10 embeddings"):
+            MemoryGraph.from_edges(n, [0], [1], embeddings=compact, places=wrong)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg.config import PhiConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.dream_gate import PhiEvaluator
-from sona_pg.learning.integration import dream_integration
+from sona_pg.learning.integration import dream_integration, dream_integrations
 
 Doubles = NDArray[np.float64]
 CONFIG = PhiConfig()
@@ -127,6 +127,28 @@ def test_random_paths_are_reproducible_and_follow_the_settings(embeddings: Doubl
     assert (PhiEvaluator(config).random_path_values(embeddings, 5) == values).all()
     assert (PhiEvaluator(replace(config, seed=1)).random_path_values(embeddings, 5) != values).any()
     assert PhiEvaluator(config).random_path_values(embeddings, 1).tolist() == [0.0] * 30
+
+
+@pytest.mark.parametrize("dim", [3, 200])
+def test_sets_of_few_rows_are_measured_by_the_products_of_all(dim: int) -> None:
+    """The same to rounding as one by one, with equal rows and one that is the centre."""
+    random = np.random.default_rng(5)
+    rows = random.standard_normal((40, dim)).astype(np.float32)
+    rows[7], rows[9] = rows[3], 0
+    center = np.zeros(dim)
+    sets = [random.choice(40, size, replace=False) for size in range(1, 18) for _ in range(5)]
+    sets += [np.array([3, 7]), np.array([3, 7, 9]), np.array([3, 7, 12])]
+    one_by_one = [dream_integration(rows[chosen], center, ridge=0.01).value for chosen in sets]
+    found = dream_integrations(rows, center, sets, ridge=0.01)
+    assert found == pytest.approx(one_by_one, abs=1e-6)
+    assert found[-3:-1].tolist() == [0.0, 0.0]
+    assert found[-1] > 0
+    evaluator = PhiEvaluator(PhiConfig(random_paths=30))
+    draw = np.random.default_rng((evaluator.config.seed, 10))
+    drawn = [draw.choice(40, 10, replace=False) for _ in range(30)]
+    assert evaluator.random_path_values(rows, 10, center) == pytest.approx(
+        [evaluator.evaluate(path.tolist(), rows, center).value for path in drawn], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("nodes", [-1, 41, 2.0, True, None])
