@@ -87,3 +87,10 @@ def check_parts(
         is_count = given.dtype.kind == "i" and name not in signed
         if not np.isfinite(given).all() or (is_count and given.min(initial=0) < 0):
             raise LearningError(f"{name} of the {what}'s state is not finite, or negative: it is damaged")
+
+
+def rows_at(
+    matrix: NDArray[np.float32], places: NDArray[np.int64] | None, nodes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The rows (m, dim) of nodes (m,), a copy: where `places` (n,) says that they are, or as the nodes are numbered."""
+    return np.take(matrix, nodes if places is None else places[nodes], axis=0)

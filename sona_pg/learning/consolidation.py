@@ -13,6 +13,7 @@ import numpy as np
 
 from sona_pg.config import ConsolidationConfig
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.arrays import rows_at
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import Doubles, Flags, MemoryEdges, MemoryNodes, Origin, Rows
 
@@ -218,7 +219,7 @@ def merged_into(nodes: MemoryNodes, value: Doubles, config: ConsolidationConfig)
     order = order[compared[order]]
     for kind in np.unique(nodes.kinds[order]):
         own = order[nodes.kinds[order] == kind]
-        into[own] = own[leaders(nodes.vectors(own), config.merge_threshold)]
+        into[own] = own[leaders(rows_at(nodes.embeddings, nodes.places, own), config.merge_threshold)]
     return into
 
 

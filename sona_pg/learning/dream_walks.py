@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg import kernels
 from sona_pg.config import DreamConfig
 from sona_pg.errors import InvalidInput, MemoryGraphError
-from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.arrays import normalized_rows, rows_at
 from sona_pg.learning.memory_graph import Doubles, Flags, MemoryGraph, NodeFacts, Nodes, Rows
 
 Kinds = NDArray[np.uint8]
@@ -85,7 +85,7 @@ def _anchors(graph: MemoryGraph, count: int, active: Doubles, random: np.random.
     candidates = np.flatnonzero(graph.has_embedding)
     if graph.embeddings is None or not len(candidates):
         raise MemoryGraphError("no node has an embedding: start dreams by 'activation', or add embeddings")
-    rows = normalized_rows(graph.vectors(candidates))
+    rows = normalized_rows(rows_at(graph.embeddings, graph.places, candidates))
     chosen: list[int] = []
     distance = active[candidates]  # the first anchor is drawn by activation
     for _ in range(min(count, len(candidates))):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from sona_pg.config import DreamConfig
 from sona_pg.errors import InvalidInput, MemoryGraphError
-from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.arrays import normalized_rows, rows_at
 from sona_pg.learning.dream_walks import (
     EDGE,
     JUMP,
@@ -139,7 +139,7 @@ def _nearness(graph: MemoryGraph, walked: Rows, step: Rows, weight: Doubles) -> 
     """Of each step, as `DreamQuality.coherence` says."""
     if graph.embeddings is None:
         return weight
-    rows = normalized_rows(graph.vectors(walked)).astype(np.float64)
+    rows = normalized_rows(rows_at(graph.embeddings, graph.places, walked)).astype(np.float64)
     cosine = np.einsum("sd,sd->s", rows[step], rows[step + 1])
     has = np.asarray(rows.any(axis=1))
     return np.where(has[step] & has[step + 1], np.clip(cosine, 0.0, 1.0), weight)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.arrays import rows_at
 from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
 from sona_pg.learning.dreams import Dream, generate_dreams
@@ -61,7 +62,8 @@ def judged_dreams(
         Called between units of work; what it raises ends the judgement.
     """
     known = np.flatnonzero(graph.has_embedding)
-    rows = graph.vectors(known)
+    none = np.zeros((0, 1), dtype=np.float32)
+    rows = none if graph.embeddings is None else rows_at(graph.embeddings, graph.places, known)
     place = np.full(len(graph), -1, dtype=np.int64)
     place[known] = np.arange(len(known))
     center = rows.mean(axis=0, dtype=np.float64) if len(rows) else None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.errors import InvalidInput
+from sona_pg.learning.arrays import rows_at
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -85,8 +86,9 @@ class MemoryNodes:
             raise InvalidInput(
                 f"embeddings of the nodes are {type(self.embeddings).__name__}, expected float32 (n, dim)"
             )
-        rows = n if self.places is None else len(self.embeddings)
-        if self.embeddings.dtype != np.float32 or self.embeddings.ndim != 2 or len(self.embeddings) != rows:
+        is_matrix = self.embeddings.dtype == np.float32 and self.embeddings.ndim == 2
+        rows = len(self.embeddings) if is_matrix else 0
+        if not is_matrix or (self.places is None and rows != n):
             found = f"{self.embeddings.dtype} {self.embeddings.shape}"
             raise InvalidInput(f"embeddings of the nodes are {found}, expected float32 ({n}, dim)")
         if self.places is not None:
@@ -105,13 +107,11 @@ class MemoryNodes:
         _check_share("importances", self.importance)
         # In blocks: a copy of all of them would be as large again.
         having = np.flatnonzero(self.has_embedding)
-        if not all(np.isfinite(self.vectors(having[s : s + 1024])).all() for s in range(0, len(having), 1024)):
+        if not all(
+            np.isfinite(rows_at(self.embeddings, self.places, having[s : s + 1024])).all()
+            for s in range(0, len(having), 1024)
+        ):
             raise InvalidInput("embeddings of nodes hold NaN or infinity: check what the embedding model returned")
-
-    def vectors(self, nodes: Rows) -> Floats:
-        """Embeddings (m, dim) of these nodes, which have one: a copy."""
-        rows: Floats = self.embeddings[nodes if self.places is None else self.places[nodes]]
-        return rows
 
     def __len__(self) -> int:
         return len(self.ids)

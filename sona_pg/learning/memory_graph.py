@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sona_pg import kernels
 from sona_pg.config import NODE_KINDS
 from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
-from sona_pg.learning.arrays import as_matrix
+from sona_pg.learning.arrays import as_matrix, rows_at
 from sona_pg.types import FloatVector
 
 Floats = NDArray[np.float32]
@@ -165,7 +165,7 @@ class MemoryGraph:
         If embeddings or facts are not those of n nodes.
     """
 
-    __slots__ = ("_cumulative", "_places", "embeddings", "facts", "indices", "indptr", "self_loops", "weights")
+    __slots__ = ("_cumulative", "embeddings", "facts", "indices", "indptr", "places", "self_loops", "weights")
 
     def __init__(
         self,
@@ -181,9 +181,9 @@ class MemoryGraph:
         self.indptr, self.indices, self.weights = indptr, indices, weights
         self.self_loops = self_loops
         self.embeddings = None if embeddings is None else as_matrix(embeddings, -1, "embeddings")
-        self._places = None if places is None else _as_array("places", places)
-        if self._places is not None:
-            rows, given = 0 if self.embeddings is None else len(self.embeddings), self._places
+        self.places = None if places is None else _as_array("places", places)
+        if self.places is not None:
+            rows, given = 0 if self.embeddings is None else len(self.embeddings), self.places
             if given.shape != (len(self),) or given.dtype.kind not in "iu" or not ((given >= 0) & (given < rows)).all():
                 raise MemoryGraphError(f"places are no {len(self)} rows of {rows} embeddings, expected one for a node")
         elif self.embeddings is not None and len(self.embeddings) != len(self):
@@ -285,13 +285,7 @@ class MemoryGraph:
         if self.embeddings is None:
             return np.zeros(len(self), dtype=bool)
         known = np.asarray(self.embeddings.any(axis=1), dtype=bool)
-        return known if self._places is None else known[self._places]
-
-    def vectors(self, nodes: Rows) -> Floats:
-        """Embeddings (m, dim) of these nodes, zeros where one has none: a copy."""
-        if self.embeddings is None:
-            return np.zeros((len(nodes), 1), dtype=np.float32)
-        return np.take(self.embeddings, nodes if self._places is None else self._places[nodes], axis=0)
+        return known if self.places is None else known[self.places]
 
     def neighbours(self, node: int) -> Nodes:
         """Nodes at the other end of a node's edges, in their order."""
@@ -356,7 +350,7 @@ class MemoryGraph:
             *kernels.adjacency(
                 len(chosen), a[kept].astype(np.int32), b[kept].astype(np.int32), self.weights[entries[kept]]
             ),
-            embeddings=None if self.embeddings is None else self.vectors(chosen),
+            embeddings=None if self.embeddings is None else rows_at(self.embeddings, self.places, chosen),
             facts=self.facts.at(chosen),
         )
 

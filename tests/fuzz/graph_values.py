@@ -113,6 +113,7 @@ _node_columns = {
     **_columns(dict.fromkeys(("created", "last_access", "quality", "importance"), np.float64)),
     "ids": st.just(np.arange(2)),
     "embeddings": st.just(np.eye(2, DIM, dtype=np.float32)),
+    "places": st.sampled_from((None, np.array([1, 0]))),
 }
 _edge_columns = _columns(
     {"source": np.int64, "target": np.int64, "origin": np.int64, "weight": np.float64, "decayed_at": np.float64}
@@ -177,6 +178,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "indices": st.builds(lambda: graph().indices),
         "weights": st.builds(lambda: graph().weights),
         "embeddings": st.one_of(st.none(), _embeddings),
+        "places": st.none(),
         "facts": st.one_of(st.none(), st.just(NodeFacts.unknown(NODES))),
         "self_loops": st.just(0),
     },
@@ -188,6 +190,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "target": st.just([1, 2]),
         "weight": st.one_of(st.none(), st.just([0.5, 1.0])),
         "embeddings": st.one_of(st.none(), _embeddings),
+        "places": st.none(),
         "facts": st.one_of(st.none(), st.just(NodeFacts.unknown(NODES))),
     },
     "MemoryGraph.has_edge": {"a": _place, "b": _place},

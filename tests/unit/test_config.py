@@ -153,6 +153,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "margin": (-0.01, 0.51),
         "alpha": (0.0, 0.51),
         "min_edges": (9, (1 << 24) + 1),
+        "min_pairs": (0, 100_001),
         "max_pairs": (9, 100_001),
         "walks": (0, 10_001),
         "swaps": (0, 1001),
