@@ -239,14 +239,22 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    s sona.space%ROWTYPE := sona._changeable_space(restore_memory.space);
-    -- What the archive says of the space is not trusted: it is no way into another one.
-    own jsonb := jsonb_build_object('space_id', s.space_id);
+    s sona.space%ROWTYPE;
+    own jsonb;
     first_merge bigint;
     entry sona.memory_archive%ROWTYPE;
     done bigint[] := '{}';
     is_back boolean;
 BEGIN
+    -- In the order of a cycle that writes, and of a deploy: flushes, which change edges too, wait, and nobody for each other.
+    SELECT * INTO s FROM sona.space x WHERE x.name = restore_memory.space;
+    IF NOT FOUND THEN PERFORM sona._unknown_space(restore_memory.space); END IF;
+    PERFORM FROM sona.loop_schedule c WHERE c.space_id = s.space_id AND c.loop = 'deep' FOR NO KEY UPDATE;
+    PERFORM sona._lock_learner(s.space_id);
+    s := sona._changeable_space(restore_memory.space);
+    PERFORM FROM sona.memory_state m WHERE m.space_id = s.space_id FOR UPDATE;
+    -- What the archive says of the space is not trusted: it is no way into another one.
+    own := jsonb_build_object('space_id', s.space_id);
     -- What became part of another comes back with all of that cycle, and of those since: what they left is made of it.
     SELECT min(a.run_id) INTO first_merge FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.is_merge
         AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids));

@@ -466,13 +466,16 @@ class MemoryTransaction:
             " ORDER BY (r.edge).kind, (r.edge).source, (r.edge).target, (r.edge).source_kind, (r.edge).target_kind",
             self._key,
         )
-        # An undirected edge stands once, source before target.
+        # An undirected edge stands once, source before target: by code points, as outcomes put them.
+        first = 'a.key COLLATE "C" <= b.key'
         self._temporary(
             "sona_moved",
             "AS SELECT (r.edge).space_id, (r.edge).kind,"
-            " CASE WHEN a.key <= b.key THEN a.kind ELSE b.kind END AS source_kind,"
-            " least(a.key, b.key) AS source, CASE WHEN a.key <= b.key THEN b.kind ELSE a.kind END AS target_kind,"
-            " greatest(a.key, b.key) AS target, max(r.becomes) AS weight, min((r.edge).origin) AS origin,"
+            f" CASE WHEN {first} THEN a.kind ELSE b.kind END AS source_kind,"
+            f" CASE WHEN {first} THEN a.key ELSE b.key END AS source,"
+            f" CASE WHEN {first} THEN b.kind ELSE a.kind END AS target_kind,"
+            f" CASE WHEN {first} THEN b.key ELSE a.key END AS target,"
+            " max(r.becomes) AS weight, min((r.edge).origin) AS origin,"
             f" min((r.edge).created_at) AS created_at, max((r.edge).updated_at) AS updated_at, {_TO_TIME} AS decayed_at"
             " FROM pg_temp.sona_removed r JOIN sona.memory_node a ON a.space_id = %(space)s AND a.node_id = r.from_id"
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"

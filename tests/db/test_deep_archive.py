@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 from numpy.typing import NDArray
+from psycopg import sql
 
 from sona_pg.config import DeepLoopConfig
 from sona_pg.loops.cycle import Cycle, Loop, Phase
 from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, connect
 
 from .test_deep import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
 
@@ -334,3 +336,14 @@ def test_what_somebody_changes_meanwhile_stays(world: World, connection: Connect
         ("old", 0, 0.99),
     ]
     assert _rows(connection, GIVEN, world.name) == [("mate", "old", 0.5)]
+
+
+def test_nobody_changes_the_graph_while_it_is_restored(world: World, connection: Connection, deep_url: str) -> None:
+    _help(world, "0", "5")
+    world.cycle(QUIET)
+    with connect(deep_url) as other, other.transaction(force_rollback=True):
+        other.execute("SELECT sona.restore_memory(%s)", (world.name,))
+        for table in ("loop_schedule", "learner", "strategist", "memory_state"):
+            waits = sql.SQL("SELECT FROM sona.{} WHERE space_id = %s FOR NO KEY UPDATE NOWAIT")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                connection.execute(waits.format(sql.Identifier(table)), (world.engine.space.space_id,))
