@@ -163,6 +163,8 @@ BEGIN
         jsonb_build_object('space_id', content -> 'space_id', 'node_id', content -> 'node_id')) r WHERE content ? 'state'
     ON CONFLICT DO NOTHING;
     RETURN true;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM sona._refuse('SN003', 'a node of the archive that lacks a value: ' || SQLERRM, 'leave its entry out');
 END $$;
 COMMENT ON FUNCTION sona._restore_node IS 'Brings back a node of the archive; false if it is there. It is not merged again.';
 
@@ -175,6 +177,8 @@ BEGIN
     ON CONFLICT (space_id, kind, source, target, source_kind, target_kind) DO UPDATE
     SET weight = 1 - (1 - e.weight) * (1 - excluded.weight) WHERE was_merged AND e.kind = 'co_access';
     RETURN FOUND;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM sona._refuse('SN003', 'an edge of the archive that lacks a value: ' || SQLERRM, 'leave its entry out');
 END $$;
 COMMENT ON FUNCTION sona._restore_edge IS 'Brings back an edge of the archive; false if it is there.';
 

@@ -21,7 +21,13 @@ PRUNE_WEIGHT = 0.001
 LOOP = deep_loop(
     DeepConfig(
         # Every dream is kept, so that they can be counted.
-        loop=DeepLoopConfig(phi_threshold=0.0, keep_dreams=10_000, dreams_per_cycle=10),
+        loop=DeepLoopConfig(
+            # All dreams are kept, so that their numbers tell whether one is missing.
+            phi_threshold=0.0,
+            keep_dreams=10_000,
+            dreams_per_cycle=10,
+            dreams_per_node=0,
+        ),
         consolidation=ConsolidationConfig(
             half_life_seconds=1e12, creative_half_life_seconds=1e12, strengthening=0.0, prune_weight=PRUNE_WEIGHT
         ),

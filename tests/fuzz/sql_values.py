@@ -281,6 +281,13 @@ GOOD: dict[str, Text] = {
     "target text": st.sampled_from(("1", "2")),
     "weight double precision": st.sampled_from(("0", "0.5", "1")),
     "archive_ids bigint[]": st.sampled_from(("{1,2}", "{}")),
+    "content jsonb": st.sampled_from(
+        (
+            '{"node_id": 9, "kind": "episode", "key": "9", "state": {"node_id": 9, "importance": 0.5}}',
+            '{"kind": "given", "source_kind": "item", "source": "1", "target_kind": "item", "target": "2", "weight": 0.5}',
+        )
+    ),
+    "was_merged boolean": st.sampled_from(("true", "false")),
     "kinds text[]": st.sampled_from(("{item,concept}", "{item}", "{}")),
     "keys text[]": st.sampled_from(("{1,2}", "{1}", "{}")),
     "masses double precision[]": st.sampled_from(("{0.5,0.25}", "{1}", "{}")),
