@@ -284,7 +284,7 @@ GOOD: dict[str, Text] = {
     "content jsonb": st.sampled_from(
         (
             '{"node_id": 9, "kind": "episode", "key": "9", "state": {"node_id": 9, "importance": 0.5}}',
-            '{"kind": "given", "source_kind": "item", "source": "1", "target_kind": "item", "target": "2", "weight": 0.5}',
+            '{"kind": "given", "source_kind": "item", "source": "1", "target_kind": "item", "target": "2"}',
         )
     ),
     "was_merged boolean": st.sampled_from(("true", "false")),
