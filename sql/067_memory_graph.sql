@@ -13,6 +13,21 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN hash_array_extended(ARRAY[kind, source_kind, source, target_kind, target], 0);
 COMMENT ON FUNCTION sona._edge_key IS 'A number for an edge of a space: two of a million have the same one by a chance of 3e-8.';
 
+CREATE OR REPLACE FUNCTION sona._merged_nodes(space_id bigint)
+RETURNS TABLE (kind text, key text, node_id bigint, into_kind text, into_key text)
+LANGUAGE sql STABLE PARALLEL SAFE ROWS 100
+BEGIN ATOMIC
+    -- Of one that was merged twice the last one holds.
+    SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', i.node_id, i.kind, i.key
+    FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id
+    WHERE a.space_id = _merged_nodes.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL
+      AND NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'
+                      AND n.key = a.content ->> 'key')
+    ORDER BY 1, 2, a.archive_id DESC;
+END;
+COMMENT ON FUNCTION sona._merged_nodes IS
+    'Kind and key of nodes that were merged, and the node that stands for each, as long as nothing has taken its name again.';
+
 CREATE OR REPLACE FUNCTION sona._check_node_kind(kind text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
@@ -344,13 +359,7 @@ DECLARE
 BEGIN
     SELECT array_agg(g.kind), array_agg(g.key), array_agg(g.into_kind), array_agg(g.into_key)
     INTO gone_kinds, gone_keys, into_kinds, into_keys
-    FROM (SELECT DISTINCT ON (1, 2) a.content ->> 'kind' AS kind, a.content ->> 'key' AS key, i.kind AS into_kind,
-                 i.key AS into_key
-          FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id
-          WHERE a.space_id = _spread.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL AND hops > 0
-            AND NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id
-                            AND n.kind = a.content ->> 'kind' AND n.key = a.content ->> 'key')
-          ORDER BY 1, 2, a.archive_id DESC) g;
+    FROM sona._merged_nodes(_spread.space_id) g WHERE hops > 0;
     IF gone_keys IS NOT NULL THEN
         SELECT array_agg(m.kind), array_agg(m.key), array_agg(m.mass) INTO kinds, keys, masses
         FROM (SELECT coalesce(g.into_kind, u.kind) AS kind, coalesce(g.into_key, u.key) AS key, sum(u.mass) AS mass

@@ -335,12 +335,8 @@ class MemoryReader:
 
 
 _PLACES = (
-    # What was merged stands for what it was merged into, as long as nothing has taken its name again.
-    "SELECT n.kind, n.key, n.node_id, false AS is_gone FROM sona.memory_node n WHERE n.space_id = {space} UNION ALL"
-    " (SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', a.into_id, true FROM sona.memory_archive a"
-    " JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
-    " WHERE a.space_id = {space} AND a.entity = 'node' AND a.into_id IS NOT NULL AND NOT EXISTS (SELECT"
-    "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'"
-    "  AND n.key = a.content ->> 'key') ORDER BY 1, 2, a.archive_id DESC)"
+    # What was merged stands for what it was merged into.
+    "SELECT n.kind, n.key, n.node_id, false AS is_gone FROM sona.memory_node n WHERE n.space_id = {space}"
+    " UNION ALL SELECT m.kind, m.key, m.node_id, true FROM sona._merged_nodes({space}) m"
 )
 """Names of nodes and what they stand for."""

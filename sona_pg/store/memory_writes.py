@@ -149,11 +149,8 @@ class MemoryTransaction:
     def _standing_items(self, items: Sequence[str]) -> dict[str, str]:
         """By item that was merged the one that stands for it."""
         rows = self._connection.execute(
-            "SELECT DISTINCT ON (1) a.content ->> 'key', i.key FROM sona.memory_archive a JOIN sona.memory_node i"
-            " ON i.space_id = a.space_id AND i.node_id = a.into_id WHERE a.space_id = %(space)s AND a.entity = 'node'"
-            " AND a.content ->> 'kind' = 'item' AND a.content ->> 'key' = ANY(%(items)s) AND NOT EXISTS (SELECT"
-            "  FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = 'item'"
-            "  AND n.key = a.content ->> 'key') ORDER BY 1, a.archive_id DESC",
+            "SELECT m.key, m.into_key FROM sona._merged_nodes(%(space)s) m"
+            " WHERE m.kind = 'item' AND m.key = ANY(%(items)s)",
             self._key | {"items": list(items)},
         ).fetchall()
         return dict(rows)
@@ -757,11 +754,7 @@ _DERIVED = "ARRAY['pattern', 'hierarchy']"
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 
 _ITEMS = (
-    # Of an item that was merged twice the last one holds.
-    "WITH merged AS MATERIALIZED (SELECT DISTINCT ON (1) a.content ->> 'key' AS key, i.key AS stands"
-    "  FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id"
-    "  WHERE a.space_id = %(space)s AND a.entity = 'node' AND a.content ->> 'kind' = 'item'"
-    "  ORDER BY 1, a.archive_id DESC),"
+    "WITH merged AS MATERIALIZED (SELECT m.key, m.into_key FROM sona._merged_nodes(%(space)s) m WHERE m.kind = 'item'),"
     " used AS (SELECT source AS key, max(updated_at) AS last FROM sona.memory_edge WHERE space_id = %(space)s"
     "  AND kind = 'co_access' GROUP BY 1 UNION ALL SELECT target, max(updated_at) FROM sona.memory_edge"
     "  WHERE space_id = %(space)s AND kind = 'co_access' GROUP BY 1"
@@ -774,13 +767,11 @@ _ITEMS = (
     "  SELECT unnest(helped) AS key, true AS has_helped FROM newest UNION ALL"
     "  SELECT unnest(unhelpful), false FROM newest) j GROUP BY 1),"
     " item AS (SELECT key, max(last) AS last FROM used GROUP BY 1)"
-    " SELECT 'item' AS kind, coalesce(m.stands, i.key) AS key,"
+    " SELECT 'item' AS kind, coalesce(m.into_key, i.key) AS key,"
     " (SELECT n.embedding FROM sona.memory_node n WHERE false) AS embedding, NULL::text AS title,"
     " 0 AS level, (sum(j.helped) + 1.0)::float8 / (sum(j.times) + 2.0)::float8 AS quality,"
     " coalesce(sum(o.helped), 0)::bigint AS access_count, max(i.last) AS last_access"
-    " FROM item i LEFT JOIN merged m ON m.key = i.key AND NOT EXISTS (SELECT FROM sona.memory_node n"
-    "  WHERE n.space_id = %(space)s AND n.kind = 'item' AND n.key = i.key)"
-    " LEFT JOIN judged j ON j.key = i.key"
+    " FROM item i LEFT JOIN merged m ON m.key = i.key LEFT JOIN judged j ON j.key = i.key"
     " LEFT JOIN sona.item_outcome o ON o.space_id = %(space)s AND o.item_id = i.key GROUP BY 2"
 )
 """Items that helped together or in a pattern; those that were merged count for what they were merged into."""

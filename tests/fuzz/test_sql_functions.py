@@ -250,6 +250,7 @@ EVERY = (
     "_mapped",
     "_mapped_by",
     "_may_grant",
+    "_merged_nodes",
     "_near_admitted",
     "_near_events",
     "_near_nodes",
