@@ -170,10 +170,13 @@ def node_strengths(n: int, edges: MemoryEdges, counts: Flags | None = None) -> D
 def decayed_weights(edges: MemoryEdges, now: float, config: ConsolidationConfig) -> Doubles:
     """Weights (m,) at a time: ``w 2^(-Δt / h)``, Δt since `decayed_at`, with a shorter h for creative edges.
 
+    What was given by hand does not fade.
+
     t1 and then t2 is the same as t2 at once. At `decayed_at` itself, or before it, nothing changes.
     """
     half_life = np.where(edges.origin == Origin.CREATIVE, config.creative_half_life_seconds, config.half_life_seconds)
-    return np.asarray(edges.weight * np.exp2(-np.maximum(now - edges.decayed_at, 0) / half_life))
+    elapsed = np.where(edges.origin == Origin.GIVEN, 0.0, np.maximum(now - edges.decayed_at, 0))
+    return np.asarray(edges.weight * np.exp2(-elapsed / half_life))
 
 
 def strengthened_weights(edges: MemoryEdges, now: float, config: ConsolidationConfig) -> Doubles:
@@ -197,10 +200,12 @@ def _weighed(
     decayed = replace(edges, weight=decayed_weights(edges, now, config))
     value = node_values(nodes, node_strengths(len(nodes), decayed), now, config)
     valuable = value >= config.threshold
-    grows = valuable[edges.source] & valuable[edges.target] & (edges.origin != Origin.CREATIVE)
+    is_observed = (edges.origin != Origin.CREATIVE) & (edges.origin != Origin.GIVEN)
+    grows = valuable[edges.source] & valuable[edges.target] & is_observed
     grows &= edges.source != edges.target
     weight = np.where(grows, strengthened_weights(edges, now, config), decayed.weight)
-    return replace(edges, weight=weight, decayed_at=np.maximum(edges.decayed_at, now)), value, grows
+    decayed_at = np.where(edges.origin == Origin.GIVEN, edges.decayed_at, np.maximum(edges.decayed_at, now))
+    return replace(edges, weight=weight, decayed_at=decayed_at), value, grows
 
 
 # ---- near duplicates -------------------------------------------------------------------------------------------------
@@ -260,12 +265,14 @@ def _folded_edges(edges: MemoryEdges, into: Rows) -> tuple[MemoryEdges, Rows]:
 
     Of several between the same two nodes the heaviest stays. Real ones become ``1 - Π (1 - w)``: that is what they
     would weigh if all that they were strengthened by, ``w += η (1 - w)``, had come to one edge. Creative ones are
-    proposals of one thing, and become the heaviest of them; beside a real edge they vanish.
+    proposals of one thing, and become the heaviest of them; beside a real edge they vanish. Those that are given by
+    hand are one with each other alone.
     """
     source, target = into[edges.source], into[edges.target]
     moved = (source != edges.source) | (target != edges.target)
     first, second = np.minimum(source, target), np.maximum(source, target)
-    key = first * len(into) + second
+    # What is given by hand stays what it is beside what outcomes say of the same two.
+    key = (first * len(into) + second) * 2 + (edges.origin == Origin.GIVEN)
     is_creative = edges.origin == Origin.CREATIVE
     order = np.argsort(key, kind="stable")
     is_twice = np.zeros(len(key), dtype=bool)
@@ -368,7 +375,7 @@ def consolidation_plan(
     weighed, value, grows = _weighed(nodes, edges, now, config)
     into = merged_into(nodes, value, config)
     folded, edge_into = _folded_edges(weighed, into)
-    weak = folded.weight < config.prune_weight
+    weak = (folded.weight < config.prune_weight) & (folded.origin != Origin.GIVEN)
     pruned = np.flatnonzero((edge_into >= 0) & weak[edge_into])
     edge_into[pruned] = -1
     rows = np.arange(len(edges))
@@ -378,7 +385,7 @@ def consolidation_plan(
     goes[archived] = True
     edge_into[goes[folded.source] | goes[folded.target]] = -1
     stays = edge_into == rows
-    later = (edges.decayed_at < now) & stays
+    later = (edges.decayed_at < now) & stays & (edges.origin != Origin.GIVEN)
     return ConsolidationPlan(
         now=float(now),
         value=value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class Origin(enum.IntEnum):
     """Analogous patterns."""
     HIERARCHY = 4
     """A pattern and the pattern that it is part of."""
+    GIVEN = 5
+    """Somebody, by hand."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +159,10 @@ class MemoryEdges:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def where(self, chosen: Flags) -> MemoryEdges:
+        """Those of them that are chosen, bool (m,)."""
+        return MemoryEdges(*(getattr(self, field.name)[chosen] for field in fields(MemoryEdges)))
 
     def check(self, nodes: int) -> None:
         """Refuse an edge to a node that is not among so many.

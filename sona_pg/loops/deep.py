@@ -25,7 +25,7 @@ from sona_pg.learning.dream_walks import CreativeEdges
 from sona_pg.learning.dreams import dreamt_edges
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, PatternHierarchy, pattern_hierarchy
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.learning.memory_columns import Flags, MemoryNodes, Origin
+from sona_pg.learning.memory_columns import Flags, MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, NodeFacts
 from sona_pg.learning.pattern_edges import pattern_edges
 from sona_pg.learning.patterns import LearnedPattern
@@ -36,7 +36,6 @@ from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.memory import (
     HIERARCHICAL,
-    OBSERVED,
     PATTERN,
     WALKED,
     MemoryReader,
@@ -270,10 +269,8 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
     nodes: MemoryNodes
-    walked: StoredEdges
-    observed: StoredEdges
+    edges: MemoryEdges
     events: list[Rows] | None
-    standing: StoredEdges
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,25 +287,21 @@ class _Dream(_Part[_Memory, _Dreamt]):
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Memory:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
-        observed = reader.edges(nodes.ids, OBSERVED)
+        edges = reader.edges(nodes.ids, (*WALKED, "creative")).edges
         # Edges that are given by hand alone come from no events.
-        has_events = bool((observed.edges.origin == Origin.CO_ACCESS).any())
-        return _Memory(
-            nodes,
-            reader.edges(nodes.ids, WALKED),
-            observed,
-            reader.events(nodes.ids, _EVENTS) if has_events else None,
-            reader.edges(nodes.ids, ("creative",)),
-        )
+        has_events = bool((edges.origin == Origin.CO_ACCESS).any())
+        return _Memory(nodes, edges, reader.events(nodes.ids, _EVENTS) if has_events else None)
 
     def made(self, state: MemoryState, found: _Memory, check: Callable[[], None]) -> _Dreamt:
-        graph, observed = graph_of(found.nodes, found.walked), found.observed.edges
+        is_dreamt = found.edges.origin == Origin.CREATIVE
+        graph, standing = graph_of(found.nodes, found.edges.where(~is_dreamt)), found.edges.where(is_dreamt)
+        # Nothing that was made of the same events.
+        observed = found.edges.where(np.isin(found.edges.origin, (Origin.CO_ACCESS, Origin.GIVEN)))
         night = dream_night(
             graph, self.config.loop.dreams_of(len(graph)), self.config.dreams, self.config.evidence, self.config.phi,
             observed=MemoryGraph.from_edges(len(graph), observed.source, observed.target, observed.weight),
             events=found.events, first=state.last_dream_id, check_stop=check,
         )  # fmt: skip
-        standing = found.standing.edges
         edges = dreamt_edges(graph, night.integrated, self.config.dreams, standing=(standing.source, standing.target))
         return _Dreamt(found.nodes.ids, night, edges)
 
@@ -345,9 +338,9 @@ _EVENTS = 20_000
 """Remembered queries, the newest, that say what helped together."""
 
 
-def graph_of(nodes: MemoryNodes, stored: StoredEdges) -> MemoryGraph:
+def graph_of(nodes: MemoryNodes, edges: MemoryEdges) -> MemoryGraph:
     """The graph that dreams walk on; an unknown quality is one half."""
-    edges, quality = stored.edges, np.where(np.isnan(nodes.quality), 0.5, nodes.quality)
+    quality = np.where(np.isnan(nodes.quality), 0.5, nodes.quality)
     return MemoryGraph.from_edges(
         len(nodes),
         edges.source,

@@ -34,20 +34,16 @@ LEARNED = "learned "
 WALKED = ("co_access", "pattern", "hierarchy", "given")
 """Kinds of edges that were observed, made of what was, or given by hand: dreams walk over them."""
 
-OBSERVED = ("co_access", "given")
-"""Kinds of edges by which dreams are tested: nothing that was made of the same events."""
+DERIVED = ("pattern", "hierarchy")
+"""Kinds of edges that every cycle makes anew: they do not fade."""
 
 _ORIGINS = {
     "co_access": Origin.CO_ACCESS,
     "pattern": Origin.PATTERN,
     "creative": Origin.CREATIVE,
     "hierarchy": Origin.HIERARCHY,
-    # What somebody has put down does not fade, as what cycles make anew does not.
-    "given": Origin.PATTERN,
+    "given": Origin.GIVEN,
 }
-
-_FADES = ("co_access", "creative")
-"""Kinds of edges that decay."""
 
 Doubles = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -232,7 +228,7 @@ class MemoryReader:
                 "WITH place AS MATERIALIZED (" + _PLACES + ")"
                 " SELECT sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target), a.node_id,"
                 f" b.node_id, e.weight, CASE e.kind {origins} END::bigint,"
-                " CASE WHEN e.kind = ANY({fades}) THEN extract(epoch FROM e.decayed_at)::float8 ELSE {now} END,"
+                " CASE WHEN e.kind = ANY({derived}) THEN {now} ELSE extract(epoch FROM e.decayed_at)::float8 END,"
                 " (a.is_gone OR b.is_gone)::int::bigint"
                 " FROM sona.memory_edge e JOIN place a ON a.kind = e.source_kind AND a.key = e.source"
                 " JOIN place b ON b.kind = e.target_kind AND b.key = e.target"
@@ -240,7 +236,7 @@ class MemoryReader:
                 " ORDER BY 2, 3, 5, 1"
             ).format(
                 space=sql.Literal(self._space.space_id),
-                fades=sql.Literal(list(_FADES)),
+                derived=sql.Literal(list(DERIVED)),
                 now=sql.Literal(self.state.now),
                 kinds=sql.Literal(list(kinds)),
             ),

@@ -19,7 +19,7 @@ from sona_pg.store import spaces
 from sona_pg.store.columns import write_columns
 from sona_pg.store.connection import Connection, hash_joins
 from sona_pg.store.learning import LearningTransaction
-from sona_pg.store.memory import LEARNED, WALKED, MemoryState, StoredEdges
+from sona_pg.store.memory import DERIVED, LEARNED, WALKED, MemoryState, StoredEdges
 from sona_pg.store.runs import Run
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json
@@ -748,8 +748,8 @@ left to the next cycle."""
 
 _EDGE_NAME = ("space_id", "kind", "source_kind", "source", "target_kind", "target")
 
-_DERIVED = "ARRAY['pattern', 'hierarchy']"
-"""Kinds of edges that every cycle makes anew."""
+_DERIVED = f"ARRAY{list(DERIVED)}"
+"""As SQL."""
 
 _EDGE_KEY = "sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target)"
 

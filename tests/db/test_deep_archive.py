@@ -347,3 +347,21 @@ def test_nobody_changes_the_graph_while_it_is_restored(world: World, connection:
             waits = sql.SQL("SELECT FROM sona.{} WHERE space_id = %s FOR NO KEY UPDATE NOWAIT")
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 connection.execute(waits.format(sql.Identifier(table)), (world.engine.space.space_id,))
+
+
+def test_an_edge_by_hand_stays_what_it_is_beside_one_by_outcomes(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.cycle()
+    ((source, target),) = _rows(
+        connection,
+        "SELECT source, target FROM sona.edges WHERE space = %s AND kind = 'co_access'"
+        " ORDER BY weight DESC, 1, 2 LIMIT 1",
+        world.name,
+    )
+    connection.execute("SELECT sona.add_memory_edge(%s, 'item', %s, 'item', %s, 0.3)", (world.name, source, target))
+    world.cycle()
+    world.teach(30)
+    world.cycle()
+    between = "SELECT kind, weight FROM sona.edges WHERE space = %s AND source = %s AND target = %s ORDER BY 1"
+    observed, given = _rows(connection, between, world.name, source, target)
+    assert (observed[0], given) == ("co_access", ("given", 0.3))

@@ -350,11 +350,13 @@ def test_what_holds_of_every_plan(graph: tuple[MemoryNodes, MemoryEdges, float],
         assert plan.value[row] <= plan.value[other]
         a, b = nodes.embeddings[row].astype(np.float64), nodes.embeddings[other].astype(np.float64)
         assert a @ b / np.sqrt((a @ a) * (b @ b)) > config.merge_threshold - 1e-12
-    # Edges: none twice, none to itself, none weak, all between nodes that are there.
-    ends = list(zip(np.minimum(kept.source, kept.target), np.maximum(kept.source, kept.target), strict=True))
+    # Edges: none twice, none to itself, none weak, all between nodes that are there. Those by hand are by themselves.
+    is_given = kept.origin == Origin.GIVEN
+    low, high = np.minimum(kept.source, kept.target), np.maximum(kept.source, kept.target)
+    ends = list(zip(low, high, is_given, strict=True))
     assert len(set(ends)) == len(ends)
     assert (kept.source != kept.target).all()
-    assert (kept.weight >= config.prune_weight).all()
+    assert (kept.weight[~is_given] >= config.prune_weight).all()
     kept.check(len(left))
     # A pair that had a real edge has a real one.
     stays = plan.edge_stays
@@ -498,3 +500,13 @@ def test_embeddings_may_be_those_of_few_nodes_alone() -> None:
             replace(few, places=wrong)
         with pytest.raises(MemoryGraphError, match="60 rows of 10 embeddings"):
             MemoryGraph.from_edges(n, [0], [1], embeddings=compact, places=wrong)
+
+
+def test_what_is_given_by_hand_neither_becomes_part_of_what_was_observed_nor_goes_because_it_is_weak() -> None:
+    nodes = nodes_of(4)
+    edges = with_origins(
+        edges_of((0, 1, 0.4), (0, 1, 0.3), (2, 3, 0.001)), Origin.CO_ACCESS, Origin.GIVEN, Origin.GIVEN
+    )
+    plan = consolidation_plan(nodes, edges, 0.0, CONFIG)
+    assert plan.edge_into.tolist() == [0, 1, 2]
+    assert plan.edges.weight.tolist() == [0.4, 0.3, 0.001]
