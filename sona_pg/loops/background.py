@@ -17,7 +17,8 @@ from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.loops.base import BasePhase
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
 from sona_pg.store.connection import Connection
-from sona_pg.store.patterns import PatternState, index_patterns, pattern_reader, write_advance
+from sona_pg.store.indexes import index_by_size
+from sona_pg.store.patterns import PatternState, pattern_reader, write_advance
 from sona_pg.store.runs import Facts
 
 NAME = "background"
@@ -123,7 +124,7 @@ class _Index:
         """Nothing."""
 
     def write(self, connection: Connection, made: None, cycle: Cycle) -> Facts:
-        return {"indexed": index_patterns(connection, cycle.space, cycle.config)}
+        return {"indexed": index_by_size(connection, cycle.space, cycle.config, "patterns")}
 
 
 def background_loop(

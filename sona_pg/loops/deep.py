@@ -8,11 +8,8 @@ was interrupted comes to the same.
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +28,11 @@ from sona_pg.learning.pattern_edges import pattern_edges
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.system_integration import SystemIntegration, system_integration
 from sona_pg.learning.transfer import analogies
-from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
+from sona_pg.loops.cycle import Cycle, Loop, Skipped
 from sona_pg.loops.deep_config import DeepConfig
+from sona_pg.loops.deep_phase import DeepPhase
 from sona_pg.store.connection import Connection
+from sona_pg.store.indexes import index_by_size
 from sona_pg.store.memory import (
     HIERARCHICAL,
     PATTERN,
@@ -41,98 +40,17 @@ from sona_pg.store.memory import (
     MemoryReader,
     MemoryState,
     StoredEdges,
-    memory_reader,
 )
-from sona_pg.store.memory_writes import MemoryTransaction, index_nodes
+from sona_pg.store.memory_consolidation import ConsolidationTransaction
+from sona_pg.store.memory_dreams import DreamTransaction
+from sona_pg.store.memory_growth import GrowthTransaction
+from sona_pg.store.memory_transaction import MemoryTransaction
 from sona_pg.store.runs import Facts
 from sona_pg.types import FloatVector
 
 NAME = "deep"
 
 Rows = NDArray[np.int64]
-R = TypeVar("R")
-W = TypeVar("W")
-
-
-class _TimeIsOver(Exception):
-    """The deadline of a cycle is past."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """Until when a phase goes on."""
-
-    deadline: float
-    cycle: Cycle
-
-    def check(self) -> None:
-        """Give up between units of work, if the time is over or the worker is to end.
-
-        Raises
-        ------
-        _TimeIsOver, Stopping
-        """
-        self.cycle.check_stop()
-        if time.monotonic() >= self.deadline:
-            raise _TimeIsOver
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun(Generic[R]):
-    """What a phase begins with."""
-
-    state: MemoryState
-    clock: _Clock
-    found: R
-
-
-class _Part(ABC, Generic[R, W]):
-    """A phase that begins no work after the deadline of its cycle, and is given up where that comes before its end."""
-
-    name: str
-
-    def __init__(self, config: DeepConfig) -> None:
-        self.config = config
-
-    def read(self, connection: Connection, cycle: Cycle) -> _Begun[R] | None:
-        with memory_reader(connection, cycle.run, self.config.loop.max_cycle_seconds) as reader:
-            clock = _Clock(time.monotonic() + reader.state.seconds_left, cycle)
-            try:
-                clock.check()
-                return _Begun(reader.state, clock, self.found(reader, cycle, clock.check))
-            except _TimeIsOver:
-                return None
-
-    def compute(self, begun: _Begun[R] | None, cycle: Cycle) -> tuple[MemoryState, W] | None:
-        if begun is None:
-            return None
-        try:
-            return begun.state, self.made(begun.state, begun.found, begun.clock.check)
-        except _TimeIsOver:
-            return None
-
-    def write(self, connection: Connection, made: tuple[MemoryState, W] | None, cycle: Cycle) -> Facts:
-        if made is None:
-            return {self.name: f"skipped: {self.config.loop.max_cycle_seconds:g} seconds are over"}
-        state, result = made
-        transaction = MemoryTransaction(connection, cycle.run, state, cycle.config.lock_timeout_seconds)
-        return {self.name: self.done(transaction, result, connection, cycle)}
-
-    @abstractmethod
-    def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> R:
-        """What it begins with; `check` ends it between units of work."""
-
-    @abstractmethod
-    def made(self, state: MemoryState, found: R, check: Callable[[], None]) -> W:
-        """What it comes to, without a database; `check` ends it between units of work."""
-
-    @abstractmethod
-    def done(self, transaction: MemoryTransaction, made: W, connection: Connection, cycle: Cycle) -> Facts:
-        """Write it, and say what was done."""
-
-    def phase(self) -> Phase[_Begun[R] | None, tuple[MemoryState, W] | None]:
-        return Phase(self.name, self.read, self.compute, self.write)
-
 
 # ---- growth ----------------------------------------------------------------------------------------------------------
 
@@ -144,10 +62,11 @@ class _Learned:
     is_empty: bool
 
 
-class _Grow(_Part[_Learned, Sequence[tuple[int, str, float]]]):
+class _Grow(DeepPhase[_Learned, Sequence[tuple[int, str, float]], GrowthTransaction]):
     """Nodes and edges of what was learned."""
 
     name = "grow"
+    transaction = GrowthTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Learned:
         limits = self.config.loop
@@ -162,7 +81,7 @@ class _Grow(_Part[_Learned, Sequence[tuple[int, str, float]]]):
 
     def done(
         self,
-        transaction: MemoryTransaction,
+        transaction: GrowthTransaction,
         made: Sequence[tuple[int, str, float]],
         connection: Connection,
         cycle: Cycle,
@@ -199,10 +118,11 @@ class _Weighed:
     is_distinct: Flags
 
 
-class _Consolidate(_Part[_Weighed, _Consolidated]):
+class _Consolidate(DeepPhase[_Weighed, _Consolidated, ConsolidationTransaction]):
     """What is valuable is strengthened, the rest fades, what is twice becomes one."""
 
     name = "consolidate"
+    transaction = ConsolidationTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Weighed:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
@@ -216,7 +136,9 @@ class _Consolidate(_Part[_Weighed, _Consolidated]):
         plan = consolidation_plan(compared, stored.edges, state.now, self.config.consolidation)
         return _Consolidated(nodes, stored, plan, compression(nodes, plan))
 
-    def done(self, transaction: MemoryTransaction, made: _Consolidated, connection: Connection, cycle: Cycle) -> Facts:
+    def done(
+        self, transaction: ConsolidationTransaction, made: _Consolidated, connection: Connection, cycle: Cycle
+    ) -> Facts:
         executed = transaction.execute(made.nodes, made.stored, made.plan)
         smaller = made.compression
         return {
@@ -237,10 +159,11 @@ class _Consolidate(_Part[_Weighed, _Consolidated]):
 # ---- hierarchy -------------------------------------------------------------------------------------------------------
 
 
-class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
+class _Hierarchy(DeepPhase[list[LearnedPattern], PatternHierarchy, GrowthTransaction]):
     """Patterns of patterns."""
 
     name = "hierarchy"
+    transaction = GrowthTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> list[LearnedPattern]:
         return [*reader.patterns(), *reader.concepts()]
@@ -251,7 +174,7 @@ class _Hierarchy(_Part[list[LearnedPattern], PatternHierarchy]):
         return pattern_hierarchy(found, next_id=first, now=state.now, config=self.config.hierarchy)
 
     def done(
-        self, transaction: MemoryTransaction, made: PatternHierarchy, connection: Connection, cycle: Cycle
+        self, transaction: GrowthTransaction, made: PatternHierarchy, connection: Connection, cycle: Cycle
     ) -> Facts:
         transaction.write_hierarchy(made.patterns)
         return {
@@ -280,10 +203,11 @@ class _Dreamt:
     edges: CreativeEdges
 
 
-class _Dream(_Part[_Memory, _Dreamt]):
+class _Dream(DeepPhase[_Memory, _Dreamt, DreamTransaction]):
     """Walks over the graph, and the weak edges that they propose where dreams have shown that they help."""
 
     name = "dream"
+    transaction = DreamTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Memory:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
@@ -305,7 +229,7 @@ class _Dream(_Part[_Memory, _Dreamt]):
         edges = dreamt_edges(graph, night.integrated, self.config.dreams, standing=(standing.source, standing.target))
         return _Dreamt(found.nodes.ids, night, edges)
 
-    def done(self, transaction: MemoryTransaction, made: _Dreamt, connection: Connection, cycle: Cycle) -> Facts:
+    def done(self, transaction: DreamTransaction, made: _Dreamt, connection: Connection, cycle: Cycle) -> Facts:
         transaction.write_facts(
             "evidence",
             {
@@ -361,10 +285,11 @@ class _Activity:
     queries: list[tuple[FloatVector, list[str]]]
 
 
-class _Integration(_Part[_Activity, tuple[list[int], SystemIntegration]]):
+class _Integration(DeepPhase[_Activity, tuple[list[int], SystemIntegration], MemoryTransaction]):
     """How much the largest patterns are one system, by how each query activates them after the one before."""
 
     name = "integration"
+    transaction = MemoryTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Activity:
         limits = self.config.loop
@@ -410,10 +335,11 @@ class _Spaces:
     others: dict[str, list[LearnedPattern]]
 
 
-class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
+class _Transfer(DeepPhase[_Spaces, list[tuple[int, str, int, float]], DreamTransaction]):
     """Patterns of other spaces that correspond to some of this one, where both spaces allow it."""
 
     name = "transfer"
+    transaction = DreamTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Spaces:
         most = self.config.loop.transfer_patterns
@@ -435,15 +361,13 @@ class _Transfer(_Part[_Spaces, list[tuple[int, str, int, float]]]):
 
     def done(
         self,
-        transaction: MemoryTransaction,
+        transaction: DreamTransaction,
         made: list[tuple[int, str, int, float]],
         connection: Connection,
         cycle: Cycle,
     ) -> Facts:
         transaction.write_analogies(made)
-        indexed = index_nodes(
-            connection, cycle.space, cycle.config.exact_search_rows, cycle.config.lock_timeout_seconds
-        )
+        indexed = index_by_size(connection, cycle.space, cycle.config, "nodes")
         return {"analogies": len(made), "spaces": len({name for _, name, _, _ in made}), "nodes_indexed": indexed}
 
 
@@ -458,7 +382,7 @@ class _Graph:
     ordinal: int
 
 
-class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
+class _Snapshot(DeepPhase[_Graph, tuple[int, Associations], DreamTransaction]):
     """The graph as the cycle leaves it: what the strategist weighs the strategy `related` by.
 
     As of one moment, and with how long the ledger was then: by a graph that grows meanwhile, an event that is weighed
@@ -466,6 +390,7 @@ class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
     """
 
     name = "snapshot"
+    transaction = DreamTransaction
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Graph:
         ids, names = reader.names()
@@ -479,7 +404,7 @@ class _Snapshot(_Part[_Graph, tuple[int, Associations]]):
         return found.ordinal, Associations([name for name in found.names if name is not None], graph)
 
     def done(
-        self, transaction: MemoryTransaction, made: tuple[int, Associations], connection: Connection, cycle: Cycle
+        self, transaction: DreamTransaction, made: tuple[int, Associations], connection: Connection, cycle: Cycle
     ) -> Facts:
         ordinal, associations = made
         content = associations.to_bytes()

@@ -283,18 +283,14 @@ def transaction(connection: Connection) -> Iterator[Connection]:
 _OTHER_JOINS = ("enable_nestloop", "enable_mergejoin")
 
 
-@contextlib.contextmanager
-def hash_joins(connection: Connection) -> Iterator[None]:
-    """Within a transaction: statements that join very many rows.
+def hash_joins(connection: Connection) -> None:
+    """Join by hash from now on in this transaction, in which very many rows are joined.
 
     The planner does not know how many there are where most of them are new, or are found by an expression. Where it
     takes a million for a few, a nested loop or sorting them by text takes minutes; hashing a few loses little.
     """
     for joins in _OTHER_JOINS:
         connection.execute(sql.SQL("SET LOCAL {} TO off").format(sql.Identifier(joins)))
-    yield
-    for joins in _OTHER_JOINS:
-        connection.execute(sql.SQL("SET LOCAL {} TO DEFAULT").format(sql.Identifier(joins)))
 
 
 def current_revision(url: str) -> str | None:

@@ -104,10 +104,12 @@ def memory_reader(connection: Connection, run: Run, deadline_seconds: float) -> 
     """Reads what a phase begins with, all of it as of one moment."""
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         # Of a cycle that is only tried, what the phases before have written is seen by its own transaction alone.
+        hash_joins(connection)
         yield MemoryReader(connection, run, deadline_seconds)
         return
     with transaction(connection):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        hash_joins(connection)
         yield MemoryReader(connection, run, deadline_seconds)
 
 
@@ -148,29 +150,24 @@ class MemoryReader:
 
         Each as rows of the nodes, of which `ids` are all, in order; an item that was merged is what it was merged into.
         """
-        with hash_joins(self._connection):
-            found = read_columns(
-                self._connection,
-                sql.SQL(
-                    "WITH place AS MATERIALIZED (" + _PLACES + "),"
-                    " newest AS MATERIALIZED (SELECT r.ordinal, r.helped FROM sona.remembered_query r"
-                    "  WHERE r.space_id = {space} AND r.ordinal IS NOT NULL AND cardinality(r.helped) > 1"
-                    "  ORDER BY r.ordinal DESC LIMIT {most})"
-                    " SELECT DISTINCT q.ordinal, p.node_id FROM newest q, unnest(q.helped) AS item (key)"
-                    " JOIN place p ON p.kind = 'item' AND p.key = item.key ORDER BY 1, 2"
-                ).format(space=sql.Literal(self._space.space_id), most=sql.Literal(most)),
-                {"event": BIGINT, "node": BIGINT},
-            )
+        found = read_columns(
+            self._connection,
+            sql.SQL(
+                "WITH place AS MATERIALIZED (" + _PLACES + "),"
+                " newest AS MATERIALIZED (SELECT r.ordinal, r.helped FROM sona.remembered_query r"
+                "  WHERE r.space_id = {space} AND r.ordinal IS NOT NULL AND cardinality(r.helped) > 1"
+                "  ORDER BY r.ordinal DESC LIMIT {most})"
+                " SELECT DISTINCT q.ordinal, p.node_id FROM newest q, unnest(q.helped) AS item (key)"
+                " JOIN place p ON p.kind = 'item' AND p.key = item.key ORDER BY 1, 2"
+            ).format(space=sql.Literal(self._space.space_id), most=sql.Literal(most)),
+            {"event": BIGINT, "node": BIGINT},
+        )
         rows = np.searchsorted(ids, cast(Rows, found["node"])).astype(np.int64)
         begin = np.flatnonzero(np.diff(cast(Rows, found["event"]))) + 1
         return np.split(rows, begin) if len(rows) else []
 
     def nodes(self, vector_bytes: int) -> MemoryNodes:
         """All nodes, in the order of their ids; embeddings of those accessed last, as many as may be in memory."""
-        with hash_joins(self._connection):
-            return self._nodes(vector_bytes)
-
-    def _nodes(self, vector_bytes: int) -> MemoryNodes:
         space_id = sql.Literal(self._space.space_id)
         found = read_columns(
             self._connection,
@@ -217,10 +214,6 @@ class MemoryReader:
 
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
-        with hash_joins(self._connection):
-            return self._edges(ids, kinds)
-
-    def _edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         origins = " ".join(f"WHEN '{kind}' THEN {int(origin)}" for kind, origin in _ORIGINS.items())
         found = read_columns(
             self._connection,

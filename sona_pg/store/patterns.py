@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 from psycopg.types.json import Jsonb
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance
@@ -426,18 +425,3 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
         key,
     )
     return gone
-
-
-def index_patterns(connection: Connection, space: Space, config: StoreConfig) -> bool:
-    """Make the HNSW index of a space that has many patterns and no index; whether that was done.
-
-    In a transaction that the caller began.
-
-    Raises
-    ------
-    DatabaseBusy
-        If others write patterns for too long.
-    """
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
-    row = connection.execute("SELECT sona.index_patterns(%s, %s)", (space.name, config.exact_search_rows)).fetchone()
-    return row is not None and bool(row[0])
