@@ -175,7 +175,8 @@ BEGIN
     IF NOT FOUND THEN RETURN false; END IF;
     INSERT INTO sona.memory_node_state
     SELECT r.* FROM jsonb_populate_record(NULL::sona.memory_node_state, (content -> 'state') ||
-        jsonb_build_object('space_id', content -> 'space_id', 'node_id', content -> 'node_id')) r WHERE content ? 'state'
+        jsonb_build_object('space_id', content -> 'space_id', 'node_id', content -> 'node_id')) r
+    WHERE jsonb_typeof(content -> 'state') = 'object'
     ON CONFLICT DO NOTHING;
     RETURN true;
 EXCEPTION WHEN not_null_violation THEN

@@ -89,6 +89,32 @@ def test_what_is_not_restored_stays_in_the_archive(world: World, connection: Con
     ) == [("precious",)]
 
 
+def test_a_node_that_has_lost_its_state_goes_to_the_archive_and_comes_back(
+    world: World, connection: Connection
+) -> None:
+    world.teach(40)
+    world.cycle(BACKGROUND)
+    world.cycle(QUIET)
+    key = {"space": world.engine.space.space_id}
+    ((node,),) = connection.execute(
+        "SELECT key FROM sona.memory_node WHERE space_id = %(space)s AND kind = 'pattern' ORDER BY node_id LIMIT 1", key
+    ).fetchall()
+    connection.execute(
+        "DELETE FROM sona.memory_node_state t USING sona.memory_node n WHERE n.space_id = %(space)s"
+        " AND n.key = %(node)s AND n.kind = 'pattern' AND t.space_id = n.space_id AND t.node_id = n.node_id",
+        key | {"node": node},
+    )
+    connection.execute(
+        "DELETE FROM sona.pattern WHERE space_id = %(space)s AND pattern_id = %(node)s::bigint", key | {"node": node}
+    )
+    assert world.cycle(QUIET)["grow"]["nodes_gone"] == 1
+    _restore(connection, world)
+    assert connection.execute(
+        "SELECT count(*) FROM sona.memory_node WHERE space_id = %(space)s AND kind = 'pattern' AND key = %(node)s",
+        key | {"node": node},
+    ).fetchall() == [(1,)]
+
+
 def _meanwhile(what: Callable[[], object]) -> Loop:
     """A cycle while whose consolidation is computed something happens."""
 
