@@ -245,6 +245,7 @@ def make_candidate(
     answering = merged if hour.base is None else merge([hour.base], training.rank)[0]
     stretches = _ended(hour)
     ended = _learned(stretches, hour, config, answering)
+    _note_task_at_hand(hour, config, ended)
     constraint = _constraint(hour, config, ended, fixed_form(merged, training.rank, hour.pool.embeddings))
     trained = train_base(
         merged,
@@ -315,13 +316,13 @@ def _constraint(
     hour: Hour, config: BaseConfig, ended: Sequence[BaseTask], weights: NDArray[np.float32]
 ) -> TaskConstraint | None:
     """What holds the candidate where tasks other than the one at hand need it, and are not replayed."""
-    share, others = 1.0 - hour.replayed, _others(hour, config, ended)
+    share, others = 1.0 - hour.replayed, _others(hour, ended)
     return TaskConstraint(weights, others, config.ewc, config.strength(hour.traffic), share) if others else None
 
 
 def _held_outputs(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> HeldOutputs | None:
     """What those tasks were answered, at queries from before the task at hand: each belongs to the nearest task."""
-    share, others = 1.0 - hour.replayed, _others(hour, config, ended)[-config.ewc.max_tasks :]
+    share, others = 1.0 - hour.replayed, _others(hour, ended)[-config.ewc.max_tasks :]
     if not others or not config.training.distillation:
         return None
     tasks = latest_tasks([*hour.tasks, *ended])
@@ -342,14 +343,18 @@ def _held_outputs(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> 
     )
 
 
-def _others(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> list[BaseTask]:
-    """Tasks other than the one at hand, which is noted down, that hold; none where all there ever was is replayed."""
-    tasks, traffic = latest_tasks([*hour.tasks, *ended]), hour.traffic
+def _note_task_at_hand(hour: Hour, config: BaseConfig, ended: Sequence[BaseTask]) -> None:
+    """Note down which task is at hand, by what was asked since it began; 0 if none of those that ended."""
     # Nothing is learned from what is withheld, but it was asked like everything.
     asked = (*hour.earlier, *hour.new, *hour.withheld)
-    own = [one.judged.query for one in asked if one.ordinal >= traffic.since]
-    here = recognised(tasks, signature_of(own), config.ewc.same_task) if own else None
-    if own:
-        traffic.here = 0 if here is None else here.id
+    own = [one.judged.query for one in asked if one.ordinal >= hour.traffic.since]
     # An hour in which nothing was asked says nothing of the task at hand: it is what it was.
-    return [] if hour.replayed >= 1 else [task for task in tasks if task.id != traffic.here and task.is_held]
+    if own:
+        here = recognised(latest_tasks([*hour.tasks, *ended]), signature_of(own), config.ewc.same_task)
+        hour.traffic.here = 0 if here is None else here.id
+
+
+def _others(hour: Hour, ended: Sequence[BaseTask]) -> list[BaseTask]:
+    """Tasks other than the one at hand that hold; none where all there ever was is replayed."""
+    tasks = latest_tasks([*hour.tasks, *ended])
+    return [] if hour.replayed >= 1 else [task for task in tasks if task.id != hour.traffic.here and task.is_held]

@@ -19,6 +19,7 @@ from sona_pg.learning.base_cycle import (
     Hour,
     _constraint,
     _held_outputs,
+    _note_task_at_hand,
     make_candidate,
     next_offered,
     next_owed,
@@ -87,7 +88,9 @@ def test_a_task_that_ends_twice_in_an_hour_has_come_twice() -> None:
 def test_what_ended_last_is_held_though_it_was_known_first() -> None:
     known, again = [_task(1, HERE, 1.0), _task(2, THERE, 2.0)], _task(1, HERE, 3.0)
     config, weights = BaseConfig(ewc=EwcConfig(max_tasks=1)), np.eye(4, DIM, dtype=np.float32)
-    made = _constraint(_hour([ELSEWHERE] * 3, known), config, [again], weights)
+    hour = _hour([ELSEWHERE] * 3, known)
+    _note_task_at_hand(hour, config, [again])
+    made = _constraint(hour, config, [again], weights)
     assert made is not None
     theta = weights.copy()
     made.ewc.set_lambda(config.ewc.max_lambda)
@@ -98,6 +101,7 @@ def test_what_ended_last_is_held_though_it_was_known_first() -> None:
 def test_what_is_replayed_is_not_held_and_the_rest_by_its_share() -> None:
     hour = _hour([ELSEWHERE] * 3, [_task(1, HERE, 1.0)])
     config, weights = BaseConfig(), np.eye(4, DIM, dtype=np.float32)
+    _note_task_at_hand(hour, config, [])
     held = {share: _constraint(replace(hour, replayed=share), config, [], weights) for share in (0.0, 0.75, 1.0)}
     assert held[1.0] is None
     whole, quarter = held[0.0], held[0.75]
@@ -113,6 +117,7 @@ def test_outputs_are_held_at_queries_of_other_tasks_that_were_asked_before_the_o
     hour = replace(hour, earlier=hour.new[:6], new=hour.new[6:], replayed=0.75)
     hour.traffic.since = 6
     config = BaseConfig(BaseTrainingConfig(distillation=2.0, distillation_batch=5))
+    _note_task_at_hand(hour, config, [])
     held = _held_outputs(hour, config, [])
     assert held is not None
     # In the order of the tasks; the one at hand is free to learn, also where it was before.
@@ -126,6 +131,7 @@ def test_no_outputs_are_held_where_none_are_there_or_all_is_replayed() -> None:
     hour = _hour([HERE] * 3, [_task(1, HERE, 1.0), _task(2, THERE, 1.0)])
     off = BaseConfig(BaseTrainingConfig(distillation=0.0))
     hour.traffic.since = 0
+    _note_task_at_hand(hour, BaseConfig(), [])
     assert _held_outputs(hour, BaseConfig(), []) is None
     asked = replace(hour, earlier=_hour([THERE] * 3, []).new, new=[])
     asked.traffic.since = 3
@@ -332,6 +338,7 @@ def test_the_task_at_hand_is_not_held_against_itself_in_an_hour_in_which_nothing
     config, weights = BaseConfig(), np.eye(4, DIM, dtype=np.float32)
 
     def held(hour: Hour) -> list[float]:
+        _note_task_at_hand(hour, config, [])
         made = _constraint(hour, config, [], weights)
         return [] if made is None else [float(task.anchor[0]) for task in made.ewc.tasks]
 
@@ -355,7 +362,9 @@ def test_the_task_at_hand_is_not_held_against_itself_in_an_hour_in_which_nothing
 def test_what_another_base_needed_is_known_again_and_not_held() -> None:
     undone = replace(_task(1, HERE, 1.0), is_held=False)
     config, weights = BaseConfig(), np.eye(4, DIM, dtype=np.float32)
-    assert _constraint(_hour([THERE] * 3, [undone]), config, [], weights) is None
+    hour = _hour([THERE] * 3, [undone])
+    _note_task_at_hand(hour, config, [])
+    assert _constraint(hour, config, [], weights) is None
     found = make_candidate(_hour([HERE] * 10 + [THERE] * 10, [undone], (10,)), config, seed=1)
     assert found is not None
     (again,) = found.ended
