@@ -462,7 +462,7 @@ class PatternConfig:
     match_threshold
         Cosine from which a cluster may be the pattern that was there before.
     merge_threshold
-        Patterns with a cosine above this are one.
+        Patterns with a cosine above this are one; at 1 none are.
     prior_quality
         Average quality of a pattern of which nothing was judged.
     confidence_prior
@@ -1105,7 +1105,7 @@ class ConsolidationConfig:
     prune_weight
         An edge below this weight goes.
     merge_threshold
-        Nodes of one kind with a cosine above this are one.
+        Nodes of one kind with a cosine above this are one; at 1 none are.
     prune_value, prune_accesses, prune_age_seconds
         A node goes to the archive if its value is below the first, it was accessed fewer times than the second, and
         neither created nor accessed for the third.

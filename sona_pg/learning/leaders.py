@@ -34,16 +34,18 @@ def leaders(rows: Floats, threshold: float) -> Rows:
     rows
         float32 (n, dim), finite, none of them zero, the most valuable first.
     threshold
-        Cosine, 0 to 1.
+        Cosine, 0 to 1. Above 1 there is none, also not of equal rows by a rounding.
 
     Returns
     -------
     NDArray[np.int64]
         (n,): the row itself for a leader.
     """
-    search = _Search(rows, threshold)
     n = len(rows)
     into = np.arange(n)
+    if threshold >= 1:
+        return into
+    search = _Search(rows, threshold)
     found = np.empty(0, dtype=np.int64)
     for start in range(0, n, _BLOCK_ROWS):
         open_rows = np.arange(start, min(start + _BLOCK_ROWS, n))

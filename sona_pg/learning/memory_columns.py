@@ -161,7 +161,14 @@ class MemoryEdges:
         return len(self.source)
 
     def where(self, chosen: Flags) -> MemoryEdges:
-        """Those of them that are chosen, bool (m,)."""
+        """Those of them that are chosen, bool (m,).
+
+        Raises
+        ------
+        InvalidInput
+            If that is something else.
+        """
+        _check_column("chosen", chosen, "bool", len(self))
         return MemoryEdges(*(getattr(self, field.name)[chosen] for field in fields(MemoryEdges)))
 
     def check(self, nodes: int) -> None:

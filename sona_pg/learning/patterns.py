@@ -225,10 +225,13 @@ def near_duplicates(centroids: Floats, priority: Doubles, threshold: float) -> R
     """By row (n,) the one that it is merged into, itself where there is none.
 
     In the order of `priority`, highest first, each joins the nearest one that stands so far with a cosine above the
-    threshold, and stands itself where there is none: what stands does not chain what lies between.
+    threshold, and stands itself where there is none: what stands does not chain what lies between. Above 1 there is
+    none, also not of equal rows by a rounding.
     """
+    into = np.arange(len(centroids))
+    if threshold >= 1:
+        return into
     unit = normalized_rows(centroids)
-    into = np.arange(len(unit))
     near = np.zeros(len(unit), dtype=bool)
     for start in range(0, len(unit), _BLOCK):
         # One is its own duplicate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from sona_pg.learning.dreams import generate_dreams
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph
+from sona_pg.learning.patterns import near_duplicates
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -193,6 +195,28 @@ def test_few_duplicates_among_many_directions_are_found(dim: int) -> None:
     found = leaders(rows, 0.98)
     assert found.tolist() == by_hand(rows, 0.98)
     assert 20 < np.count_nonzero(found != np.arange(600)) < 90
+
+
+@pytest.mark.parametrize(
+    "merged", [leaders, lambda rows, threshold: near_duplicates(rows, np.ones(len(rows)), threshold)]
+)
+def test_at_a_threshold_of_one_nothing_is_a_duplicate_not_even_of_equal_rows(
+    merged: Callable[[NDArray[np.float32], float], NDArray[np.int64]],
+) -> None:
+    """A cosine of a row with itself is above 1 by a rounding, or below, as the row has it."""
+    rows = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    twice = np.concatenate([rows, rows])
+    assert merged(twice, 1.0).tolist() == list(range(80))
+    assert len(set(merged(twice, 0.9999).tolist())) == 40
+
+
+def test_edges_are_chosen_by_a_column_of_truth_and_by_nothing_else() -> None:
+    every = edges_of((0, 1, 0.5), (1, 2, 0.25), (0, 2, 0.125))
+    chosen = every.where(np.array([True, False, True]))
+    assert (chosen.weight.tolist(), chosen.target.tolist()) == ([0.5, 0.125], [1, 2])
+    for wrong in (None, [True, False, True], np.array([True]), np.array([0, 2])):
+        with pytest.raises(InvalidInput, match="column chosen"):
+            every.where(wrong)  # type: ignore[arg-type]
 
 
 def test_leaders_in_a_narrow_cone_where_bounds_exclude_nothing() -> None:
