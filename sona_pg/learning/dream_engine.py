@@ -44,6 +44,25 @@ class _Weight(NamedTuple):
     decayed_at: float | None
 
 
+def as_events(events: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Events, each the ids of the nodes that were used together.
+
+    Raises
+    ------
+    InvalidInput
+        If they are something else.
+    """
+    try:
+        found = [list(event) for event in events]
+    except TypeError as cause:
+        raise InvalidInput(f"events are no sequences of ids of nodes ({cause})") from cause
+    for number, event in enumerate(found):
+        for id in event:
+            if isinstance(id, bool) or not isinstance(id, int | np.integer):
+                raise InvalidInput(f"event {number} has {id!r}, expected ids of nodes, whole numbers")
+    return [[int(id) for id in event] for event in found]
+
+
 class DreamEngine:
     """A memory graph that grows node by node, dreams over it, and the weak edges that dreams have made.
 
@@ -206,20 +225,37 @@ class DreamEngine:
         evidence: DreamEvidenceConfig | None = None,
         phi: PhiConfig | None = None,
         *,
+        events: Iterable[Iterable[int]] | None = None,
         check_stop: Callable[[], None] = lambda: None,
     ) -> DreamNight:
         """The next dreams, judged as `dream_night` does; nothing is integrated.
 
+        Parameters
+        ----------
+        count
+            How many.
+        evidence, phi
+            Settings; the defaults if None.
+        events
+            Where the edges come from events: for each, the ids of the nodes that were used together, as `dreams_help`
+            asks for them. An id that is no node is left out.
+        check_stop
+            Called between units of work; what it raises ends the night.
+
         Raises
         ------
         InvalidInput
-            If `count` is no whole number from 0 to a million.
+            If `count` is no whole number from 0 to a million, or an event has something else than ids.
         MemoryGraphError
             If dreams are to start at anchors and no node has an embedding.
         """
+        place = {node.id: at for at, node in enumerate(self.nodes)}
+        together = None if events is None else [
+            [place[id] for id in event if id in place] for event in as_events(events)
+        ]  # fmt: skip
         night = dream_night(
             self.graph, count, self.config, evidence or DreamEvidenceConfig(), phi or PhiConfig(),
-            first=self._dreamt, check_stop=check_stop,
+            events=together, first=self._dreamt, check_stop=check_stop,
         )  # fmt: skip
         self._dreamt += len(night.dreams)
         paths = self._with_paths([judged.dream for judged in night.dreams])

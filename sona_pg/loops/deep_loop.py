@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.config import DeepLoopConfig, DreamConfig
+from sona_pg.config import DeepLoopConfig, DreamConfig, TransferConfig
 from sona_pg.errors import ConfigError, InvalidInput, LearningError, MemoryGraphError
 from sona_pg.learning.consolidation import Compression
-from sona_pg.learning.dream_engine import DreamEngine
+from sona_pg.learning.dream_engine import DreamEngine, as_events
 from sona_pg.learning.dream_evidence import DreamEvidence
 from sona_pg.learning.ewc import EwcPlusPlus
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, pattern_hierarchy
@@ -100,12 +100,13 @@ class _Skipped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Cycle:
-    """What a phase knows of its cycle: when it is, seconds since the epoch, and when it must begin nothing more."""
+    """What a phase knows of its cycle: when it is, in seconds since the epoch, when it ends, and what was given."""
 
     now: float
     deadline: float
     seconds: float
     series: NDArray[np.float64] | None
+    events: list[list[int]] | None
 
     def check_time(self) -> None:
         """Give up, if the time is over.
@@ -144,7 +145,8 @@ class DeepLoop:
     Raises
     ------
     ConfigError
-        If `config` and `settings.loop`, or the engine's settings and `settings.dreams`, contradict each other.
+        If `config` and `settings.loop`, or the engine's settings and `settings.dreams`, contradict each other, or a
+        setting is given that only the loop in Postgres has a use for.
 
     Examples
     --------
@@ -174,6 +176,7 @@ class DeepLoop:
         if engine is not None:
             _check_same(given.dreams, engine.config, DreamConfig(), "settings.dreams is not what the engine has")
             given = replace(given, dreams=engine.config)
+        _refuse_settings_of_postgres(given)
         self.settings = given
         self._engine = DreamEngine(given.dreams) if engine is None else engine
         self._ewc, self._bank = ewc, bank
@@ -200,7 +203,13 @@ class DeepLoop:
 
     # ---- the cycle ---------------------------------------------------------------------------------------------------
 
-    def run_cycle(self, *, now: float | None = None, series: ArrayLike | None = None) -> DeepResult:
+    def run_cycle(
+        self,
+        *,
+        now: float | None = None,
+        series: ArrayLike | None = None,
+        events: Iterable[Iterable[int]] | None = None,
+    ) -> DeepResult:
         """Run all phases. A phase is done as a whole, or has changed nothing, and says why.
 
         No phase, and no judgement of a dream, begins after `DeepLoopConfig.max_cycle_seconds`.
@@ -211,11 +220,16 @@ class DeepLoop:
             Seconds since the epoch; the clock's without.
         series
             (steps, nodes), at most 15 nodes: activations over time, whose integration is measured.
+        events
+            Where the edges come from events: for each, the ids of the nodes that were used together. Whole events are
+            then held out to see whether dreams help; see `dreams_help`. A node that was merged counts as what it became
+            part of, and an id that is no node is left out.
 
         Raises
         ------
         InvalidInput
-            If `now` is no time or the series cannot be measured; nothing was changed.
+            If `now` is no time, the series cannot be measured, or an event has something else than ids; nothing was
+            changed.
         """
         began = time.monotonic()
         at = _seconds(time.time() if now is None else now)
@@ -223,7 +237,7 @@ class DeepLoop:
         if activity is not None:
             check_nodes(activity.shape[1])
         seconds = self.config.max_cycle_seconds
-        cycle = _Cycle(at, began + seconds, seconds, activity)
+        cycle = _Cycle(at, began + seconds, seconds, activity, None if events is None else as_events(events))
         phases: dict[str, str] = {}
         result = DeepResult(phases)
         for name, phase in self._phases().items():
@@ -312,7 +326,13 @@ class DeepLoop:
         settings = self.settings
         try:
             count = self.config.dreams_of(self._engine.node_count)
-            night = self._engine.judged_dreams(count, settings.evidence, settings.phi, check_stop=cycle.check_time)
+            night = self._engine.judged_dreams(
+                count,
+                settings.evidence,
+                settings.phi,
+                events=self._as_merged(cycle.events),
+                check_stop=cycle.check_time,
+            )
         except (MemoryGraphError, LearningError) as error:
             # Anchors without embeddings; φ without a ridge of nodes that are alike.
             raise _Skipped(str(error)) from error
@@ -325,6 +345,26 @@ class DeepLoop:
             dreams=night.dreams,
             evidence=night.evidence,
         )
+
+    def _as_merged(self, events: list[list[int]] | None) -> list[list[int]] | None:
+        """Events with nodes that were merged as what they became part of."""
+        if events is None:
+            return None
+        here = {node.id for node in self._engine.nodes}
+        into = {}
+        for entry in self._archive.values():
+            if isinstance(entry.content, ArchivedNode) and entry.content.into is not None:
+                into[entry.content.node.id] = entry.content.into
+
+        def became(id: int) -> int:
+            # A node that came back is itself again, and what it became part of before may have been merged into it.
+            passed = {id}
+            while id not in here and id in into and into[id] not in passed:
+                id = into[id]
+                passed.add(id)
+            return id
+
+        return [[became(id) for id in event] for event in events]
 
     def _consolidate_tasks(self, cycle: _Cycle, result: DeepResult, /) -> DeepResult:
         if self._ewc is None:
@@ -405,6 +445,22 @@ class DeepLoop:
 def _check_same(given: object, other: object, default: object, what: str) -> None:
     if given not in (default, other):
         raise ConfigError(f"{what}: set it in one place, found {given} and {other}")
+
+
+_OF_POSTGRES = (
+    "max_vector_bytes", "pattern_items", "system_patterns", "system_queries", "transfer_patterns", "keep_dreams",
+    "keep_dreams_each",
+)  # fmt: skip
+"""Settings of `DeepLoopConfig` that say how much of the database is read and kept."""
+
+
+def _refuse_settings_of_postgres(settings: DeepConfig) -> None:
+    default = {field.name: field.default for field in fields(DeepLoopConfig)}
+    useless = [name for name in _OF_POSTGRES if getattr(settings.loop, name) != default[name]]
+    if settings.transfer != TransferConfig():
+        useless.append("transfer")
+    if useless:
+        raise ConfigError(f"{useless[0]} has no effect on a loop in memory, only on the one in Postgres: leave it out")
 
 
 def _entries(ids: Iterable[int]) -> list[int]:

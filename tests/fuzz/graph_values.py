@@ -142,6 +142,7 @@ _loops = {
     "settings": st.sampled_from((None, sona_pg.DeepConfig(loop=DeepLoopConfig(dreams_per_cycle=2)))),
 }
 _judged = {"evidence": st.just(_evidence), "phi": st.just(_phi), "check_stop": st.just(lambda: None)}
+_events = st.one_of(st.none(), st.lists(st.lists(_place, max_size=3), max_size=3))
 _consolidation = st.sampled_from((None, ConsolidationConfig(threshold=0.0)))
 _embeddings = st.just(np.random.default_rng(0).standard_normal((NODES, DIM)))
 _path = st.lists(_place, max_size=6)
@@ -155,6 +156,7 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "DeepLoop.run_cycle": {
         "now": st.sampled_from((None, 0.0, 1e9)),
         "series": st.one_of(st.none(), st.just(np.random.default_rng(0).standard_normal((20, 2)))),
+        "events": _events,
     },
     "DreamEngine.__init__": {"config": st.sampled_from((None, DreamConfig(path_length=3)))},
     "DreamEngine.add_edge": {"a": _place, "b": _place, "weight": st.just(0.5), "at": st.sampled_from((None, 1.0))},
@@ -168,11 +170,12 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "dreams": st.lists(_good_dreams, max_size=2),
         "at": st.sampled_from((None, 1.0)),
     },
-    "DreamEngine.judged_dreams": {"count": st.integers(0, 3), **_judged},
+    "DreamEngine.judged_dreams": {"count": st.integers(0, 3), "events": _events, **_judged},
     "DreamEngine.restore_edge": {"archived": _archived_edges},
     "DreamEngine.restore_node": {"archived": _archived_nodes},
     "MemoryEdges.__init__": _edge_columns,
     "MemoryEdges.check": {"nodes": st.just(2)},
+    "MemoryEdges.where": {"chosen": st.just(np.array([True, False]))},
     "MemoryGraph.__init__": {
         "indptr": st.builds(lambda: graph().indptr),
         "indices": st.builds(lambda: graph().indices),

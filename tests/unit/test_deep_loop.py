@@ -27,6 +27,7 @@ from sona_pg import (
     PhiConfig,
     ReasoningBank,
     TrajectoryBuilder,
+    TransferConfig,
 )
 from sona_pg.errors import ConfigError, InvalidInput
 from sona_pg.learning.hierarchy import FIRST_CONCEPT, pattern_hierarchy
@@ -131,6 +132,68 @@ def test_where_dreams_do_not_help_they_stay_out_and_it_says_so() -> None:
     assert all(
         "dreams have not shown" in judged.refusal or "integration is" in judged.refusal for judged in result.dreams
     )
+
+
+def of_random_events(n: int = 120, count: int = 150) -> tuple[DreamEngine, list[list[int]]]:
+    """Items used together at random, three at a time: their edges are triangles, and say nothing."""
+    random = np.random.default_rng(2)
+    engine = DreamEngine()
+    for id in range(n):
+        engine.add_memory_node(
+            MemoryNode(id, random.standard_normal(DIM), timestamp=0.0, access_count=3, created=0.0, kind="item")
+        )
+    events = [random.choice(n, 3, replace=False).tolist() for _ in range(count)]
+    for event in events:
+        for a, b in itertools.combinations(event, 2):
+            engine.add_edge(a, b, 0.5, at=0.0)
+    return engine, events
+
+
+def test_whole_events_are_held_out_where_they_are_given() -> None:
+    confirmed = []
+    for given in (False, True):
+        engine, events = of_random_events()
+        result = DeepLoop(engine=engine, settings=QUICK).run_cycle(now=DAY, events=events if given else None)
+        assert result.evidence is not None
+        confirmed.append(result.evidence.confirmed)
+    assert confirmed == [True, False]
+    assert (result.dreams_integrated, result.dreams_generated) == (0, 50)
+
+
+def test_events_speak_of_what_their_nodes_became_part_of() -> None:
+    events = [[topic * 10 + i, topic * 10 + i + 1] for topic in range(12) for i in range(9)]
+    twins = topical()
+    for node in twins.nodes[:10]:
+        twins.add_memory_node(replace(node, id=1000 + node.id, access_count=0))
+    as_twins = [[1000 + id if id < 10 else id for id in event] for event in events]
+    loop = DeepLoop(engine=twins, settings=QUICK)
+    asked: list[list[list[int]]] = []
+    judge = twins.judged_dreams
+
+    def judged(*given: object, **named: object) -> object:
+        asked.append(named["events"])  # type: ignore[arg-type]
+        return judge(*given, **named)  # type: ignore[arg-type]
+
+    twins.judged_dreams = judged  # type: ignore[assignment,method-assign]
+    result = loop.run_cycle(now=DAY, events=[*as_twins, [5, 7, 99_999]])
+    assert result.nodes_merged == 10
+    assert asked == [[*events, [5, 7, 99_999]]]
+    assert result.evidence is not None
+    # What came back is itself again.
+    loop.restore()
+    loop.settings = replace(loop.settings, consolidation=ConsolidationConfig(merge_threshold=1.0))
+    loop.run_cycle(now=DAY, events=as_twins)
+    assert asked[1] == as_twins
+
+
+@pytest.mark.parametrize("events", [5, [5], [["a"]], [[True]], [[0.5]], [None], "ab"])
+def test_what_is_no_event_is_refused_before_anything_is_done(events: object) -> None:
+    engine = topical()
+    loop = DeepLoop(engine=engine, settings=QUICK)
+    before = state_of(loop)
+    with pytest.raises(InvalidInput, match="event"):
+        loop.run_cycle(now=7 * DAY, events=events)  # type: ignore[arg-type]
+    assert state_of(loop) == before
 
 
 def test_the_threshold_of_phi_is_honoured() -> None:
@@ -408,6 +471,29 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         DeepLoop(settings=given, engine=DreamEngine())
     thresholds = DeepLoop(DeepLoopConfig(phi_threshold=0.1, consolidation_threshold=0.2)).settings
     assert (thresholds.phi.threshold, thresholds.consolidation.threshold) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            DeepConfig(loop=DeepLoopConfig(**{name: value}))  # type: ignore[arg-type]
+            for name, value in {
+                "max_vector_bytes": 1 << 20,
+                "pattern_items": 3,
+                "system_patterns": 3,
+                "system_queries": 30,
+                "transfer_patterns": 3,
+                "keep_dreams": 1,
+                "keep_dreams_each": 3,
+            }.items()
+        ),
+        DeepConfig(transfer=TransferConfig(min_similarity=0.75)),
+    ],
+)
+def test_settings_that_only_postgres_has_a_use_for_are_refused(settings: DeepConfig) -> None:
+    with pytest.raises(ConfigError, match="has no effect on a loop in memory"):
+        DeepLoop(settings=settings)
 
 
 # ---- the loops together ----------------------------------------------------------------------------------------------
