@@ -18,7 +18,7 @@ from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, PermissionDenied
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.loops import deep
+from sona_pg.loops import deep, deep_phase
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
@@ -527,14 +527,14 @@ def test_the_deadline_is_looked_at_between_units_of_work(
         each.teach(200)
         each.cycle(BACKGROUND)
     clock = itertools.count(step=10)
-    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(deep_phase, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     facts = mine.cycle()
     over = "skipped: 600 seconds are over"
     assert [name for name, said in facts.items() if said == over] == ["dream", "transfer"]
     count = "SELECT count(*) FROM sona.dreams WHERE space = %s"
     assert _rows(connection, count, mine.name) == [(0,)]
     assert _rows(connection, "SELECT count(*) FROM sona.edges WHERE kind = 'analogy'") == [(0,)]
-    monkeypatch.setattr(deep, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(deep_phase, "time", SimpleNamespace(monotonic=lambda: 0.0))
     facts = mine.cycle()
     assert facts["dream"]["dreams"] > 1000
     assert facts["transfer"]["analogies"] > 0
