@@ -132,6 +132,50 @@ def assign(rows, centroids):
     return labels, scores
 
 
+def cluster_sums(rows, labels, Py_ssize_t k):
+    """Sums of the rows of each cluster, in double precision and in the order of the rows, and how many these are.
+
+    Parameters
+    ----------
+    rows
+        float32 (n, dim). Rows of another length than 1 are scaled, in a copy.
+    labels
+        int64 (n,), 0 to below k.
+    k
+        Number of clusters, at least 1.
+
+    Returns
+    -------
+    sums, counts
+        float64 (k, dim), and int64 (k,).
+
+    Raises
+    ------
+    InvalidInput
+        If rows are not float32, not finite or zero, or labels are others.
+    """
+    cdef cnp.ndarray x = _unit_rows(rows, "rows"), own
+    cdef Py_ssize_t i, n = cnp.PyArray_DIM(x, 0), d = cnp.PyArray_DIM(x, 1)
+    cdef const int64_t *label
+    if k < 1:
+        raise InvalidInput(f"k is {k}, expected at least 1")
+    found = np.asarray(labels)
+    if found.dtype != np.int64 or found.shape != (n,):
+        raise InvalidInput(f"labels are {found.dtype} {found.shape}, expected int64 ({n},)")
+    own = np.ascontiguousarray(found)
+    label = <const int64_t *>cnp.PyArray_DATA(own)
+    for i in range(n):
+        if not 0 <= label[i] < k:
+            raise InvalidInput(f"row {i} has the label {label[i]}, expected 0 to {k - 1}")
+    cdef cnp.ndarray before = np.full(n, -1, dtype=np.int64), sums = np.zeros((k, d)), counts = np.zeros(k, np.int64)
+    cdef const float **at = _pointers(x)
+    with nogil:
+        sona_move_rows(at, n, d, <int64_t *>cnp.PyArray_DATA(before), label, <double *>cnp.PyArray_DATA(sums),
+                       <int64_t *>cnp.PyArray_DATA(counts))
+    free(at)
+    return sums, counts
+
+
 def top_k(rows, query, Py_ssize_t k, *, bint is_unit=False):
     """The k rows nearest to a query by cosine, nearest first, equal ones in the order of rows; exact.
 

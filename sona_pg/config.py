@@ -799,16 +799,57 @@ class BackgroundConfig:
         Trajectories of which patterns are made, the newest ones.
     max_vector_bytes
         Most that their queries take in memory: in spaces of many dimensions there are fewer.
+    shard_rows
+        Of more trajectories than this several parts are made, which several processes can hold.
     """
 
     minimum: int = MIN_TRAJECTORIES
     max_trajectories: int = 100_000
     max_vector_bytes: int = VECTOR_BYTES
+    shard_rows: int = 25_000
 
     def __post_init__(self) -> None:
         _whole("minimum", self.minimum, 1, 1_000_000)
         _whole("max_trajectories", self.max_trajectories, 1, 10_000_000)
         _whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
+        _whole("shard_rows", self.shard_rows, 1, 10_000_000)
+
+
+FAIL, LOCAL = "fail", "local"
+"""What is done without the scheduler of a cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """Where the parts of a large cycle are computed; what it comes to is the same everywhere.
+
+    Parameters
+    ----------
+    processes
+        Of this machine; with 1 the worker does all itself.
+    scheduler
+        Address of a Dask scheduler, such as ``tcp://host:8786``, whose workers do it instead.
+    without_scheduler
+        What is done where the scheduler cannot be reached: ``fail``, and the cycle is tried again later, or ``local``,
+        processes of this machine do it.
+    scheduler_timeout_seconds
+        How long is waited for the scheduler.
+    """
+
+    processes: int = 2
+    scheduler: str = ""
+    without_scheduler: str = FAIL
+    scheduler_timeout_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        _whole("processes", self.processes, 1, 1024)
+        _within("scheduler_timeout_seconds", self.scheduler_timeout_seconds, 0.1, 3600.0)
+        if not isinstance(self.scheduler, str) or (self.scheduler and "://" not in self.scheduler):
+            raise ConfigError(f"scheduler is {self.scheduler!r}, expected an address such as tcp://host:8786")
+        if self.without_scheduler not in (FAIL, LOCAL):
+            raise ConfigError(f"without_scheduler is {self.without_scheduler!r}, expected {FAIL!r} or {LOCAL!r}")
+        if self.without_scheduler == LOCAL and not self.scheduler:
+            raise ConfigError("without_scheduler is for a scheduler that cannot be reached: give one, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

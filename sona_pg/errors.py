@@ -81,6 +81,14 @@ class IncompleteLedger(DatabaseError):
     """The ledger holds events that cannot be learned again: what was recorded of them is deleted."""
 
 
+class ShardLost(SonaError):
+    """A process that held a part of a cycle's rows has died: the cycle is run again."""
+
+
+class SchedulerUnavailable(SonaError):
+    """The scheduler of a cluster cannot be reached, or has no workers."""
+
+
 class PatternExtractionError(SonaError):
     """Patterns could not be extracted."""
 

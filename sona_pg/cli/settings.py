@@ -17,6 +17,7 @@ from sona_pg.config import (
     DreamConfig,
     GateConfig,
     PatternConfig,
+    ShardConfig,
 )
 from sona_pg.errors import ConfigError
 from sona_pg.learning.base_cycle import BaseConfig
@@ -26,7 +27,7 @@ from sona_pg.loops.cycle import Loop
 from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 
-Number = int | float
+Value = int | float | str
 Kind = (
     type[BackgroundConfig]
     | type[PatternConfig]
@@ -35,6 +36,7 @@ Kind = (
     | type[DeepLoopConfig]
     | type[ConsolidationConfig]
     | type[DreamConfig]
+    | type[ShardConfig]
 )
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -63,10 +65,10 @@ class Setting:
         return "--" + self.field.replace("_", "-")
 
     @property
-    def default(self) -> Number:
+    def default(self) -> Value:
         """As the configuration has it."""
         value = getattr(self.config(), self.field)
-        assert isinstance(value, int | float)
+        assert isinstance(value, int | float | str)
         return value
 
     def variable(self, loop: str) -> str:
@@ -95,6 +97,10 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
         Setting(BaseTrainingConfig, "rank", "Rank of the base."),
         Setting(BaseTrainingConfig, "epochs", "How often a judged list is learned in a cycle."),
         Setting(BaseTrainingConfig, "reservoir", "Judged lists that are learned again in every cycle."),
+        Setting(BackgroundConfig, "shard_rows", "Of more outcomes several parts are made, for several processes."),
+        Setting(ShardConfig, "processes", "Processes that these are read and clustered by; 1: the worker itself."),
+        Setting(ShardConfig, "scheduler", "Address of a Dask scheduler whose workers do it instead, tcp://HOST:PORT."),
+        Setting(ShardConfig, "without_scheduler", "What is done while it cannot be reached: 'fail' or 'local'."),
     ),
     "deep": (
         Setting(DeepLoopConfig, "dreams_per_cycle", "Dreams of a cycle, at least; with 0 there are none."),
@@ -138,12 +144,12 @@ def settings_options(loop: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def as_options(loop: str, given: Mapping[str, Number]) -> list[str]:
+def as_options(loop: str, given: Mapping[str, Value]) -> list[str]:
     """The options that give another process the same settings of a loop."""
-    return [f"{setting.option}={given[setting.field]!r}" for setting in SETTINGS.get(loop, ())]
+    return [f"{setting.option}={given[setting.field]}" for setting in SETTINGS.get(loop, ())]
 
 
-def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
+def loop_of(name: str, given: Mapping[str, Value]) -> Loop:
     """A loop with its settings.
 
     Raises
@@ -155,7 +161,8 @@ def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
         background = _config(BackgroundConfig, name, given)
         training = replace(_config(BaseTrainingConfig, name, given), max_vector_bytes=background.max_vector_bytes)
         base = BaseConfig(training, _config(GateConfig, name, given))
-        return background_loop(background, _config(PatternConfig, name, given), base=base)
+        shards = _config(ShardConfig, name, given)
+        return background_loop(background, _config(PatternConfig, name, given), base=base, shards=shards)
     if name == "deep":
         return deep_loop(
             DeepConfig(
@@ -170,7 +177,7 @@ def loop_of(name: str, given: Mapping[str, Number]) -> Loop:
     return LOOPS[name]
 
 
-def from_environment(loop: str) -> dict[str, Number]:
+def from_environment(loop: str) -> dict[str, Value]:
     """The settings of a loop as the environment has them, where it says nothing the defaults.
 
     Raises
@@ -178,7 +185,7 @@ def from_environment(loop: str) -> dict[str, Number]:
     ConfigError
         If a variable is no number.
     """
-    found: dict[str, Number] = {}
+    found: dict[str, Value] = {}
     for setting in SETTINGS.get(loop, ()):
         given = os.environ.get(setting.variable(loop))
         try:
@@ -197,9 +204,10 @@ Config = TypeVar(
     DeepLoopConfig,
     ConsolidationConfig,
     DreamConfig,
+    ShardConfig,
 )
 
 
-def _config(config: type[Config], loop: str, given: Mapping[str, Number]) -> Config:
+def _config(config: type[Config], loop: str, given: Mapping[str, Value]) -> Config:
     own = {setting.field: given[setting.field] for setting in SETTINGS[loop] if setting.config is config}
     return config(**own)  # type: ignore[arg-type]

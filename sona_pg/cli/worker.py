@@ -8,7 +8,7 @@ import threading
 import click
 
 from sona_pg.cli import logs
-from sona_pg.cli.settings import Number, as_options, from_environment, loop_of, settings_options
+from sona_pg.cli.settings import Value, as_options, from_environment, loop_of, settings_options
 from sona_pg.cli.spaces import url_option
 from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import LearningError
@@ -126,7 +126,7 @@ def _cycles_command(name: str, does: str) -> None:
         metrics_port: int | None,
         metrics_host: str,
         url: str | None,
-        **settings: Number,
+        **settings: Value,
     ) -> None:
         loop = loop_of(name, settings)
         stop = stop_at_signals(drain_seconds)
@@ -155,7 +155,7 @@ _cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 @poll_option
 @drain_option
 @url_option
-def run_all(poll_interval: float, drain_seconds: float, url: str | None, **settings: Number) -> None:
+def run_all(poll_interval: float, drain_seconds: float, url: str | None, **settings: Value) -> None:
     """All loops, a process for each; one that dies is started again. SIGTERM ends them all.
 
     The options are those of the background loop; the deep loop takes its own from the environment, see 'deep --help'.

@@ -13,7 +13,7 @@ from sona_pg.kernels._fusion import (
     shuffled_sums,
 )
 from sona_pg.kernels._graph import adjacency, find_edges, personalised_pagerank, rewired, spread, walk
-from sona_pg.kernels._kmeans import assign, kmeans, top_k
+from sona_pg.kernels._kmeans import assign, cluster_sums, kmeans, top_k
 from sona_pg.kernels._lora import ListwiseTrainer, LowRank, draw, empty_call, empty_call_views
 from sona_pg.kernels._phi import subset_log_determinants
 from sona_pg.kernels._ring import Ring
@@ -44,6 +44,7 @@ __all__ = [
     "as_vector",
     "assign",
     "available",
+    "cluster_sums",
     "constrain",
     "dot_rows",
     "draw",

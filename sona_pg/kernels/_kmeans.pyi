@@ -4,6 +4,9 @@ from numpy.typing import NDArray
 def assign(
     rows: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+def cluster_sums(
+    rows: NDArray[np.float32], labels: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]: ...
 def top_k(
     rows: NDArray[np.float32], query: NDArray[np.float32], k: int, *, is_unit: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...

@@ -321,6 +321,13 @@ def assign(rows: Floats, centroids: Floats) -> tuple[Rows, Doubles]:
     return labels, cosines[np.arange(len(rows)), labels]
 
 
+def cluster_sums(rows: Floats, labels: Rows, k: int) -> tuple[Doubles, Rows]:
+    """Sums (k, d) of the unit rows (n, d) of each cluster, by label (n,), and how many these are."""
+    sums = np.zeros((k, rows.shape[1]))
+    np.add.at(sums, labels, _directions(rows))
+    return sums, np.bincount(labels, minlength=k)
+
+
 def top_k(rows: Floats, query: Floats, k: int) -> tuple[Rows, Doubles]:
     """Places and cosines of the k rows (n, d) nearest to a query (d,), equal ones in the order of rows."""
     cosines = _directions(rows) @ _directions(query[np.newaxis])[0]

@@ -13,14 +13,12 @@ from sona_pg import kernels
 from sona_pg.config import PatternConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.clusters import Tally, near_duplicates
 from sona_pg.types import FloatVector
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Rows = NDArray[np.int64]
-
-_BLOCK = 1024
-"""Rows whose cosines with all others are kept at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,84 +168,6 @@ def is_prunable(pattern: LearnedPattern, now: float, config: PatternConfig) -> b
 # ---- clusters --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Clusters:
-    """Clusters of trajectories as columns.
-
-    Parameters
-    ----------
-    centroids
-        float32 (k, dim), unit length.
-    sizes, judged
-        int64 (k,): trajectories, and those of them that were judged.
-    quality
-        float64 (k,): mean of the judged, NaN where none was.
-    labels
-        int64 (n,): by trajectory its cluster.
-    """
-
-    centroids: Floats
-    sizes: Rows
-    judged: Rows
-    quality: Doubles
-    labels: Rows
-
-    def __len__(self) -> int:
-        return len(self.centroids)
-
-
-def summarised(rows: Floats, labels: Rows, quality: Doubles, k: int) -> Clusters:
-    """Clusters of rows (n, dim) by label (n,), with qualities (n,), NaN where a trajectory was not judged.
-
-    Centroids are the directions of the means; a cluster whose rows cancel out has that of its first row.
-    """
-    sizes = np.bincount(labels, minlength=k)
-    known = ~np.isnan(quality)
-    judged = np.bincount(labels[known], minlength=k)
-    totals = np.bincount(labels[known], weights=quality[known], minlength=k)
-    order = np.argsort(labels, kind="stable")
-    sums = np.zeros((k, rows.shape[1]))
-    filled = np.flatnonzero(sizes)
-    starts = np.concatenate([[0], np.cumsum(sizes[filled])])
-    for c, start, end in zip(filled, starts, starts[1:], strict=False):
-        members = rows[order[start:end]]
-        sums[c] = members.sum(axis=0, dtype=np.float64)
-        if np.square(sums[c]).sum() < 1e-10 * len(members):
-            sums[c] = members[0]
-    lengths = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
-    centroids = (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = totals / judged
-    return Clusters(centroids, sizes, judged, mean, labels)
-
-
-def near_duplicates(centroids: Floats, priority: Doubles, threshold: float) -> Rows:
-    """By row (n,) the one that it is merged into, itself where there is none.
-
-    In the order of `priority`, highest first, each joins the nearest one that stands so far with a cosine above the
-    threshold, and stands itself where there is none: what stands does not chain what lies between. Above 1 there is
-    none, also not of equal rows by a rounding.
-    """
-    into = np.arange(len(centroids))
-    if threshold >= 1:
-        return into
-    unit = normalized_rows(centroids)
-    near = np.zeros(len(unit), dtype=bool)
-    for start in range(0, len(unit), _BLOCK):
-        # One is its own duplicate.
-        near[start : start + _BLOCK] = (unit[start : start + _BLOCK] @ unit.T > threshold).sum(axis=1) > 1
-    stands = ~near
-    places = np.flatnonzero(near)
-    for row in places[np.lexsort((places, -priority[places]))]:
-        candidates = np.where(stands, unit @ unit[row], -2)
-        best = int(np.argmax(candidates))
-        if candidates[best] > threshold:
-            into[row] = best
-        else:
-            stands[row] = True
-    return into
-
-
 def match_clusters(clusters: Floats, patterns: Floats, threshold: float) -> Rows:
     """By cluster (k,) the pattern (m,) that it is, -1 where it is a new one: the assignment with the most cosine.
 
@@ -324,27 +244,29 @@ def assignment(worth: Doubles) -> list[int]:
     return found
 
 
-def merged_clusters(rows: Floats, quality: Doubles, clusters: Clusters, threshold: float) -> Clusters:
-    """Clusters of which no two are near duplicates: those that are have become one."""
-    while len(clusters) > 1:
-        into = near_duplicates(clusters.centroids, clusters.sizes.astype(np.float64), threshold)
-        stands = into == np.arange(len(into))
-        if stands.all():
-            break
-        labels = (np.cumsum(stands) - 1)[into][clusters.labels]
-        clusters = summarised(rows, labels, quality, int(stands.sum()))
-    return clusters
+def level_centroids(patterns: Sequence[LearnedPattern], dim: int, level: int = 0) -> Floats:
+    """Centroids float32 (m, dim) of the patterns of a level, in their order."""
+    own = [pattern.centroid for pattern in patterns if pattern.abstraction_level == level]
+    return np.array(own, dtype=np.float32).reshape(len(own), dim)
 
 
-def starting_centroids(patterns: Sequence[LearnedPattern], rows: Floats, k: int) -> Floats | None:
-    """Centroids (up to k, dim) of the patterns that rows (n, dim) are nearest to, most rows first; None without any."""
-    clusters = [pattern for pattern in patterns if pattern.abstraction_level == 0]
-    if not clusters:
-        return None
-    centroids = np.array([pattern.centroid for pattern in clusters], dtype=np.float32)
-    counts = np.bincount(kernels.assign(rows, centroids)[0], minlength=len(centroids))
+def starting_centroids(centroids: Floats, counts: Rows, k: int) -> Floats:
+    """Centroids (up to k, dim) of those that rows are nearest to, by how many (m,), most rows first."""
     order = np.argsort(-counts, kind="stable")
     return centroids[order[: min(k, int((counts > 0).sum()))]]
+
+
+def clusters_of(rows: Floats, k: int, start: Floats | None, config: PatternConfig) -> tuple[Floats, Rows]:
+    """Up to k centroids of rows (n, dim), and by row its cluster; see `kernels.kmeans`."""
+    centroids, labels, _, _ = kernels.kmeans(
+        rows,
+        k,
+        seed=config.seed,
+        max_iterations=config.max_iterations,
+        tolerance=config.convergence_threshold,
+        start=start,
+    )
+    return centroids, labels
 
 
 def moved_centroid(centroid: FloatVector, size: int, row: FloatVector) -> FloatVector:
@@ -381,9 +303,7 @@ class Change:
 
 def changed(
     patterns: Sequence[LearnedPattern],
-    clusters: Clusters,
-    fresh: Rows,
-    fresh_judged: Rows,
+    clusters: Tally,
     now: float,
     next_id: int,
     config: PatternConfig,
@@ -396,8 +316,6 @@ def changed(
         As they were. Clusters are patterns of level 0: patterns of patterns merely age.
     clusters
         Of the trajectories that are there now.
-    fresh, fresh_judged
-        int64 (k,): trajectories of each cluster that no extraction has counted yet, and those of them that were judged.
     now
         Seconds since the epoch.
     next_id
@@ -405,12 +323,13 @@ def changed(
     """
     kept = {pattern.id: pattern.decayed_to(now, config.half_life_seconds) for pattern in patterns}
     ids = [id for id, pattern in kept.items() if pattern.abstraction_level == 0]
-    old = np.array([kept[id].centroid for id in ids], dtype=np.float32).reshape(len(ids), clusters.centroids.shape[1])
-    matched = match_clusters(clusters.centroids, old, config.match_threshold)
+    centroids, qualities = clusters.centroids, clusters.quality
+    old = level_centroids(list(kept.values()), centroids.shape[1])
+    matched = match_clusters(centroids, old, config.match_threshold)
     members = np.full(len(clusters), -1, dtype=np.int64)
     created, updated = [], []
     for c in range(len(clusters)):
-        size, centroid = int(clusters.sizes[c]), clusters.centroids[c].copy()
+        size, centroid = int(clusters.sizes[c]), centroids[c].copy()
         centroid.setflags(write=False)
         if matched[c] < 0 and size < config.min_cluster_size:
             continue
@@ -421,18 +340,19 @@ def changed(
             was = LearnedPattern(next_id, centroid, 0, 0.0, config.prior_quality, now, now, decayed_at=now)
             created.append(next_id)
             next_id += 1
-        support = was.support + int(fresh_judged[c])
-        quality = float(clusters.quality[c])
+        fresh = int(clusters.fresh[c])
+        support = was.support + int(clusters.fresh_judged[c])
+        quality = float(qualities[c])
         members[c] = was.id
         kept[was.id] = replace(
             was,
             centroid=centroid,
             cluster_size=size,
-            total_weight=was.total_weight + float(fresh[c]),
+            total_weight=was.total_weight + fresh,
             avg_quality=was.avg_quality if math.isnan(quality) else quality,
             support=support,
             confidence=confidence_of(support, config),
-            updated_at=now if fresh[c] else was.updated_at,
+            updated_at=now if fresh else was.updated_at,
         )
     return Change(kept, members, tuple(created), tuple(updated))
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sona_pg import kernels
-from sona_pg.config import MAX_ID_BYTES, PatternConfig, VerdictConfig
+from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError, SonaError
+from sona_pg.learning.clusters import Tally, without_duplicates
 from sona_pg.learning.patterns import (
     Change,
     LearnedPattern,
     changed,
+    clusters_of,
     is_prunable,
+    level_centroids,
     merge_plan,
-    merged_clusters,
     merged_patterns,
     starting_centroids,
-    summarised,
 )
 from sona_pg.learning.portable import bank_from_json, bank_to_json
 from sona_pg.learning.recommendation import (
@@ -31,18 +32,11 @@ from sona_pg.learning.recommendation import (
     best_values,
     optimized_params,
 )
-from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, canonical, looked
-from sona_pg.types import UNKNOWN, Json, QueryTrajectory, finite_or_none
+from sona_pg.learning.recorded import PARAMETERS, STRATEGY, FedBack, Used, fed_back, quality_of, used_parameters
+from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, looked
+from sona_pg.types import Json, QueryTrajectory, finite_or_none
 
-PARAMETERS = "parameters"
-"""Key in a trajectory's metadata under which an application records what parameters it used, by name."""
-
-STRATEGY = "strategy"
-"""The strategy that answered is a parameter, too, of this name."""
-
-_NOTHING = (None, None)
-
-_Checked = tuple[NDArray[np.float32], float | None, tuple[tuple[str, Json], ...], tuple[float | None, float | None]]
+_Checked = tuple[NDArray[np.float32], float | None, Used, FedBack]
 """Unit query, quality, parameters, precision and recall."""
 
 
@@ -115,8 +109,8 @@ class ReasoningBank:
         self._quality = np.empty(0)
         self._waiting = np.empty(0, dtype=bool)
         self._member = np.empty(0, dtype=np.int64)
-        self._used: list[tuple[tuple[str, Json], ...]] = []
-        self._feedback: list[tuple[float | None, float | None]] = []
+        self._used: list[Used] = []
+        self._feedback: list[FedBack] = []
         self._added = self._extracted = 0
 
     # ---- trajectories ------------------------------------------------------------------------------------------------
@@ -188,57 +182,34 @@ class ReasoningBank:
         quality = quality_of(trajectory)
         metadata = trajectory.metadata
         given = metadata.get(PARAMETERS) if parameters is None else parameters
-        used = self._parameters(given, trajectory.answer.strategy)
-        fed_back: tuple[float | None, float | None] = (
-            share_or_none(metadata.get("precision") if precision is None else precision, "precision"),
-            share_or_none(metadata.get("recall") if recall is None else recall, "recall"),
+        used, skipped = used_parameters(given, trajectory.answer.strategy, self.verdict_config)
+        said = fed_back(
+            metadata.get("precision") if precision is None else precision,
+            metadata.get("recall") if recall is None else recall,
         )
-        return query, quality, used, fed_back
+        self._skipped += skipped
+        return query, quality, used, said
 
     def _keep(
         self,
         query: NDArray[np.float32],
         quality: float | None,
-        used: tuple[tuple[str, Json], ...],
-        fed_back: tuple[float | None, float | None],
-    ) -> int:
-        """Keep what was checked; gives its place."""
-        if fed_back == _NOTHING:
-            fed_back = _NOTHING  # one for all
+        used: Used,
+        said: FedBack,
+    ) -> None:
+        """Keep what was checked."""
         place = self._added % self.config.max_trajectories
         if place == len(self._used):
             self._grow(place)
             self._used.append(used)
-            self._feedback.append(fed_back)
+            self._feedback.append(said)
         else:
-            self._used[place], self._feedback[place] = used, fed_back
+            self._used[place], self._feedback[place] = used, said
         self._rows[place] = query
         self._quality[place] = math.nan if quality is None else quality
         self._waiting[place] = True
         self._member[place] = -1
         self._added += 1
-        return place
-
-    def _parameters(self, given: object, strategy: str) -> tuple[tuple[str, Json], ...]:
-        if given is None:
-            given = {}
-        if not isinstance(given, Mapping):
-            raise InvalidInput(f"parameters are {type(given).__name__}, expected values by name")
-        used: dict[str, Json] = {}
-        if strategy != UNKNOWN:
-            used[STRATEGY] = strategy
-        for name, value in given.items():
-            if not isinstance(name, str):
-                raise InvalidInput(f"a parameter is called {name!r}, expected a text")
-            is_long = (
-                len(canonical(value).encode()) > self.verdict_config.max_value_bytes
-                or len(name.encode(errors="surrogatepass")) > MAX_ID_BYTES
-            )
-            if is_long or (name not in used and len(used) >= self.verdict_config.max_parameters):
-                self._skipped += 1
-            else:
-                used[name] = value
-        return tuple(used.items())
 
     def _grow(self, size: int) -> None:
         if size < len(self._rows):
@@ -284,43 +255,38 @@ class ReasoningBank:
         rows, quality = self._rows[:n], self._quality[:n]
         k = min(self.config.k_clusters, max(1, n // self.config.min_cluster_size))
         try:
-            start = starting_centroids(self.patterns, rows, k)
-            centroids, labels, _, _ = kernels.kmeans(
-                rows,
-                k,
-                seed=self.config.seed,
-                max_iterations=self.config.max_iterations,
-                tolerance=self.config.convergence_threshold,
-                start=start,
+            known = level_centroids(self.patterns, self.config.embedding_dim)
+            start = None
+            if len(known):
+                counts = np.bincount(kernels.assign(rows, known)[0], minlength=len(known))
+                start = starting_centroids(known, counts, k)
+            centroids, labels = clusters_of(rows, k, start, self.config)
+            clusters, into = without_duplicates(
+                Tally.of(rows, labels, quality, waiting, len(centroids)), self.config.merge_threshold
             )
-            clusters = summarised(rows, labels, quality, len(centroids))
-            clusters = merged_clusters(rows, quality, clusters, self.config.merge_threshold)
-            judged = waiting & ~np.isnan(quality)
-            change = changed(
-                self.patterns,
-                clusters,
-                np.bincount(clusters.labels[waiting], minlength=len(clusters)),
-                np.bincount(clusters.labels[judged], minlength=len(clusters)),
-                now,
-                self._next_id,
-                self.config,
-            )
+            change = changed(self.patterns, clusters, now, self._next_id, self.config)
         except (InvalidInput, MemoryError, FloatingPointError) as cause:
             raise PatternExtractionError(f"{n} trajectories could not be clustered: {cause}") from cause
-        self._take(change, clusters.labels)
+        self._member[:n] = change.members[into[labels]]
+        counted = waiting & (self._member[:n] >= 0)
+        self._take(
+            change,
+            (
+                (int(self._member[place]), float(quality[place]), self._used[place], self._feedback[place])
+                for place in self._oldest_first(np.flatnonzero(counted & ~np.isnan(quality)))
+            ),
+        )
+        waiting &= ~counted
         self._extracted = self._added
         return change
 
-    def _take(self, change: Change, labels: NDArray[np.int64]) -> None:
-        n = len(labels)
-        self._member[:n] = change.members[labels]
-        counted = self._waiting[:n] & (self._member[:n] >= 0)
+    def _take(self, change: Change, judged: Iterable[tuple[int, float, Used, FedBack]]) -> None:
+        """Take over patterns, and what was used where and came of it: by id of the pattern, the oldest first."""
         by_pattern: dict[int, dict[str, list[Outcome]]] = {}
-        for place in self._oldest_first(np.flatnonzero(counted & ~np.isnan(self._quality[:n]))):
-            precision, recall = self._feedback[place]
-            for name, value in self._used[place]:
-                outcomes = by_pattern.setdefault(int(self._member[place]), {}).setdefault(name, [])
-                outcomes.append(Outcome(value, float(self._quality[place]), precision, recall))
+        for id, quality, used, (precision, recall) in judged:
+            for name, value in used:
+                outcomes = by_pattern.setdefault(id, {}).setdefault(name, [])
+                outcomes.append(Outcome(value, quality, precision, recall))
         patterns, verdicts = dict(change.patterns), dict(self._verdicts)
         for id, parameters in by_pattern.items():
             known = dict(verdicts.get(id, {}))
@@ -331,7 +297,6 @@ class ReasoningBank:
                 known[name] = known.get(name, Verdict(name)).updated(outcomes, self.verdict_config)
             verdicts[id] = known
             patterns[id] = replace(patterns[id], best_strategy=best_strategy(known.get(STRATEGY)))
-        self._waiting[:n] &= ~counted
         self._patterns, self._verdicts, self._centroids = patterns, verdicts, None
         self._next_id += len(change.created)
 
@@ -556,22 +521,6 @@ class ReasoningBank:
         self._centroids = None
         plan = self.consolidate_patterns(now=now)
         return {old: plan.get(new, new) for old, new in renamed.items()}
-
-
-def quality_of(trajectory: QueryTrajectory) -> float | None:
-    """The final quality, else the mean reward of the steps that have one, else None."""
-    if trajectory.final_quality is not None:
-        return finite_or_none(trajectory.final_quality, "final quality")
-    rewards = [finite_or_none(step.reward, "reward") for step in trajectory.steps]
-    known = [reward for reward in rewards if reward is not None]
-    return finite_or_none(math.fsum(known) / len(known), "mean reward") if known else None
-
-
-def share_or_none(value: object, what: str) -> float | None:
-    number = finite_or_none(value, what)  # type: ignore[arg-type]
-    if number is not None and not 0 <= number <= 1:
-        raise InvalidInput(f"{what} is {number!r}, expected 0 to 1")
-    return number
 
 
 def _seconds(now: float) -> float:

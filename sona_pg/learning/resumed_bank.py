@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sona_pg import kernels
 from sona_pg.config import PatternConfig, VerdictConfig
-from sona_pg.errors import InvalidInput
-from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.reasoning_bank import ReasoningBank, share_or_none
+from sona_pg.errors import InvalidInput, PatternExtractionError
+from sona_pg.learning.clusters import without_duplicates
+from sona_pg.learning.outcome_shard import OutcomeShard, OutcomeShards, clustered
+from sona_pg.learning.patterns import LearnedPattern, changed, level_centroids
+from sona_pg.learning.reasoning_bank import ReasoningBank
 from sona_pg.learning.recommendation import Best, best_values
 from sona_pg.learning.verdicts import Evidence, Verdict
-from sona_pg.types import FloatVector
 
 Verdicts = Mapping[int, Mapping[str, Verdict]]
 """By id of the pattern and by parameter."""
@@ -41,6 +40,8 @@ class Advance:
         By id and parameter, what is recommended: of those in `verdicts`, or of all.
     last_id
         The last id that was given.
+    waiting
+        Ordinals of outcomes that belong to no pattern, and are not counted.
     """
 
     created: tuple[LearnedPattern, ...]
@@ -51,10 +52,11 @@ class Advance:
     evidence: Mapping[int, list[Evidence]]
     best: Mapping[int, Mapping[str, Best | None]]
     last_id: int
+    waiting: tuple[int, ...]
 
 
 class ResumedBank(ReasoningBank):
-    """A bank that begins with patterns and verdicts as they are, and whose trajectories may have been counted before.
+    """A bank that begins with patterns and verdicts as they are, and whose trajectories are held by shards.
 
     Parameters
     ----------
@@ -81,49 +83,13 @@ class ResumedBank(ReasoningBank):
         self._verdicts = {id: dict(known) for id, known in verdicts.items()}
         self._next_id = last_id + 1
 
-    def add_counted(self, query: FloatVector, quality: float) -> None:
-        """Keep a trajectory that an earlier cycle has counted: it shapes the clusters, and is no news.
-
-        Raises
-        ------
-        InvalidInput
-            If the query is zero: it has no direction.
-        """
-        self._waiting[self._keep(_unit(query), quality, (), (None, None))] = False
-
-    def add_outcome(
-        self, query: FloatVector, quality: float, strategy: str, parameters: object, precision: object, recall: object
-    ) -> bool:
-        """Keep a trajectory that no cycle has counted; whether what it says of parameters could be used.
-
-        Applications write there what they like: what is no parameters, or no precision or recall, is left out.
-
-        Raises
-        ------
-        InvalidInput
-            If the query is zero: it has no direction.
-        """
-        unit = _unit(query)
-        try:
-            used, is_usable = self._parameters(parameters, strategy), True
-        except InvalidInput:
-            used, is_usable = self._parameters(None, strategy), False
-        try:
-            fed_back = share_or_none(precision, "precision"), share_or_none(recall, "recall")
-        except InvalidInput:
-            fed_back, is_usable = (None, None), False
-        self._keep(unit, quality, used, fed_back)
-        return is_usable
-
-    def uncounted(self) -> NDArray[np.int64]:
-        """Which of the trajectories, in the order in which they were added, belong to no pattern and wait."""
-        return np.flatnonzero(self._waiting[: len(self._used)])
-
-    def advance(self, now: float, *, recommend_anew: bool = False) -> Advance:
+    def advance(self, shards: OutcomeShards, now: float, *, recommend_anew: bool = False) -> Advance:
         """Extract, merge and prune.
 
         Parameters
         ----------
+        shards
+            The outcomes.
         now
             Seconds since the epoch.
         recommend_anew
@@ -134,7 +100,7 @@ class ResumedBank(ReasoningBank):
         PatternExtractionError
             If the clusters cannot be computed.
         """
-        self._update(now)
+        waiting = self._extract(shards, now) if sum(shards.sizes) else ()
         plan = self.consolidate_patterns(now=now)
         pruned = self.prune_patterns(now=now)
         before, after = self._before, self._patterns
@@ -156,14 +122,22 @@ class ResumedBank(ReasoningBank):
                 for id, known in (self._verdicts if recommend_anew else verdicts).items()
             },
             last_id=self._next_id - 1,
+            waiting=waiting,
         )
 
-
-def _unit(query: FloatVector) -> NDArray[np.float32]:
-    unit = kernels.unit(query)
-    if not unit.any():
-        raise InvalidInput("query embedding is zero: it has no direction")
-    return unit
+    def _extract(self, shards: OutcomeShards, now: float) -> tuple[int, ...]:
+        """Bring the patterns up to the outcomes; which of these wait."""
+        try:
+            centroids = clustered(shards, level_centroids(self.patterns, self.config.embedding_dim), self.config)
+            (tally, _), *others = tallies = shards.map(OutcomeShard.tally, centroids)
+            clusters, into = without_duplicates(sum((of for of, _ in others), tally), self.config.merge_threshold)
+            change = changed(self.patterns, clusters, now, self._next_id, self.config)
+        except (InvalidInput, MemoryError, FloatingPointError) as cause:
+            found = sum(shards.sizes)
+            raise PatternExtractionError(f"{found} trajectories could not be clustered: {cause}") from cause
+        fresh = [(int(change.members[into[one.cluster]]), one) for _, part in tallies for one in part]
+        self._take(change, ((id, one.quality, one.used, one.fed_back) for id, one in fresh if id >= 0))
+        return tuple(one.ordinal for id, one in fresh if id < 0)
 
 
 def _differs(before: LearnedPattern, after: LearnedPattern) -> bool:

@@ -6,16 +6,16 @@ once: what no cycle has counted is told by its place in the ledger, and by the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import dataclass, field, replace
 
-from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, VerdictConfig
-from sona_pg.errors import InvalidInput
+from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, ShardConfig, VerdictConfig
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.loops.base import BasePhase
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
+from sona_pg.loops.shards import Shards, opened_shards
 from sona_pg.store.connection import Connection
 from sona_pg.store.indexes import index_by_size
 from sona_pg.store.patterns import PatternState, pattern_reader, write_advance
@@ -31,9 +31,8 @@ class _Found:
     state: PatternState
     new: int
     bank: ResumedBank | None = None
-    ordinals: Sequence[int] = ()
-    without_direction: int = 0
-    unusable: int = 0
+    shards: Shards | None = None
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +41,21 @@ class _Made:
 
     found: _Found
     advance: Advance
-    waiting: Sequence[int]
 
 
 class _Patterns:
     """The phase that keeps patterns and verdicts."""
 
     def __init__(
-        self, config: BackgroundConfig, patterns: PatternConfig, verdicts: VerdictConfig, base: BasePhase
+        self,
+        config: BackgroundConfig,
+        patterns: PatternConfig,
+        verdicts: VerdictConfig,
+        shards: ShardConfig,
+        base: BasePhase,
     ) -> None:
-        self._config, self._patterns, self._verdicts, self._base = config, patterns, verdicts, base
+        self._config, self._patterns, self._verdicts = config, patterns, verdicts
+        self._shards, self._base = shards, base
 
     def read(self, connection: Connection, cycle: Cycle) -> _Found:
         with pattern_reader(connection, cycle.space) as reader:
@@ -71,41 +75,35 @@ class _Patterns:
                 replace(self._patterns, embedding_dim=cycle.space.dim, max_trajectories=most),
                 self._verdicts,
             )
-            ordinals: list[int] = []
-            new = without_direction = unusable = 0
-            for outcome in reader.outcomes(state, most):
-                is_new = outcome.ordinal >= state.consumed
-                new += is_new
-                try:
-                    if not is_new and outcome.ordinal not in state.waiting:
-                        bank.add_counted(outcome.query, outcome.quality)
-                    elif not bank.add_outcome(*outcome[1:]):
-                        unusable += 1
-                except InvalidInput:
-                    without_direction += is_new
-                    continue
-                ordinals.append(outcome.ordinal)
-                if len(ordinals) % 1000 == 0:
-                    cycle.check_stop()
-        return _Found(state, new, bank, ordinals, without_direction, unusable)
+            parts = reader.parts(state, most, self._config.shard_rows)
+            with contextlib.ExitStack() as stack:
+                opening = opened_shards(reader, state, parts, self._verdicts, cycle, self._shards)
+                shards = stack.enter_context(opening)
+                closing = stack.pop_all()
+        return _Found(state, sum(one.new for one in shards.loaded), bank, shards, closing)
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:
-        if found.bank is None:
+        if found.bank is None or found.shards is None:
             raise Skipped(f"{found.new} of {self._config.minimum} new trajectories with an outcome")
-        cycle.check_stop()
-        advance = found.bank.advance(found.state.now, recommend_anew=found.state.is_stale)
-        return _Made(found, advance, [found.ordinals[int(place)] for place in found.bank.uncounted()])
+        with found.closing:
+            cycle.check_stop()
+            state = found.state
+            return _Made(found, found.bank.advance(found.shards.outcomes, state.now, recommend_anew=state.is_stale))
 
     def write(self, connection: Connection, made: _Made, cycle: Cycle) -> Facts:
         found, advance = made.found, made.advance
-        write_advance(connection, cycle.run, found.state, advance, made.waiting, recommending(self._verdicts))
+        write_advance(connection, cycle.run, found.state, advance, recommending(self._verdicts))
         assert found.bank is not None
+        assert found.shards is not None
+        loaded = found.shards.loaded
         return {
-            "trajectories": len(found.ordinals),
+            "trajectories": sum(one.kept for one in loaded),
+            "shards": len(loaded),
+            "computed": found.shards.where,
             "new": found.new,
-            "waiting": len(made.waiting),
-            "without_direction": found.without_direction,
-            "unusable_parameters": found.unusable,
+            "waiting": len(advance.waiting),
+            "without_direction": sum(one.without_direction for one in loaded),
+            "unusable_parameters": sum(one.unusable for one in loaded),
             "patterns": found.bank.stats().patterns,
             "created": len(advance.created),
             "changed": len(advance.changed),
@@ -132,10 +130,17 @@ def background_loop(
     patterns: PatternConfig | None = None,
     verdicts: VerdictConfig | None = None,
     base: BaseConfig | None = None,
+    shards: ShardConfig | None = None,
 ) -> Loop:
     """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
     index, publishing = _Index(), BasePhase(base or BaseConfig())
-    bank = _Patterns(config or BackgroundConfig(), patterns or PatternConfig(), verdicts or VerdictConfig(), publishing)
+    bank = _Patterns(
+        config or BackgroundConfig(),
+        patterns or PatternConfig(),
+        verdicts or VerdictConfig(),
+        shards or ShardConfig(),
+        publishing,
+    )
     phases = (
         Phase("patterns", bank.read, bank.compute, bank.write),
         Phase("index", index.read, index.compute, index.write),

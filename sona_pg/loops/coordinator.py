@@ -171,7 +171,7 @@ class LoopCoordinator:
                 runs.unlock(connection, space_id, self._loop.name)
 
     def _cycle(self, connection: Connection, run: Run, stop: threading.Event) -> int:
-        cycle = Cycle(run, self._database.config, stop)
+        cycle = Cycle(run, self._database.config, stop, self._database.url)
         began = time.monotonic()
         try:
             if run.attempts > self._config.attempts:

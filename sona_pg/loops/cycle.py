@@ -42,11 +42,14 @@ class Cycle:
         How the database is used.
     stop
         Set when the worker is to end. A phase of minutes looks at it now and then.
+    url
+        Where other processes find the database.
     """
 
     run: Run
     config: StoreConfig
     stop: threading.Event
+    url: str
 
     @property
     def space(self) -> Space:

@@ -63,7 +63,7 @@ def rehearse(database: Database, loop: Loop, name: str) -> Rehearsal:
             if run is None:
                 raise LearningError(f"the {loop.name} loop of space {name!r} has just run: try again")
             # One that was interrupted goes on; what it has committed is there already.
-            cycle = Cycle(run, database.config, threading.Event())
+            cycle = Cycle(run, database.config, threading.Event(), database.url)
             remember_memory(connection, space)
             facts: dict[str, Any] = {}
             try:

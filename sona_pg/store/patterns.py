@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+from psycopg.sql import SQL, Literal
 from psycopg.types.json import Jsonb
 
 from sona_pg.errors import LockLost
@@ -104,11 +105,29 @@ def _json(text: str | None) -> Json:
         return "unreadable"
 
 
+class Part(NamedTuple):
+    """Outcomes of a range of ledger entries.
+
+    Parameters
+    ----------
+    first, last
+        Ledger entries.
+    size
+        Outcomes that they said.
+    """
+
+    first: int
+    last: int
+    size: int
+
+
 @contextlib.contextmanager
-def pattern_reader(connection: Connection, space: Space) -> Iterator[PatternReader]:
-    """Reads what a cycle begins with, all of it as of one moment."""
+def pattern_reader(connection: Connection, space: Space, snapshot: str | None = None) -> Iterator[PatternReader]:
+    """Reads what a cycle begins with, all of it as of one moment: that of a snapshot of another reader, if given."""
     with transaction(connection):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if snapshot is not None:
+            connection.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(snapshot)))
         yield PatternReader(connection, space)
 
 
@@ -152,9 +171,28 @@ class PatternReader:
         assert row is not None
         return int(row[0])
 
-    def outcomes(self, state: PatternState, most: int) -> Iterator[KnownOutcome]:
-        """The newest outcomes, the oldest of them first; with parameters where none has counted them."""
-        # The newest first, so that no more is sorted than is asked for; a cursor, so that no more is in memory.
+    def snapshot(self) -> str:
+        """A name by which other readers see what this one sees, as long as it is open."""
+        row = self._connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert row is not None
+        return str(row[0])
+
+    def parts(self, state: PatternState, most: int, rows: int) -> list[Part]:
+        """The newest outcomes, up to `most`, as parts of equal size, none of more than `rows`, the oldest first."""
+        found = self._connection.execute(
+            "SELECT min(ordinal), max(ordinal), count(*) FROM ("
+            "  SELECT ordinal, (row_number() OVER (ORDER BY ordinal) - 1)"
+            "   / ceil(n::float8 / ceil(n::float8 / %(rows)s))::bigint AS part"
+            "  FROM (SELECT ordinal, count(*) OVER () AS n FROM (SELECT ordinal FROM sona.answer_outcome"
+            "   WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) newest"
+            "  ) counted) cut GROUP BY part ORDER BY part",
+            {"space": self._space.space_id, "horizon": state.horizon, "most": most, "rows": rows},
+        ).fetchall()
+        return [Part(*row) for row in found]
+
+    def outcomes(self, state: PatternState, part: Part) -> Iterator[KnownOutcome]:
+        """The outcomes of a part, the oldest first; with parameters where none has counted them."""
+        # A cursor, so that no more is in memory than is asked for.
         with self._connection.cursor(name="sona_outcomes") as cursor:
             cursor.itersize = _READ_AT_ONCE
             cursor.execute(
@@ -164,16 +202,16 @@ class PatternReader:
                 "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"' END,"
                 f" {_number_if_new('precision')}, {_number_if_new('recall')}"
                 " FROM (SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome"
-                "  WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) o"
+                "  WHERE space_id = %(space)s AND ordinal BETWEEN %(first)s AND %(last)s) o"
                 " JOIN sona.trajectory t ON t.space_id = %(space)s AND t.trajectory_id = o.trajectory_id,"
                 " LATERAL (SELECT o.ordinal >= %(consumed)s OR o.ordinal = ANY(%(waiting)s::bigint[])) m (is_new)"
                 " ORDER BY o.ordinal",
                 {
                     "space": self._space.space_id,
-                    "horizon": state.horizon,
+                    "first": part.first,
+                    "last": part.last,
                     "consumed": state.consumed,
                     "waiting": sorted(state.waiting),
-                    "most": most,
                     "bytes": MAX_PARAMETERS_BYTES,
                 },
                 binary=True,
@@ -259,7 +297,6 @@ def write_advance(
     run: Run,
     state: PatternState,
     advance: Advance,
-    waiting: Sequence[int],
     settings: Mapping[str, Json],
 ) -> None:
     """Write what a cycle has made of patterns, and how far it has read; in a transaction that the caller began.
@@ -274,7 +311,15 @@ def write_advance(
     row = connection.execute(
         "UPDATE sona.pattern_state SET consumed = %s, last_id = %s, waiting = %s, settings = %s, run_id = %s,"
         " updated_at = now() WHERE space_id = %s AND generation = %s RETURNING generation",
-        (state.horizon, advance.last_id, list(waiting), Jsonb(dict(settings)), run.run_id, space_id, state.generation),
+        (
+            state.horizon,
+            advance.last_id,
+            list(advance.waiting),
+            Jsonb(dict(settings)),
+            run.run_id,
+            space_id,
+            state.generation,
+        ),
     ).fetchone()
     if row is None:
         raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")

@@ -19,6 +19,7 @@ import numpy as np
 
 from sona_pg.config import PatternConfig, StoreConfig, VerdictConfig
 from sona_pg.learning.learner import Learner
+from sona_pg.learning.outcome_shard import HeldShards, OutcomeShard
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import ResumedBank
@@ -278,20 +279,20 @@ def replayed(
     last_id = consumed = 0
     for new in cycles:
         bank = ResumedBank(patterns, verdicts, last_id, config, VerdictConfig())
-        window = outcomes[: consumed + new]
-        for place, outcome in enumerate(window):
+        shard = OutcomeShard(DIM, consumed + new, VerdictConfig())
+        for place, outcome in enumerate(outcomes[: consumed + new]):
             if place >= consumed or outcome.ordinal in waiting:
-                bank.add_outcome(*outcome[1:])
+                shard.add_outcome(*outcome)
             else:
-                bank.add_counted(outcome.query, outcome.quality)
-        advance = bank.advance(state.now)
+                shard.add_counted(outcome.query, outcome.quality)
+        advance = bank.advance(HeldShards([shard]), state.now)
         for id in (*advance.merged, *advance.pruned):
             patterns.pop(id)
             verdicts.pop(id, None)
         patterns.update({pattern.id: pattern for pattern in (*advance.created, *advance.changed)})
         for id, known in advance.verdicts.items():
             verdicts.setdefault(id, {}).update(known)
-        waiting = frozenset(window[int(place)].ordinal for place in bank.uncounted())
+        waiting = frozenset(advance.waiting)
         last_id, consumed = advance.last_id, consumed + new
     return patterns, waiting
 

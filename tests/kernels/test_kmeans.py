@@ -27,6 +27,28 @@ def clustered(rng: np.random.Generator, n: int, dim: int, k: int, noise: float =
     return directions(rows.astype(np.float32))
 
 
+# ---- sums of clusters ------------------------------------------------------------------------------------------------
+
+
+def test_sums_of_clusters_are_those_of_numpy(rng: np.random.Generator) -> None:
+    for n, dim, k in ((0, 3, 2), (1, 1, 1), (200, 37, 5), (500, 64, 600)):
+        rows = rng.standard_normal((n, dim), dtype=np.float32)
+        labels = rng.integers(0, k, n)
+        sums, counts = kernels.cluster_sums(rows, labels, k)
+        expected, sizes = reference.cluster_sums(rows, labels, k)
+        assert counts.tolist() == sizes.tolist()
+        assert sums == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "k"),
+    [([0, 3], 3), ([0, -1], 3), ([0], 3), ([0.0, 1.0], 3), ([[0], [1]], 3), ([0, 0], 0), (None, 3), ("ab", 3)],
+)
+def test_sums_of_what_are_no_clusters_are_refused(labels: object, k: int, rng: np.random.Generator) -> None:
+    with pytest.raises(InvalidInput):
+        kernels.cluster_sums(rng.standard_normal((2, 4), dtype=np.float32), np.array(labels), k)
+
+
 # ---- assignment ------------------------------------------------------------------------------------------------------
 
 

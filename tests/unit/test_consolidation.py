@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sona_pg.config import ConsolidationConfig, DreamConfig
 from sona_pg.errors import ConfigError, InvalidInput, MemoryGraphError
 from sona_pg.learning import leaders as leaders_module
+from sona_pg.learning.clusters import near_duplicates
 from sona_pg.learning.consolidation import (
     apply_plan,
     compression,
@@ -28,7 +29,6 @@ from sona_pg.learning.dreams import generate_dreams
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph
-from sona_pg.learning.patterns import near_duplicates
 
 DAY = 86_400.0
 WEEK = 7 * DAY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from sona_pg.config import PatternConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
+from sona_pg.learning.clusters import Tally, near_duplicates, without_duplicates
 from sona_pg.learning.patterns import (
     LearnedPattern,
     assignment,
@@ -18,11 +19,8 @@ from sona_pg.learning.patterns import (
     is_prunable,
     match_clusters,
     merge_plan,
-    merged_clusters,
     merged_patterns,
     moved_centroid,
-    near_duplicates,
-    summarised,
 )
 
 CONFIG = PatternConfig(embedding_dim=2)
@@ -138,23 +136,51 @@ def test_near_duplicates_do_not_chain() -> None:
 
 def test_clusters_are_summed_up() -> None:
     rows = normalized_rows(np.array([[1, 0], [1, 0.1], [0, 1], [1, 0], [-1, 0]], np.float32))
-    clusters = summarised(rows, np.array([0, 0, 1, 2, 2]), np.array([0.2, np.nan, np.nan, 1.0, 0.5]), 4)
+    fresh = np.array([True, False, True, True, False])
+    clusters = Tally.of(rows, np.array([0, 0, 1, 2, 2]), np.array([0.2, np.nan, np.nan, 1.0, 0.5]), fresh, 4)
+    assert clusters.fresh.tolist() == [1, 1, 1, 0]
+    assert clusters.fresh_judged.tolist() == [1, 0, 1, 0]
     assert clusters.sizes.tolist() == [2, 1, 2, 0]
     assert clusters.judged.tolist() == [1, 0, 2, 0]
     assert clusters.quality[[0, 2]].tolist() == [0.2, 0.75]
     assert np.isnan(clusters.quality[[1, 3]]).all()
     assert np.allclose(clusters.centroids[2], [1, 0])  # they cancel
-    merged = merged_clusters(rows[:4], np.full(4, 0.5), summarised(rows[:4], np.arange(4), np.full(4, 0.5), 4), 0.95)
+    alone = Tally.of(rows[:4], np.arange(4), np.full(4, 0.5), fresh[:4], 4)
+    merged, into = without_duplicates(alone, 0.95)
     assert sorted(merged.sizes.tolist()) == [1, 3]
+    assert into[0] == into[1] == into[3] != into[2]
+    whole = Tally.of(rows[:4], into, np.full(4, 0.5), fresh[:4], 2)
+    assert columns(merged) == columns(whole)
+
+
+def columns(tally: Tally) -> list[object]:
+    return [np.round(getattr(tally, field.name), 6).tolist() for field in fields(Tally)]
+
+
+def test_tallies_of_parts_add_up_to_that_of_all() -> None:
+    random = np.random.default_rng(0)
+    rows = normalized_rows(random.standard_normal((60, 5), dtype=np.float32))
+    rows[59] = -rows[58]  # they cancel, in a cluster of their own that the first part does not have
+    labels = np.append(random.integers(0, 6, 58), [7, 7])
+    quality = np.where(random.random(60) < 0.3, np.nan, random.random(60))
+    fresh = random.random(60) < 0.5
+    whole = Tally.of(rows, labels, quality, fresh, 8)
+    first, *others = (Tally.of(rows[p], labels[p], quality[p], fresh[p], 8) for p in np.split(np.arange(60), [17, 41]))
+    added = sum(others, first)
+    assert columns(added) == columns(whole)
+    assert np.array_equal(added.centroids[7], rows[58])
+    assert np.isnan(added.quality[6])
+    assert not added.centroids[6].any()
 
 
 def test_clusters_become_the_patterns_they_were() -> None:
     config = PatternConfig(embedding_dim=2, min_cluster_size=2, half_life_seconds=100)
     rows = normalized_rows(np.array([[1, 0.1], [1, 0], [0, 1], [-1, 0], [-1, 0.1]], np.float32))
-    clusters = summarised(rows, np.array([0, 0, 1, 2, 2]), np.array([0.5, 0.7, 0.1, 0.3, np.nan]), 3)
+    fresh = np.array([True, False, True, True, True])
+    clusters = Tally.of(rows, np.array([0, 0, 1, 2, 2]), np.array([0.5, 0.7, 0.1, 0.3, np.nan]), fresh, 3)
     old = pattern(7, [1, 0], total_weight=8.0, support=4, decayed_at=0.0)
     other = pattern(3, [0, -1], decayed_at=0.0)
-    change = changed([old, other], clusters, np.array([1, 1, 2]), np.array([1, 1, 1]), 100.0, 20, config)
+    change = changed([old, other], clusters, 100.0, 20, config)
     assert change.members.tolist() == [7, -1, 20]
     assert (change.created, change.updated) == ((20,), (7,))
     assert set(change.patterns) == {3, 7, 20}
@@ -168,8 +194,8 @@ def test_clusters_become_the_patterns_they_were() -> None:
     assert change.patterns[3].total_weight == pytest.approx(2.5)
     assert not fed.centroid.flags.writeable
     # One that exists may shrink.
-    small = summarised(rows[2:3], np.array([0]), np.array([np.nan]), 1)
-    assert changed([pattern(1, [0, 1])], small, np.array([1]), np.array([0]), 0, 2, config).members.tolist() == [1]
+    small = Tally.of(rows[2:3], np.array([0]), np.array([np.nan]), np.array([True]), 1)
+    assert changed([pattern(1, [0, 1])], small, 0, 2, config).members.tolist() == [1]
 
 
 def test_merged_patterns_keep_the_lower_id_and_unit_centroids() -> None:
@@ -192,7 +218,8 @@ def test_a_centroid_follows_what_comes_between_extractions() -> None:
     centroid = rows[0]
     for size, row in enumerate(rows[1:], 1):
         centroid = moved_centroid(centroid, size, row)
-    assert float(centroid @ summarised(rows, np.zeros(200, np.int64), np.zeros(200), 1).centroids[0]) > 0.999
+    whole = Tally.of(rows, np.zeros(200, np.int64), np.zeros(200), np.zeros(200, bool), 1)
+    assert float(centroid @ whole.centroids[0]) > 0.999
     assert np.linalg.norm(centroid) == pytest.approx(1, abs=1e-5)
     assert moved_centroid(rows[0], 1, -rows[0]) is rows[0] or np.array_equal(
         moved_centroid(rows[0], 1, -rows[0]), rows[0]

@@ -16,7 +16,7 @@ from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.hierarchy import pattern_hierarchy
 from sona_pg.learning.portable import bank_to_json
-from sona_pg.learning.reasoning_bank import ReasoningBank, quality_of
+from sona_pg.learning.reasoning_bank import ReasoningBank
 from sona_pg.learning.recommendation import (
     Best,
     NearPattern,
@@ -25,6 +25,7 @@ from sona_pg.learning.recommendation import (
     best_values,
     optimized_params,
 )
+from sona_pg.learning.recorded import quality_of
 from sona_pg.learning.verdicts import Outcome, Verdict
 from sona_pg.types import EMPTY, Answer, Json, QueryTrajectory, TrajectoryStep
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from sona_pg.cli import settings
-from sona_pg.cli.settings import SETTINGS, Number, Setting, as_options, loop_of
+from sona_pg.cli.settings import SETTINGS, Setting, Value, as_options, loop_of
 from sona_pg.cli.worker import worker
+from sona_pg.config import ShardConfig
 from sona_pg.errors import ConfigError
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.catalog import LOOPS
@@ -21,12 +22,18 @@ from sona_pg.loops.cycle import Loop
 from .test_config import OUT_OF_RANGE
 
 EVERY = [(loop, setting) for loop, known in SETTINGS.items() for setting in known]
-DEFAULTS: dict[str, Number] = {setting.field: setting.default for _, setting in EVERY}
+DEFAULTS: dict[str, Value] = {setting.field: setting.default for _, setting in EVERY}
 
 
-def _given(loop: str) -> dict[str, Number]:
+def _given(loop: str) -> dict[str, Value]:
     """Every setting as it is not by default."""
-    return {s.field: s.default + 1 if isinstance(s.default, int) else s.default * 0.75 for s in SETTINGS[loop]}
+    texts = {"scheduler": "tcp://127.0.0.1:8786", "without_scheduler": "local"}
+    return {s.field: texts.get(s.field) or _other(s.default) for s in SETTINGS[loop]}
+
+
+def _other(default: Value) -> Value:
+    assert not isinstance(default, str)
+    return default + 1 if isinstance(default, int) else default * 0.75
 
 
 @pytest.mark.parametrize("command", ["background", "all"])
@@ -35,14 +42,15 @@ def test_help_says_default_and_variable_of_every_setting(command: str) -> None:
     for setting in SETTINGS["background"]:
         (line,) = [line for line in said.splitlines() if f" {setting.option} " in line]
         (default,) = [field.default for field in fields(setting.config) if field.name == setting.field]
-        assert f"[env var: {setting.variable('background')}; default: {default}]" in line
+        shown = default if default != "" else '""'
+        assert f"[env var: {setting.variable('background')}; default: {shown}]" in line
 
 
 def test_settings_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    reached: dict[str, Number] = {}
+    reached: dict[str, Value] = {}
 
-    def loop(*configs: object, base: BaseConfig) -> Loop:
-        every = (*configs, base.training, base.gate)
+    def loop(*configs: object, base: BaseConfig, shards: ShardConfig) -> Loop:
+        every = (*configs, base.training, base.gate, shards)
         for setting, config in ((s, c) for s in SETTINGS["background"] for c in every if isinstance(c, s.config)):
             reached[setting.field] = getattr(config, setting.field)
         return LOOPS["background"]
@@ -55,10 +63,10 @@ def test_settings_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_give_another_process_the_same() -> None:
-    reached: dict[str, Number] = {}
+    reached: dict[str, Value] = {}
 
     @settings.settings_options("background")
-    def command(**given: Number) -> None:
+    def command(**given: Value) -> None:
         reached.update(given)
 
     given = _given("background")
