@@ -30,6 +30,7 @@ NAMES = (
     "loops",
     "patterns",
     "background",
+    "shards",
     "base",
     "dreams",
     "dreaming",

@@ -41,15 +41,15 @@ def run(*, quick: bool) -> list[Row]:
         engine.set_items(TABLE, "id", "embedding")
         first = 0
         for n in (1000, 1000, 10_000 if quick else 100_000):
-            _record(engine, noisy(source, n, DIM, 2 + first), items)
-            _weighed(connection, engine.space.space_id, first)
+            record_outcomes(engine, noisy(source, n, DIM, 2 + first), items)
+            weighed(connection, engine.space.space_id, first)
             rows.append(_cycle(connection, engine, n, first))
             first += n
         connection.execute(f"DROP TABLE {TABLE}")
     return rows
 
 
-def _record(engine: SonaEngine, queries: Floats, items: Floats) -> None:
+def record_outcomes(engine: SonaEngine, queries: Floats, items: Floats) -> None:
     """What helped is among the ten items nearest to the query, turned a little."""
     random = np.random.default_rng(len(queries))
     turned = np.roll(queries, 1, axis=1)
@@ -63,7 +63,7 @@ def _record(engine: SonaEngine, queries: Floats, items: Floats) -> None:
         engine.instant.flush_updates()
 
 
-def _weighed(connection: Connection, space_id: int, first: int) -> None:
+def weighed(connection: Connection, space_id: int, first: int) -> None:
     """As if the strategies were weighed: that takes its own time, which is measured elsewhere."""
     connection.execute(
         "INSERT INTO sona.answer_outcome (space_id, trajectory_id, ordinal, answered_at, arm, strategy, version,"
