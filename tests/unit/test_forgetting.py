@@ -33,7 +33,9 @@ def test_an_id_says_when_it_was_made() -> None:
 
 
 @pytest.mark.parametrize(
-    "id", [uuid.UUID(int=7), uuid.uuid4(), uuid.UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")], ids=str
+    "id",
+    [uuid.UUID(int=7), uuid.uuid4(), uuid.UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")],
+    ids=["small", "random", "last"],
 )
 def test_other_ids_say_nothing(id: uuid.UUID) -> None:
     assert time_of(id) is None
