@@ -70,6 +70,9 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         driver.add_notice_handler(_log_warning)
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
+        # Who writes what it has learned has read the revision first: it ends before, or sees the new one.
+        if connection.execute(sa.text(f"SELECT to_regclass('{SCHEMA}.alembic_version')")).scalar_one() is not None:
+            connection.execute(sa.text(f"LOCK TABLE {SCHEMA}.alembic_version IN ACCESS EXCLUSIVE MODE"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
         # Loads the library: a role that is no superuser may set its settings only once they are known.
         connection.execute(sa.text(f"SELECT '[1]'::{_vector_schema(connection)}.vector"))
