@@ -17,6 +17,7 @@ from alembic.util import CommandError
 
 from sona_pg.config import SCHEMA_REVISION
 from sona_pg.errors import SchemaMismatch
+from sona_pg.steps import reached
 from sona_pg.store.connection import check_server, connect, engine_url, translated
 from sona_pg.store.schema import SCHEMA
 
@@ -27,7 +28,12 @@ def _config(connection: sa.Connection | None = None) -> Config:
     config = Config()
     config.set_main_option("script_location", str(resources.files("sona_pg.migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["on_version_apply"] = _after_revision
     return config
+
+
+def _after_revision(**_: object) -> None:
+    reached("migrate.after_revision")
 
 
 def sql_files() -> list[tuple[str, str]]:
@@ -85,12 +91,13 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)
-        reached = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
-        if reached == SCHEMA_REVISION:
+        at = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+        if at == SCHEMA_REVISION:
             install_routines(connection)
+        reached("migrate.before_commit")
         if dry_run:
             transaction.rollback()
-    return reached
+    return at
 
 
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
