@@ -1,4 +1,4 @@
-"""A service that answers and records until SIGTERM: ``service.py URL SPACE FIRST FILE``, by whatever version of the code.
+"""A service that answers and records until SIGTERM, by any version of the code: ``service.py URL SPACE FIRST FILE``
 
 It writes the id of every event that `record` has taken to FILE, and at its end a line that says how many answers
 failed, and how long the slowest recall and the slowest record took, in milliseconds.

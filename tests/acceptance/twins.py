@@ -71,26 +71,28 @@ def answers(url: str, count: int) -> Iterator[tuple[object, ...]]:
                 yield row[0].tobytes(), engine.adapt(query).tobytes(), recalled.items, recalled.answer
 
 
+def learned(url: str) -> list[tuple[object, ...]]:
+    """What is known in all spaces, bit for bit."""
+    with connect(url) as connection:
+        return [
+            *connection.execute(
+                "SELECT l.space_id, l.epoch, l.revision, l.events, l.ordinal, l.state, g.ordinal, g.in_force, g.state"
+                " FROM sona.learner l JOIN sona.strategist g USING (space_id) ORDER BY 1"
+            ).fetchall(),
+            *connection.execute(
+                "SELECT space_id, tier, ordinal, down::text, up::text FROM sona.served_row ORDER BY 1, 2, 3"
+            ).fetchall(),
+        ]
+
+
 def learned_from(url: str, first: int, count: int) -> list[tuple[object, ...]]:
-    """Record these events in every space; gives what is known then, bit for bit."""
-    states: list[tuple[object, ...]] = []
+    """Record these events in every space; gives what is known then."""
     for name in SPACES:
         with SonaEngine.connect(url, space=name, background=False) as engine:
             record(engine, first, count)
             engine.flush()
             assert engine.metrics.refused == 0
-            key = engine.space.space_id
-        with connect(url) as connection:
-            states += connection.execute(
-                "SELECT l.epoch, l.revision, l.events, l.ordinal, l.state, g.ordinal, g.in_force, g.state"
-                " FROM sona.learner l JOIN sona.strategist g USING (space_id) WHERE space_id = %s",
-                (key,),
-            ).fetchall()
-            states += connection.execute(
-                "SELECT tier, ordinal, down::text, up::text FROM sona.served_row WHERE space_id = %s ORDER BY 1, 2",
-                (key,),
-            ).fetchall()
-    return states
+    return learned(url)
 
 
 def access(url: str) -> list[tuple[object, ...]]:
@@ -104,8 +106,10 @@ def access(url: str) -> list[tuple[object, ...]]:
             " WHERE pronamespace = 'sona'::regnamespace"
             " UNION ALL SELECT 'space', name, g::text FROM sona.space_grant g JOIN sona.space USING (space_id)"
             # What the owner may do without being granted it stands in a dump as a grant, or not at all.
-            " UNION ALL SELECT 'right', a.name, x::text FROM ("
-            "  SELECT relname, coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))"
+            " UNION ALL SELECT 'right', a.name, concat_ws(' ', x.grantor::regrole, x.grantee::regrole,"
+            "  x.privilege_type, x.is_grantable) FROM ("
+            "  SELECT relname, coalesce(relacl,"
+            "   acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))"
             "   FROM pg_class WHERE relnamespace = 'sona'::regnamespace AND relkind IN ('r', 'v', 'S')"
             "  UNION ALL SELECT concat(attrelid::regclass, '.', attname), attacl FROM pg_attribute"
             "   JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'sona'::regnamespace"

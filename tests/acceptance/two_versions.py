@@ -115,13 +115,15 @@ def upgrade(url: str, old: Path, folder: Path) -> list[str]:
         *ids, last = file.read_text().split("\n")[:-1]
         failures, recall_ms, record_ms = (int(part) for part in last.split())
         print(
-            f"{name} service: {len(ids)} answers, {failures} failed; slowest recall {recall_ms} ms, record {record_ms} ms"
+            f"{name} service: {len(ids)} answers, {failures} failed;"
+            f" slowest recall {recall_ms} ms, record {record_ms} ms"
         )
         sent |= {int(id) for id in ids}
         if failures:
             wrong.append(f"{failures} answers of the {name} service failed")
     print(
-        f"SQL client: {len(client.confirmed)} recorded, {client.failures} failed; slowest {1000 * client.slowest:.0f} ms"
+        f"SQL client: {len(client.confirmed)} recorded, {client.failures} failed;"
+        f" slowest {1000 * client.slowest:.0f} ms"
     )
     if client.failures:
         wrong.append(f"{client.failures} statements of the SQL client failed")
