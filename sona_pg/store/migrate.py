@@ -16,12 +16,15 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from sona_pg.config import SCHEMA_REVISION
-from sona_pg.errors import SchemaMismatch
+from sona_pg.errors import DatabaseBusy, SchemaMismatch
 from sona_pg.steps import reached
 from sona_pg.store.connection import check_server, connect, engine_url, translated
 from sona_pg.store.schema import SCHEMA
 
 log = logging.getLogger("sona_pg")
+
+_ATTEMPTS = 5
+"""How often a migration is begun before it is given up for the locks of others."""
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
@@ -46,7 +49,8 @@ def sql_files() -> list[tuple[str, str]]:
 def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str | None:
     """Bring the database at `url` to a revision, and install the functions that belong to the newest one.
 
-    All of it is one transaction: a failure or a kill in between leaves the database as it was.
+    All of it is one transaction: a failure or a kill in between leaves the database as it was. Where another session
+    holds a lock for longer than this one waits, or each waits for the other, it is tried again a few times.
 
     Parameters
     ----------
@@ -62,9 +66,18 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
 
     Raises
     ------
-    DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseError
-        If the server cannot be reached, is too old, lacks pgvector, or refuses.
+    DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseBusy, DatabaseError
+        If the server cannot be reached, is too old, lacks pgvector, is busy with something else, or refuses.
     """
+    for _ in range(1, _ATTEMPTS):
+        try:
+            return _migrate_once(url, revision, dry_run)
+        except DatabaseBusy as error:
+            log.warning("the migration is begun again: %s", error)
+    return _migrate_once(url, revision, dry_run)
+
+
+def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
     with connect(url, vectors=False) as probe:
         check_server(probe)
     # Nothing is prepared: a pooler would hand it to the next client.

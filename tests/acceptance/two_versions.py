@@ -8,6 +8,7 @@ replaced by those of this version. Exits with 1 if an answer failed, or an outco
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,7 +42,7 @@ class SqlClient(threading.Thread):
     """Records by `sona.record` until it is told to stop; keeps the ids that were confirmed, and counts refusals."""
 
     def __init__(self, url: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._url, self.stop, self.confirmed, self.failures, self.slowest = url, threading.Event(), [], 0, 0.0
 
     def run(self) -> None:
@@ -76,8 +77,14 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     return process.wait(60)
 
 
-def upgrade(url: str, old: Path, folder: Path) -> list[str]:
-    """Do it; gives what went wrong."""
+def upgrade(url: str, old: Path, folder: Path, stack: contextlib.ExitStack) -> list[str]:
+    """Do it; gives what went wrong. What it starts ends with the stack."""
+
+    def start(python_path: Path | None, *command: str) -> subprocess.Popen[bytes]:
+        process = _start(python_path, *command, home=home)
+        stack.callback(process.kill)
+        return process
+
     service, home = str(Path(__file__).with_name("service.py")), folder / "home"
     worker = ("-m", "sona_pg", "worker", "instant", "--url", url)
     filled = subprocess.run(
@@ -86,9 +93,10 @@ def upgrade(url: str, old: Path, folder: Path) -> list[str]:
     assert filled.returncode == 0
     files = {"old": folder / "old", "new": folder / "new"}
     client = SqlClient(url)
-    running = _start(old, service, url, SPACE, str(OLD_FIRST), str(files["old"]), home=home)
-    learning = _start(old, *worker, home=home)
+    running = start(old, service, url, SPACE, str(OLD_FIRST), str(files["old"]))
+    learning = start(old, *worker)
     client.start()
+    _await_answers(files["old"])
     time.sleep(PHASE_SECONDS)
     began = time.perf_counter()
     print(f"migrated to {migrate(url)} in {time.perf_counter() - began:.2f} s, while it answers, records and learns")
@@ -96,19 +104,16 @@ def upgrade(url: str, old: Path, folder: Path) -> list[str]:
     print(f"the old worker {'runs' if learning.poll() is None else f'has ended with {learning.returncode}'}")
     spooled = sum(path.stat().st_size for path in home.rglob("*.spool"))
     print(f"{spooled:,} bytes wait in the spool")
-    successor = _start(None, service, url, SPACE, str(NEW_FIRST), str(files["new"]), home=home)
-    time.sleep(PHASE_SECONDS / 2)
+    successor = start(None, service, url, SPACE, str(NEW_FIRST), str(files["new"]))
+    _await_answers(files["new"])
     _end(running)
     _end(learning)
-    learning = _start(None, *worker, home=home)
-    time.sleep(PHASE_SECONDS)
+    learning = start(None, *worker)
     client.stop.set()
     client.join()
-    wrong = [
-        f"the new {name} ended with {code}"
-        for name, code in (("service", _end(successor)), ("worker", _end(learning)))
-        if code
-    ]
+    wrong = _await_learned(url)
+    ends = {"service": _end(successor), "worker": _end(learning)}
+    wrong += [f"the new {name} ended with {code}" for name, code in ends.items() if code]
     _learn_the_rest(url, home)
     sent = set(client.confirmed)
     for name, file in files.items():
@@ -128,6 +133,26 @@ def upgrade(url: str, old: Path, folder: Path) -> list[str]:
     if client.failures:
         wrong.append(f"{client.failures} statements of the SQL client failed")
     return wrong + _audited(url, sent)
+
+
+def _await_answers(file: Path) -> None:
+    """Wait until a service has answered for the first time."""
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.stat().st_size):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the service that writes {file} has not answered for a minute")
+        time.sleep(0.1)
+
+
+def _await_learned(url: str) -> list[str]:
+    """Wait until the worker has learned what the SQL client recorded, also while the old one could not."""
+    with connect(url) as connection:
+        for _ in range(600):
+            row = connection.execute("SELECT count(*) FROM sona.pending_trajectory").fetchone()
+            if row == (0,):
+                return []
+            time.sleep(0.1)
+    return [f"after a minute the new worker has not learned {row} trajectories of the SQL client"]
 
 
 def _learn_the_rest(url: str, home: Path) -> None:
@@ -163,10 +188,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         old = arguments.old or install(COMMITS["0008"], Path(folder))
         server = EmbeddedServer(Path(folder) / "server")
-        try:
-            wrong = upgrade(server.start(), old, Path(folder))
-        finally:
-            server.remove()
+        with contextlib.ExitStack() as stack:
+            stack.callback(server.remove)
+            wrong = upgrade(server.start(), old, Path(folder), stack)
     for violation in wrong:
         print(f"violation: {violation}")
     sys.exit(bool(wrong))

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
-from sona_pg import SchemaMismatch, SonaEngine
+from sona_pg import DatabaseBusy, SchemaMismatch, SonaEngine
 from sona_pg.config import SCHEMA_REVISION, BackgroundConfig, PatternConfig, StoreConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.deep import DEEP
+from sona_pg.store import migrate as migrate_module
 from sona_pg.store.connection import Connection, connect, current_revision, writing
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import _config, migrate
@@ -190,6 +192,22 @@ def test_a_worker_ends_when_the_schema_is_migrated(empty_url: str, loop: str) ->
         _migrated_meanwhile(empty_url, "9999")
         with pytest.raises(SchemaMismatch, match="revision 9999"):
             worker.run(threading.Event())
+
+
+def test_a_migration_that_others_are_in_the_way_of_is_begun_again(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [DatabaseBusy("deadlock detected")]
+    install = migrate_module.install_routines
+
+    def install_or_fail(connection: sa.Connection) -> None:
+        if left:
+            raise left.pop()
+        install(connection)
+
+    monkeypatch.setattr(migrate_module, "install_routines", install_or_fail)
+    assert migrate(empty_url) == SCHEMA_REVISION
+    assert left == []
 
 
 def test_a_migration_waits_for_who_writes_and_they_for_it(empty_url: str) -> None:
