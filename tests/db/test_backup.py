@@ -12,7 +12,7 @@ from sona_pg.store.migrate import migrate
 from tests.acceptance import twins
 from tests.acceptance.dumps import dump, restore
 
-RECALLS = 200
+RECALLS = 100
 """``make upgrade-test`` takes 1,000."""
 
 

@@ -1,7 +1,7 @@
 """Fills a database by the code that is installed, whatever its revision: ``fill.py URL``.
 
 It runs by every version of sona_pg from revision 0001 on, and uses nothing that one of them lacks without asking. What
-`adapt` answers at the end stands in public.answer, as real[]: the next version must answer the same bits.
+`adapt` answers at the end stands in public.answer, as real[].
 """
 
 from __future__ import annotations
