@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos lint bench wheel clean
+.PHONY: demo test fuzz chaos upgrade-test lint bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -26,6 +26,11 @@ chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.pattern_cycles $(CHAOS)
 	$(BIN)/python -m tests.acceptance.deep_cycles $(CHAOS)
 	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
+
+# Restores from dumps and archives, and an upgrade under load by two versions of the code; needs the clone's history.
+upgrade-test: $(VENV)/.installed
+	$(BIN)/python -m tests.acceptance.backups
+	$(BIN)/python -m tests.acceptance.two_versions
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

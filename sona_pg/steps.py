@@ -62,7 +62,16 @@ CYCLE = (
 )
 """Of a cycle, in order; those from after_read to after_commit are reached once for each of its phases."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET, "cycle": CYCLE}
+MIGRATE = ("migrate.after_revision", "migrate.before_commit")
+"""Of a migration; the first is reached once for each revision."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {
+    "instant": FLUSH,
+    "evidence": EVIDENCE,
+    "forget": FORGET,
+    "cycle": CYCLE,
+    "migrate": MIGRATE,
+}
 """The steps of every loop, and of what people start: the chaos test kills at each of the loops'."""
 
 

@@ -19,7 +19,7 @@ from sona_pg.learning.edges import Edge
 from sona_pg.learning.forgetting import digest_of, is_before
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, require_schema, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish, read_version, served_rows
@@ -130,6 +130,7 @@ class LearningTransaction:
             (f"{lock_timeout_seconds}s",),
         ).fetchone()
         self._may_copy = row is not None and not row[1]
+        require_schema(connection)
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")

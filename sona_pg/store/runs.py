@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from sona_pg.config import ScheduleConfig
 from sona_pg.errors import LearningError, LockLost, PermissionDenied, UnknownSpace
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.errors import storable
 from sona_pg.store.spaces import Space
 
@@ -251,7 +251,7 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
         If the space is gone.
     """
     key: dict[str, object] = {"space": found.space_id, "loop": loop, "worker": worker}
-    with transaction(connection):
+    with writing(connection):
         gone = UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
         space = spaces.find_space(connection, found.name)
         if space is None or space.space_id != found.space_id:
@@ -331,7 +331,7 @@ def fenced(connection: Connection, run: Run) -> Iterator[Connection]:
     LockLost
         If another worker has claimed the loop since, or the space is gone.
     """
-    with transaction(connection):
+    with writing(connection):
         row = connection.execute(
             "SELECT fence FROM sona.loop_schedule WHERE space_id = %s AND loop = %s FOR NO KEY UPDATE",
             (run.space.space_id, run.loop),
