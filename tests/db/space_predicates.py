@@ -1,8 +1,9 @@
 """Whether statements say which space they are about: what must hold for tables that are distributed by `space_id`.
 
-A statement is parsed by Postgres's own grammar. In every query, subquery and data-modifying part of it each distributed
-table must be tied by equality of its `space_id`: to a value, or to the `space_id` of another table that is. A part whose
-tables are tied to one another alone reads all spaces: it runs on every node, but joins only what lies together.
+A statement is parsed by Postgres's own grammar. In every query, subquery and data-modifying part of it each
+distributed table must be tied by equality of its `space_id`: to a value, or to the `space_id` of another table that is.
+A part whose tables are tied to one another alone reads all spaces: it runs on every node, but joins only what lies
+together.
 """
 
 from __future__ import annotations
@@ -113,9 +114,9 @@ def _of_insert(part: ast.InsertStmt) -> Iterator[Finding]:
     if part.cols is not None and KEY not in {column.name for column in part.cols}:
         yield Finding(table, True)
     conflict = part.onConflictClause
-    if conflict is not None and conflict.infer is not None and conflict.infer.indexElems:
-        if KEY not in {element.name for element in conflict.infer.indexElems}:
-            yield Finding(table, True)
+    target = () if conflict is None or conflict.infer is None else conflict.infer.indexElems or ()
+    if target and KEY not in {element.name for element in target}:
+        yield Finding(table, True)
 
 
 def _table_of(source: ast.RangeVar, common: frozenset[str]) -> str | None:
@@ -216,6 +217,7 @@ class Definition:
     name: str
     trees: tuple[object, ...]
     dynamic: tuple[str, ...] = ()
+    is_view: bool = False
 
 
 def definitions(script: str) -> Iterator[Definition]:
@@ -225,7 +227,7 @@ def definitions(script: str) -> Iterator[Definition]:
         begin = part.stmt_location
         text = script.encode()[begin : begin + part.stmt_len if part.stmt_len else None].decode()
         if isinstance(statement, ast.ViewStmt):
-            yield Definition(statement.view.relname, (statement.query,))
+            yield Definition(statement.view.relname, (statement.query,), is_view=True)
         elif isinstance(statement, ast.CreateFunctionStmt):
             name = statement.funcname[-1].sval
             language = next(o.arg.sval for o in statement.options if o.defname == "language")
