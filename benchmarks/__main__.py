@@ -34,6 +34,7 @@ NAMES = (
     "dreams",
     "dreaming",
     "deep",
+    "scaling",
 )
 
 

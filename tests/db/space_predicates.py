@@ -101,9 +101,11 @@ def _of_part(part: ast.Node, common: frozenset[str]) -> Iterator[Finding]:
         for source in (part.usingClause if isinstance(part, ast.DeleteStmt) else part.fromClause) or ():
             _add_source(scope, source, common)
         scope.conditions.append(part.whereClause)
-    for condition in scope.conditions:
-        for equality in _conjuncts(condition):
-            _add_equality(scope, equality)
+    conditions = [part for condition in scope.conditions for part in _conjuncts(condition)]
+    if any(map(_is_false, conditions)):
+        return
+    for condition in conditions:
+        _add_equality(scope, condition)
     yield from scope.findings()
 
 
@@ -156,6 +158,11 @@ def _conjuncts(condition: ast.Node | None) -> Iterator[ast.Node]:
             yield from _conjuncts(part)
     elif condition is not None:
         yield condition
+
+
+def _is_false(condition: ast.Node) -> bool:
+    """Whether nothing is read: only the columns are asked for."""
+    return isinstance(condition, ast.A_Const) and isinstance(condition.val, ast.Boolean) and not condition.val.boolval
 
 
 def _add_equality(scope: _Scope, condition: ast.Node) -> None:

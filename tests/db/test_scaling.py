@@ -184,6 +184,7 @@ def test_found_out(statement: str) -> None:
         "SELECT FROM unnest(%s) x (space_id) JOIN sona.learner USING (space_id)",
         "DELETE FROM sona.score s USING pg_temp.gone g WHERE s.space_id = %s AND s.score_id = g.score_id",
         "COPY sona.score (space_id, score_id, value) FROM STDIN (FORMAT BINARY)",
+        "CREATE TEMP TABLE t AS SELECT * FROM sona.memory_node WHERE false",
         "SELECT FROM sona.space",
         "SELECT 1",
     ],
