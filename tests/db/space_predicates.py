@@ -203,8 +203,9 @@ def _column_of(scope: _Scope, expression: object, column: str) -> str | None:
         return None
     if len(names) > 1:
         return names[-2] if names[-2] in scope.tables else None
-    # Without a name before it there is but one that can be meant.
-    return next(iter(scope.tables), None)
+    # Without a table before it there is but one that can be meant.
+    of_space = (alias for alias, table in scope.tables.items() if column == KEY or table == "space")
+    return next(of_space, None)
 
 
 def _nodes(tree: object) -> Iterator[ast.Node]:

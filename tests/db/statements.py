@@ -23,6 +23,8 @@ _PRODUCT, _DRIVER = str(Path(sona_pg.__file__).parent), str(Path(psycopg.__file_
 ACROSS_SPACES = {
     "store/runs.py:due": "a worker looks for what is due in any space that it may write",
     "store/strategist.py:spaces_unweighed": "the instant worker looks for spaces with events to weigh",
+    "store/health.py:items_without_index": "sona doctor looks at the items tables of all spaces",
+    "store/observation.py:figures": "metrics and health are of all spaces",
     "store/versions.py:spaces_with_more": "the instant worker looks for spaces with versions to prune",
 }
 """Functions that read all spaces, and why they must: none of them is called to answer or to record."""

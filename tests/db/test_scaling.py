@@ -178,6 +178,7 @@ def test_found_out(statement: str) -> None:
         "SELECT FROM sona.trajectory WHERE space_id = ANY(%s)",
         "SELECT FROM sona.trajectory t JOIN sona.score s USING (space_id, trajectory_id) WHERE s.space_id = %s",
         "SELECT FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE s.name = %s",
+        "SELECT FROM sona.trajectory JOIN sona.space USING (space_id) WHERE name = 'docs'",
         "SELECT FROM sona.trajectory t WHERE space_id = %s AND EXISTS (SELECT FROM sona.score s"
         " WHERE s.space_id = t.space_id AND s.trajectory_id = t.trajectory_id)",
         "SELECT FROM sona.trajectory t WHERE (t.space_id, t.trajectory_id) IN (SELECT %s, u FROM unnest(%s) u)",
