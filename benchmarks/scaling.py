@@ -81,7 +81,7 @@ def measure(few: int, many: int) -> tuple[Units, float]:
             measured=measured,
             rows=rows,
             bytes=sizes,
-            index_bytes=_size_of_index(connection, engine) / max(admitted, 1),
+            index_bytes=_size_of_index(connection, engine) / _count(connection, engine, "remembered_query"),
             version_bytes=version,
             space_bytes=once,
             record_seconds=taken / many,

@@ -26,6 +26,7 @@ REFERENCE = frozenset({"space", "space_grant"})
 DISTRIBUTED = frozenset(table.name for table in metadata.tables.values()) - REFERENCE
 TABLES = DISTRIBUTED | REFERENCE
 
+_NAMED = re.compile(rf"\b(?:FROM|JOIN|INTO|UPDATE|ON) {SCHEMA}\.(\w+)")
 _STATEMENTS = (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)
 _EQUAL = (A_Expr_Kind.AEXPR_OP, A_Expr_Kind.AEXPR_OP_ANY, A_Expr_Kind.AEXPR_IN, A_Expr_Kind.AEXPR_NOT_DISTINCT)
 
@@ -220,12 +221,17 @@ def _nodes(tree: object) -> Iterator[ast.Node]:
 
 @dataclass(frozen=True)
 class Definition:
-    """A function or a view of sql/, its statements, and the texts that it makes statements of when it runs."""
+    """A function or a view of sql/, and its statements."""
 
     name: str
     trees: tuple[object, ...]
-    dynamic: tuple[str, ...] = ()
     is_view: bool = False
+
+    @property
+    def texts(self) -> list[str]:
+        """Literals that name a distributed table as a statement does: statements are made of them when it runs."""
+        literals = (node.sval for tree in self.trees for node in _nodes(tree) if isinstance(node, ast.String))
+        return [text for text in literals if set(_NAMED.findall(text)) & DISTRIBUTED]
 
 
 def definitions(script: str) -> Iterator[Definition]:
@@ -251,7 +257,7 @@ def definitions(script: str) -> Iterator[Definition]:
 
 
 def _procedural(name: str, text: str) -> Definition:
-    trees, dynamic = [], []
+    trees = []
     # The parser has no catalog: it takes rows of our tables for text where they are given, for records where declared.
     signature, quote, body = re.split(r"(\$\$)", text, maxsplit=1)
     signature = re.sub(rf"\b({SCHEMA}|public)\.\w+(?!\w*\()", "text", signature)
@@ -259,24 +265,22 @@ def _procedural(name: str, text: str) -> Definition:
     declared = re.sub(rf"\b({SCHEMA}|public)\.\w+\[\]", "text[]", declared)
     declared = re.sub(rf"\b{SCHEMA}\.\w+(%ROWTYPE)?(?!\w*\()", "record", declared)
     text = signature + quote + declared + begin + body
-    for kind, query, mode in _expressions(json.loads(pglast.parser.parse_plpgsql_json(text)), ""):
+    for query, mode in _expressions(json.loads(pglast.parser.parse_plpgsql_json(text))):
         if mode >= 3:  # an assignment, to a variable or a part of one
             query = re.split(r":?=", query, maxsplit=1)[1]
         tree = pglast.parse_sql(query if mode == 0 else f"SELECT {query}")
         trees.append(tree)
-        if kind in ("PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_dynfors", "PLpgSQL_stmt_return_query", "PLpgSQL_var"):
-            dynamic += [n.sval for n in _nodes(tree) if isinstance(n, ast.String)]
-    return Definition(name, tuple(trees), tuple(dynamic))
+    return Definition(name, tuple(trees))
 
 
-def _expressions(tree: object, kind: str) -> Iterator[tuple[str, str, int]]:
-    """Every expression of a function: kind of what holds it, text, and how it is to be parsed."""
+def _expressions(tree: object) -> Iterator[tuple[str, int]]:
+    """Every expression of a function: its text, and how it is to be parsed."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             if name == "PLpgSQL_expr":
-                yield kind, value["query"], value.get("parseMode", 0)
+                yield value["query"], value.get("parseMode", 0)
             else:
-                yield from _expressions(value, name if name.startswith("PLpgSQL_") else kind)
+                yield from _expressions(value)
     elif isinstance(tree, list):
         for part in tree:
-            yield from _expressions(part, kind)
+            yield from _expressions(part)
