@@ -112,5 +112,11 @@ def test_a_standby_answers_as_the_primary_does(primary: EmbeddedServer, replica:
             for arm in by_arm[0].keys() & by_arm[1].keys():
                 assert by_arm[0][arm] == by_arm[1][arm]
             assert len(there.execute(filtered, {"query": query}).fetchall()) == 5
+        for statement in (
+            "SELECT * FROM sona.nearest_queries('docs', %s, 3)",
+            "SELECT * FROM sona.related('docs', %s, 3)",
+            "SELECT * FROM sona.strategies WHERE %s::public.vector IS NOT NULL ORDER BY strategy",
+        ):
+            assert here.execute(statement, (query,)).fetchall() == there.execute(statement, (query,)).fetchall()
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             there.execute("SELECT sona.record('docs', %s, '{1}', '{1}')", (query,))
