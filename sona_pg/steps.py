@@ -50,6 +50,18 @@ FORGET = (
 )
 """Of the transaction that forgets a user, in order."""
 
+EMBEDDER = (
+    "embedder.after_prepare",
+    "embedder.after_embedding",
+    "embedder.after_batch",
+    "embedder.after_relearning",
+    "embedder.after_lock",
+    "embedder.after_copy",
+    "embedder.before_commit",
+    "embedder.after_commit",
+)
+"""Of a change of the embedder, in order."""
+
 CYCLE = (
     "cycle.after_claim",
     "cycle.after_read",
@@ -62,7 +74,13 @@ CYCLE = (
 )
 """Of a cycle, in order; those from after_read to after_commit are reached once for each of its phases."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET, "cycle": CYCLE}
+STEPS: Mapping[str, tuple[str, ...]] = {
+    "instant": FLUSH,
+    "evidence": EVIDENCE,
+    "forget": FORGET,
+    "embedder": EMBEDDER,
+    "cycle": CYCLE,
+}
 """The steps of every loop, and of what people start: the chaos test kills at each of the loops'."""
 
 
