@@ -525,6 +525,32 @@ def test_items_that_no_table_has_are_embedded_by_a_callback(url: str, connection
         assert engine.instant.learner.events == learned == 20
 
 
+def test_whoever_may_learn_in_the_space_may_change_it_and_its_grants_stay(
+    url: str, server_url: str, connection: Connection
+) -> None:
+    login = f"sona_mover_{uuid.uuid4().hex[:8]}"
+    connection.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE sona_worker").format(sql.Identifier(login)))
+    try:
+        connection.execute("SELECT sona.grant_space(%s, 'sona_worker')", (SPACE,))
+        connection.execute("SELECT sona.grant_space(%s, 'sona_reader', false)", (SPACE,))
+        connection.execute(sql.SQL("GRANT SELECT ON public.items TO {}").format(sql.Identifier(login)))
+        grants = "SELECT role_name, may_write FROM sona.space_grant WHERE space_id = %s ORDER BY 1"
+        before = connection.execute(grants, (space_id(connection),)).fetchall()
+        theirs = make_conninfo(url, user=login)
+        report = change(theirs)
+        assert (report.is_switched, report.changed, report.missing) == (True, 0, 0)
+        assert connection.execute(grants, (space_id(connection),)).fetchall() == before
+        abort_embedder(theirs, SPACE)
+        assert connection.execute(grants, (space_id(connection),)).fetchall() == before
+        assert change(theirs).is_switched
+        finish_embedder(theirs, SPACE)
+        assert connection.execute("SELECT name, embedder FROM sona.space").fetchall() == [(SPACE, MODEL)]
+    finally:
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(login)))
+            owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(login)))
+
+
 def test_the_command_line_changes_goes_back_and_ends(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*options: str) -> str:
         return CliRunner().invoke(app, ["space", "re-embed", SPACE, *options], catch_exceptions=False).output
