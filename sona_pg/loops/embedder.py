@@ -27,7 +27,7 @@ from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import recorded_queries, spaces, strategist
-from sona_pg.store.embedder import Target, prepare
+from sona_pg.store.embedder import Target, count_bare_items, prepare
 from sona_pg.store.learning import read_head, read_state
 from sona_pg.store.recorded_queries import RecordedQuery
 from sona_pg.store.successor import SuccessorTransaction, successor_transaction
@@ -58,6 +58,9 @@ class EmbedderReport:
         trajectories stay in the ledger and teach nothing.
     dropped_steps
         Steps that are of no item and hold an activation of the model before, which nobody can embed.
+    bare_items
+        Items that have an embedding by the model before in the same table, and none by the new one: `recall` would not
+        find them.
     relearned, changed
         Ledger entries that this run has learned once more, and of how many of these something else became.
     missing
@@ -76,6 +79,7 @@ class EmbedderReport:
     embedded: int = 0
     declined: int = 0
     dropped_steps: int = 0
+    bare_items: int = 0
     relearned: int = 0
     changed: int = 0
     missing: int = 0
@@ -127,7 +131,10 @@ class EmbedderChange:
         connection, space = self._store.connection(), self._store.space
         standby = prepare(connection, space, self._target, self._store.config)
         reached("embedder.after_prepare")
-        if standby.replaced_at is not None:
+        is_switched = standby.replaced_at is not None
+        older, newer = (standby.space, space) if is_switched else (space, standby.space)
+        self._add(bare_items=count_bare_items(connection, older, newer))
+        if is_switched:
             self._carry(standby.space)
             self._add(is_switched=True)
         else:
@@ -255,13 +262,13 @@ class EmbedderChange:
         with successor_transaction(connection, space, successor, config, both=True) as transaction:
             began = time.monotonic()
             reached("embedder.after_lock")
-            head, stands = read_head(connection, space), transaction.head()
-            if head.epoch != stands.epoch or head.ordinal - stands.ordinal > config.replay_batch:
-                return False
             after: uuid.UUID | None = None
             while queries := recorded_queries.unembedded(connection, space, successor, after, config.embed_batch):
                 after = queries[-1].trajectory_id
                 self._write(transaction, *self._embedded(queries, successor.dim))
+            head, stands = read_head(connection, space), transaction.head()
+            if head.epoch != stands.epoch or head.ordinal - stands.ordinal > config.replay_batch:
+                return False
             self._relearn(transaction, successor, head.ordinal)
             learner = self._resumed(successor, head.ordinal).learner
             transaction.drop_deleted()

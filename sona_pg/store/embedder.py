@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg import sql
+
 from sona_pg.config import StoreConfig
-from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, InvalidInput
+from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, InvalidInput, LockLost
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.recorded_queries import carry_scores, count_lacking
@@ -71,6 +73,14 @@ def open_space(connection: Connection, name: str) -> Space:
     return space
 
 
+def _held(connection: Connection, space: Space) -> Space:
+    """The space as it is now, under its lock."""
+    held = open_space(connection, space.name)
+    if held.space_id != space.space_id:
+        raise LockLost(f"another process has changed the embedder of space {space.name!r} meanwhile: look again")
+    return held
+
+
 def prepare(connection: Connection, space: Space, target: Target, config: StoreConfig) -> Standby:
     """The successor of a space, made if there is none; or its predecessor, where the switch was made already.
 
@@ -85,7 +95,7 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
     """
     with transaction(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
-        held = open_space(connection, space.name)
+        held = _held(connection, space)
         standby = find_standby(connection, held)
         if standby is None:
             if held.embedder == target.embedder:
@@ -182,6 +192,25 @@ def _name_items(connection: Connection, space: Space, successor: Space, target: 
         )
 
 
+def count_bare_items(connection: Connection, older: Space, newer: Space) -> int:
+    """How many items have an embedding for one space and none for the other, where both are columns of one table."""
+    with translated():
+        row = connection.execute(
+            "SELECT a.items::text, a.embedding_column, b.embedding_column FROM sona._items_of(%s) a"
+            " JOIN sona._items_of(%s) b ON b.items = a.items",
+            (older.space_id, newer.space_id),
+        ).fetchone()
+        if row is None:
+            return 0
+        table, before, after = row
+        counted = connection.execute(
+            sql.SQL("SELECT count(*) FROM {} t WHERE t.{} IS NOT NULL AND t.{} IS NULL").format(
+                sql.SQL(table), sql.Identifier(before), sql.Identifier(after)
+            )
+        ).fetchone()
+    return 0 if counted is None else int(counted[0])
+
+
 def exchange(connection: Connection, space: Space, other: Space) -> None:
     """Let another space have the name of a space, and keep that beside it."""
     kept = free_name(connection, space, "previous")
@@ -270,7 +299,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
 
 def _locked_standby(connection: Connection, space: Space, config: StoreConfig) -> Standby:
     lock_space(connection, space, config.lock_timeout_seconds)
-    standby = find_standby(connection, open_space(connection, space.name))
+    standby = find_standby(connection, _held(connection, space))
     if standby is None:
         raise ConfigError(f"space {space.name!r} is not changing its embedder: nothing is kept beside it")
     return standby

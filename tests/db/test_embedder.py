@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from sona_pg import (
     EmbedderReport,
     IncompleteLedger,
     InvalidInput,
+    LockLost,
     RecordedQuery,
     SonaEngine,
     SpaceConfig,
@@ -523,6 +527,40 @@ def test_items_that_no_table_has_are_embedded_by_a_callback(url: str, connection
     assert (report.is_switched, report.changed) == (True, 0)
     with SonaEngine.connect(url, space=name, background=False) as engine:
         assert engine.instant.learner.events == learned == 20
+
+
+def test_two_at_once_come_to_the_end_that_one_comes_to(
+    url: str, copied: Callable[[], str], connection: Connection
+) -> None:
+    straight = copied()
+    change(straight)
+    begin = threading.Barrier(2, timeout=60)
+
+    def together(queries: Sequence[RecordedQuery]) -> list[Matrix | None]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            begin.wait(0.2)
+        return embedded(queries)
+
+    def run(_: int) -> EmbedderReport | LockLost:
+        try:
+            return change(url, together)
+        except LockLost as lost:
+            return lost
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(run, range(2)))
+    assert [end.is_switched for end in ends if isinstance(end, EmbedderReport)][:1] == [True], ends
+    with connect(straight) as other:
+        assert everything(connection) == everything(other)
+
+
+def test_items_without_a_new_embedding_are_counted_and_a_dropped_space_leaves_nothing(
+    url: str, connection: Connection
+) -> None:
+    connection.execute("UPDATE public.items SET new = NULL WHERE id < 7")
+    assert change(url, switch=False).bare_items == 7
+    connection.execute("SELECT sona.drop_space(%s)", (SPACE,))
+    assert connection.execute("SELECT name FROM sona.space").fetchall() == []
 
 
 def test_whoever_may_learn_in_the_space_may_change_it_and_its_grants_stay(
