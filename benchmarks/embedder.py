@@ -59,6 +59,7 @@ def models(collection: Collection) -> list[Model]:
     made = [
         ("rotated", docs @ turn, queries @ turn, None),
         ("a quarter of the axes", _unit(docs @ axes), _unit(queries @ axes), None),
+        ("signs alone", _unit(np.sign(docs @ turn)), _unit(np.sign(queries @ turn)), None),
         ("noisy", noisy_docs, noisy_queries, None),
         ("noisy, recorded queries mapped", noisy_docs, noisy_queries, _unit(queries @ ridge)),
     ]
