@@ -139,6 +139,8 @@ class EmbedderChange:
             self._add(is_switched=True)
         else:
             self._fill(standby.space)
+            self._weigh(standby.space)
+            # What came while that was weighed is learned in a moment, and weighed after the switch.
             while switch and not self._switch(standby.space):
                 self._fill(standby.space)
         return replace(self._report, declined=len(self._declined), seconds=time.monotonic() - began)
@@ -160,7 +162,6 @@ class EmbedderChange:
             while self._relearn_batch(successor, goal):
                 reached("embedder.after_batch")
             reached("embedder.after_relearning")
-        self._weigh(successor)
 
     def _embed_all(self, successor: spaces.Space) -> None:
         connection, space, config = self._store.connection(), self._store.space, self._store.config

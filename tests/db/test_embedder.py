@@ -324,6 +324,8 @@ def test_what_is_recorded_meanwhile_and_late_is_neither_lost_nor_doubled(url: st
     here = "SELECT count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE s.name = %s"
     assert connection.execute(here, (SPACE,)).fetchall() == [(total,)]
     learn_all(worker)
+    waits = "SELECT pending, unweighed FROM sona.status WHERE space = %s"
+    assert connection.execute(waits, (SPACE,)).fetchall() == [(0, 0)]
     assert inconsistencies(connection, space_id(connection)) == []
     # A process that has not seen the switch: what it records is kept, and then it is told.
     late = record(engine, 500)
@@ -341,6 +343,7 @@ def test_what_is_recorded_meanwhile_and_late_is_neither_lost_nor_doubled(url: st
     report = change(url)
     assert (report.is_switched, report.carried, report.carried_scores) == (True, 1, 1)
     learn_all(worker)
+    assert connection.execute(waits, (SPACE,)).fetchall() == [(0, 0)]
     assert connection.execute(here, (SPACE,)).fetchall() == [(total + 1,)]
     assert inconsistencies(connection, space_id(connection)) == []
     assert (change(url).carried, change(url).carried_scores) == (0, 0)
@@ -384,7 +387,9 @@ def test_a_callback_that_fails_changes_nothing_and_the_next_run_goes_on(url: str
     assert everything(connection) == before
 
 
-def test_what_cannot_be_embedded_stays_in_the_ledger_and_teaches_nothing(url: str, connection: Connection) -> None:
+def test_what_cannot_be_embedded_stays_in_the_ledger_and_teaches_nothing(
+    url: str, copied: Callable[[], str], connection: Connection
+) -> None:
     def forgetful(queries: Sequence[RecordedQuery]) -> list[Matrix | None]:
         return [vector if q.user_id != "user 1" else None for q, vector in zip(queries, embedded(queries), strict=True)]
 
@@ -396,6 +401,10 @@ def test_what_cannot_be_embedded_stays_in_the_ledger_and_teaches_nothing(url: st
     assert change(url, switch=False).embedded == mine
     report = change(url)
     assert (report.embedded, report.missing, report.is_switched) == (0, 0, True)
+    straight = copied()
+    change(straight)
+    with connect(straight) as other:
+        assert everything(connection) == everything(other)
     abort_embedder(url, SPACE)
     report = change(url, forgetful)
     assert (report.declined, report.is_switched) == (mine, True)
