@@ -1,13 +1,15 @@
-"""``python -m benchmarks.embedder COLLECTION…``: how much of what was learned survives a change of the embedder?
+"""``python -m benchmarks.embedder [COLLECTION…]``: how much of what was learned survives a change of the embedder?
 
 A space in Postgres answers and learns the stream of a split, as ``sona evaluate`` does. Then it moves to another model,
 made of the first by arithmetic, and what `recall` gives for the held-out queries is measured: nDCG@10, in points. A
 fresh space has learned nothing, and answers by the frozen embedding. Then it goes back, and moves to the next model.
+With ``--trajectories N``: how long a change takes, and how long nobody can learn, in a space of so many, 64 dimensions.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
 
+from benchmarks.forget import Traffic
 from benchmarks.harness import aligned
 from sona_pg import RecordedQuery, SonaEngine, abort_embedder, change_embedder
 from sona_pg.evaluation.collection import Collection, load_collection
@@ -156,17 +159,55 @@ class Moves:
         return self._collection.name, name, f"{frozen:.1f}", *gains, strategy, "", ""
 
 
+def scale(url: str, trajectories: int) -> str:
+    """What a change takes in a space of so many trajectories, without the time of a model."""
+    traffic, name = Traffic(64, trajectories), f"benchmark-{uuid.uuid4().hex}"
+    table = sql.Identifier("public", name)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((96, 96)))[0][:64].astype(np.float32)
+    with connect(url) as connection:
+        connection.execute(sql.SQL("CREATE TABLE {} (id text PRIMARY KEY, a vector, b vector)").format(table))
+        connection.cursor().executemany(
+            sql.SQL("INSERT INTO {} VALUES (%s, %s, %s)").format(table),
+            [(str(item), vector, vector @ turn) for item, vector in enumerate(traffic.items)],
+        )
+        try:
+            with SonaEngine.connect(url, space=name, dim=64, background=False) as engine:
+                engine.set_items(table.as_string(), "id", "a")
+                traffic.record(engine)
+
+            def embed(queries: Sequence[RecordedQuery]) -> list[Matrix]:
+                return [query.query @ turn for query in queries]
+
+            ready = change_embedder(url, name, embed, embedder="b", dim=96, embedding_column="b", switch=False)
+            done = change_embedder(url, name, embed, embedder="b", dim=96, embedding_column="b")
+            began = time.perf_counter()
+            abort_embedder(url, name)
+            back = time.perf_counter() - began
+        finally:
+            spaces.drop_space(connection, name)
+            connection.execute(sql.SQL("DROP TABLE {}").format(table))
+    return (
+        f"{ready.embedded} trajectories, {ready.relearned} ledger entries: made ready in {ready.seconds:.0f} s, "
+        f"switched in {done.seconds:.2f} s, of which locked {done.locked_seconds:.2f} s; back in {back:.2f} s"
+    )
+
+
 HEAD = ("collection", "model", "frozen", "adapted", "recall", "by", "seconds", "locked s")
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedder", description=__doc__)
-    parser.add_argument("collections", nargs="+", type=Path, metavar="COLLECTION")
+    parser.add_argument("collections", nargs="*", type=Path, metavar="COLLECTION")
     parser.add_argument("--url", help="database; the embedded server without")
     parser.add_argument("--events", type=int, help="only so many of the stream")
+    parser.add_argument("--trajectories", type=int, help="how long it takes in a space of so many")
     options = parser.parse_args()
     url = open_database(options.url).url
+    if options.trajectories:
+        print(scale(url, options.trajectories))
+    if not options.collections:
+        return
     rows: list[tuple[str, ...]] = [HEAD]
     for path in options.collections:
         rows += Moves(load_collection(path), url, options.events).run()

@@ -52,15 +52,16 @@ FORGET = (
 
 EMBEDDER = (
     "embedder.after_prepare",
+    "embedder.after_queries",
     "embedder.after_embedding",
-    "embedder.after_batch",
+    "embedder.after_entries",
     "embedder.after_relearning",
     "embedder.after_lock",
     "embedder.after_copy",
     "embedder.before_commit",
     "embedder.after_commit",
 )
-"""Of a change of the embedder, in order."""
+"""Of a change of the embedder, in order; after_queries and after_entries are reached once for each batch."""
 
 CYCLE = (
     "cycle.after_claim",

@@ -160,7 +160,7 @@ class EmbedderChange:
             self._embed_all(successor)
             reached("embedder.after_embedding")
             while self._relearn_batch(successor, goal):
-                reached("embedder.after_batch")
+                reached("embedder.after_entries")
             reached("embedder.after_relearning")
 
     def _embed_all(self, successor: spaces.Space) -> None:
@@ -171,7 +171,7 @@ class EmbedderChange:
             vectors, activations = self._embedded(queries, successor.dim)
             with successor_transaction(connection, space, successor, config) as transaction:
                 self._write(transaction, vectors, activations)
-            reached("embedder.after_batch")
+            reached("embedder.after_queries")
 
     def _write(
         self,

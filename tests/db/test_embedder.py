@@ -34,6 +34,7 @@ from sona_pg import (
     LockLost,
     RecordedQuery,
     SonaEngine,
+    SonaError,
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
@@ -286,9 +287,9 @@ def test_killed_at_every_step_it_goes_on_to_the_same_end(
     change(straight)
     with connect(straight) as other:
         expected = everything(other)
-    prepared, embedding, batch, relearning, *switching = EMBEDDER
+    prepared, queries, embedding, entries, relearning, *switching = EMBEDDER
     # Five batches are to be embedded, four to be learned again.
-    for aim in (prepared, batch, f"{batch}:3", f"{batch}:2", embedding, batch, relearning, *switching):
+    for aim in (prepared, queries, f"{queries}:3", embedding, entries, f"{entries}:2", relearning, *switching):
         child = get_context("fork").Process(target=_killed_at, args=(aim, url))
         child.start()
         child.join()
@@ -568,8 +569,11 @@ def test_items_without_a_new_embedding_are_counted_and_a_dropped_space_leaves_no
 ) -> None:
     connection.execute("UPDATE public.items SET new = NULL WHERE id < 7")
     assert change(url, switch=False).bare_items == 7
+    with pytest.raises(SonaError, match=r"is changing its embedder.*--finish"):
+        migrate(url, revision="0009")
     connection.execute("SELECT sona.drop_space(%s)", (SPACE,))
     assert connection.execute("SELECT name FROM sona.space").fetchall() == []
+    assert migrate(url, revision="0009") == "0009"
 
 
 def test_whoever_may_learn_in_the_space_may_change_it_and_its_grants_stay(
