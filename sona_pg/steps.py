@@ -50,6 +50,19 @@ FORGET = (
 )
 """Of the transaction that forgets a user, in order."""
 
+EMBEDDER = (
+    "embedder.after_prepare",
+    "embedder.after_queries",
+    "embedder.after_embedding",
+    "embedder.after_entries",
+    "embedder.after_relearning",
+    "embedder.after_lock",
+    "embedder.after_copy",
+    "embedder.before_commit",
+    "embedder.after_commit",
+)
+"""Of a change of the embedder, in order; after_queries and after_entries are reached once for each batch."""
+
 CYCLE = (
     "cycle.after_claim",
     "cycle.after_read",
@@ -69,6 +82,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "instant": FLUSH,
     "evidence": EVIDENCE,
     "forget": FORGET,
+    "embedder": EMBEDDER,
     "cycle": CYCLE,
     "migrate": MIGRATE,
 }

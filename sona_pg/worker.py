@@ -147,6 +147,8 @@ class InstantWorker:
 
     def _weigh(self, name: str) -> int:
         loop = self._evidence.pop(name, None)
+        if loop is not None and not spaces.is_named(self._connected(), loop.space):
+            loop = None
         if loop is None:
             while len(self._evidence) >= self._config.open_spaces:
                 self._evidence.pop(next(iter(self._evidence))).close()
@@ -172,6 +174,9 @@ class InstantWorker:
 
     def _loop(self, name: str) -> InstantLoop:
         loop = self._loops.get(name)
+        if loop is not None and loop.space is not None and not spaces.is_named(self._connected(), loop.space):
+            self._loops.pop(name).close()
+            loop = None
         if loop is None:
             while len(self._loops) >= self._config.open_spaces:
                 self._loops.pop(next(iter(self._loops))).close()

@@ -157,7 +157,8 @@ def ensure_schedules(connection: Connection, loop: str, default: ScheduleConfig)
         return connection.execute(
             "INSERT INTO sona.loop_schedule (space_id, loop, every_seconds, cron, amount)"
             " SELECT s.space_id, %(loop)s, %(every)s, %(cron)s, %(amount)s FROM sona.space s"
-            " WHERE NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
+            " WHERE s.standby_of IS NULL"
+            " AND NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
             f" AND s.{_MAY_WRITE} ON CONFLICT DO NOTHING",
             {"loop": loop, "every": default.every_seconds, "cron": default.cron, "amount": default.amount},
         ).rowcount
@@ -220,7 +221,8 @@ def due(connection: Connection, loop: str) -> list[Due]:
             " SELECT x.space_id, CASE WHEN x.next_at <= now() THEN 'time' ELSE 'amount' END,"
             "  least(x.next_at, now()), 2 FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
             f"  WHERE x.loop = %(loop)s AND {_IS_DUE}) d"
-            f" JOIN sona.space s USING (space_id) WHERE d.{_MAY_WRITE} ORDER BY d.class, d.since, d.space_id",
+            " JOIN sona.space s USING (space_id) WHERE s.standby_of IS NULL"
+            f" AND d.{_MAY_WRITE} ORDER BY d.class, d.since, d.space_id",
             {"loop": loop},
         ).fetchall()
     # One that is in the list twice is due for the first reason.
