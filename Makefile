@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos lint bench wheel clean
+.PHONY: demo test fuzz chaos compose-test lint bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -26,6 +26,10 @@ chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.pattern_cycles $(CHAOS)
 	$(BIN)/python -m tests.acceptance.deep_cycles $(CHAOS)
 	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
+
+# The stack of docker-compose.yml, really started and killed: it takes a Docker engine, see docs/compose.md.
+compose-test: $(VENV)/.installed
+	$(BIN)/python -m tests.compose $(COMPOSE_TEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
