@@ -5,14 +5,19 @@ FROM ${PYTHON} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ARG PIP_INDEX_URL=https://pypi.org/simple
 WORKDIR /src
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pyproject.toml ./
+# What it depends on first: that stays in the engine's cache while the code changes.
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+        > /requirements \
+    && python -m venv --without-pip /opt/sona \
+    && pip --python /opt/sona install --no-cache-dir --requirement /requirements
+COPY setup.py README.md LICENSE ./
 COPY cython_ext cython_ext
 COPY sona_pg sona_pg
 COPY migrations migrations
 COPY sql sql
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
-RUN python -m venv --without-pip /opt/sona \
-    && pip --python /opt/sona install --no-cache-dir /wheels/*.whl \
+RUN pip --python /opt/sona install --no-cache-dir --no-deps /wheels/*.whl \
     && find /opt/sona -path '*/sona_pg/*.so' -exec strip --strip-unneeded {} + \
     # numpy.testing imports one module from among the tests.
     && find /opt/sona -path '*/tests/*' -not -type d -not -path '*/numpy/_core/tests/_natype.py' \
