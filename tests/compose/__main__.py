@@ -17,6 +17,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -131,6 +132,33 @@ class Trial:
     def _kill_container(self, service: str) -> None:
         images.docker("kill", self.stack.container(service))
         self.stack.up()
+
+    def interrupt_migration(self) -> None:
+        """The first migration is killed in the middle: it is run again, by its restart policy or by the next `up`."""
+        self.stack.down()
+        with ThreadPoolExecutor(1) as pool:
+            began = time.monotonic()
+            coming = pool.submit(self.stack.up, check=False)
+            while not (process := self.stack.process("migrate")):
+                if time.monotonic() - began > UP_SECONDS:
+                    raise AssertionError("no migration was started")
+                time.sleep(0.02)
+            while not self._is_migrating():
+                time.sleep(0.02)
+            os.kill(process, signal.SIGKILL)
+            status = coming.result().returncode
+        again = "by itself" if status == 0 else "by up -d again"
+        self.stack.up()
+        seconds = self.stack.await_healthy(since=began)
+        print(f"first migration killed with -9: run again {again}; healthy after {seconds:.1f} s", flush=True)
+
+    def _is_migrating(self) -> bool:
+        """Whether a migration has a transaction open that has written something."""
+        with psycopg.connect(self.url("postgres", DB_PASSWORD)) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+            ).fetchone()
+        return row is not None and row[0] > 0
 
     def docker_kill_alone(self) -> None:
         """What the engine does after `docker kill`, by itself: nothing, for it takes that for the operator's will."""
@@ -285,6 +313,8 @@ def main() -> None:
     trial.expect(size <= IMAGE_MEGABYTES, f"the image has {size:.0f} MB")
     trial.stack.down()
     try:
+        trial.interrupt_migration()
+        trial.stack.down()
         trial.start()
         trial.kill_each()
         trial.docker_kill_alone()

@@ -86,6 +86,13 @@ class Stack:
         found: list[dict[str, Any]] = json.loads(docker("inspect", self.container(service)))
         return found[0]
 
+    def process(self, service: str) -> int:
+        """Id of the first process of a service, on this machine; 0 while it has none."""
+        try:
+            return int(self.inspected(service)["State"]["Pid"])
+        except RuntimeError:
+            return 0
+
     def health(self, service: str) -> str:
         """healthy, unhealthy or starting; where it does not run, its state."""
         state = self.inspected(service)["State"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 
 from sona_pg.cli.app import app
 from sona_pg.telemetry.metrics import HELP
+from sona_pg.telemetry.server import PageServer, Reply
 from tests.compose.dashboard import dashboard, queries
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +124,24 @@ def test_prometheus_asks_every_worker_where_it_answers() -> None:
     assert sorted(targets["targets"]) == sorted(f"{name}:{port}" for name, port in ports.items())
     for name, port in ports.items():
         assert f'"127.0.0.1", {port}' in SERVICES[name]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize(("answer", "status"), [(200, 0), (503, 1), (None, 1)])
+def test_a_health_check_says_what_the_worker_says(answer: int | None, status: int) -> None:
+    reply = Reply(answer or 0, "application/json", b"{}")
+    server = PageServer("127.0.0.1", 0, {"/healthz": lambda _: reply})
+    if answer is not None:
+        server.start()
+    program, options, script = SERVICES["deep"]["healthcheck"]["test"][1:]
+    assert program == "python"
+    if answer is None:
+        server.server_close()
+    command = [sys.executable, options, script.replace("9464", str(server.port))]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    if answer is not None:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == status
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
