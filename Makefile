@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos upgrade-test emulated-test lint audit sbom bench wheel clean
+.PHONY: demo test fuzz chaos upgrade-test emulated-test compose-test lint audit sbom bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -35,6 +35,10 @@ upgrade-test: $(VENV)/.installed
 # The wheel on a CPU without AVX2; needs qemu-x86_64 (Debian and Ubuntu: apt-get install qemu-user).
 emulated-test: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.emulated $(EMULATED)
+
+# The stack of docker-compose.yml, really started and killed: it takes a Docker engine, see docs/compose.md.
+compose-test: $(VENV)/.installed
+	$(BIN)/python -m tests.compose $(COMPOSE_TEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
