@@ -31,6 +31,7 @@ COMMITS = {
     "0006": "2de41b7",
     "0007": "1281400",
     "0008": "52c5798",
+    "0009": "345f5d2",
 }
 """The last commit of each revision that has no other."""
 
