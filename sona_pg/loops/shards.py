@@ -26,7 +26,7 @@ from sona_pg.config import LOCAL, ShardConfig, StoreConfig, VerdictConfig
 from sona_pg.errors import ConfigError, InvalidInput, SchedulerUnavailable, ShardLost, SonaError
 from sona_pg.learning.outcome_shard import HeldShards, OutcomeShard, OutcomeShards
 from sona_pg.loops.cycle import Cycle
-from sona_pg.store.database import open_database
+from sona_pg.store.database import ENV_URL, open_database
 from sona_pg.store.patterns import Part, PatternReader, PatternState, pattern_reader
 from sona_pg.store.spaces import Space
 
@@ -177,6 +177,8 @@ _held: dict[tuple[str, int], OutcomeShard] = {}
 
 
 def _load(source: _Source, number: int, part: Part) -> Loaded:
+    if source.url is None and not os.environ.get(ENV_URL):
+        raise ConfigError(f"{ENV_URL} is not set where a Dask worker runs: it says where the shards are to be read")
     database = open_database(source.url, config=source.config, application="sona shard")
     with (
         contextlib.closing(database.connect()) as connection,
