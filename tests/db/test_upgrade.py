@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 
 from sona_pg import DatabaseBusy, SchemaMismatch, SonaEngine
-from sona_pg.config import SCHEMA_REVISION, BackgroundConfig, PatternConfig, StoreConfig
+from sona_pg.config import SCHEMA_REVISION, BackgroundConfig, PatternConfig, StoreConfig, WorkerConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.deep import DEEP
@@ -209,6 +209,39 @@ def test_a_worker_ends_when_the_schema_is_migrated(empty_url: str, loop: str) ->
         _migrated_meanwhile(empty_url, "9999")
         with pytest.raises(SchemaMismatch, match="revision 9999"):
             worker.run(threading.Event())
+
+
+@pytest.mark.parametrize("loop", ["instant", "background"])
+def test_a_worker_waits_until_a_lock_is_given_back(
+    empty_url: str, loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrate(empty_url)
+    monkeypatch.setattr(
+        connection_module, "_BOUNDED_REVISION", connection_module._BOUNDED_REVISION.replace("'10s'", "'100ms'")
+    )
+    database, config = Database(empty_url, StoreConfig()), WorkerConfig(poll_interval_seconds=0.05)
+    worker = InstantWorker(database, config) if loop == "instant" else LoopCoordinator(database, BACKGROUND, config)
+
+    def times_refused() -> int:
+        return sum("lock timeout" in record.getMessage() for record in caplog.records)
+
+    with contextlib.closing(worker), connect(empty_url) as other, ThreadPoolExecutor(1) as pool:
+        stop, done, step = threading.Event(), threading.Event(), worker.step
+
+        def step_and_say(*given: threading.Event) -> int:
+            found = step(*given)
+            done.set()
+            return found
+
+        monkeypatch.setattr(worker, "step", step_and_say)
+        with other.transaction():
+            other.execute("LOCK TABLE sona.alembic_version IN ACCESS EXCLUSIVE MODE")
+            running = pool.submit(worker.run, stop)
+            while times_refused() < 2:
+                assert not running.done()
+        assert done.wait(30)
+        stop.set()
+        running.result()
 
 
 def test_a_migration_that_others_are_in_the_way_of_is_begun_again(
