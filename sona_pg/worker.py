@@ -93,6 +93,8 @@ class InstantWorker:
             If the database cannot be reached.
         DatabaseBusy
             If it is short of something, or another session holds what is needed.
+        PermissionDenied
+            If the role may not learn.
         SchemaMismatch
             If the schema was migrated since: another version of the code is to go on.
         """
@@ -118,6 +120,7 @@ class InstantWorker:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
+            runs.require_learner(self._connection)
             runs.show_worker(self._connection, "instant", SpaceStore.worker_name())
         return self._connection
 
