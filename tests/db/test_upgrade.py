@@ -95,6 +95,30 @@ def test_there_is_a_database_of_every_earlier_revision() -> None:
     assert sorted(known - {SCHEMA_REVISION}) == EARLIER
 
 
+def test_the_page_on_upgrades_shows_the_present_revision() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text(encoding="utf-8")
+    assert f"schema is at revision {SCHEMA_REVISION}; it was at {EARLIER[-1]}" in page
+    assert f"revision='{EARLIER[-1]}'" in page
+
+
+def test_the_way_back_is_as_the_page_says(url: str, empty_url: str) -> None:
+    restore_revision(empty_url, EARLIER[-1])
+    with connect(empty_url) as connection:
+        tables = _held(connection, EARLIER[-1])
+        before = _rows(connection, tables)
+        migrate(empty_url)
+        connection.execute("CREATE VIEW public.mine AS SELECT space FROM sona.status")
+        assert migrate(empty_url, revision=EARLIER[-1]) == EARLIER[-1]
+        assert _rows(connection, tables) == before
+        left = connection.execute(
+            "SELECT (SELECT count(*) FROM pg_proc WHERE pronamespace = 'sona'::regnamespace)"
+            " + (SELECT count(*) FROM pg_policy), to_regclass('sona.status'), to_regclass('public.mine')"
+        ).fetchone()
+        assert left == (0, None, None)
+        assert migrate(empty_url) == SCHEMA_REVISION
+        assert _rows(connection, tables) == before
+
+
 @pytest.mark.parametrize("revision", EARLIER)
 def test_what_earlier_code_has_left_goes_on(url: str, empty_url: str, revision: str) -> None:
     restore_revision(empty_url, revision)
@@ -293,7 +317,7 @@ def test_a_migration_with_nothing_to_do_waits_for_no_dump_and_for_nobody_who_lea
 
 
 def test_a_migration_says_who_is_in_the_way_of_it_and_lets_others_pass(
-    empty_url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restore_revision(empty_url, EARLIER[-1])
     monkeypatch.setattr(migrate_module, "_ATTEMPTS", 2)
@@ -305,7 +329,7 @@ def test_a_migration_says_who_is_in_the_way_of_it_and_lets_others_pass(
     assert migrate(empty_url) == SCHEMA_REVISION
 
 
-def test_a_migration_keeps_nobody_waiting_for_long(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_keeps_nobody_waiting_for_long(url: str, empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit in the URL it has one of its own."""
     restore_revision(empty_url, EARLIER[-1])
     monkeypatch.setattr(migrate_module, "_LOCK_TIMEOUT_SECONDS", 1)
@@ -331,7 +355,7 @@ def test_who_looks_for_the_revision_says_who_keeps_it(empty_url: str, monkeypatc
         assert worker.execute("SHOW lock_timeout").fetchone() == ("0",)
 
 
-def test_a_migration_waits_for_who_writes_and_they_for_it(empty_url: str) -> None:
+def test_a_migration_waits_for_who_writes_and_they_for_it(url: str, empty_url: str) -> None:
     """Neither sees half of the other: what is computed by the old code is written before, or not at all."""
     restore_revision(empty_url, EARLIER[-1])
     with connect(empty_url) as writer, connect(empty_url) as other, ThreadPoolExecutor(1) as pool:
