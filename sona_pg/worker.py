@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sona_pg.config import EvidenceConfig, WorkerConfig
-from sona_pg.errors import DatabaseUnavailable, SonaError
+from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
@@ -74,8 +74,8 @@ class InstantWorker:
         while not stop.is_set():
             try:
                 worked = self.step() + self.weigh()
-            except DatabaseUnavailable as error:
-                log.warning("the database is away, will be tried again: %s", error)
+            except (DatabaseUnavailable, DatabaseBusy) as error:
+                log.warning("the database is away or overloaded, will be tried again: %s", error)
                 self.close()
                 worked = 0
             self._telemetry.turned()
@@ -91,6 +91,10 @@ class InstantWorker:
         ------
         DatabaseUnavailable
             If the database cannot be reached.
+        DatabaseBusy
+            If it is short of something, or another session holds what is needed.
+        PermissionDenied
+            If the role may not learn.
         SchemaMismatch
             If the schema was migrated since: another version of the code is to go on.
         """
@@ -116,6 +120,7 @@ class InstantWorker:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.connect()
+            runs.require_learner(self._connection)
             runs.show_worker(self._connection, "instant", SpaceStore.worker_name())
         return self._connection
 

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types import TypeInfo
 
@@ -288,20 +288,61 @@ def schema_mismatch(found: str | None) -> SchemaMismatch:
     return SchemaMismatch(f"the schema is at revision {found or 'none'}, expected {SCHEMA_REVISION}: {remedy}")
 
 
+_REVISION = "SELECT version_num FROM sona.alembic_version"
+
+_BOUNDED_REVISION = f"SET LOCAL lock_timeout = '{StoreConfig().lock_timeout_seconds}s'; {_REVISION}"
+"""The same, with a bound for the rest of the transaction; outside of one both statements are one."""
+
+
+def _bounded_revision(connection: Connection) -> str | None:
+    """The revision; whoever waits for it in vain is told who has it."""
+    try:
+        with translated():
+            cursor = connection.execute(_BOUNDED_REVISION, prepare=False)
+            cursor.nextset()
+            row = cursor.fetchone()
+    except DatabaseBusy as error:
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            raise
+        raise DatabaseBusy(f"{error}{in_the_way(connection)}") from error
+    return None if row is None else str(row[0])
+
+
+def in_the_way(connection: Connection) -> str:
+    """Who has locks in schema sona, those that have had them longest first; empty where nobody has."""
+    with translated():
+        rows = connection.execute(
+            "SELECT format('%s (%s, process %s)', coalesce(nullif(a.application_name, ''), 'a session'), a.usename,"
+            " a.pid) FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND EXISTS (SELECT FROM pg_locks l"
+            " JOIN pg_class c ON c.oid = l.relation WHERE l.pid = a.pid AND l.database = a.datid AND a.datname ="
+            " current_database() AND c.relnamespace = to_regnamespace('sona')) ORDER BY a.xact_start NULLS LAST, a.pid"
+            " LIMIT 5"
+        ).fetchall()
+    return f"; at work in schema sona, the longest first: {', '.join(row[0] for row in rows)}" if rows else ""
+
+
 def require_schema(connection: Connection) -> None:
     """Refuse a schema that was migrated since this process looked; no migration begins before the transaction ends.
 
     In a transaction that writes it comes first: a migration takes its locks in the same order, that of the revision
-    before those of tables.
+    before those of tables. In a transaction it waits as that waits for locks.
 
     Raises
     ------
     SchemaMismatch
         If the schema is older or newer than this version of sona_pg.
+    DatabaseBusy
+        If a migration is under way, or waits for somebody else.
     """
+    if connection.info.transaction_status == TransactionStatus.IDLE:
+        _refuse_other(_bounded_revision(connection))
+        return
     with translated():
-        row = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
-    found = None if row is None else str(row[0])
+        row = connection.execute(_REVISION).fetchone()
+    _refuse_other(None if row is None else str(row[0]))
+
+
+def _refuse_other(found: str | None) -> None:
     if found != SCHEMA_REVISION:
         raise schema_mismatch(found)
 
@@ -310,13 +351,15 @@ def require_schema(connection: Connection) -> None:
 def writing(connection: Connection) -> Iterator[Connection]:
     """A `transaction` that writes what this version of the code has computed, in the schema that it knows.
 
+    It waits for no lock without limit.
+
     Raises
     ------
-    SchemaMismatch
+    SchemaMismatch, DatabaseBusy
         As `require_schema`.
     """
     with transaction(connection):
-        require_schema(connection)
+        _refuse_other(_bounded_revision(connection))
         yield connection
 
 
@@ -334,10 +377,17 @@ def hash_joins(connection: Connection) -> None:
 
 
 def current_revision(url: str) -> str | None:
-    """The revision that the database is at; None where sona_pg was never installed."""
+    """The revision that the database is at; None where sona_pg was never installed.
+
+    Raises
+    ------
+    DatabaseUnavailable, PermissionDenied
+        If the database cannot be reached, or read.
+    DatabaseBusy
+        If a migration is under way, or waits for somebody else.
+    """
     with connect(url, vectors=False) as connection, translated():
         row = connection.execute("SELECT to_regclass('sona.alembic_version') IS NOT NULL").fetchone()
         if row is None or not row[0]:
             return None
-        version = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
-        return None if version is None else str(version[0])
+        return _bounded_revision(connection)

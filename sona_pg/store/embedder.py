@@ -16,7 +16,7 @@ from psycopg import sql
 from sona_pg.config import StoreConfig
 from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, InvalidInput, LockLost
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.recorded_queries import carry_scores, count_lacking
 from sona_pg.store.spaces import Space, create_space, lock_space
 
@@ -93,7 +93,7 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
     InvalidInput, DimensionMismatch
         If the table of items is not there, or its vectors have another dimension.
     """
-    with transaction(connection):
+    with writing(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
         held = _held(connection, space)
         standby = find_standby(connection, held)
@@ -240,7 +240,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
     IncompleteLedger
         If it has recorded trajectories since the switch that the space does not have, and that is not accepted.
     """
-    with transaction(connection):
+    with writing(connection):
         standby = _locked_standby(connection, space, config)
         if standby.replaced_at is None:
             raise ConfigError(f"space {space.name!r} has not changed its embedder yet: run the change to its end first")
@@ -265,7 +265,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
     IncompleteLedger
         If trajectories were recorded since the switch, and it is not accepted that they are lost.
     """
-    with transaction(connection):
+    with writing(connection):
         standby = _locked_standby(connection, space, config)
         if standby.replaced_at is None:
             spaces.drop_space(connection, standby.space.name)

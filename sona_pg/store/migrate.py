@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from importlib import resources
 
@@ -18,13 +19,16 @@ from alembic.util import CommandError
 from sona_pg.config import SCHEMA_REVISION
 from sona_pg.errors import DatabaseBusy, SchemaMismatch
 from sona_pg.steps import reached
-from sona_pg.store.connection import check_server, connect, engine_url, translated
+from sona_pg.store.connection import check_server, connect, engine_url, in_the_way, translated
 from sona_pg.store.schema import SCHEMA
 
 log = logging.getLogger("sona_pg")
 
 _ATTEMPTS = 5
 """How often a migration is begun before it is given up for the locks of others."""
+
+_LOCK_TIMEOUT_SECONDS = 5
+"""How long it waits for a lock, unless the URL says it: everybody else waits behind it, and engines no more than 10."""
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
@@ -50,7 +54,8 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     """Bring the database at `url` to a revision, and install the functions that belong to the newest one.
 
     All of it is one transaction: a failure or a kill in between leaves the database as it was. Where another session
-    holds a lock for longer than this one waits, or each waits for the other, it is tried again a few times.
+    holds a lock for longer than this one waits, or each waits for the other, it is tried again a few times. Where the
+    revision is the wanted one already, it waits for none who only reads or writes tables, and none for it.
 
     Parameters
     ----------
@@ -69,19 +74,25 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseBusy, DatabaseError
         If the server cannot be reached, is too old, lacks pgvector, is busy with something else, or refuses.
     """
-    for _ in range(1, _ATTEMPTS):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _migrate_once(url, revision, dry_run)
         except DatabaseBusy as error:
-            log.warning("the migration is begun again: %s", error)
-    return _migrate_once(url, revision, dry_run)
+            with connect(url, vectors=False) as probe:
+                busy = DatabaseBusy(f"{error}{in_the_way(probe)}")
+            if attempt == _ATTEMPTS:
+                raise busy from error
+            log.warning("the migration is begun again: %s", busy)
+            time.sleep(attempt)  # who waited behind it goes first
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
     with connect(url, vectors=False) as probe:
         check_server(probe)
     # Nothing is prepared: a pooler would hand it to the next client.
-    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args={"prepare_threshold": None})
+    settings = {"prepare_threshold": None, "fallback_application_name": "sona migrate"}
+    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args=settings)
     with _refusals(), translated(), engine.connect() as connection, connection.begin() as transaction:
         # What the server warns of, such as roles that it may not create, is for whoever migrates to read.
         driver = connection.connection.driver_connection
@@ -89,8 +100,14 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
         driver.add_notice_handler(_log_warning)
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
-        # Who writes what it has learned has read the revision first: it ends before, or sees the new one.
-        if connection.execute(sa.text(f"SELECT to_regclass('{SCHEMA}.alembic_version')")).scalar_one() is not None:
+        # After that lock: a migration that is at work may take its time, and nobody waits behind who waits for it.
+        connection.execute(
+            sa.text("SELECT set_config('lock_timeout', :bound, true) WHERE current_setting('lock_timeout') = '0'"),
+            {"bound": f"{_LOCK_TIMEOUT_SECONDS}s"},
+        )
+        # Who writes what it has learned has read the revision first: it ends before, or sees the new one. Where the
+        # revision stays there is nothing to see: functions are replaced as a whole, statements find one or the other.
+        if _changes_revision(connection, revision):
             connection.execute(sa.text(f"LOCK TABLE {SCHEMA}.alembic_version IN ACCESS EXCLUSIVE MODE"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
         # Loads the library: a role that is no superuser may set its settings only once they are known.
@@ -104,7 +121,7 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)
-        at = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+        at = _current(connection)
         if at == SCHEMA_REVISION:
             install_routines(connection)
         reached("migrate.before_commit")
@@ -129,8 +146,22 @@ def _refusals() -> Iterator[None]:
         ) from cause
 
 
+def _current(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+
+
+def _changes_revision(connection: sa.Connection, revision: str) -> bool:
+    """Whether there is a revision already, and another one is wanted; refuses one that this version does not know."""
+    current = _current(connection)
+    if current is None:
+        return False
+    script = ScriptDirectory.from_config(_config())
+    script.get_revision(current)
+    return current != (script.get_current_head() if revision == "head" else revision)
+
+
 def _is_ancestor(connection: sa.Connection, revision: str) -> bool:
-    current = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+    current = _current(connection)
     if current is None or revision == "head" or current == revision:
         return False
     script = ScriptDirectory.from_config(_config())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.ledger import LOOP
 from sona_pg.store.spaces import Space
 from sona_pg.types import FloatVector, Json
@@ -144,7 +144,7 @@ def carry(
 ) -> int:
     """Record in one space what came to the other one late: trajectories, to be learned by the instant worker."""
     key = pair(source, goal)
-    with transaction(connection):
+    with writing(connection):
         written = copy_queries(connection, key, queries, activations)
         connection.execute(
             "INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT %(to)s, t.trajectory_id"
@@ -157,7 +157,7 @@ def carry(
 
 def carry_scores(connection: Connection, source: Space, goal: Space) -> int:
     """Record in one space the outcomes that came to the other one alone; how many."""
-    with transaction(connection):
+    with writing(connection):
         row = connection.execute(
             "WITH late AS (INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value, created_at)"
             " SELECT %(to)s, s.score_id, s.trajectory_id, s.item_id, s.name, s.value, s.created_at FROM sona.score s"

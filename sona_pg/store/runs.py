@@ -130,13 +130,7 @@ def prepare(connection: Connection, loop: str, worker: str) -> None:
         If the role may not run cycles.
     """
     with translated():
-        row = connection.execute(
-            "SELECT has_table_privilege('sona.loop_run', 'INSERT') AND has_table_privilege('sona.loop_run', 'UPDATE')"
-        ).fetchone()
-        if row is None or not row[0]:
-            raise PermissionDenied(
-                f"the role {connection.info.user!r} may not run cycles: make it a member of sona_worker"
-            )
+        _require(connection, "sona.loop_run", "run cycles")
         show_worker(connection, loop, worker)
         # The lock must outlast a long computation, and go soon after a host has vanished.
         for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
@@ -144,6 +138,25 @@ def prepare(connection: Connection, loop: str, worker: str) -> None:
         for name, value in {"idle": 5, "interval": 2, "count": 3}.items():
             connection.execute(f"SET tcp_keepalives_{name} = {value}")
         connection.execute(f"LISTEN {CHANNEL}")
+
+
+def require_learner(connection: Connection) -> None:
+    """Refuse a role that may learn in no space, whatever is granted to it: it would find nothing to do for ever.
+
+    Raises
+    ------
+    PermissionDenied
+    """
+    with translated():
+        _require(connection, "sona.learner", "learn")
+
+
+def _require(connection: Connection, table: str, what: str) -> None:
+    row = connection.execute(
+        "SELECT has_table_privilege(%(table)s, 'INSERT') AND has_table_privilege(%(table)s, 'UPDATE')", {"table": table}
+    ).fetchone()
+    if row is None or not row[0]:
+        raise PermissionDenied(f"the role {connection.info.user!r} may not {what}: make it a member of sona_worker")
 
 
 def show_worker(connection: Connection, loop: str, worker: str) -> None:

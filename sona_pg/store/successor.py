@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.kernels import LowRank
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, writing
 from sona_pg.store.embedder import copy_grants, exchange
 from sona_pg.store.forget import ForgetTransaction
 from sona_pg.store.learning import Head, read_head, write_served
@@ -202,10 +202,12 @@ def successor_transaction(
     ------
     PermissionDenied
         If this role may not learn in the space.
+    SchemaMismatch
+        If the schema was migrated meanwhile.
     DatabaseBusy
         If the locks are not to be had.
     """
-    with transaction(connection):
+    with writing(connection):
         if both:
             lock_space(connection, space, config.lock_timeout_seconds)
         yield SuccessorTransaction(connection, space, successor, config)

@@ -1,8 +1,9 @@
 """An upgrade under load, by two versions of the code: ``python -m tests.acceptance.two_versions [--old DIRECTORY]``
 
-The older one is that of the last commit of revision 0008, installed from the history of the clone. Its service answers
-and records, its worker learns what an SQL client records; the schema is migrated; then the service and the worker are
-replaced by those of this version. Exits with 1 if an answer failed, or an outcome is not in the ledger exactly once.
+The older one is that of the last commit of the revision before the present one, installed from the history of the
+clone. Its service answers and records, its worker learns what an SQL client records; the schema is migrated; then the
+service and the worker are replaced by those of this version. Exits with 1 if an answer failed, or an outcome is not in
+the ledger exactly once.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--old", type=Path, help="where the older version is installed already")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        old = arguments.old or install(COMMITS["0008"], Path(folder))
+        old = arguments.old or install(COMMITS[max(COMMITS)], Path(folder))
         server = EmbeddedServer(Path(folder) / "server")
         with contextlib.ExitStack() as stack:
             stack.callback(server.remove)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pglast
 from pglast import ast
-from pglast.enums import A_Expr_Kind, BoolExprType
+from pglast.enums import A_Expr_Kind, BoolExprType, JoinType, SubLinkType
 
 from sona_pg.store.schema import SCHEMA, metadata
 
@@ -48,23 +48,28 @@ class _Scope:
     others: set[str] = field(default_factory=set)
     """Aliases of what is no table of the schema: functions, subqueries, temporary tables."""
     ties: list[tuple[str, str | None]] = field(default_factory=list)
-    """Pairs of aliases; None is a value."""
-    conditions: list[ast.Node] = field(default_factory=list)
+    """Pairs of aliases, of which the first is tied where the second is; None is a value."""
+    conditions: list[tuple[ast.Node | None, frozenset[str] | None]] = field(default_factory=list)
+    """With the aliases whose rows they filter; None where they filter all."""
 
     def tie(self, alias: str, other: str | None) -> None:
         self.ties.append((alias, None if other in self.others else other))
 
-    def findings(self) -> Iterator[Finding]:
-        tied = {alias for alias, other in self.ties if other is None}
+    def untied(self) -> Iterator[str]:
+        """Aliases of tables that nothing ties to a value."""
+        tied: set[str] = set()
         grown = True
         while grown:
-            found = {a for a, b in self.ties if b in tied} | {b for a, b in self.ties if a in tied and b is not None}
+            found = {alias for alias, other in self.ties if other is None or other in tied}
             grown = not found <= tied
             tied |= found
+        return (alias for alias in self.tables if alias not in tied)
+
+    def findings(self) -> Iterator[Finding]:
         touched = {alias for pair in self.ties for alias in pair}
-        for alias, table in self.tables.items():
-            if table in DISTRIBUTED and alias not in tied:
-                yield Finding(table, alias not in touched)
+        for alias in self.untied():
+            if self.tables[alias] in DISTRIBUTED:
+                yield Finding(self.tables[alias], alias not in touched)
 
 
 def findings(statement: str) -> list[Finding]:
@@ -85,29 +90,38 @@ def of_tree(tree: object) -> Iterator[Finding]:
             names = {name.sval for name in part.attlist or ()}
             if _table_of(part.relation, frozenset()) in DISTRIBUTED and KEY not in names:
                 yield Finding(part.relation.relname, True)
+        elif isinstance(part, ast.TruncateStmt):
+            tables = (_table_of(relation, frozenset()) for relation in part.relations)
+            yield from (Finding(table, True) for table in tables if table in DISTRIBUTED)
 
 
 def _of_part(part: ast.Node, common: frozenset[str]) -> Iterator[Finding]:
-    scope = _Scope()
     if isinstance(part, ast.InsertStmt):
         yield from _of_insert(part)
-        return
+    else:
+        scope = _scope_of(part, common)
+        yield from () if scope is None else scope.findings()
+
+
+def _scope_of(part: ast.Node, common: frozenset[str]) -> _Scope | None:
+    """The tables of a part and what ties them; None where it reads nothing."""
+    scope = _Scope()
     if isinstance(part, ast.MergeStmt):
         _add_source(scope, part.relation, common)
         _add_source(scope, part.sourceRelation, common)
-        scope.conditions.append(part.joinCondition)
+        scope.conditions.append((part.joinCondition, None))
     else:
         if not isinstance(part, ast.SelectStmt):
             _add_source(scope, part.relation, common)
         for source in (part.usingClause if isinstance(part, ast.DeleteStmt) else part.fromClause) or ():
             _add_source(scope, source, common)
-        scope.conditions.append(part.whereClause)
-    conditions = [part for condition in scope.conditions for part in _conjuncts(condition)]
-    if any(map(_is_false, conditions)):
-        return
-    for condition in conditions:
-        _add_equality(scope, condition)
-    yield from scope.findings()
+        scope.conditions.append((part.whereClause, None))
+    conditions = [(part, filtered) for condition, filtered in scope.conditions for part in _conjuncts(condition)]
+    if any(_is_false(condition) for condition, _ in conditions):
+        return None
+    for condition, filtered in conditions:
+        _add_equality(scope, condition, filtered, common)
+    return scope
 
 
 def _of_insert(part: ast.InsertStmt) -> Iterator[Finding]:
@@ -136,13 +150,16 @@ def _add_source(scope: _Scope, source: ast.Node, common: frozenset[str]) -> list
     """Add what stands in FROM; its aliases."""
     if isinstance(source, ast.JoinExpr):
         left, right = _add_source(scope, source.larg, common), _add_source(scope, source.rarg, common)
+        # An outer join gives the rows of its outer side, whatever its condition says of them.
+        filtered = frozenset(
+            ([] if source.jointype in (JoinType.JOIN_LEFT, JoinType.JOIN_FULL) else left)
+            + ([] if source.jointype in (JoinType.JOIN_RIGHT, JoinType.JOIN_FULL) else right)
+        )
         if source.isNatural or KEY in {name.sval for name in source.usingClause or ()}:
             for one in left:
                 for other in right:
-                    # Either way round: one of them may be no table.
-                    scope.tie(one, other)
-                    scope.tie(other, one)
-        scope.conditions.append(source.quals)
+                    _tie_both(scope, one, other, filtered)
+        scope.conditions.append((source.quals, filtered))
         return left + right
     alias = source.alias.aliasname if source.alias is not None else getattr(source, "relname", "")
     table = _table_of(source, common) if isinstance(source, ast.RangeVar) else None
@@ -166,8 +183,17 @@ def _is_false(condition: ast.Node) -> bool:
     return isinstance(condition, ast.A_Const) and isinstance(condition.val, ast.Boolean) and not condition.val.boolval
 
 
-def _add_equality(scope: _Scope, condition: ast.Node) -> None:
+def _tie_both(scope: _Scope, one: str, other: str, filtered: frozenset[str] | None) -> None:
+    """Tie either to the other, where its rows are filtered by that: one of them may be no table."""
+    for a, b in ((one, other), (other, one)):
+        if filtered is None or a in filtered:
+            scope.tie(a, b)
+
+
+def _add_equality(scope: _Scope, condition: ast.Node, filtered: frozenset[str] | None, common: frozenset[str]) -> None:
     if isinstance(condition, ast.SubLink) and condition.testexpr is not None:
+        if condition.subLinkType != SubLinkType.ANY_SUBLINK or _reads_all(condition.subselect, common):
+            return
         pairs = [(side, None) for side in _sides(condition.testexpr)]
     elif isinstance(condition, ast.A_Expr) and condition.kind in _EQUAL and condition.name[-1].sval == "=":
         left, right = _sides(condition.lexpr), _sides(condition.rexpr)
@@ -176,15 +202,38 @@ def _add_equality(scope: _Scope, condition: ast.Node) -> None:
         return
     for one, other in pairs:
         a, b = _key_of(scope, one), _key_of(scope, other)
-        if a is not None:
-            scope.tie(a, b)
-        elif b is not None:
-            scope.tie(b, None)
-        for side, opposite in ((one, other), (other, one)):
+        if a is not None and b is not None:
+            _tie_both(scope, a, b, filtered)
+        for side, key, opposite in ((one, a, other), (other, b, one)):
             # The name of a space is as good as its key.
             name = _column_of(scope, side, "name")
-            if name is not None and scope.tables.get(name) == "space" and _column_of(scope, opposite, "name") is None:
-                scope.tie(name, None)
+            named = name if name is not None and scope.tables.get(name) == "space" else None
+            found = key if key is not None and (a is None or b is None) else named
+            if found is None or (filtered is not None and found not in filtered):
+                continue
+            if not _is_of_a_row(scope, opposite) and not _is_array_of_all(opposite, common):
+                scope.tie(found, None)
+
+
+def _is_of_a_row(scope: _Scope, expression: object) -> bool:
+    """Whether an expression is a column of a table of this part, and so no value that is known before."""
+    if not isinstance(expression, ast.ColumnRef):
+        return False
+    names = [name.sval for name in expression.fields if isinstance(name, ast.String)]
+    return len(names) > 1 and names[-2] in scope.tables
+
+
+def _is_array_of_all(expression: object, common: frozenset[str]) -> bool:
+    is_array = isinstance(expression, ast.SubLink) and expression.subLinkType == SubLinkType.ARRAY_SUBLINK
+    return is_array and _reads_all(expression.subselect, common)
+
+
+def _reads_all(query: ast.SelectStmt, common: frozenset[str]) -> bool:
+    """Whether a query reads a table without saying the space, be it one that is on every node."""
+    if query.larg is not None:
+        return _reads_all(query.larg, common) or _reads_all(query.rarg, common)
+    scope = _scope_of(query, common)
+    return scope is not None and any(True for _ in scope.untied())
 
 
 def _sides(expression: object) -> list[object]:

@@ -22,6 +22,7 @@ _PRODUCT, _DRIVER = str(Path(sona_pg.__file__).parent), str(Path(psycopg.__file_
 
 ACROSS_SPACES = {
     "store/runs.py:due": "a worker looks for what is due in any space that it may write",
+    "store/runs.py:unplanned": "a worker looks for schedules to plan by, of any space that it may write",
     "store/strategist.py:spaces_unweighed": "the instant worker looks for spaces with events to weigh",
     "store/health.py:items_without_index": "sona doctor looks at the items tables of all spaces",
     "store/observation.py:figures": "metrics and health are of all spaces",
@@ -75,6 +76,8 @@ def watched() -> Iterator[Watch]:
         return wrapper
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("execute", "executemany", "copy"):
-            patch.setattr(psycopg.Cursor, name, looked_at(getattr(psycopg.Cursor, name)))
+        # A named cursor has an execute of its own, and declares itself by what the other one does not see.
+        for kind, names in ((psycopg.Cursor, ("execute", "executemany", "copy")), (psycopg.ServerCursor, ("execute",))):
+            for name in names:
+                patch.setattr(kind, name, looked_at(getattr(kind, name)))
         yield watch

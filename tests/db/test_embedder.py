@@ -33,6 +33,7 @@ from sona_pg import (
     InvalidInput,
     LockLost,
     RecordedQuery,
+    SchemaMismatch,
     SonaEngine,
     SonaError,
     SpaceConfig,
@@ -45,7 +46,9 @@ from sona_pg import (
     steps,
 )
 from sona_pg.cli.app import app
+from sona_pg.config import SCHEMA_REVISION
 from sona_pg.steps import EMBEDDER
+from sona_pg.store import database
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
@@ -301,6 +304,38 @@ def test_killed_at_every_step_it_goes_on_to_the_same_end(
     assert everything(connection) == expected
     assert change(url).carried == 0
     assert everything(connection) == expected
+
+
+def test_a_schema_that_is_migrated_meanwhile_is_refused_in_every_phase(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the code of one revision has computed is not written into another; afterwards it goes on."""
+
+    def migrated(revision: str) -> None:
+        connection.execute("UPDATE sona.alembic_version SET version_num = %s", (revision,))
+
+    def refused_after(aim: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "_act", lambda name: migrated("9999") if name == aim else None)
+            with pytest.raises(SchemaMismatch, match="revision 9999"):
+                change(url)
+
+    def everything_is_refused() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "current_revision", lambda _: SCHEMA_REVISION)  # they have looked before
+            for begun in (change, lambda url: abort_embedder(url, SPACE), lambda url: finish_embedder(url, SPACE)):
+                with pytest.raises(SchemaMismatch, match="revision 9999"):
+                    begun(url)
+        migrated(SCHEMA_REVISION)
+
+    prepared, *filling = EMBEDDER[: EMBEDDER.index("embedder.after_lock")]
+    for aim in (prepared, *filling):
+        refused_after(aim)
+        everything_is_refused()
+    assert change(url).is_switched
+    refused_after(prepared)  # there it carries over what came late
+    everything_is_refused()
+    assert change(url).carried == 0
 
 
 def test_what_is_recorded_meanwhile_and_late_is_neither_lost_nor_doubled(url: str, connection: Connection) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from sona_pg import SonaEngine
+from sona_pg.learning.learner import Learned
+from sona_pg.store.base import base_reader
 from sona_pg.store.connection import Connection
 
 from .space_predicates import KEY, REFERENCE, TABLES, definitions, findings, of_tree
@@ -138,6 +140,17 @@ def test_what_is_sent_is_looked_at(statement_watch: Watch, engine: SonaEngine, r
     assert not statement_watch.wrong
 
 
+def test_what_named_cursors_declare_is_looked_at(
+    statement_watch: Watch, engine: SonaEngine, connection: Connection
+) -> None:
+    """They read more than any other statement; their fetching is of what they have declared."""
+    assert engine.space is not None
+    with base_reader(connection, engine.space) as reader:
+        reader.trajectories(0, 1, Learned.WITHHELD, 1)
+    assert "store/base.py:BaseReader._sample" in {origin for origin, _ in statement_watch.sent}
+    assert not statement_watch.wrong
+
+
 def test_a_statement_that_does_not_say_is_found_out() -> None:
     watch = Watch()
     watch.see("SELECT count(*) FROM sona.trajectory", "store/some.py:f")
@@ -167,6 +180,16 @@ def test_a_statement_that_does_not_say_is_found_out() -> None:
         "COPY (SELECT * FROM sona.score) TO STDOUT",
         "CREATE TEMP TABLE t AS SELECT * FROM sona.score",
         "SELECT (SELECT max(ordinal) FROM sona.learning_event) FROM sona.learner WHERE space_id = %s",
+        "SELECT FROM sona.trajectory t LEFT JOIN sona.score s ON t.space_id = %s AND s.space_id = t.space_id",
+        "SELECT FROM sona.score s RIGHT JOIN sona.trajectory t ON t.space_id = %s AND s.space_id = t.space_id",
+        "SELECT FROM sona.trajectory t LEFT JOIN (SELECT %s AS space_id) s USING (space_id)",
+        "SELECT FROM sona.trajectory t FULL JOIN sona.score s ON t.space_id = %s AND s.space_id = %s",
+        "SELECT FROM sona.trajectory t WHERE t.space_id = t.latency_us",
+        "SELECT FROM sona.trajectory t WHERE t.space_id IN (SELECT space_id FROM sona.space)",
+        "SELECT FROM sona.trajectory t WHERE t.space_id = ANY(ARRAY(SELECT space_id FROM sona.space))",
+        "SELECT FROM sona.trajectory t WHERE t.space_id NOT IN (SELECT space_id FROM sona.space WHERE name = %s)",
+        "TRUNCATE sona.trajectory",
+        "TRUNCATE sona.space, sona.score",
     ],
 )
 def test_found_out(statement: str) -> None:
@@ -188,6 +211,11 @@ def test_found_out(statement: str) -> None:
         "DELETE FROM sona.score s USING pg_temp.gone g WHERE s.space_id = %s AND s.score_id = g.score_id",
         "COPY sona.score (space_id, score_id, value) FROM STDIN (FORMAT BINARY)",
         "CREATE TEMP TABLE t AS SELECT * FROM sona.memory_node WHERE false",
+        "SELECT FROM sona.trajectory t LEFT JOIN sona.score s ON s.space_id = t.space_id WHERE t.space_id = %s",
+        "SELECT FROM sona.trajectory t LEFT JOIN sona.score s USING (space_id, trajectory_id) WHERE t.space_id = %s",
+        "SELECT FROM sona.score s RIGHT JOIN sona.trajectory t USING (space_id) WHERE t.space_id = %s",
+        "SELECT FROM sona.trajectory t WHERE t.space_id IN (SELECT space_id FROM sona.space WHERE name = %s)",
+        "TRUNCATE pg_temp.gone",
         "SELECT FROM sona.space",
         "SELECT 1",
     ],

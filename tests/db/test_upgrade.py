@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,14 +19,16 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
+from psycopg.conninfo import make_conninfo
 
 from sona_pg import DatabaseBusy, SchemaMismatch, SonaEngine
-from sona_pg.config import SCHEMA_REVISION, BackgroundConfig, PatternConfig, StoreConfig
+from sona_pg.config import SCHEMA_REVISION, BackgroundConfig, PatternConfig, StoreConfig, WorkerConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.deep import DEEP
+from sona_pg.store import connection as connection_module
 from sona_pg.store import migrate as migrate_module
-from sona_pg.store.connection import Connection, connect, current_revision, writing
+from sona_pg.store.connection import Connection, connect, current_revision, require_schema, writing
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import _config, migrate
 from sona_pg.worker import InstantWorker
@@ -90,6 +93,30 @@ def test_there_is_a_database_of_every_earlier_revision() -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     assert [revision for revision in EARLIER if revision not in known] == []
     assert sorted(known - {SCHEMA_REVISION}) == EARLIER
+
+
+def test_the_page_on_upgrades_shows_the_present_revision() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text(encoding="utf-8")
+    assert f"schema is at revision {SCHEMA_REVISION}; it was at {EARLIER[-1]}" in page
+    assert f"revision='{EARLIER[-1]}'" in page
+
+
+def test_the_way_back_is_as_the_page_says(url: str, empty_url: str) -> None:
+    restore_revision(empty_url, EARLIER[-1])
+    with connect(empty_url) as connection:
+        tables = _held(connection, EARLIER[-1])
+        before = _rows(connection, tables)
+        migrate(empty_url)
+        connection.execute("CREATE VIEW public.mine AS SELECT space FROM sona.status")
+        assert migrate(empty_url, revision=EARLIER[-1]) == EARLIER[-1]
+        assert _rows(connection, tables) == before
+        left = connection.execute(
+            "SELECT (SELECT count(*) FROM pg_proc WHERE pronamespace = 'sona'::regnamespace)"
+            " + (SELECT count(*) FROM pg_policy), to_regclass('sona.status'), to_regclass('public.mine')"
+        ).fetchone()
+        assert left == (0, None, None)
+        assert migrate(empty_url) == SCHEMA_REVISION
+        assert _rows(connection, tables) == before
 
 
 @pytest.mark.parametrize("revision", EARLIER)
@@ -208,6 +235,39 @@ def test_a_worker_ends_when_the_schema_is_migrated(empty_url: str, loop: str) ->
             worker.run(threading.Event())
 
 
+@pytest.mark.parametrize("loop", ["instant", "background"])
+def test_a_worker_waits_until_a_lock_is_given_back(
+    empty_url: str, loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrate(empty_url)
+    monkeypatch.setattr(
+        connection_module, "_BOUNDED_REVISION", connection_module._BOUNDED_REVISION.replace("'10s'", "'100ms'")
+    )
+    database, config = Database(empty_url, StoreConfig()), WorkerConfig(poll_interval_seconds=0.05)
+    worker = InstantWorker(database, config) if loop == "instant" else LoopCoordinator(database, BACKGROUND, config)
+
+    def times_refused() -> int:
+        return sum("lock timeout" in record.getMessage() for record in caplog.records)
+
+    with contextlib.closing(worker), connect(empty_url) as other, ThreadPoolExecutor(1) as pool:
+        stop, done, step = threading.Event(), threading.Event(), worker.step
+
+        def step_and_say(*given: threading.Event) -> int:
+            found = step(*given)
+            done.set()
+            return found
+
+        monkeypatch.setattr(worker, "step", step_and_say)
+        with other.transaction():
+            other.execute("LOCK TABLE sona.alembic_version IN ACCESS EXCLUSIVE MODE")
+            running = pool.submit(worker.run, stop)
+            while times_refused() < 2:
+                assert not running.done()
+        assert done.wait(30)
+        stop.set()
+        running.result()
+
+
 def test_a_migration_that_others_are_in_the_way_of_is_begun_again(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,11 +284,84 @@ def test_a_migration_that_others_are_in_the_way_of_is_begun_again(
     assert left == []
 
 
-def test_a_migration_waits_for_who_writes_and_they_for_it(empty_url: str) -> None:
-    """Neither sees half of the other: what is computed by the old code is written before, or not at all."""
+@contextlib.contextmanager
+def _read_by_a_dump(url: str) -> Iterator[None]:
+    """Every table is read, and its lock kept, as pg_dump does."""
+    with connect(url, application="pg_dump") as reader, reader.transaction():
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        tables = reader.execute(
+            "SELECT oid::regclass::text FROM pg_class"
+            " WHERE relnamespace = 'sona'::regnamespace AND relkind IN ('r', 'p')"
+        ).fetchall()
+        assert ("sona.alembic_version",) in tables
+        for (table,) in tables:
+            reader.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+        yield
+
+
+def test_a_migration_with_nothing_to_do_waits_for_no_dump_and_for_nobody_who_learns(
+    empty_url: str, tmp_path: Path
+) -> None:
     migrate(empty_url)
-    with connect(empty_url) as writer, connect(empty_url) as other, ThreadPoolExecutor(1) as pool:
+    with (
+        SonaEngine.connect(empty_url, space="shop", dim=4, background=False, home=tmp_path) as engine,
+        connect(empty_url) as writer,
+        _read_by_a_dump(empty_url),
+    ):
         with writing(writer):
+            assert migrate(empty_url) == SCHEMA_REVISION
+        engine.record([1.0, 0.0, 0.0, 0.0], ["1", "2"], [1.0, 0.0])
+        engine.flush()
+        assert engine.metrics.spooled == 0
+        assert current_revision(empty_url) == SCHEMA_REVISION
+
+
+def test_a_migration_says_who_is_in_the_way_of_it_and_lets_others_pass(
+    url: str, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore_revision(empty_url, EARLIER[-1])
+    monkeypatch.setattr(migrate_module, "_ATTEMPTS", 2)
+    with _read_by_a_dump(empty_url), ThreadPoolExecutor(1) as pool:
+        migration = pool.submit(migrate, make_conninfo(empty_url, options="-c lock_timeout=500ms"))
+        assert current_revision(empty_url) == EARLIER[-1]
+        with pytest.raises(DatabaseBusy, match=r"at work in schema sona, the longest first: pg_dump \("):
+            migration.result()
+    assert migrate(empty_url) == SCHEMA_REVISION
+
+
+def test_a_migration_keeps_nobody_waiting_for_long(url: str, empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit in the URL it has one of its own."""
+    restore_revision(empty_url, EARLIER[-1])
+    monkeypatch.setattr(migrate_module, "_LOCK_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(migrate_module, "_ATTEMPTS", 1)
+    with _read_by_a_dump(empty_url), pytest.raises(DatabaseBusy, match="lock timeout"):
+        migrate(empty_url)
+
+
+def test_who_looks_for_the_revision_says_who_keeps_it(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate(empty_url)
+    monkeypatch.setattr(
+        connection_module, "_BOUNDED_REVISION", connection_module._BOUNDED_REVISION.replace("'10s'", "'200ms'")
+    )
+    with connect(empty_url, application="some migration") as other, connect(empty_url) as worker, other.transaction():
+        other.execute("LOCK TABLE sona.alembic_version IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseBusy, match=r"the longest first: some migration \("):
+            current_revision(empty_url)
+        with pytest.raises(DatabaseBusy, match=r"the longest first: some migration \("):
+            require_schema(worker)
+        with pytest.raises(DatabaseBusy, match="lock timeout"), writing(worker):
+            pass
+        # The bound was of that look alone.
+        assert worker.execute("SHOW lock_timeout").fetchone() == ("0",)
+
+
+def test_a_migration_waits_for_who_writes_and_they_for_it(url: str, empty_url: str) -> None:
+    """Neither sees half of the other: what is computed by the old code is written before, or not at all."""
+    restore_revision(empty_url, EARLIER[-1])
+    with connect(empty_url) as writer, connect(empty_url) as other, ThreadPoolExecutor(1) as pool:
+        with writer.transaction():
+            # As `writing` of that version does.
+            assert writer.execute("SELECT version_num FROM sona.alembic_version").fetchone() == (EARLIER[-1],)
             migration = pool.submit(migrate, empty_url)
             waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sona.alembic_version'::regclass"
             while other.execute(waits).fetchone() != (1,):

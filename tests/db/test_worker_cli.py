@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -103,6 +103,16 @@ def test_workers_that_are_refused_end_with_their_reason(url: str) -> None:
     done = sona("worker", "all", "--url", nowhere)
     assert done.returncode == 1
     assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("loop", ["instant", *LOOPS])
+def test_a_login_that_may_not_learn_is_refused(url: str, role: Callable[..., str], loop: str) -> None:
+    for group in ("sona_reader", "sona_app"):
+        done = sona("worker", loop, "--once", url=make_conninfo(url, user=role("guest", group)))
+        assert done.returncode == 1
+        assert "make it a member of sona_worker" in done.stderr
+    done = sona("worker", loop, "--once", url=make_conninfo(url, user=role("guest", "sona_worker")))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("loop", ["instant", "all", *LOOPS])
