@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from sona_pg.store.connection import engine_url
+from sona_pg.store.migrate import qualify_vectors
 from sona_pg.store.schema import SCHEMA, metadata
 
 
@@ -30,4 +31,5 @@ if given is not None:
     run(given)
 else:
     with sa.create_engine(engine_url(os.environ["SONA_DATABASE_URL"])).begin() as made:
+        qualify_vectors(made)
         run(made)

@@ -147,7 +147,9 @@ def _prepare(connection: Connection, collection: Collection) -> None:
     with translated():
         if spaces.find_space(connection, SPACE_NAME) is not None:
             spaces.drop_space(connection, SPACE_NAME)
-        connection.execute("CREATE SCHEMA IF NOT EXISTS sona_demo")
+        # Where it is there already, IF NOT EXISTS would still ask for the right to create one.
+        if connection.execute("SELECT to_regnamespace('sona_demo') IS NULL").fetchone() == (True,):
+            connection.execute("CREATE SCHEMA sona_demo")
         connection.execute("DROP TABLE IF EXISTS sona_demo.documents")
         connection.execute(
             f"CREATE TABLE sona_demo.documents (id integer PRIMARY KEY, embedding vector({collection.docs.shape[1]}))"

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from importlib import resources
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -15,11 +16,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.dialects.postgresql.base import PGTypeCompiler
 
 from sona_pg.config import SCHEMA_REVISION
 from sona_pg.errors import DatabaseBusy, SchemaMismatch
 from sona_pg.steps import reached
-from sona_pg.store.connection import check_server, connect, engine_url, in_the_way, translated
+from sona_pg.store.connection import check_server, connect, engine_url, in_the_way, transaction, translated
 from sona_pg.store.schema import SCHEMA
 
 log = logging.getLogger("sona_pg")
@@ -48,6 +50,29 @@ def sql_files() -> list[tuple[str, str]]:
     folder = resources.files("sona_pg.sql")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [(name, (folder / name).read_text(encoding="utf-8")) for name in names]
+
+
+_PINNED = "SET LOCAL search_path = pg_catalog, pg_temp"
+"""First in every transaction here. Whoever migrates is often a superuser: in a schema that others may create in, such
+as public or one with the name of the role, a function of theirs may fit a call better than that of the server, and
+would run with all rights, or be bound in the functions of sql/."""
+
+
+class _QualifiedTypes(PGTypeCompiler):
+    """Writes the types of pgvector with their schema, which may be any, and is not in the search path."""
+
+    def __init__(self, dialect: sa.Dialect, schema: str) -> None:
+        super().__init__(dialect)
+        self._schema = schema
+
+    def visit_user_defined(self, type_: sa.types.UserDefinedType[Any], **options: object) -> str:
+        return f"{self._schema}.{super().visit_user_defined(type_, **options)}"
+
+
+def qualify_vectors(connection: sa.Connection) -> None:
+    """Let the revisions that run on this connection's engine find pgvector, and nothing else of its schema."""
+    connection.exec_driver_sql(_PINNED)
+    connection.dialect.type_compiler_instance = _QualifiedTypes(connection.dialect, _vector_schema(connection))
 
 
 def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str | None:
@@ -88,18 +113,24 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
 
 
 def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
-    with connect(url, vectors=False) as probe:
+    with connect(url, vectors=False) as probe, transaction(probe):
+        probe.execute(_PINNED)
         check_server(probe)
     # Nothing is prepared: a pooler would hand it to the next client.
     settings = {"prepare_threshold": None, "fallback_application_name": "sona migrate"}
     engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args=settings)
-    with _refusals(), translated(), engine.connect() as connection, connection.begin() as transaction:
+    # SQLAlchemy asks the server a few things before the transaction below, and rolls that back.
+    sa.event.listen(engine, "connect", lambda driver, _: driver.execute(_PINNED), insert=True)
+    with _refusals(), translated(), engine.connect() as connection, connection.begin() as begun:
+        connection.exec_driver_sql(_PINNED)
         # What the server warns of, such as roles that it may not create, is for whoever migrates to read.
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
         driver.add_notice_handler(_log_warning)
         # One migration at a time; the lock goes with the transaction.
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
+        connection.execute(
+            sa.text("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('sona.migrate', 0::bigint))")
+        )
         # After that lock: a migration that is at work may take its time, and nobody waits behind who waits for it.
         connection.execute(
             sa.text("SELECT set_config('lock_timeout', :bound, true) WHERE current_setting('lock_timeout') = '0'"),
@@ -109,11 +140,10 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
         # revision stays there is nothing to see: functions are replaced as a whole, statements find one or the other.
         if _changes_revision(connection, revision):
             connection.execute(sa.text(f"LOCK TABLE {SCHEMA}.alembic_version IN ACCESS EXCLUSIVE MODE"))
-        connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
+        connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public"))
         # Loads the library: a role that is no superuser may set its settings only once they are known.
         connection.execute(sa.text(f"SELECT '[1]'::{_vector_schema(connection)}.vector"))
-        # A role called sona would have schema sona first in its search path; the extension may be in any schema.
-        connection.execute(sa.text(f"SET LOCAL search_path = {_vector_schema(connection)}, public"))
+        qualify_vectors(connection)
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         config = _config(connection)
         if revision == "base" or _is_ancestor(connection, revision):
@@ -126,7 +156,7 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
             install_routines(connection)
         reached("migrate.before_commit")
         if dry_run:
-            transaction.rollback()
+            begun.rollback()
     return at
 
 

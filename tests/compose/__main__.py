@@ -261,10 +261,10 @@ class Trial:
         self.expect(row is not None and row[0] > 0, f"after {after} nothing is there any more")
 
     def files(self, compose: list[str]) -> None:
-        """Another stack, with its passwords in files, by another version of Compose."""
+        """Another stack, with its passwords in files as docs/compose.md writes them, by another version of Compose."""
         with tempfile.TemporaryDirectory() as folder:
             given = {"SONA_DB_PORT": str(self._port), "SONA_DB_CPUS": self._environment["SONA_DB_CPUS"]}
-            for name, password in (("DB", DB_PASSWORD), ("USER", USER_PASSWORD), ("GRAFANA", GRAFANA_PASSWORD)):
+            for name, password in (("DB", DB_PASSWORD), ("USER", USER_PASSWORD)):
                 path = Path(folder) / name.lower()
                 path.write_text(f"{password}\n")
                 path.chmod(0o444)

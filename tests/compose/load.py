@@ -40,11 +40,11 @@ class Load:
         self.url = url
         self._home = home
         with connect(url) as connection:
-            connection.execute(f"CREATE TABLE public.items (id integer PRIMARY KEY, embedding vector({DIM}))")
+            connection.execute(f"CREATE TABLE sona_user.items (id integer PRIMARY KEY, embedding vector({DIM}))")
             for id, row in enumerate(np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)):
-                connection.execute("INSERT INTO public.items VALUES (%s, %s)", (id, row))
+                connection.execute("INSERT INTO sona_user.items VALUES (%s, %s)", (id, row))
         with SonaEngine.connect(url, space=SPACE, dim=DIM, background=False) as engine:
-            engine.set_items("public.items", "id", "embedding")
+            engine.set_items("sona_user.items", "id", "embedding")
             self.space_id = engine.space.space_id
         self.sent: set[int] = set()
         """Ids of trajectories that a statement has confirmed."""

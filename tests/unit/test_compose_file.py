@@ -108,6 +108,69 @@ def test_every_password_of_the_environment_may_come_from_a_file() -> None:
             assert set(other["secrets"]) <= set(SECRETS["secrets"])
 
 
+def _run(script: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A script of the stack, with a psql that says what it was given."""
+    psql = folder / "psql"
+    psql.write_text('#!/bin/sh\nprintf \'%s|%s|%s\' "$PGPASSWORD" "$SONA_USER_PASSWORD" "$SONA_GRAFANA_PASSWORD"\n')
+    psql.chmod(0o755)
+    path = {"PATH": f"{folder}:/usr/bin:/bin"}
+    return subprocess.run(script, env=path | environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+LOGINS = ["sh", str(ROOT / "deploy" / "logins.sh")]
+FILES = SECRETS["services"]["logins"]["environment"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\nmore\n", "\r\nmore\r\n"])
+@pytest.mark.parametrize("grafana", ["gr@f'ana", "", None])
+def test_a_password_is_the_first_line_of_its_file_and_that_of_grafana_is_optional(
+    tmp_path: Path, grafana: str | None, end: str
+) -> None:
+    given = {"PGPASSWORD": "it's $ecret", "SONA_USER_PASSWORD": " u%ser ", "SONA_GRAFANA_PASSWORD": grafana}
+    environment = {name: value for name, value in FILES.items() if value == ""}
+    for name, password in given.items():
+        path = tmp_path / name
+        if password is not None:
+            path.write_bytes(f"{password}{end}".encode())
+        environment[f"{name}_FILE"] = str(path) if password is not None else "/dev/null"
+    assert SECRETS["secrets"]["sona_grafana_password"]["file"].endswith(":-/dev/null}")
+    done = _run(LOGINS, tmp_path, environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "|".join(password or "" for password in given.values())
+
+
+@pytest.mark.parametrize("missing", ["PGPASSWORD", "SONA_USER_PASSWORD"])
+@pytest.mark.parametrize("text", ["", "\n", "\r\n", None])
+def test_logins_refuse_to_do_without_a_password_that_is_needed(tmp_path: Path, missing: str, text: str | None) -> None:
+    path = tmp_path / "file"
+    if text is None:
+        path.mkdir()  # what an engine makes where there was no file
+    else:
+        path.write_text(text, newline="")
+    environment = {"PGPASSWORD": "p", "SONA_USER_PASSWORD": "u", missing: "", f"{missing}_FILE": str(path)}
+    done = _run(LOGINS, tmp_path, environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be read" in done.stderr if text is None else "password" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "password"), [("g'f\n", "g'f"), ("g'f\r\n", "g'f"), ("g'f\nmore\n", "g'f"), ("", None)]
+)
+def test_grafana_takes_the_first_line_and_does_not_start_without(
+    tmp_path: Path, text: str, password: str | None
+) -> None:
+    (tmp_path / "secret").write_text(text, newline="")
+    (tmp_path / "run.sh").write_text(
+        '#!/bin/sh\nprintf \'%s|%s\' "$SONA_GRAFANA_PASSWORD" "$GF_SECURITY_ADMIN_PASSWORD"\n'
+    )
+    (tmp_path / "run.sh").chmod(0o755)
+    *shell, script = SERVICES["grafana"]["entrypoint"]
+    script = script.replace("$$", "$").replace("/run/secrets/sona_grafana_password", str(tmp_path / "secret"))
+    done = _run([*shell, script.replace("/run.sh", str(tmp_path / "run.sh"))], tmp_path, {"SONA_GRAFANA_PASSWORD": ""})
+    expected = (2, "") if password is None else (0, f"{password}|{password}")
+    assert (done.returncode, done.stdout) == expected
+
+
 def test_files_and_volumes_that_are_mounted_exist() -> None:
     for service in SERVICES.values():
         for mounted in service.get("volumes", []):
