@@ -650,9 +650,9 @@ class SonaEngine:
 
         Raises
         ------
-        IncompleteLedger, PermissionDenied, InvalidInput, DatabaseError
-            If something would be lost, the role may not learn in the space, the id is none, or the database does not
-            take it; nothing was changed.
+        IncompleteLedger, EmbedderMismatch, PermissionDenied, InvalidInput, DatabaseError
+            If something would be lost, the space has changed its embedder, the role may not learn in the space, the id
+            is none, or the database does not take it; nothing was changed.
         """
         self._check_open()
         checked_text(user_id, "user id")

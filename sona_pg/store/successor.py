@@ -130,6 +130,15 @@ class SuccessorTransaction:
             self._key,
         )
 
+    def forget(self, user_id: str) -> None:
+        """Delete what is there of a user who is being forgotten in the space."""
+        transaction = ForgetTransaction(self._connection, self._successor)
+        ids = transaction.trajectories_of(user_id)
+        has_learned = bool(transaction.entries(ids))
+        transaction.delete(ids, user_id)
+        if has_learned:
+            self.begin_learning()
+
     def take_over(self, served: Mapping[str, LowRank]) -> None:
         """Copy what is left to copy: settings, schedules, what waits, edges and items of the memory graph."""
         for statement in _TAKE_OVER:

@@ -45,6 +45,8 @@ from sona_pg import (
     steps,
 )
 from sona_pg.cli.app import app
+from sona_pg.loops.forget import forget_beside
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import EMBEDDER
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
@@ -475,6 +477,35 @@ def test_a_user_is_forgotten_on_both_sides_of_a_change(url: str, connection: Con
     assert connection.execute(theirs, ("user 3",)).fetchall() == [(0,)]
     assert inconsistencies(connection, space_id(connection)) == []
     assert inconsistencies(connection, space_id(connection, f"{SPACE}/previous")) == []
+
+
+def test_whoever_has_not_seen_the_switch_forgets_nobody(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = (
+        "SELECT s.name, count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE user_id = %s"
+        " GROUP BY 1 ORDER BY 1"
+    )
+    theirs, old = len(range(3, EVENTS, 5)), open_engine(url)
+    change(url, switch=False)
+
+    def beside(store: SpaceStore, user_id: str, *, accept_lost: bool) -> None:
+        forget_beside(store, user_id, accept_lost=accept_lost)
+        assert change(url).is_switched  # between the two steps of forgetting
+
+    monkeypatch.setattr("sona_pg.engine.forget_beside", beside)
+    with open_engine(url) as engine, pytest.raises(EmbedderMismatch, match="connect again, and forget"):
+        engine.forget("user 3")
+    monkeypatch.undo()
+    with pytest.raises(EmbedderMismatch, match="connect again, and forget"):
+        old.forget("user 3")
+    old.close()
+    assert connection.execute(where, ("user 3",)).fetchall() == [(SPACE, theirs), (f"{SPACE}/previous", theirs)]
+    for name in (SPACE, f"{SPACE}/previous"):
+        assert inconsistencies(connection, space_id(connection, name)) == []
+    with open_engine(url) as engine:
+        assert engine.forget("user 3").trajectories == theirs
+    assert connection.execute(where, ("user 3",)).fetchall() == []
 
 
 def test_what_makes_no_sense_is_refused_with_the_way_out(url: str, connection: Connection) -> None:
