@@ -96,6 +96,8 @@ def finish_embedder(
 ) -> None:
     """Delete what is kept of the model before: after that there is no way back to it.
 
+    Outcomes that came to it late, of what the new model has too, are taken along.
+
     Raises
     ------
     IncompleteLedger

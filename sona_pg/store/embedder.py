@@ -231,7 +231,7 @@ def log_change(connection: Connection, space: Space, before: str | None, after: 
 
 
 def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_lost: bool) -> None:
-    """Delete the predecessor of a space: there is no way back from then on.
+    """Delete the predecessor of a space: there is no way back from then on. Outcomes that came to it late are carried.
 
     Raises
     ------
@@ -251,6 +251,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
                 "it: run the change again, which carries them over, or consent that they are lost (accept_lost=True, "
                 "--accept-lost)"
             )
+        carry_scores(connection, standby.space, space)
         log_change(connection, space, standby.space.embedder, space.embedder, "the embedder before was given up")
         spaces.drop_space(connection, standby.space.name)
 

@@ -156,13 +156,19 @@ def carry(
 
 
 def carry_scores(connection: Connection, source: Space, goal: Space) -> int:
-    """Record in one space the outcomes that came to the other one alone; how many."""
+    """Record in one space the outcomes that came to the other one alone; how many.
+
+    Not those of what the other has and this one does not: that waits to be carried, or cannot be embedded. An outcome
+    whose trajectory neither has waits for it here, too.
+    """
     with transaction(connection):
         row = connection.execute(
             "WITH late AS (INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value, created_at)"
             " SELECT %(to)s, s.score_id, s.trajectory_id, s.item_id, s.name, s.value, s.created_at FROM sona.score s"
-            " WHERE s.space_id = %(from)s AND EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = %(to)s"
-            "  AND t.trajectory_id = s.trajectory_id) AND NOT EXISTS (SELECT FROM sona.score n"
+            " WHERE s.space_id = %(from)s AND (EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = %(to)s"
+            "  AND t.trajectory_id = s.trajectory_id) OR (s.revision IS NULL AND NOT EXISTS (SELECT"
+            "  FROM sona.trajectory t WHERE t.space_id = %(from)s AND t.trajectory_id = s.trajectory_id)))"
+            " AND NOT EXISTS (SELECT FROM sona.score n"
             "  WHERE n.space_id = %(to)s AND n.score_id = s.score_id)"
             " ORDER BY s.sequence ON CONFLICT DO NOTHING RETURNING trajectory_id),"
             " waits AS (INSERT INTO sona.pending_trajectory (space_id, trajectory_id)"

@@ -117,7 +117,7 @@ class SuccessorTransaction:
         )
 
     def drop_deleted(self) -> None:
-        """Delete what the space has deleted since it was copied."""
+        """Delete what the space has deleted since it was copied, and what is remembered of it."""
         self._connection.execute(
             "DELETE FROM sona.trajectory n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT FROM sona.trajectory t"
             " WHERE t.space_id = %(from)s AND t.trajectory_id = n.trajectory_id)",
@@ -127,6 +127,16 @@ class SuccessorTransaction:
             "DELETE FROM sona.trajectory_step n WHERE n.space_id = %(to)s AND NOT EXISTS ("
             "SELECT FROM sona.trajectory_step t WHERE t.space_id = %(from)s AND t.trajectory_id = n.trajectory_id"
             " AND t.ordinal = n.ordinal)",
+            self._key,
+        )
+        self._connection.execute(
+            "DELETE FROM sona.score n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT FROM sona.score s"
+            " WHERE s.space_id = %(from)s AND s.score_id = n.score_id)",
+            self._key,
+        )
+        self._connection.execute(
+            "DELETE FROM sona.remembered_query n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT"
+            " FROM sona.trajectory t WHERE t.space_id = %(from)s AND t.trajectory_id = n.trajectory_id)",
             self._key,
         )
 

@@ -464,6 +464,44 @@ def test_there_is_a_way_back_with_everything_that_was_learned(url: str, connecti
     ]
 
 
+def test_the_end_takes_along_outcomes_that_came_late(url: str, connection: Connection) -> None:
+    with open_engine(url) as engine:
+        earlier, nowhere = record(engine, 700), uuid.uuid4()
+        engine.flush()
+        change(url)
+        # By a process that has not seen the switch; and one whose trajectory has not come yet.
+        engine.score(earlier, 1.0, "9", score_id="late")
+        engine.score(nowhere, 1.0, score_id="waits")
+        engine.flush()
+    finish_embedder(url, SPACE)
+    worker = worker_of(url)
+    learn_all(worker)
+    worker.close()
+    here = "SELECT score_id, revision FROM sona.score WHERE score_id IN ('late', 'waits') ORDER BY 1"
+    assert connection.execute(here).fetchall() == [("late", 1), ("waits", None)]
+    assert inconsistencies(connection, space_id(connection)) == []
+
+
+def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
+    change(url, switch=False)
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = '2000-01-01' WHERE space_id = %s", (space_id(connection),)
+    )
+    connection.execute("SELECT sona.set_retention(%s, '1 year')", (SPACE,))
+    worker = worker_of(url)
+    learn_all(worker)
+    while connection.execute("SELECT sona.apply_retention(%s)", (SPACE,)).fetchall() != [(0,)]:
+        pass
+    assert change(url).is_switched
+    learn_all(worker)
+    worker.close()
+    here = space_id(connection)
+    for table in ("trajectory", "trajectory_step", "score", "remembered_query"):
+        assert connection.execute(f"SELECT count(*) FROM sona.{table} WHERE space_id = %s", (here,)).fetchall() == [
+            (0,)
+        ], table
+
+
 def test_a_user_is_forgotten_on_both_sides_of_a_change(url: str, connection: Connection) -> None:
     theirs = "SELECT count(*) FROM sona.trajectory WHERE user_id = %s"
     change(url, switch=False)
