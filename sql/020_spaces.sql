@@ -320,6 +320,8 @@ BEGIN
     END IF;
     -- Who counts what is found reads the table of which an index goes, and would wait for rows that are deleted.
     PERFORM pg_advisory_xact_lock(hashtextextended('sona.count_accesses', gone));
+    -- What an SQL client has recorded and not committed yet would stay under a space that is gone.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.record', gone));
     -- Before all rows, as a cycle does that writes: in another order each might wait for the other.
     PERFORM FROM sona.loop_schedule x WHERE x.space_id = gone ORDER BY x.loop FOR UPDATE;
     -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.

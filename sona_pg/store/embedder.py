@@ -18,7 +18,7 @@ from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, Inva
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.recorded_queries import carry_scores, count_lacking
-from sona_pg.store.spaces import Space, create_space, lock_space
+from sona_pg.store.spaces import Space, create_space, lock_space, shut_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
         If it has recorded trajectories since the switch that the space does not have, and that is not accepted.
     """
     with transaction(connection):
-        standby = _locked_standby(connection, space, config)
+        standby = _locked_standby(connection, space, config, ends_standby=True)
         if standby.replaced_at is None:
             raise ConfigError(f"space {space.name!r} has not changed its embedder yet: run the change to its end first")
         late = count_lacking(connection, standby.space, space)
@@ -267,7 +267,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         If trajectories were recorded since the switch, and it is not accepted that they are lost.
     """
     with transaction(connection):
-        standby = _locked_standby(connection, space, config)
+        standby = _locked_standby(connection, space, config, ends_standby=False)
         if standby.replaced_at is None:
             spaces.drop_space(connection, standby.space.name)
             log_change(connection, space, standby.space.embedder, space.embedder, "the change of embedder was given up")
@@ -298,9 +298,16 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         spaces.drop_space(connection, given_up)
 
 
-def _locked_standby(connection: Connection, space: Space, config: StoreConfig) -> Standby:
+def _locked_standby(connection: Connection, space: Space, config: StoreConfig, *, ends_standby: bool) -> Standby:
+    """What is kept beside a space, under the lock of that; nobody records in the one of both that is to be deleted."""
+    before = find_standby(connection, space)
+    if before is not None:
+        ends_standby = ends_standby or before.replaced_at is None
+        shut_space(connection, before.space if ends_standby else space, config.lock_timeout_seconds)
     lock_space(connection, space, config.lock_timeout_seconds)
     standby = find_standby(connection, _held(connection, space))
+    if standby != before:
+        raise LockLost(f"another process has changed the embedder of space {space.name!r} meanwhile: look again")
     if standby is None:
         raise ConfigError(f"space {space.name!r} is not changing its embedder: nothing is kept beside it")
     return standby

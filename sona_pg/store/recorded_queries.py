@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.ledger import LOOP
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, hold_space
 from sona_pg.types import FloatVector, Json
 
 _FIRST = uuid.UUID(int=0)
@@ -145,6 +145,7 @@ def carry(
     """Record in one space what came to the other one late: trajectories, to be learned by the instant worker."""
     key = pair(source, goal)
     with transaction(connection):
+        hold_space(connection, goal)
         written = copy_queries(connection, key, queries, activations)
         connection.execute(
             "INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT %(to)s, t.trajectory_id"
@@ -162,6 +163,7 @@ def carry_scores(connection: Connection, source: Space, goal: Space) -> int:
     whose trajectory neither has waits for it here, too.
     """
     with transaction(connection):
+        hold_space(connection, goal)
         row = connection.execute(
             "WITH late AS (INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value, created_at)"
             " SELECT %(to)s, s.score_id, s.trajectory_id, s.item_id, s.name, s.value, s.created_at FROM sona.score s"

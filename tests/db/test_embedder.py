@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -480,6 +481,45 @@ def test_the_end_takes_along_outcomes_that_came_late(url: str, connection: Conne
     here = "SELECT score_id, revision FROM sona.score WHERE score_id IN ('late', 'waits') ORDER BY 1"
     assert connection.execute(here).fetchall() == [("late", 1), ("waits", None)]
     assert inconsistencies(connection, space_id(connection)) == []
+
+
+@pytest.mark.parametrize("end", [finish_embedder, abort_embedder])
+def test_the_end_waits_for_who_records_and_counts_again(
+    url: str, connection: Connection, end: Callable[..., None]
+) -> None:
+    ends_old = end is finish_embedder
+    query = query_of(5) if ends_old else query_of(5) @ ROTATION
+    if not ends_old:
+        change(url)
+    with psycopg.connect(url) as client, ThreadPoolExecutor(1) as pool:
+        ((made,),) = client.execute(
+            "SELECT sona.record(%s, %s::real[]::vector, '{3}', '{1}', metadata => %s)",
+            (SPACE, query.tolist(), '{"n": 5}'),
+        ).fetchall()
+        if ends_old:
+            change(url)
+        ending = pool.submit(end, url, SPACE)
+        waiting = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database()"
+            " AND locktype = 'advisory' AND NOT granted"
+        )
+        while connection.execute(waiting).fetchall() == [(0,)] and not ending.done():
+            time.sleep(0.01)
+        client.commit()
+        with pytest.raises(IncompleteLedger, match="1 trajectories"):
+            ending.result()
+    found = connection.execute(
+        "SELECT s.name FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE t.trajectory_id = %s", (made,)
+    ).fetchall()
+    assert found == [(f"{SPACE}/previous" if ends_old else SPACE,)]
+    with psycopg.connect(url) as client, ThreadPoolExecutor(1) as pool:
+        client.execute("SELECT sona.score(%s, 1, space => %s)", (made, SPACE))
+        dropping = pool.submit(lambda: connection.execute("SELECT sona.drop_space(%s)", (SPACE,)))
+        with pytest.raises(TimeoutError):
+            dropping.result(0.3)
+        client.commit()
+        dropping.result()
+    assert connection.execute("SELECT count(*) FROM sona.score").fetchall() == [(0,)]
 
 
 def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
