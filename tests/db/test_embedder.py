@@ -522,6 +522,31 @@ def test_the_end_waits_for_who_records_and_counts_again(
     assert connection.execute("SELECT count(*) FROM sona.score").fetchall() == [(0,)]
 
 
+def test_who_records_by_a_model_that_is_given_up_is_told_and_what_is_lost_is_counted(
+    url: str, connection: Connection
+) -> None:
+    change(url)
+    engines = [open_engine(url, embedder=MODEL) for _ in range(3)]
+    flushes, closes, idle = engines
+    for engine in (flushes, closes):
+        made = engine.record(query_of(5) @ ROTATION, ["3"], [1.0], metadata={"n": 5})
+        engine.score(made, 0.5)
+    abort_embedder(url, SPACE)
+    says = "is another one by now, of the embedder 'model a'.* 2 trajectories and scores .* connect again"
+    for _ in range(2):
+        with pytest.raises(EmbedderMismatch, match=says):
+            flushes.flush()
+    with pytest.raises(EmbedderMismatch, match=says):
+        flushes.record(query_of(6) @ ROTATION, ["3"], [1.0])
+    for engine in (flushes, closes):
+        with pytest.raises(EmbedderMismatch, match=says):
+            engine.close()
+        engine.close()
+    idle.close()
+    told = "SELECT source, split_part(message, ':', 1) FROM sona.errors WHERE space = %s"
+    assert connection.execute(told, (SPACE,)).fetchall() == [("dropped", "2 trajectories and scores were dropped")] * 2
+
+
 def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
     change(url, switch=False)
     connection.execute(
