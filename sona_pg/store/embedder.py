@@ -87,7 +87,7 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
     Raises
     ------
     EmbedderMismatch
-        If the space is changing to another embedder.
+        If the space is changing to another embedder, or with other items.
     ConfigError
         If it belongs to that embedder already, or its adapter cannot have that dimension.
     InvalidInput, DimensionMismatch
@@ -97,6 +97,7 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
         lock_space(connection, space, config.lock_timeout_seconds)
         held = _held(connection, space)
         standby = find_standby(connection, held)
+        is_new = standby is None
         if standby is None:
             if held.embedder == target.embedder:
                 raise ConfigError(
@@ -112,6 +113,8 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
                 f"{target.embedder!r} of {target.dim}: go on with that, or go back before (sona space re-embed "
                 f"{space.name} --abort)"
             )
+        if not is_new:
+            target = _named_items(connection, held, goal, target)
         if standby.replaced_at is None:
             _name_items(connection, held, standby.space, target)
         return standby
@@ -161,6 +164,31 @@ def copy_grants(connection: Connection, key: Mapping[str, int]) -> None:
         " WHERE f.space_id = %(from)s AND f.role_name = g.role_name)",
         key,
     )
+
+
+def _named_items(connection: Connection, space: Space, goal: Space, target: Target) -> Target:
+    """The target with the items that were named when the change began; other ones are refused.
+
+    Raises
+    ------
+    EmbedderMismatch
+    """
+    row = connection.execute(
+        "SELECT items::text, id_column, embedding_column, to_regclass(%s)::text FROM (SELECT) one"
+        " LEFT JOIN sona.item_source ON space_id = %s",
+        (target.items, goal.space_id),
+    ).fetchone()
+    assert row is not None
+    *named, table = row
+    asked = (table or target.items, target.id_column, target.embedding_column)
+    for option, has, wants in zip(("table", "column of ids", "embedding column"), named, asked, strict=True):
+        if wants is not None and wants != has:
+            raise EmbedderMismatch(
+                f"the change of space {space.name!r} to the embedder {goal.embedder!r} has begun with the {option} "
+                f"{has!r} of the items, not {wants!r}, and would mix two models: go on with that, or go back before "
+                f"(sona space re-embed {space.name} --abort)"
+            )
+    return Target(target.embedder, target.dim, *named)
 
 
 def _name_items(connection: Connection, space: Space, successor: Space, target: Target) -> None:

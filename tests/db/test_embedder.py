@@ -639,7 +639,16 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(url: str, connection: C
         SonaEngine.connect(url, space=f"{SPACE}/next", background=False)
     with pytest.raises(ConfigError, match="kept beside another"):
         change_embedder(url, f"{SPACE}/next", embedded, embedder="x", dim=3)
-    change(url)
+    other_items = ({"embedding_column": "wrong"}, {"items": "public.elsewhere"}, {"id_column": "number"})
+    for other in other_items:
+        with pytest.raises(EmbedderMismatch, match=r"would mix two models: .*re-embed support --abort"):
+            change(url, **other)
+    assert change(url, embedding_column=None, switch=False).embedded == 0
+    change(url, items="public.items", id_column="id")
+    for other in other_items:
+        with pytest.raises(EmbedderMismatch, match="would mix two models"):
+            change(url, **other)
+    assert change(url, embedding_column=None).is_switched
     with pytest.raises(EmbedderMismatch, match="has changed to the embedder 'model b'"):
         change(url, embedder="model c")
     with pytest.raises(EmbedderMismatch, match="belongs to the embedder 'model b', not to 'model a'"):
