@@ -761,5 +761,10 @@ def test_the_command_line_changes_goes_back_and_ends(url: str, tmp_path: Path, m
     for name, says in (("nowhere:embed", "cannot be imported"), ("mine", "no function")):
         with pytest.raises(ConfigError, match=says):
             run(*asked, name)
+    for end in ("--finish", "--abort"):
+        for options in (("--embedding-column", "x"), ("--batch", "256"), ("--no-switch",), ("--json",), ("--dim", "3")):
+            says = f"--finish and --abort end a change, each of them alone, without {options[0]}"
+            assert says in " ".join(run(end, *options).split())
     assert "each of them alone" in run("--finish", "--abort")
+    assert "--accept-lost goes with --finish or --abort" in run(*asked, "mine:embedded", "--accept-lost")
     assert "a change needs --embedder" in run("--dim", "3")
