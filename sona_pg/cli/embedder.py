@@ -112,9 +112,10 @@ def _function(name: str) -> Callable[..., list[list[float] | None]]:
         sys.path.insert(0, "")
     try:
         found: object = getattr(importlib.import_module(module), function) if function else None
-    except (ImportError, AttributeError, ValueError) as cause:
+    except (Exception, SystemExit) as cause:  # whatever the module does when it is imported
         raise ConfigError(
-            f"{name!r} cannot be imported ({cause}): give a module and a function, like mine:embed"
+            f"{name!r} cannot be imported ({type(cause).__name__}: {cause}): give a module and a function, "
+            "like mine:embed"
         ) from cause
     if not callable(found):
         raise ConfigError(f"{name!r} is no function: give a module and a function, like mine:embed")

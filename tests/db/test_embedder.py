@@ -758,7 +758,14 @@ def test_the_command_line_changes_goes_back_and_ends(url: str, tmp_path: Path, m
     assert json.loads(run(*asked, "mine:embedded", "--no-switch", "--json"))["embedded"] == EVENTS + 1
     assert json.loads(run(*asked, "mine:embedded", "--json"))["is_switched"]
     assert "the old model of 'support' is given up" in run("--finish")
-    for name, says in (("nowhere:embed", "cannot be imported"), ("mine", "no function")):
+    (tmp_path / "keyless.py").write_text("import os\nKEY = os.environ['NO_SUCH_KEY']\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit('no model')\n")
+    for name, says in (
+        ("nowhere:embed", "cannot be imported"),
+        ("mine", "no function"),
+        ("keyless:embed", r"cannot be imported \(KeyError: 'NO_SUCH_KEY'\)"),
+        ("ends:embed", "cannot be imported .*no model"),
+    ):
         with pytest.raises(ConfigError, match=says):
             run(*asked, name)
     for end in ("--finish", "--abort"):
