@@ -13,8 +13,6 @@ from sona_pg.store.ledger import LOOP
 from sona_pg.store.spaces import Space, hold_space
 from sona_pg.types import FloatVector, Json
 
-_FIRST = uuid.UUID(int=0)
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedQuery:
@@ -52,12 +50,13 @@ def unembedded(
     unlearned
         Leave out what the other has learned from, or was to learn from, and does not have any more.
     """
+    further = "" if after is None else "AND t.trajectory_id > %(after)s"
     with translated():
         rows = connection.execute(
             "SELECT t.trajectory_id, t.query, t.metadata::text, t.user_id, t.session_id, t.created_at"
-            f" FROM sona.trajectory t WHERE {_lacking(unlearned=unlearned)} AND t.trajectory_id > %(after)s"
+            f" FROM sona.trajectory t WHERE {_lacking(unlearned=unlearned)} {further}"
             " ORDER BY t.trajectory_id LIMIT %(limit)s",
-            {**pair(source, goal), "after": _FIRST if after is None else after, "limit": limit},
+            {**pair(source, goal), "after": after, "limit": limit},
             binary=True,
         ).fetchall()
     return [RecordedQuery(id, query, _readable(metadata), *about) for id, query, metadata, *about in rows]

@@ -547,6 +547,21 @@ def test_who_records_by_a_model_that_is_given_up_is_told_and_what_is_lost_is_cou
     assert connection.execute(told, (SPACE,)).fetchall() == [("dropped", "2 trajectories and scores were dropped")] * 2
 
 
+def test_the_smallest_id_is_embedded_like_any_other(url: str, connection: Connection) -> None:
+    nil = uuid.UUID(int=0)
+    connection.execute(
+        "SELECT sona.record(%s, %s, '{3}', '{1}', trajectory_id => %s, metadata => '{\"n\": 5}')",
+        (SPACE, query_of(5), nil),
+    )
+    report = change(url, switch=False)
+    assert (report.embedded, report.missing) == (EVENTS + 2, 0)
+    assert change(url).embedded == 0
+    finish_embedder(url, SPACE)
+    assert connection.execute("SELECT space_id FROM sona.trajectory WHERE trajectory_id = %s", (nil,)).fetchall() == [
+        (space_id(connection),)
+    ]
+
+
 def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
     change(url, switch=False)
     connection.execute(
