@@ -20,6 +20,9 @@ from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.recorded_queries import carry_scores, count_lacking
 from sona_pg.store.spaces import Space, create_space, lock_space, shut_space
 
+_MAX_NAME_BYTES = 500
+"""What sona.create_space takes, and an index holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -91,7 +94,8 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
     ConfigError
         If it belongs to that embedder already, or its adapter cannot have that dimension.
     InvalidInput, DimensionMismatch
-        If the table of items is not there, or its vectors have another dimension.
+        If the table of items is not there, or its vectors have another dimension; or if a name that is needed beside
+        that of the space is taken, or too long.
     """
     with transaction(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
@@ -116,6 +120,8 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
         if not is_new:
             target = _named_items(connection, held, goal, target)
         if standby.replaced_at is None:
+            for role in ("previous", "given up"):
+                free_name(connection, held, role)  # what will be needed must not be missed after all the work
             _name_items(connection, held, standby.space, target)
         return standby
 
@@ -145,7 +151,13 @@ def _make_successor(connection: Connection, space: Space, target: Target) -> Spa
 
 
 def free_name(connection: Connection, space: Space, role: str) -> str:
+    """What a space is called that has a role beside another; refused where it is taken, or too long."""
     name = f"{space.name}/{role}"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise InvalidInput(
+            f"the name of space {space.name!r} is too long for what would be kept beside it, {name!r}: expected at "
+            f"most {_MAX_NAME_BYTES} bytes of that; rename the space before"
+        )
     if spaces.find_space(connection, name) is not None:
         raise InvalidInput(f"there is already a space {name!r}, which is what would be made: rename or drop it")
     return name
@@ -309,7 +321,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
             )
         lock_space(connection, standby.space, config.lock_timeout_seconds)
         carry_scores(connection, space, standby.space)
-        given_up = f"{space.name}/given up"
+        given_up = free_name(connection, space, "given up")
         connection.execute("UPDATE sona.space SET name = %s WHERE space_id = %s", (given_up, space.space_id))
         connection.execute(
             "UPDATE sona.space SET name = %s, standby_of = NULL, replaced_at = NULL WHERE space_id = %s",

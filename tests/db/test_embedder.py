@@ -562,6 +562,25 @@ def test_the_smallest_id_is_embedded_like_any_other(url: str, connection: Connec
     ]
 
 
+def test_names_that_the_switch_and_the_way_back_need_are_looked_at_first(url: str, connection: Connection) -> None:
+    for role in ("next", "previous", "given up"):
+        connection.execute("SELECT sona.create_space(%s, 4)", (f"{SPACE}/{role}",))
+        with pytest.raises(InvalidInput, match=f"already a space 'support/{role}'"):
+            change(url, _fails)
+        connection.execute("SELECT sona.drop_space(%s)", (f"{SPACE}/{role}",))
+    change(url, switch=False)
+    connection.execute("SELECT sona.create_space(%s, 4)", (f"{SPACE}/previous",))
+    with pytest.raises(InvalidInput, match="already a space 'support/previous'"):
+        change(url, _fails)
+    longest = "é" * 245
+    for name, refused in ((longest, None), (longest + "é", "too long for what would be kept beside it")):
+        connection.execute("SELECT sona.create_space(%s, 4)", (name,))
+        with contextlib.nullcontext() if refused is None else pytest.raises(InvalidInput, match=refused):
+            change_embedder(url, name, _fails, embedder=MODEL, dim=5)
+            abort_embedder(url, name)
+    assert connection.execute("SELECT count(*) FROM sona.space WHERE octet_length(name) > 480").fetchall() == [(2,)]
+
+
 def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
     change(url, switch=False)
     connection.execute(
