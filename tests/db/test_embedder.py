@@ -26,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sona_pg import (
     ConfigError,
+    DatabaseBusy,
     DimensionMismatch,
     EmbedderError,
     EmbedderMismatch,
@@ -49,10 +50,11 @@ from sona_pg.cli.app import app
 from sona_pg.loops.forget import forget_beside
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import EMBEDDER
-from sona_pg.store.connection import Connection, connect
+from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
+from sona_pg.store.embedder import exchange
 from sona_pg.store.migrate import migrate
-from sona_pg.store.spaces import get_space
+from sona_pg.store.spaces import get_space, lock_space
 from sona_pg.types import TrajectoryBuilder
 from sona_pg.worker import InstantWorker
 
@@ -751,6 +753,33 @@ def test_items_without_a_new_embedding_are_counted_and_a_dropped_space_leaves_no
     connection.execute("SELECT sona.drop_space(%s)", (SPACE,))
     assert connection.execute("SELECT name FROM sona.space").fetchall() == []
     assert migrate(url, revision="0009") == "0009"
+
+
+def test_a_space_is_deleted_in_the_order_in_which_a_switch_locks(url: str, connection: Connection) -> None:
+    change(url, switch=False)
+    space, successor = get_space(connection, SPACE), get_space(connection, f"{SPACE}/next")
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database()"
+        " AND locktype IN ('tuple', 'advisory') AND pid <> pg_backend_pid()"
+    )
+
+    def drop() -> None:
+        with connect(url) as other, translated():
+            other.execute("SELECT sona.drop_space(%s)", (SPACE,))
+
+    with connect(url) as switching, ThreadPoolExecutor(1) as pool:
+        with switching.transaction():
+            lock_space(switching, space, 10)
+            dropping = pool.submit(drop)
+            while connection.execute(waiting).fetchall() == [(0,)]:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            lock_space(switching, successor, 10)
+            exchange(switching, space, successor)
+        with pytest.raises(DatabaseBusy, match="changed the embedder of space 'support' meanwhile: delete it again"):
+            dropping.result()
+    drop()
+    assert connection.execute("SELECT name FROM sona.space").fetchall() == []
 
 
 def test_whoever_may_learn_in_the_space_may_change_it_and_its_grants_stay(
