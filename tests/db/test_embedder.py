@@ -519,8 +519,14 @@ def test_the_end_waits_for_who_records_and_counts_again(
         dropping = pool.submit(lambda: connection.execute("SELECT sona.drop_space(%s)", (SPACE,)))
         with pytest.raises(TimeoutError):
             dropping.result(0.3)
-        client.commit()
-        dropping.result()
+        with psycopg.connect(url) as other, ThreadPoolExecutor(1) as late:
+            coming = late.submit(other.execute, "SELECT sona.score(%s, 1, space => %s)", (made, SPACE))
+            with pytest.raises(TimeoutError):
+                coming.result(0.3)
+            client.commit()
+            dropping.result()
+            with pytest.raises(psycopg.Error, match="there is no space 'support'"):
+                coming.result()
     assert connection.execute("SELECT count(*) FROM sona.score").fetchall() == [(0,)]
 
 
