@@ -50,7 +50,8 @@ def change_embedder(
     embedding_column
         Column of the items that are embedded by it; needed where the space has a table of items.
     items, id_column
-        That table and its column of ids, where they are not those of the space.
+        That table and its column of ids, where they are not those of the space. All three stay as they were given when
+        the change began, and may be left out when it goes on.
     embed_items
         Called with a list of item ids, gives a vector (dim,) for each, or None: of items whose embeddings were recorded
         as activations. Without, these are taken from the table.
@@ -64,7 +65,7 @@ def change_embedder(
     EmbedderError, DimensionMismatch, InvalidInput
         If the callback fails, or gives too few vectors or what is none; nothing of that batch was written.
     EmbedderMismatch, ConfigError
-        If the space is changing to another embedder, or belongs to this one already.
+        If the space is changing to another embedder, or with other items, or belongs to this one already.
     DatabaseError
         If the database does not take it.
     """
@@ -95,6 +96,8 @@ def finish_embedder(
     store: StoreConfig | None = None,
 ) -> None:
     """Delete what is kept of the model before: after that there is no way back to it.
+
+    Outcomes that came to it late, of what the new model has too, are taken along.
 
     Raises
     ------

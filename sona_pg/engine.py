@@ -650,9 +650,9 @@ class SonaEngine:
 
         Raises
         ------
-        IncompleteLedger, PermissionDenied, InvalidInput, DatabaseError
-            If something would be lost, the role may not learn in the space, the id is none, or the database does not
-            take it; nothing was changed.
+        IncompleteLedger, EmbedderMismatch, PermissionDenied, InvalidInput, DatabaseError
+            If something would be lost, the space has changed its embedder, the role may not learn in the space, the id
+            is none, or the database does not take it; nothing was changed.
         """
         self._check_open()
         checked_text(user_id, "user id")
@@ -681,6 +681,8 @@ class SonaEngine:
         ------
         DatabaseError
             If the database does not take it; nothing is lost, the next flush tries again.
+        EmbedderMismatch
+            If the embedder of the space was given up; what was not durable is lost, and counted in `sona.errors`.
         """
         self._check_open()
         self._loop.flush_updates()
@@ -766,7 +768,7 @@ class SonaEngine:
             last.check()
         except SonaError as error:
             waiting = self._loop.metrics.unflushed + self._loop.metrics.pending
-            if isinstance(error, UnknownSpace):
+            if isinstance(error, UnknownSpace | EmbedderMismatch):
                 self._disconnect()  # nothing can be mended
                 if waiting:
                     raise
@@ -793,6 +795,8 @@ class SonaEngine:
             raise ConfigError("the engine is closed: connect again")
         if self._pid != os.getpid():
             raise ConfigError("the engine was connected before this process was forked: connect in each process")
+        if self._loop.given_up is not None:
+            raise EmbedderMismatch(self._loop.given_up)
         if self._loop.has_moved:
             raise EmbedderMismatch(
                 f"space {self._space.name!r} has moved to another embedder than {self._space.embedder!r}: embed with "

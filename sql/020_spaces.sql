@@ -311,21 +311,29 @@ DECLARE
 BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
-    -- What is kept beside it while it changes its embedder holds the same.
-    PERFORM sona.drop_space(s.name) FROM sona.space s WHERE s.standby_of = gone;
     -- One at a time: to drop an index each would wait for what the others have deleted to be committed.
-    IF sona._queries_index(gone) IS NOT NULL OR sona._vectors_index('pattern', gone) IS NOT NULL
-       OR sona._vectors_index('memory_node', gone) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM sona.space s WHERE gone IN (s.space_id, s.standby_of) AND (
+               sona._queries_index(s.space_id) IS NOT NULL OR sona._vectors_index('pattern', s.space_id) IS NOT NULL
+               OR sona._vectors_index('memory_node', s.space_id) IS NOT NULL)) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0));
     END IF;
     -- Who counts what is found reads the table of which an index goes, and would wait for rows that are deleted.
     PERFORM pg_advisory_xact_lock(hashtextextended('sona.count_accesses', gone));
+    -- What an SQL client has recorded and not committed yet would stay under a space that is gone.
+    PERFORM pg_advisory_xact_lock(hashtextextended('sona.record', gone));
     -- Before all rows, as a cycle does that writes: in another order each might wait for the other.
     PERFORM FROM sona.loop_schedule x WHERE x.space_id = gone ORDER BY x.loop FOR UPDATE;
     -- A flush in flight ends before, or finds the space gone. And who may only read would delete nothing, silently.
     PERFORM sona._lock_learner(gone);
     -- So does what the strategist takes in: it would write rows of a space that is gone.
     PERFORM FROM sona.strategist g WHERE g.space_id = gone FOR UPDATE;
+    -- A change of the embedder may have come before.
+    IF NOT EXISTS (SELECT FROM sona.space s WHERE s.name = drop_space.space AND s.space_id = gone) THEN
+        RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = format(
+            'another session has changed the embedder of space %L meanwhile', drop_space.space), HINT = 'delete it again';
+    END IF;
+    -- What is kept beside it while it changes its embedder holds the same; after it, as whoever switches locks them.
+    PERFORM sona.drop_space(s.name) FROM sona.space s WHERE s.standby_of = gone;
     FOR part IN
         SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'

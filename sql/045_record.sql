@@ -43,8 +43,15 @@ DECLARE
     reward double precision;
     activation @vector@.vector;
 BEGIN
-    SELECT * INTO s FROM sona.space x WHERE x.name = record.space;
-    IF NOT FOUND THEN PERFORM sona._unknown_space(record.space); END IF;
+    LOOP
+        SELECT * INTO s FROM sona.space x WHERE x.name = record.space;
+        IF NOT FOUND THEN PERFORM sona._unknown_space(record.space); END IF;
+        -- Whoever deletes the space waits for this, or this for them: then it is gone, or another has its name.
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended('sona.record', s.space_id));
+        -- The grants are deleted with it, and are found in less time.
+        EXIT WHEN EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = s.space_id)
+            OR EXISTS (SELECT FROM sona.space x WHERE x.space_id = s.space_id);
+    END LOOP;
     IF record.query IS NULL THEN
         PERFORM sona._refuse('SN003', 'the query is NULL', 'pass the embedding of the query');
     END IF;
@@ -161,8 +168,14 @@ BEGIN
                                  format('name the space, like space => %L', holders[1]));
         END IF;
     END IF;
-    SELECT * INTO s FROM sona.space x WHERE x.name = coalesce(score.space, holders[1]);
-    IF NOT FOUND THEN PERFORM sona._unknown_space(score.space); END IF;
+    LOOP
+        SELECT * INTO s FROM sona.space x WHERE x.name = coalesce(score.space, holders[1]);
+        IF NOT FOUND THEN PERFORM sona._unknown_space(coalesce(score.space, holders[1])); END IF;
+        -- As sona.record does.
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended('sona.record', s.space_id));
+        EXIT WHEN EXISTS (SELECT FROM sona.space_grant g WHERE g.space_id = s.space_id)
+            OR EXISTS (SELECT FROM sona.space x WHERE x.space_id = s.space_id);
+    END LOOP;
     PERFORM sona._check_reward(score.value, s.reward_min, s.reward_max, 'the score');
     IF score.item_id IS NOT NULL THEN PERFORM sona._check_id(score.item_id, 'the item id'); END IF;
     PERFORM sona._check_id(coalesce(score.score_id, 'new'), 'the score id');

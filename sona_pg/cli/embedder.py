@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import click
+from click.core import ParameterSource
 
 from sona_pg.cli.output import print_json, print_table
 from sona_pg.cli.spaces import json_option, url_option
@@ -59,16 +60,18 @@ def re_embed(
 
     The same command goes on where an earlier run has ended, and after the switch carries over what came late.
     """
-    change = (embedder, dim, embed)
     if finish or abort:
-        if (finish and abort) or any(part is not None for part in change):
-            raise click.UsageError("--finish and --abort end a change, each of them alone, without --embedder")
+        ends = ("name", "--url", "--accept-lost", "--finish" if finish else "--abort")
+        if given := [option for option in _given() if option not in ends]:
+            raise click.UsageError("--finish and --abort end a change, each of them alone, without " + ", ".join(given))
         end = finish_embedder if finish else abort_embedder
         end(url, name, accept_lost=accept_lost)
         click.echo(f"the old model of {name!r} is given up" if finish else f"{name!r} is with the old model")
         return
     if embedder is None or dim is None or embed is None:
         raise click.UsageError("a change needs --embedder, --dim and --with; --finish and --abort end one")
+    if accept_lost:
+        raise click.UsageError("--accept-lost goes with --finish or --abort: a change loses nothing")
     report = change_embedder(
         url,
         name,
@@ -92,6 +95,16 @@ def re_embed(
         )
 
 
+def _given() -> list[str]:
+    """Parameters that the command line gives."""
+    context = click.get_current_context()
+    return [
+        part.opts[0]
+        for part in context.command.params
+        if part.name is not None and context.get_parameter_source(part.name) is ParameterSource.COMMANDLINE
+    ]
+
+
 def _function(name: str) -> Callable[..., list[list[float] | None]]:
     """The function MODULE:FUNCTION, from the working directory too."""
     module, _, function = name.partition(":")
@@ -99,9 +112,10 @@ def _function(name: str) -> Callable[..., list[list[float] | None]]:
         sys.path.insert(0, "")
     try:
         found: object = getattr(importlib.import_module(module), function) if function else None
-    except (ImportError, AttributeError, ValueError) as cause:
+    except (Exception, SystemExit) as cause:  # whatever the module does when it is imported
         raise ConfigError(
-            f"{name!r} cannot be imported ({cause}): give a module and a function, like mine:embed"
+            f"{name!r} cannot be imported ({type(cause).__name__}: {cause}): give a module and a function, "
+            "like mine:embed"
         ) from cause
     if not callable(found):
         raise ConfigError(f"{name!r} is no function: give a module and a function, like mine:embed")

@@ -34,6 +34,7 @@ from sona_pg.store.forget import (
     forget_transaction,
 )
 from sona_pg.store.learning import read_head
+from sona_pg.store.successor import SuccessorTransaction
 
 log = logging.getLogger("sona_pg")
 
@@ -119,6 +120,8 @@ def forget(
     ------
     IncompleteLedger
         If that would be lost and is not accepted; nothing was changed.
+    EmbedderMismatch
+        If another embedder has taken the place of this one meanwhile; nothing was changed.
     PermissionDenied
         If this role may not learn in the space; nothing was changed.
     DatabaseError
@@ -145,23 +148,18 @@ def forget(
 
 
 def forget_beside(store: SpaceStore, user_id: str, *, accept_lost: bool) -> None:
-    """Forget a user in what is kept beside a space while that changes its embedder.
+    """Forget a user in what is kept of the embedder before of a space; in a successor they are forgotten with it.
 
     Raises
     ------
-    IncompleteLedger, PermissionDenied, DatabaseError
+    IncompleteLedger, EmbedderMismatch, PermissionDenied, DatabaseError
         As `forget`.
     """
     connection = store.connection()
     standby = find_standby(connection, store.space)
-    if standby is None:
+    if standby is None or standby.replaced_at is None:
         return
     kept = SpaceStore(standby.space, store.connection, store.config, None)
-    if standby.replaced_at is None:
-        # It learns anew once the ledger of the space is another one.
-        with forget_transaction(connection, standby.space, store.config) as transaction:
-            transaction.delete(transaction.trajectories_of(user_id), user_id)
-        return
     instant, adapter = spaces.claim_settings(connection, standby.space, None, None)
     loop = InstantLoop(standby.space.dim, instant, adapter=adapter, space=standby.space.config, store=kept)
     weighing = EvidenceLoop(kept, strategist.claim_settings(connection, standby.space, None), adapter)
@@ -223,6 +221,11 @@ class _Forgetting:
 
     def _delete(self, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]) -> ForgetReport:
         """Delete the rows of the user, and let none come back."""
+        store = self._store
+        # Under the lock of the space, which a switch takes first: it comes before this, or finds nothing of them.
+        standby = find_standby(store.connection(), store.space)
+        if standby is not None and standby.replaced_at is None:
+            SuccessorTransaction(store.connection(), store.space, standby.space, store.config).forget(self._user_id)
         transaction.shut_out(self._digest)
         gone = transaction.delete(ids, self._user_id)
         return ForgetReport(

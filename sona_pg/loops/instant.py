@@ -29,6 +29,7 @@ from sona_pg.errors import (
     DatabaseBusy,
     DatabaseUnavailable,
     DimensionMismatch,
+    EmbedderMismatch,
     InvalidInput,
     LearningError,
     SonaError,
@@ -142,6 +143,8 @@ class InstantLoop:
         self._base: tuple[int, int, datetime | None] | None = None
         self._version = 0
         self._has_moved = False
+        self._given_up: str | None = None
+        self._lost_told = 0
         if store is None:
             self._learner = self._new_learner(pool)
         else:
@@ -217,6 +220,11 @@ class InstantLoop:
     def has_moved(self) -> bool:
         """Whether a space of another embedder has taken the place of this one, as the last flush has seen it."""
         return self._has_moved
+
+    @property
+    def given_up(self) -> str | None:
+        """What to tell whoever goes on, once the embedder of this space was given up and another space has its name."""
+        return self._given_up
 
     @property
     def micro_lora(self) -> MicroLoRA:
@@ -404,6 +412,8 @@ class InstantLoop:
         DatabaseError
             If the database does not take it. Nothing is lost: it is in the spool, or in memory where there is none or
             it is full, and the next flush tries again.
+        EmbedderMismatch
+            If the embedder of the space was given up; what was not durable is lost, and counted in `sona.errors`.
         """
         with self._take_turn():
             if self._store is None:
@@ -479,8 +489,12 @@ class InstantLoop:
                 self._serving = self._learner.serving()
         except BaseException as error:
             self._fail(error)
-            # Of a space that is gone nothing can ever be replayed.
-            if isinstance(error, SonaError) and not isinstance(error, UnknownSpace) and store.spool is not None:
+            if isinstance(error, UnknownSpace):
+                # Of a space that is gone nothing can ever be replayed.
+                self._find_given_up(store)
+                if self._given_up is not None:
+                    raise EmbedderMismatch(self._given_up) from error
+            elif isinstance(error, SonaError) and store.spool is not None:
                 self._spill_held(store.spool)
             raise
         self._note_error(None)
@@ -765,6 +779,28 @@ class InstantLoop:
         if more:
             store.log_errors(DROPPED, [f"{more} trajectories and scores were dropped: buffers and spool were full"])
             self._dropped_told, self._tell_dropped_at = dropped, time.monotonic() + _DROPPED_SECONDS
+
+    def _find_given_up(self, store: SpaceStore) -> None:
+        """Where another space has the name of this one, which is gone: say so, and what is lost with this one there."""
+        try:
+            heir = spaces.find_space(store.connection(), store.space.name)
+        except SonaError:
+            return  # the next flush looks again
+        if heir is None:
+            return
+        lost = self.metrics.pending + self.metrics.unflushed
+        self._given_up = (
+            f"space {store.space.name!r} is another one by now, of the embedder {heir.embedder!r}: the one of "
+            f"{store.space.embedder!r} was given up (sona space re-embed --abort, --finish), or deleted, and {lost} "
+            "trajectories and scores that were not durable are lost with it; embed with that model and connect again"
+        )
+        if lost > self._lost_told:
+            more = (
+                f"{lost - self._lost_told} trajectories and scores were dropped: the embedder {store.space.embedder!r} "
+                "was given up before they were durable"
+            )
+            SpaceStore(heir, store.connection, store.config).log_errors(DROPPED, [more])
+            self._lost_told = lost
 
     def _adopt_published(self, connection: Connection) -> None:
         assert self._store is not None

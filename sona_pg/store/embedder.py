@@ -18,7 +18,10 @@ from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, Inva
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.recorded_queries import carry_scores, count_lacking
-from sona_pg.store.spaces import Space, create_space, lock_space
+from sona_pg.store.spaces import Space, create_space, lock_space, shut_space
+
+_MAX_NAME_BYTES = 500
+"""What sona.create_space takes, and an index holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +90,18 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
     Raises
     ------
     EmbedderMismatch
-        If the space is changing to another embedder.
+        If the space is changing to another embedder, or with other items.
     ConfigError
         If it belongs to that embedder already, or its adapter cannot have that dimension.
     InvalidInput, DimensionMismatch
-        If the table of items is not there, or its vectors have another dimension.
+        If the table of items is not there, or its vectors have another dimension; or if a name that is needed beside
+        that of the space is taken, or too long.
     """
     with writing(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
         held = _held(connection, space)
         standby = find_standby(connection, held)
+        is_new = standby is None
         if standby is None:
             if held.embedder == target.embedder:
                 raise ConfigError(
@@ -112,7 +117,11 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
                 f"{target.embedder!r} of {target.dim}: go on with that, or go back before (sona space re-embed "
                 f"{space.name} --abort)"
             )
+        if not is_new:
+            target = _named_items(connection, held, goal, target)
         if standby.replaced_at is None:
+            for role in ("previous", "given up"):
+                free_name(connection, held, role)  # what will be needed must not be missed after all the work
             _name_items(connection, held, standby.space, target)
         return standby
 
@@ -142,7 +151,13 @@ def _make_successor(connection: Connection, space: Space, target: Target) -> Spa
 
 
 def free_name(connection: Connection, space: Space, role: str) -> str:
+    """What a space is called that has a role beside another; refused where it is taken, or too long."""
     name = f"{space.name}/{role}"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise InvalidInput(
+            f"the name of space {space.name!r} is too long for what would be kept beside it, {name!r}: expected at "
+            f"most {_MAX_NAME_BYTES} bytes of that; rename the space before"
+        )
     if spaces.find_space(connection, name) is not None:
         raise InvalidInput(f"there is already a space {name!r}, which is what would be made: rename or drop it")
     return name
@@ -161,6 +176,31 @@ def copy_grants(connection: Connection, key: Mapping[str, int]) -> None:
         " WHERE f.space_id = %(from)s AND f.role_name = g.role_name)",
         key,
     )
+
+
+def _named_items(connection: Connection, space: Space, goal: Space, target: Target) -> Target:
+    """The target with the items that were named when the change began; other ones are refused.
+
+    Raises
+    ------
+    EmbedderMismatch
+    """
+    row = connection.execute(
+        "SELECT items::text, id_column, embedding_column, to_regclass(%s)::text FROM (SELECT) one"
+        " LEFT JOIN sona.item_source ON space_id = %s",
+        (target.items, goal.space_id),
+    ).fetchone()
+    assert row is not None
+    *named, table = row
+    asked = (table or target.items, target.id_column, target.embedding_column)
+    for option, has, wants in zip(("table", "column of ids", "embedding column"), named, asked, strict=True):
+        if wants is not None and wants != has:
+            raise EmbedderMismatch(
+                f"the change of space {space.name!r} to the embedder {goal.embedder!r} has begun with the {option} "
+                f"{has!r} of the items, not {wants!r}, and would mix two models: go on with that, or go back before "
+                f"(sona space re-embed {space.name} --abort)"
+            )
+    return Target(target.embedder, target.dim, *named)
 
 
 def _name_items(connection: Connection, space: Space, successor: Space, target: Target) -> None:
@@ -231,7 +271,7 @@ def log_change(connection: Connection, space: Space, before: str | None, after: 
 
 
 def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_lost: bool) -> None:
-    """Delete the predecessor of a space: there is no way back from then on.
+    """Delete the predecessor of a space: there is no way back from then on. Outcomes that came to it late are carried.
 
     Raises
     ------
@@ -241,7 +281,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
         If it has recorded trajectories since the switch that the space does not have, and that is not accepted.
     """
     with writing(connection):
-        standby = _locked_standby(connection, space, config)
+        standby = _locked_standby(connection, space, config, ends_standby=True)
         if standby.replaced_at is None:
             raise ConfigError(f"space {space.name!r} has not changed its embedder yet: run the change to its end first")
         late = count_lacking(connection, standby.space, space)
@@ -251,6 +291,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
                 "it: run the change again, which carries them over, or consent that they are lost (accept_lost=True, "
                 "--accept-lost)"
             )
+        carry_scores(connection, standby.space, space)
         log_change(connection, space, standby.space.embedder, space.embedder, "the embedder before was given up")
         spaces.drop_space(connection, standby.space.name)
 
@@ -266,7 +307,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         If trajectories were recorded since the switch, and it is not accepted that they are lost.
     """
     with writing(connection):
-        standby = _locked_standby(connection, space, config)
+        standby = _locked_standby(connection, space, config, ends_standby=False)
         if standby.replaced_at is None:
             spaces.drop_space(connection, standby.space.name)
             log_change(connection, space, standby.space.embedder, space.embedder, "the change of embedder was given up")
@@ -280,7 +321,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
             )
         lock_space(connection, standby.space, config.lock_timeout_seconds)
         carry_scores(connection, space, standby.space)
-        given_up = f"{space.name}/given up"
+        given_up = free_name(connection, space, "given up")
         connection.execute("UPDATE sona.space SET name = %s WHERE space_id = %s", (given_up, space.space_id))
         connection.execute(
             "UPDATE sona.space SET name = %s, standby_of = NULL, replaced_at = NULL WHERE space_id = %s",
@@ -297,9 +338,16 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         spaces.drop_space(connection, given_up)
 
 
-def _locked_standby(connection: Connection, space: Space, config: StoreConfig) -> Standby:
+def _locked_standby(connection: Connection, space: Space, config: StoreConfig, *, ends_standby: bool) -> Standby:
+    """What is kept beside a space, under the lock of that; nobody records in the one of both that is to be deleted."""
+    before = find_standby(connection, space)
+    if before is not None:
+        ends_standby = ends_standby or before.replaced_at is None
+        shut_space(connection, before.space if ends_standby else space, config.lock_timeout_seconds)
     lock_space(connection, space, config.lock_timeout_seconds)
     standby = find_standby(connection, _held(connection, space))
+    if standby != before:
+        raise LockLost(f"another process has changed the embedder of space {space.name!r} meanwhile: look again")
     if standby is None:
         raise ConfigError(f"space {space.name!r} is not changing its embedder: nothing is kept beside it")
     return standby

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sona_pg.config import StoreConfig
+from sona_pg.errors import EmbedderMismatch
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.store.base import forget_base
@@ -281,6 +282,8 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
 
     Raises
     ------
+    EmbedderMismatch
+        If the space has changed its embedder since it was opened, or gone back: it is another one that answers.
     PermissionDenied
         If this role may not learn in the space.
     DatabaseBusy
@@ -288,6 +291,15 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
     """
     with writing(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
+        row = connection.execute(
+            "SELECT FROM sona.space WHERE space_id = %s AND standby_of IS NOT DISTINCT FROM %s",
+            (space.space_id, space.standby_of),
+        ).fetchone()
+        if row is None:
+            raise EmbedderMismatch(
+                f"space {space.name!r} has changed its embedder since it was opened, and nobody was forgotten in it: "
+                "connect again, and forget the user there"
+            )
         yield ForgetTransaction(connection, space)
 
 

@@ -10,10 +10,8 @@ from datetime import datetime
 
 from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.ledger import LOOP
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, hold_space
 from sona_pg.types import FloatVector, Json
-
-_FIRST = uuid.UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +50,13 @@ def unembedded(
     unlearned
         Leave out what the other has learned from, or was to learn from, and does not have any more.
     """
+    further = "" if after is None else "AND t.trajectory_id > %(after)s"
     with translated():
         rows = connection.execute(
             "SELECT t.trajectory_id, t.query, t.metadata::text, t.user_id, t.session_id, t.created_at"
-            f" FROM sona.trajectory t WHERE {_lacking(unlearned=unlearned)} AND t.trajectory_id > %(after)s"
+            f" FROM sona.trajectory t WHERE {_lacking(unlearned=unlearned)} {further}"
             " ORDER BY t.trajectory_id LIMIT %(limit)s",
-            {**pair(source, goal), "after": _FIRST if after is None else after, "limit": limit},
+            {**pair(source, goal), "after": after, "limit": limit},
             binary=True,
         ).fetchall()
     return [RecordedQuery(id, query, _readable(metadata), *about) for id, query, metadata, *about in rows]
@@ -145,6 +144,7 @@ def carry(
     """Record in one space what came to the other one late: trajectories, to be learned by the instant worker."""
     key = pair(source, goal)
     with writing(connection):
+        hold_space(connection, goal)
         written = copy_queries(connection, key, queries, activations)
         connection.execute(
             "INSERT INTO sona.pending_trajectory (space_id, trajectory_id) SELECT %(to)s, t.trajectory_id"
@@ -156,13 +156,20 @@ def carry(
 
 
 def carry_scores(connection: Connection, source: Space, goal: Space) -> int:
-    """Record in one space the outcomes that came to the other one alone; how many."""
+    """Record in one space the outcomes that came to the other one alone; how many.
+
+    Not those of what the other has and this one does not: that waits to be carried, or cannot be embedded. An outcome
+    whose trajectory neither has waits for it here, too.
+    """
     with writing(connection):
+        hold_space(connection, goal)
         row = connection.execute(
             "WITH late AS (INSERT INTO sona.score (space_id, score_id, trajectory_id, item_id, name, value, created_at)"
             " SELECT %(to)s, s.score_id, s.trajectory_id, s.item_id, s.name, s.value, s.created_at FROM sona.score s"
-            " WHERE s.space_id = %(from)s AND EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = %(to)s"
-            "  AND t.trajectory_id = s.trajectory_id) AND NOT EXISTS (SELECT FROM sona.score n"
+            " WHERE s.space_id = %(from)s AND (EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = %(to)s"
+            "  AND t.trajectory_id = s.trajectory_id) OR (s.revision IS NULL AND NOT EXISTS (SELECT"
+            "  FROM sona.trajectory t WHERE t.space_id = %(from)s AND t.trajectory_id = s.trajectory_id)))"
+            " AND NOT EXISTS (SELECT FROM sona.score n"
             "  WHERE n.space_id = %(to)s AND n.score_id = s.score_id)"
             " ORDER BY s.sequence ON CONFLICT DO NOTHING RETURNING trajectory_id),"
             " waits AS (INSERT INTO sona.pending_trajectory (space_id, trajectory_id)"

@@ -204,6 +204,40 @@ def lock_space(connection: Connection, space: Space, lock_timeout_seconds: int) 
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
 
 
+def hold_space(connection: Connection, space: Space) -> None:
+    """Keep whoever deletes the space waiting until the transaction ends, as sona.record does.
+
+    Raises
+    ------
+    UnknownSpace
+        If it is gone.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended('sona.record', %s))", (space.space_id,))
+    if connection.execute("SELECT FROM sona.space WHERE space_id = %s", (space.space_id,)).fetchone() is None:
+        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+
+
+def shut_space(connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
+    """Before a space is deleted: wait for who records there, and keep others waiting until the transaction ends.
+
+    Before the locks of rows, as sona.drop_space takes these.
+
+    Raises
+    ------
+    DatabaseBusy
+        If somebody who records there does not end.
+    """
+    with translated():
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0))"
+            " WHERE sona._queries_index(%(id)s) IS NOT NULL OR sona._vectors_index('pattern', %(id)s) IS NOT NULL"
+            " OR sona._vectors_index('memory_node', %(id)s) IS NOT NULL",
+            {"id": space.space_id},
+        )
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('sona.record', %s))", (space.space_id,))
+
+
 def set_items(
     connection: Connection,
     space: Space,

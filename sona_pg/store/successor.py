@@ -117,7 +117,7 @@ class SuccessorTransaction:
         )
 
     def drop_deleted(self) -> None:
-        """Delete what the space has deleted since it was copied."""
+        """Delete what the space has deleted since it was copied, and what is remembered of it."""
         self._connection.execute(
             "DELETE FROM sona.trajectory n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT FROM sona.trajectory t"
             " WHERE t.space_id = %(from)s AND t.trajectory_id = n.trajectory_id)",
@@ -129,6 +129,25 @@ class SuccessorTransaction:
             " AND t.ordinal = n.ordinal)",
             self._key,
         )
+        self._connection.execute(
+            "DELETE FROM sona.score n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT FROM sona.score s"
+            " WHERE s.space_id = %(from)s AND s.score_id = n.score_id)",
+            self._key,
+        )
+        self._connection.execute(
+            "DELETE FROM sona.remembered_query n WHERE n.space_id = %(to)s AND NOT EXISTS (SELECT"
+            " FROM sona.trajectory t WHERE t.space_id = %(from)s AND t.trajectory_id = n.trajectory_id)",
+            self._key,
+        )
+
+    def forget(self, user_id: str) -> None:
+        """Delete what is there of a user who is being forgotten in the space."""
+        transaction = ForgetTransaction(self._connection, self._successor)
+        ids = transaction.trajectories_of(user_id)
+        has_learned = bool(transaction.entries(ids))
+        transaction.delete(ids, user_id)
+        if has_learned:
+            self.begin_learning()
 
     def take_over(self, served: Mapping[str, LowRank]) -> None:
         """Copy what is left to copy: settings, schedules, what waits, edges and items of the memory graph."""

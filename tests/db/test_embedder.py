@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sona_pg import (
     ConfigError,
+    DatabaseBusy,
     DimensionMismatch,
     EmbedderError,
     EmbedderMismatch,
@@ -47,12 +49,15 @@ from sona_pg import (
 )
 from sona_pg.cli.app import app
 from sona_pg.config import SCHEMA_REVISION
+from sona_pg.loops.forget import forget_beside
+from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import EMBEDDER
 from sona_pg.store import database
-from sona_pg.store.connection import Connection, connect
+from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
+from sona_pg.store.embedder import exchange
 from sona_pg.store.migrate import migrate
-from sona_pg.store.spaces import get_space
+from sona_pg.store.spaces import get_space, lock_space
 from sona_pg.types import TrajectoryBuilder
 from sona_pg.worker import InstantWorker
 
@@ -497,6 +502,148 @@ def test_there_is_a_way_back_with_everything_that_was_learned(url: str, connecti
     ]
 
 
+def test_the_end_takes_along_outcomes_that_came_late(url: str, connection: Connection) -> None:
+    with open_engine(url) as engine:
+        earlier, nowhere = record(engine, 700), uuid.uuid4()
+        engine.flush()
+        change(url)
+        # By a process that has not seen the switch; and one whose trajectory has not come yet.
+        engine.score(earlier, 1.0, "9", score_id="late")
+        engine.score(nowhere, 1.0, score_id="waits")
+        engine.flush()
+    finish_embedder(url, SPACE)
+    worker = worker_of(url)
+    learn_all(worker)
+    worker.close()
+    here = "SELECT score_id, revision FROM sona.score WHERE score_id IN ('late', 'waits') ORDER BY 1"
+    assert connection.execute(here).fetchall() == [("late", 1), ("waits", None)]
+    assert inconsistencies(connection, space_id(connection)) == []
+
+
+@pytest.mark.parametrize("end", [finish_embedder, abort_embedder])
+def test_the_end_waits_for_who_records_and_counts_again(
+    url: str, connection: Connection, end: Callable[..., None]
+) -> None:
+    ends_old = end is finish_embedder
+    query = query_of(5) if ends_old else query_of(5) @ ROTATION
+    if not ends_old:
+        change(url)
+    with psycopg.connect(url) as client, ThreadPoolExecutor(1) as pool:
+        ((made,),) = client.execute(
+            "SELECT sona.record(%s, %s::real[]::vector, '{3}', '{1}', metadata => %s)",
+            (SPACE, query.tolist(), '{"n": 5}'),
+        ).fetchall()
+        if ends_old:
+            change(url)
+        ending = pool.submit(end, url, SPACE)
+        waiting = (
+            "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database()"
+            " AND locktype = 'advisory' AND NOT granted"
+        )
+        while connection.execute(waiting).fetchall() == [(0,)] and not ending.done():
+            time.sleep(0.01)
+        client.commit()
+        with pytest.raises(IncompleteLedger, match="1 trajectories"):
+            ending.result()
+    found = connection.execute(
+        "SELECT s.name FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE t.trajectory_id = %s", (made,)
+    ).fetchall()
+    assert found == [(f"{SPACE}/previous" if ends_old else SPACE,)]
+    with psycopg.connect(url) as client, ThreadPoolExecutor(1) as pool:
+        client.execute("SELECT sona.score(%s, 1, space => %s)", (made, SPACE))
+        dropping = pool.submit(lambda: connection.execute("SELECT sona.drop_space(%s)", (SPACE,)))
+        with pytest.raises(TimeoutError):
+            dropping.result(0.3)
+        with psycopg.connect(url) as other, ThreadPoolExecutor(1) as late:
+            coming = late.submit(other.execute, "SELECT sona.score(%s, 1, space => %s)", (made, SPACE))
+            with pytest.raises(TimeoutError):
+                coming.result(0.3)
+            client.commit()
+            dropping.result()
+            with pytest.raises(psycopg.Error, match="there is no space 'support'"):
+                coming.result()
+    assert connection.execute("SELECT count(*) FROM sona.score").fetchall() == [(0,)]
+
+
+def test_who_records_by_a_model_that_is_given_up_is_told_and_what_is_lost_is_counted(
+    url: str, connection: Connection
+) -> None:
+    change(url)
+    engines = [open_engine(url, embedder=MODEL) for _ in range(3)]
+    flushes, closes, idle = engines
+    for engine in (flushes, closes):
+        made = engine.record(query_of(5) @ ROTATION, ["3"], [1.0], metadata={"n": 5})
+        engine.score(made, 0.5)
+    abort_embedder(url, SPACE)
+    says = "is another one by now, of the embedder 'model a'.* 2 trajectories and scores .* connect again"
+    for _ in range(2):
+        with pytest.raises(EmbedderMismatch, match=says):
+            flushes.flush()
+    with pytest.raises(EmbedderMismatch, match=says):
+        flushes.record(query_of(6) @ ROTATION, ["3"], [1.0])
+    for engine in (flushes, closes):
+        with pytest.raises(EmbedderMismatch, match=says):
+            engine.close()
+        engine.close()
+    idle.close()
+    told = "SELECT source, split_part(message, ':', 1) FROM sona.errors WHERE space = %s"
+    assert connection.execute(told, (SPACE,)).fetchall() == [("dropped", "2 trajectories and scores were dropped")] * 2
+
+
+def test_the_smallest_id_is_embedded_like_any_other(url: str, connection: Connection) -> None:
+    nil = uuid.UUID(int=0)
+    connection.execute(
+        "SELECT sona.record(%s, %s, '{3}', '{1}', trajectory_id => %s, metadata => '{\"n\": 5}')",
+        (SPACE, query_of(5), nil),
+    )
+    report = change(url, switch=False)
+    assert (report.embedded, report.missing) == (EVENTS + 2, 0)
+    assert change(url).embedded == 0
+    finish_embedder(url, SPACE)
+    assert connection.execute("SELECT space_id FROM sona.trajectory WHERE trajectory_id = %s", (nil,)).fetchall() == [
+        (space_id(connection),)
+    ]
+
+
+def test_names_that_the_switch_and_the_way_back_need_are_looked_at_first(url: str, connection: Connection) -> None:
+    for role in ("next", "previous", "given up"):
+        connection.execute("SELECT sona.create_space(%s, 4)", (f"{SPACE}/{role}",))
+        with pytest.raises(InvalidInput, match=f"already a space 'support/{role}'"):
+            change(url, _fails)
+        connection.execute("SELECT sona.drop_space(%s)", (f"{SPACE}/{role}",))
+    change(url, switch=False)
+    connection.execute("SELECT sona.create_space(%s, 4)", (f"{SPACE}/previous",))
+    with pytest.raises(InvalidInput, match="already a space 'support/previous'"):
+        change(url, _fails)
+    longest = "é" * 245
+    for name, refused in ((longest, None), (longest + "é", "too long for what would be kept beside it")):
+        connection.execute("SELECT sona.create_space(%s, 4)", (name,))
+        with contextlib.nullcontext() if refused is None else pytest.raises(InvalidInput, match=refused):
+            change_embedder(url, name, _fails, embedder=MODEL, dim=5)
+            abort_embedder(url, name)
+    assert connection.execute("SELECT count(*) FROM sona.space WHERE octet_length(name) > 480").fetchall() == [(2,)]
+
+
+def test_what_retention_deletes_in_the_middle_leaves_nothing(url: str, connection: Connection) -> None:
+    change(url, switch=False)
+    connection.execute(
+        "UPDATE sona.trajectory SET created_at = '2000-01-01' WHERE space_id = %s", (space_id(connection),)
+    )
+    connection.execute("SELECT sona.set_retention(%s, '1 year')", (SPACE,))
+    worker = worker_of(url)
+    learn_all(worker)
+    while connection.execute("SELECT sona.apply_retention(%s)", (SPACE,)).fetchall() != [(0,)]:
+        pass
+    assert change(url).is_switched
+    learn_all(worker)
+    worker.close()
+    here = space_id(connection)
+    for table in ("trajectory", "trajectory_step", "score", "remembered_query"):
+        assert connection.execute(f"SELECT count(*) FROM sona.{table} WHERE space_id = %s", (here,)).fetchall() == [
+            (0,)
+        ], table
+
+
 def test_a_user_is_forgotten_on_both_sides_of_a_change(url: str, connection: Connection) -> None:
     theirs = "SELECT count(*) FROM sona.trajectory WHERE user_id = %s"
     change(url, switch=False)
@@ -510,6 +657,35 @@ def test_a_user_is_forgotten_on_both_sides_of_a_change(url: str, connection: Con
     assert connection.execute(theirs, ("user 3",)).fetchall() == [(0,)]
     assert inconsistencies(connection, space_id(connection)) == []
     assert inconsistencies(connection, space_id(connection, f"{SPACE}/previous")) == []
+
+
+def test_whoever_has_not_seen_the_switch_forgets_nobody(
+    url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = (
+        "SELECT s.name, count(*) FROM sona.trajectory t JOIN sona.space s USING (space_id) WHERE user_id = %s"
+        " GROUP BY 1 ORDER BY 1"
+    )
+    theirs, old = len(range(3, EVENTS, 5)), open_engine(url)
+    change(url, switch=False)
+
+    def beside(store: SpaceStore, user_id: str, *, accept_lost: bool) -> None:
+        forget_beside(store, user_id, accept_lost=accept_lost)
+        assert change(url).is_switched  # between the two steps of forgetting
+
+    monkeypatch.setattr("sona_pg.engine.forget_beside", beside)
+    with open_engine(url) as engine, pytest.raises(EmbedderMismatch, match="connect again, and forget"):
+        engine.forget("user 3")
+    monkeypatch.undo()
+    with pytest.raises(EmbedderMismatch, match="connect again, and forget"):
+        old.forget("user 3")
+    old.close()
+    assert connection.execute(where, ("user 3",)).fetchall() == [(SPACE, theirs), (f"{SPACE}/previous", theirs)]
+    for name in (SPACE, f"{SPACE}/previous"):
+        assert inconsistencies(connection, space_id(connection, name)) == []
+    with open_engine(url) as engine:
+        assert engine.forget("user 3").trajectories == theirs
+    assert connection.execute(where, ("user 3",)).fetchall() == []
 
 
 def test_what_makes_no_sense_is_refused_with_the_way_out(url: str, connection: Connection) -> None:
@@ -540,7 +716,16 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(url: str, connection: C
         SonaEngine.connect(url, space=f"{SPACE}/next", background=False)
     with pytest.raises(ConfigError, match="kept beside another"):
         change_embedder(url, f"{SPACE}/next", embedded, embedder="x", dim=3)
-    change(url)
+    other_items = ({"embedding_column": "wrong"}, {"items": "public.elsewhere"}, {"id_column": "number"})
+    for other in other_items:
+        with pytest.raises(EmbedderMismatch, match=r"would mix two models: .*re-embed support --abort"):
+            change(url, **other)
+    assert change(url, embedding_column=None, switch=False).embedded == 0
+    change(url, items="public.items", id_column="id")
+    for other in other_items:
+        with pytest.raises(EmbedderMismatch, match="would mix two models"):
+            change(url, **other)
+    assert change(url, embedding_column=None).is_switched
     with pytest.raises(EmbedderMismatch, match="has changed to the embedder 'model b'"):
         change(url, embedder="model c")
     with pytest.raises(EmbedderMismatch, match="belongs to the embedder 'model b', not to 'model a'"):
@@ -611,6 +796,33 @@ def test_items_without_a_new_embedding_are_counted_and_a_dropped_space_leaves_no
     assert migrate(url, revision="0009") == "0009"
 
 
+def test_a_space_is_deleted_in_the_order_in_which_a_switch_locks(url: str, connection: Connection) -> None:
+    change(url, switch=False)
+    space, successor = get_space(connection, SPACE), get_space(connection, f"{SPACE}/next")
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database()"
+        " AND locktype IN ('tuple', 'advisory') AND pid <> pg_backend_pid()"
+    )
+
+    def drop() -> None:
+        with connect(url) as other, translated():
+            other.execute("SELECT sona.drop_space(%s)", (SPACE,))
+
+    with connect(url) as switching, ThreadPoolExecutor(1) as pool:
+        with switching.transaction():
+            lock_space(switching, space, 10)
+            dropping = pool.submit(drop)
+            while connection.execute(waiting).fetchall() == [(0,)]:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            lock_space(switching, successor, 10)
+            exchange(switching, space, successor)
+        with pytest.raises(DatabaseBusy, match="changed the embedder of space 'support' meanwhile: delete it again"):
+            dropping.result()
+    drop()
+    assert connection.execute("SELECT name FROM sona.space").fetchall() == []
+
+
 def test_whoever_may_learn_in_the_space_may_change_it_and_its_grants_stay(
     url: str, server_url: str, connection: Connection
 ) -> None:
@@ -650,8 +862,20 @@ def test_the_command_line_changes_goes_back_and_ends(url: str, tmp_path: Path, m
     assert json.loads(run(*asked, "mine:embedded", "--no-switch", "--json"))["embedded"] == EVENTS + 1
     assert json.loads(run(*asked, "mine:embedded", "--json"))["is_switched"]
     assert "the old model of 'support' is given up" in run("--finish")
-    for name, says in (("nowhere:embed", "cannot be imported"), ("mine", "no function")):
+    (tmp_path / "keyless.py").write_text("import os\nKEY = os.environ['NO_SUCH_KEY']\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit('no model')\n")
+    for name, says in (
+        ("nowhere:embed", "cannot be imported"),
+        ("mine", "no function"),
+        ("keyless:embed", r"cannot be imported \(KeyError: 'NO_SUCH_KEY'\)"),
+        ("ends:embed", "cannot be imported .*no model"),
+    ):
         with pytest.raises(ConfigError, match=says):
             run(*asked, name)
+    for end in ("--finish", "--abort"):
+        for options in (("--embedding-column", "x"), ("--batch", "256"), ("--no-switch",), ("--json",), ("--dim", "3")):
+            says = f"--finish and --abort end a change, each of them alone, without {options[0]}"
+            assert says in " ".join(run(end, *options).split())
     assert "each of them alone" in run("--finish", "--abort")
+    assert "--accept-lost goes with --finish or --abort" in run(*asked, "mine:embedded", "--accept-lost")
     assert "a change needs --embedder" in run("--dim", "3")
