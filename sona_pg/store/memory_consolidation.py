@@ -189,10 +189,11 @@ class ConsolidationTransaction(MemoryTransaction):
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
             " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6",
         )
-        # Of one that an outcome has made since the plan both count, as where edges become one.
+        # Of one that an outcome has made since the plan both count, as where edges become one. Where there is none, it
+        # is the weight to the last bit: by that it is known for one that was only moved when all is brought back.
         weight = (
-            "CASE WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
-            " ELSE 1 - (1 - coalesce(e.weight, 0)) * (1 - m.weight) END"
+            "CASE WHEN e.kind IS NULL THEN m.weight WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
+            " ELSE 1 - (1 - e.weight) * (1 - m.weight) END"
         )
         same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in _EDGE_NAME)
         self._archive_before(
