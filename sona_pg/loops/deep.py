@@ -126,6 +126,7 @@ class _Consolidate(DeepPhase[_Weighed, _Consolidated, ConsolidationTransaction])
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Weighed:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
+        nodes = replace(nodes, judged=reader.judged(nodes.ids))
         return _Weighed(nodes, reader.edges(nodes.ids, (*WALKED, "creative")), reader.distinct(nodes.ids))
 
     def made(self, state: MemoryState, found: _Weighed, check: Callable[[], None]) -> _Consolidated:

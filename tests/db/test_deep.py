@@ -378,6 +378,10 @@ def test_items_that_are_merged_stay_merged_while_outcomes_go_on(world: World, co
     assert merged > 50
     accesses = "SELECT sum(access_count)::int, count(*) FROM sona.memory WHERE space = %s AND kind = 'item'"
     helped = "SELECT sum(helped)::int FROM sona.item_outcome WHERE space_id = %s"
+    values = "SELECT node_id, importance, quality FROM sona.memory WHERE space = %s ORDER BY 1"
+    before = _rows(connection, values, world.name)
+    assert _at_one_instant(world, connection)["consolidate"]["nodes_merged"] == 0
+    assert _rows(connection, values, world.name) == before
     total, _ = _rows(connection, accesses, world.name)[0]
     assert [(total,)] == _rows(connection, helped, world.engine.space.space_id)
     world.teach(100)
