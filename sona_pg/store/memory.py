@@ -325,6 +325,15 @@ class MemoryReader:
         ).fetchall()
         return np.array([id for id, _ in rows], dtype=np.int64), [key for _, key in rows]
 
+    def merged_items(self) -> dict[str, str]:
+        """By item that was merged the one that stands for it."""
+        return dict(
+            self._connection.execute(
+                "SELECT key, into_key FROM sona._merged_nodes(%s) WHERE kind = 'item' AND into_kind = 'item'",
+                (self._space.space_id,),
+            ).fetchall()
+        )
+
     def ledger_entries(self) -> int:
         """How many entries the ledger has, all of which the edges may know."""
         row = self._connection.execute(
