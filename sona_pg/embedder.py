@@ -26,7 +26,7 @@ def change_embedder(
     id_column: str | None = None,
     embed_items: EmbedItems | None = None,
     switch: bool = True,
-    home: Path | None = None,
+    home: Path | str | None = None,
     store: StoreConfig | None = None,
 ) -> EmbedderReport:
     """Move a space to another embedding model, while it goes on answering by the one that it has.
@@ -92,7 +92,7 @@ def finish_embedder(
     space: str,
     *,
     accept_lost: bool = False,
-    home: Path | None = None,
+    home: Path | str | None = None,
     store: StoreConfig | None = None,
 ) -> None:
     """Delete what is kept of the model before: after that there is no way back to it.
@@ -120,7 +120,7 @@ def abort_embedder(
     space: str,
     *,
     accept_lost: bool = False,
-    home: Path | None = None,
+    home: Path | str | None = None,
     store: StoreConfig | None = None,
 ) -> None:
     """Give up a change of the embedder or, after the switch, go back to the model before with all that it had learned.
@@ -143,7 +143,7 @@ def abort_embedder(
         opened.close()
 
 
-def _open(url: str | None, space: str, home: Path | None, store: StoreConfig | None) -> SpaceStore:
+def _open(url: str | None, space: str, home: Path | str | None, store: StoreConfig | None) -> SpaceStore:
     database = open_database(url, home=home, config=store)
     with database.connect() as connection:
         found = store_embedder.open_space(connection, checked_text(space, "the name of the space"))

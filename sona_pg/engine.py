@@ -144,7 +144,7 @@ class SonaEngine:
         space: str = "default",
         dim: int | None = None,
         embedder: str | None = None,
-        home: Path | None = None,
+        home: Path | str | None = None,
         background: bool = True,
         instant: InstantLoopConfig | None = None,
         adapter: QueryAdapterConfig | None = None,

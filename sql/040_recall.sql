@@ -291,8 +291,14 @@ BEGIN
                 OR (SELECT count(DISTINCT i) FROM unnest(near.items) i) >= k;
             wanted := 4 * wanted;
         END LOOP;
+        WITH gone AS MATERIALIZED (
+            SELECT m.key, m.into_key FROM sona._merged_nodes(_related_items.space_id) m WHERE m.kind = 'item')
         SELECT array_agg(s.item) AS items, array_agg(s.cosine) AS cosines, sum(s.cosine) AS total,
-               sum(s.cosine) FILTER (WHERE sona._has_edge(space_id, 'item', s.item)) AS known
+               -- What was merged starts at what it became part of, which has the edges of all its names.
+               sum(s.cosine) FILTER (WHERE EXISTS (
+                   SELECT FROM (SELECT coalesce((SELECT g.into_key FROM gone g WHERE g.key = s.item), s.item) AS item) i
+                   WHERE sona._has_edge(space_id, 'item', i.item) OR EXISTS (
+                       SELECT FROM gone g WHERE g.into_key = i.item AND sona._has_edge(space_id, 'item', g.key)))) AS known
         INTO starts FROM (
             SELECT n.item, 1 - min(n.away) AS cosine FROM unnest(near.items, near.distances) n (item, away)
             GROUP BY n.item ORDER BY 2 DESC NULLS LAST, n.item COLLATE "C"

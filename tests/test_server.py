@@ -24,6 +24,7 @@ import pytest
 from sona_pg.errors import ConfigError, IoError, ServerError, UnsupportedServer
 from sona_pg.store import server as server_module
 from sona_pg.store import server_account
+from sona_pg.store.database import open_database
 from sona_pg.store.server import EmbeddedServer, default_home
 
 IS_ROOT = os.geteuid() == 0
@@ -444,6 +445,16 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path, major=17)
     with pytest.raises(ConfigError, match="SONA_HOME"):
         EmbeddedServer(tmp_path / "$(touch gone)")
+
+
+def test_a_home_is_a_path_or_text_of_one(tmp_path: Path) -> None:
+    assert EmbeddedServer(str(tmp_path)).home == EmbeddedServer(tmp_path).home == tmp_path.resolve()
+    assert EmbeddedServer("~").home == Path.home().resolve()
+    for wrong in (3, b"home", "", "a\0b", "~nobody-of-that-name/home"):
+        with pytest.raises(ConfigError, match="home is"):
+            EmbeddedServer(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="home is"):
+            open_database(home=wrong)  # type: ignore[arg-type]
 
 
 def test_default_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from the nearest items over the edges of the memory graph (Collins & Loftus 1975
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import LearningError, MemoryGraphError
@@ -31,11 +32,13 @@ class Associations:
         Names of the first nodes of the graph. What follows them is passed through and never found: patterns, concepts.
     graph
         The edges. Its embeddings are not looked at.
+    merged
+        Items that have become part of another, and of which: what starts there starts at that.
 
     Raises
     ------
     MemoryGraphError
-        If there are more names than nodes, or one is given twice.
+        If there are more names than nodes, or one is given twice; or one was merged into what has no name.
 
     Examples
     --------
@@ -44,7 +47,7 @@ class Associations:
     {'nut': 0.5, 'bolt': 0.125, 'wrench': 0.125}
     """
 
-    def __init__(self, items: Sequence[str], graph: MemoryGraph) -> None:
+    def __init__(self, items: Sequence[str], graph: MemoryGraph, merged: Mapping[str, str] | None = None) -> None:
         self.items, self.graph = tuple(items), graph
         self._node = {item: node for node, item in enumerate(self.items)}
         if not len(self._node) == len(self.items) <= len(graph):
@@ -52,6 +55,11 @@ class Associations:
                 f"there are {len(self.items)} names of items, {len(self._node)} of them different, for {len(graph)} "
                 "nodes: name the first nodes, each by a name of its own"
             )
+        self.merged = {} if merged is None else dict(merged)
+        for item, into in self.merged.items():
+            if item in self._node or into not in self._node:
+                raise MemoryGraphError(f"item {item!r} was merged into {into!r}: expected one that is gone, and a name")
+        self._node |= {item: self._node[into] for item, into in self.merged.items()}
 
     @classmethod
     def of_pairs(cls, edges: Iterable[tuple[Edge, float]]) -> Self:
@@ -86,11 +94,10 @@ class Associations:
         dict
             By item, above 0 to 1; none where activation leads nowhere.
         """
-        given = {
-            node: mass
-            for item, mass in starts.items()
-            if mass > 0 and (node := self._node.get(item)) is not None and self.graph.degree(node)
-        }
+        given: dict[int, float] = {}
+        for item, put in starts.items():
+            if put > 0 and (node := self._node.get(item)) is not None and self.graph.degree(node):
+                given[node] = given.get(node, 0.0) + put
         if not given:
             return {}
         mass = np.zeros(len(self.graph))
@@ -112,17 +119,15 @@ class Associations:
     def to_bytes(self) -> bytes:
         """What `from_bytes` reads."""
         source, target, weight = self.graph.edges()
-        names = [item.encode() for item in self.items]
-        return pack(
-            {"format": _FORMAT, "nodes": len(self.graph)},
-            {
-                "names": np.frombuffer(b"".join(names), dtype=np.uint8),
-                "ends": np.cumsum([len(name) for name in names], dtype=np.int64),
-                "source": source,
-                "target": target,
-                "weight": weight,
-            },
-        )
+        names, ends = _packed(self.items)
+        arrays: dict[str, NDArray[Any]] = {"names": names, "ends": ends}
+        arrays |= {"source": source, "target": target, "weight": weight}
+        if self.merged:
+            # Who knows nothing of merged items reads the rest.
+            merged, merged_ends = _packed(tuple(self.merged))
+            into = np.array([self._node[item] for item in self.merged], dtype=np.int64)
+            arrays |= {"merged": merged, "merged_ends": merged_ends, "merged_into": into}
+        return pack({"format": _FORMAT, "nodes": len(self.graph)}, arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -138,12 +143,25 @@ class Associations:
             header, arrays = unpack_any(data, "memory snapshot")
             if not isinstance(header, dict) or header["format"] != _FORMAT:
                 raise ValueError(f"it is of {header}, expected format {_FORMAT}")
-            names, ends = arrays["names"].tobytes(), arrays["ends"].tolist()
-            items = [names[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+            items = _unpacked(arrays["names"], arrays["ends"])
             graph = MemoryGraph.from_edges(header["nodes"], arrays["source"], arrays["target"], arrays["weight"])
-            return cls(items, graph)
+            if "merged" not in arrays:
+                return cls(items, graph)
+            merged, into = _unpacked(arrays["merged"], arrays["merged_ends"]), arrays["merged_into"].tolist()
+            return cls(items, graph, {item: items[node] for item, node in zip(merged, into, strict=True)})
         except LearningError as cause:
             # What that says of a way out is for states that have versions.
             raise LearningError(f"the memory snapshot is damaged: {way_out}") from cause
-        except (KeyError, ValueError, MemoryGraphError) as cause:
+        except (KeyError, ValueError, IndexError, TypeError, MemoryGraphError) as cause:
             raise LearningError(f"the memory snapshot is damaged ({cause}): {way_out}") from cause
+
+
+def _packed(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Names one after the other, and where each ends."""
+    encoded = [name.encode() for name in names]
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+
+def _unpacked(names: NDArray[Any], ends: NDArray[Any]) -> list[str]:
+    whole, places = names.tobytes(), ends.tolist()
+    return [whole[start:end].decode() for start, end in zip([0, *places], places, strict=False)]

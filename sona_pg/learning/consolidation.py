@@ -232,7 +232,8 @@ def _merged_nodes(nodes: MemoryNodes, into: Rows) -> MemoryNodes:
     """Columns of which the rows that stand have taken in the others.
 
     Accesses are summed; the earliest creation, the latest access and the largest importance hold; quality is the mean
-    of those that were judged, by their accesses and one. The one that stands keeps its id and its embedding.
+    of those that were judged, by their accesses and one; where it is known how often each was judged, it is the share
+    of all of it, with the prior once. The one that stands keeps its id and its embedding.
     """
     if (into == np.arange(len(into))).all():
         return nodes
@@ -250,6 +251,12 @@ def _merged_nodes(nodes: MemoryNodes, into: Rows) -> MemoryNodes:
     with np.errstate(invalid="ignore", divide="ignore"):
         # A mean may be above all that it is of by a rounding.
         mean = np.minimum(worth / total, 1.0)
+    judgements = None
+    if nodes.judged is not None:
+        judgements = np.zeros_like(nodes.judged)
+        np.add.at(judgements, into, nodes.judged)
+        times, helped = judgements.T
+        mean = np.where(times > 0, (helped + 1.0) / (times + 2.0), mean)
     return replace(
         nodes,
         access_count=access_count,
@@ -257,6 +264,7 @@ def _merged_nodes(nodes: MemoryNodes, into: Rows) -> MemoryNodes:
         last_access=last_access,
         importance=importance,
         quality=np.where(alone, nodes.quality, mean),
+        judged=judgements,
     )
 
 
@@ -418,8 +426,8 @@ def apply_plan(nodes: MemoryNodes, edges: MemoryEdges, plan: ConsolidationPlan) 
     row = np.cumsum(node_stays) - 1
     columns = {f.name: getattr(merged, f.name) for f in fields(MemoryNodes)}
     # Embeddings that nodes have by their places stay where they are.
-    whole = ("places",) if merged.places is None else ("embeddings",)
-    kept = {name: column if name in whole else column[node_stays] for name, column in columns.items()}
+    whole = () if merged.places is None else ("embeddings",)
+    kept = {name: column if column is None or name in whole else column[node_stays] for name, column in columns.items()}
     return MemoryNodes(**kept), MemoryEdges(
         source=row[plan.edges.source[edge_stays]],
         target=row[plan.edges.target[edge_stays]],

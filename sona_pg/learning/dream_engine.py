@@ -93,6 +93,7 @@ class DreamEngine:
         self._nodes: dict[int, MemoryNode] = {}  # by number, in their order
         self._number: dict[int, int] = {}
         self._next_number = 0
+        self._distinct: set[int] = set()
         self._edges: dict[_Pair, _Weight] = {}
         self._creative: dict[_Pair, _Weight] = {}
         self._graph: MemoryGraph | None = None
@@ -386,7 +387,10 @@ class DreamEngine:
             If `now` is no time; nothing was changed.
         """
         nodes, edges = self.columns(now)
-        plan = consolidation_plan(nodes, edges, now, config)
+        # What was merged and has come back is known for another.
+        distinct = np.isin(nodes.ids, list(self._distinct))
+        compared = replace(nodes, has_embedding=nodes.has_embedding & ~distinct)
+        plan = consolidation_plan(compared, edges, now, config)
         done = Consolidation(plan, compression(nodes, plan), (*self._gone_nodes(plan), *self._gone_edges(edges, plan)))
         left, joined = apply_plan(nodes, edges, plan)
         strengthened = np.zeros(len(nodes), dtype=bool)
@@ -429,6 +433,8 @@ class DreamEngine:
     def restore_node(self, archived: ArchivedNode) -> bool:
         """Put a node back where it was in the order of nodes; False if one with its id or number is there.
 
+        One that had become part of another is not merged again.
+
         Raises
         ------
         DimensionMismatch
@@ -446,6 +452,8 @@ class DreamEngine:
         self._check_dimension(node)
         self._nodes = dict(sorted({**self._nodes, number: node}.items()))
         self._number[node.id] = number
+        if archived.into is not None:
+            self._distinct.add(number)
         self._next_number = max(self._next_number, number + 1)
         self._graph = None
         return True

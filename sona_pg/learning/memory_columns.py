@@ -59,6 +59,9 @@ class MemoryNodes:
     places
         int64 (n,), the row of `embeddings` that is a node's, 0 to k - 1: where few nodes have one in memory. Its own
         row if None.
+    judged
+        int64 (n, 2): how often each was judged, and how often it had helped, where the quality is
+        ``(helped + 1) / (judged + 2)``; zeros where it is something else. Zeros if None.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class MemoryNodes:
     embeddings: Floats
     has_embedding: Flags
     places: Rows | None = None
+    judged: Rows | None = None
 
     def __post_init__(self) -> None:
         n = _length("ids", self.ids)
@@ -99,6 +103,8 @@ class MemoryNodes:
                 raise InvalidInput(
                     f"places of embeddings are {self.places.min()} to {self.places.max()}, expected 0 below {rows}"
                 )
+        if self.judged is not None:
+            _check_judged(self.judged, n)
         if len(np.unique(self.ids)) != n:
             raise InvalidInput("two nodes have the same id: pass every node once")
         if (self.access_count < 0).any():
@@ -184,6 +190,14 @@ class MemoryEdges:
         high = max(self.source.max(initial=-1), self.target.max(initial=-1))
         if low < 0 or high >= nodes:
             raise InvalidInput(f"an edge leads to node {low if low < 0 else high}, expected rows from 0 to {nodes - 1}")
+
+
+def _check_judged(judged: Rows, n: int) -> None:
+    if not isinstance(judged, np.ndarray) or judged.dtype != np.int64 or judged.shape != (n, 2):
+        found = f"{judged.dtype} {judged.shape}" if isinstance(judged, np.ndarray) else type(judged).__name__
+        raise InvalidInput(f"judged is {found}, expected int64 ({n}, 2)")
+    if ((judged[:, 1] < 0) | (judged[:, 1] > judged[:, 0])).any():
+        raise InvalidInput("a node has helped less than never, or more often than it was judged")
 
 
 def _length(name: str, column: NDArray[np.generic]) -> int:

@@ -126,6 +126,7 @@ class _Consolidate(DeepPhase[_Weighed, _Consolidated, ConsolidationTransaction])
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Weighed:
         nodes = reader.nodes(self.config.loop.max_vector_bytes)
+        nodes = replace(nodes, judged=reader.judged(nodes.ids))
         return _Weighed(nodes, reader.edges(nodes.ids, (*WALKED, "creative")), reader.distinct(nodes.ids))
 
     def made(self, state: MemoryState, found: _Weighed, check: Callable[[], None]) -> _Consolidated:
@@ -378,6 +379,7 @@ class _Transfer(DeepPhase[_Spaces, list[tuple[int, str, int, float]], DreamTrans
 class _Graph:
     ids: Rows
     names: list[str | None]
+    merged: dict[str, str]
     edges: StoredEdges
     ordinal: int
 
@@ -394,14 +396,16 @@ class _Snapshot(DeepPhase[_Graph, tuple[int, Associations], DreamTransaction]):
 
     def found(self, reader: MemoryReader, cycle: Cycle, check: Callable[[], None]) -> _Graph:
         ids, names = reader.names()
-        return _Graph(ids, names, reader.edges(ids, (*WALKED, "creative")), reader.ledger_entries())
+        edges = reader.edges(ids, (*WALKED, "creative"))
+        return _Graph(ids, names, reader.merged_items(), edges, reader.ledger_entries())
 
     def made(self, state: MemoryState, found: _Graph, check: Callable[[], None]) -> tuple[int, Associations]:
         edges, is_item = found.edges.edges, np.array([name is not None for name in found.names], dtype=bool)
         place = np.empty(len(is_item), dtype=np.int64)
         place[np.argsort(~is_item, kind="stable")] = np.arange(len(is_item))
         graph = MemoryGraph.from_edges(len(is_item), place[edges.source], place[edges.target], edges.weight)
-        return found.ordinal, Associations([name for name in found.names if name is not None], graph)
+        items = [name for name in found.names if name is not None]
+        return found.ordinal, Associations(items, graph, found.merged)
 
     def done(
         self, transaction: DreamTransaction, made: tuple[int, Associations], connection: Connection, cycle: Cycle

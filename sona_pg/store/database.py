@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sona_pg.config import SCHEMA_REVISION, StoreConfig
 from sona_pg.store.connection import Connection, check_server, connect, current_revision, schema_mismatch
-from sona_pg.store.server import EmbeddedServer, default_home
+from sona_pg.store.server import EmbeddedServer, as_home, default_home
 
 ENV_URL = "SONA_DATABASE_URL"
 
@@ -44,7 +44,7 @@ class Database:
         return connect(self.url, config=self.config, application=self.application)
 
 
-def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[str, bool]:
+def resolve_url(url: str | None = None, *, home: Path | str | None = None) -> tuple[str, bool]:
     """The connection string that is meant, and whether it is the embedded server's, which is started for it.
 
     `url` comes before `home`, the embedded server's folder, and both before the environment.
@@ -61,7 +61,11 @@ def resolve_url(url: str | None = None, *, home: Path | None = None) -> tuple[st
 
 
 def open_database(
-    url: str | None = None, *, home: Path | None = None, config: StoreConfig | None = None, application: str = "sona"
+    url: str | None = None,
+    *,
+    home: Path | str | None = None,
+    config: StoreConfig | None = None,
+    application: str = "sona",
 ) -> Database:
     """The database that is meant, checked; the embedded one is brought to the current schema.
 
@@ -81,8 +85,8 @@ def open_database(
         from sona_pg.store.migrate import migrate
 
         migrate(resolved)
-    config, home = StoreConfig() if config is None else config, default_home() if home is None else home
-    database = Database(resolved, config, home, application)
+    config, folder = StoreConfig() if config is None else config, default_home() if home is None else as_home(home)
+    database = Database(resolved, config, folder, application)
     with connect(resolved, vectors=False, config=config) as connection:
         check_server(connection)
     return database

@@ -212,6 +212,25 @@ class MemoryReader:
         ).fetchall()
         return np.isin(ids, np.array([id for (id,) in rows], dtype=np.int64))
 
+    def judged(self, ids: Rows) -> Rows:
+        """How often items were judged and had helped, int64 (n, 2), in rows of all nodes; of other nodes zeros.
+
+        An item counts for what it was merged into.
+        """
+        found = read_columns(
+            self._connection,
+            sql.SQL(
+                f"WITH place AS MATERIALIZED ({_PLACES}), {_JUDGED}"
+                " SELECT p.node_id, sum(j.times)::bigint, sum(j.helped)::bigint FROM judged j"
+                " JOIN place p ON p.kind = 'item' AND p.key = j.key GROUP BY 1 ORDER BY 1"
+            ).format(space=sql.Literal(self._space.space_id), most=sql.Literal(JUDGED_QUERIES)),
+            {"ids": BIGINT, "times": BIGINT, "helped": BIGINT},
+        )
+        judged = np.zeros((len(ids), 2), dtype=np.int64)
+        rows = np.searchsorted(ids, cast(Rows, found["ids"]))
+        judged[rows, 0], judged[rows, 1] = found["times"], found["helped"]
+        return judged
+
     def edges(self, ids: Rows, kinds: tuple[str, ...]) -> StoredEdges:
         """Edges of these kinds between nodes, of which `ids` are all, in order; where an end was merged, to that."""
         origins = " ".join(f"WHEN '{kind}' THEN {int(origin)}" for kind, origin in _ORIGINS.items())
@@ -306,6 +325,15 @@ class MemoryReader:
         ).fetchall()
         return np.array([id for id, _ in rows], dtype=np.int64), [key for _, key in rows]
 
+    def merged_items(self) -> dict[str, str]:
+        """By item that was merged the one that stands for it."""
+        return dict(
+            self._connection.execute(
+                "SELECT key, into_key FROM sona._merged_nodes(%s) WHERE kind = 'item' AND into_kind = 'item'",
+                (self._space.space_id,),
+            ).fetchall()
+        )
+
     def ledger_entries(self) -> int:
         """How many entries the ledger has, all of which the edges may know."""
         row = self._connection.execute(
@@ -329,3 +357,17 @@ _PLACES = (
     " UNION ALL SELECT m.kind, m.key, m.node_id, true FROM sona._merged_nodes({space}) m"
 )
 """Names of nodes and what they stand for."""
+
+JUDGED_QUERIES = 100_000
+"""Remembered queries, the newest, by which items are judged."""
+
+_JUDGED = (
+    "newest AS MATERIALIZED (SELECT helped, unhelpful FROM sona.remembered_query WHERE space_id = {space}"
+    "  AND ordinal IS NOT NULL ORDER BY ordinal DESC LIMIT {most}),"
+    " judged AS (SELECT j.key, count(*) FILTER (WHERE j.has_helped) AS helped, count(*) AS times FROM ("
+    "  SELECT unnest(helped) AS key, true AS has_helped FROM newest UNION ALL"
+    "  SELECT unnest(unhelpful), false FROM newest) j GROUP BY 1)"
+)
+
+JUDGED = _JUDGED.format(space="%(space)s", most="%(most)s")
+"""How often items have helped of how many times, as a common table expression `judged` of a statement."""

@@ -49,33 +49,37 @@ def memory_changes(connection: Connection, space: Space) -> list[MemoryChange]:
     """What is another than `remember_memory` has found, in the same transaction."""
     rows = connection.execute(
         "WITH gone AS (SELECT a.entity, a.reason, CASE a.entity WHEN 'node'"
-        f"   THEN {_NODE_NAME.format('r')} ELSE {_EDGE_NAME.format('x')} END AS what FROM sona.memory_archive a,"
+        f"   THEN {_NODE_NAME.format('r')} ELSE {_EDGE_NAME.format('x')} END AS name FROM sona.memory_archive a,"
         "   jsonb_populate_record(NULL::sona.memory_node, a.content) r,"
         "   jsonb_populate_record(NULL::sona.memory_edge, a.content) x, pg_temp.sona_archive_before b"
         "  WHERE a.space_id = %(space)s AND a.archive_id > b.last),"
-        " every AS (SELECT 'node' AS entity, coalesce(b.what, n.what) AS what, b.facts AS before, n.facts AS after"
-        f"  FROM pg_temp.sona_nodes_before b FULL JOIN ({_NODES}) n USING (what)"
-        "  UNION ALL SELECT 'edge', coalesce(b.what, e.what), b.facts, e.facts"
-        f"  FROM pg_temp.sona_edges_before b FULL JOIN ({_EDGES}) e USING (what))"
+        " every AS (SELECT 'node' AS entity, name, coalesce(b.what, n.what) AS what, b.facts AS before,"
+        "   n.facts AS after"
+        f"  FROM pg_temp.sona_nodes_before b FULL JOIN ({_NODES}) n USING (name)"
+        "  UNION ALL SELECT 'edge', name, coalesce(b.what, e.what), b.facts, e.facts"
+        f"  FROM pg_temp.sona_edges_before b FULL JOIN ({_EDGES}) e USING (name))"
         " SELECT e.entity, CASE WHEN e.before IS NULL THEN 'created' WHEN e.after IS NULL THEN 'removed' ELSE 'changed'"
         "  END, e.what, e.before, e.after,"
-        " (SELECT min(g.reason) FROM gone g WHERE g.entity = e.entity AND g.what = e.what"
-        "  AND e.after IS NULL) FROM every e WHERE e.before IS DISTINCT FROM e.after ORDER BY 1 DESC, 2, 3",
+        " (SELECT min(g.reason) FROM gone g WHERE g.entity = e.entity AND g.name = e.name"
+        "  AND e.after IS NULL) FROM every e WHERE e.before IS DISTINCT FROM e.after ORDER BY 1 DESC, 2, 3, e.name",
         {"space": space.space_id},
     ).fetchall()
     return [MemoryChange(*row) for row in rows]
 
 
-_NODE_NAME = "{0}.kind || ' ' || {0}.key"
-_EDGE_NAME = "{0}.kind || ': ' || {0}.source_kind || ' ' || {0}.source || ' - ' || {0}.target_kind || ' ' || {0}.target"
+# Keys may hold what is put between them where they are shown: two edges that look alike are two.
+_NODE_NAME = "ARRAY[{0}.kind, {0}.key]"
+_EDGE_NAME = "ARRAY[{0}.kind, {0}.source_kind, {0}.source, {0}.target_kind, {0}.target]"
 
 _NODES = (
-    f"SELECT {_NODE_NAME.format('n')} AS what, 'importance ' || t.importance || ', accesses ' || t.access_count"
+    f"SELECT {_NODE_NAME.format('n')} AS name, n.kind || ' ' || n.key AS what,"
+    " 'importance ' || t.importance || ', accesses ' || t.access_count"
     " || coalesce(', quality ' || t.quality, '') || CASE WHEN n.level > 0 THEN ', level ' || n.level ELSE '' END"
     " || coalesce(', title ' || n.title, '') AS facts"
     " FROM sona.memory_node n JOIN sona.memory_node_state t USING (space_id, node_id) WHERE n.space_id = %(space)s"
 )
 _EDGES = (
-    f"SELECT {_EDGE_NAME.format('e')} AS what, 'weight ' || e.weight AS facts"
+    f"SELECT {_EDGE_NAME.format('e')} AS name, e.kind || ': ' || e.source_kind || ' ' || e.source || ' - '"
+    " || e.target_kind || ' ' || e.target AS what, 'weight ' || e.weight AS facts"
     " FROM sona.memory_edge e WHERE e.space_id = %(space)s"
 )

@@ -189,10 +189,11 @@ class ConsolidationTransaction(MemoryTransaction):
             " JOIN sona.memory_node b ON b.space_id = %(space)s AND b.node_id = r.to_id"
             " WHERE r.action = 3 GROUP BY 1, 2, 3, 4, 5, 6",
         )
-        # Of one that an outcome has made since the plan both count, as where edges become one.
+        # Of one that an outcome has made since the plan both count, as where edges become one. Where there is none, it
+        # is the weight to the last bit: by that it is known for one that was only moved when all is brought back.
         weight = (
-            "CASE WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
-            " ELSE 1 - (1 - coalesce(e.weight, 0)) * (1 - m.weight) END"
+            "CASE WHEN e.kind IS NULL THEN m.weight WHEN e.kind = 'creative' THEN greatest(e.weight, m.weight)"
+            " ELSE 1 - (1 - e.weight) * (1 - m.weight) END"
         )
         same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in _EDGE_NAME)
         self._archive_before(
@@ -243,10 +244,18 @@ class ConsolidationTransaction(MemoryTransaction):
         merged = plan.merged
         if not len(merged):
             return 0
-        key = self._key | {"ids": nodes.ids[merged[:, 0]].tolist(), "into": nodes.ids[merged[:, 1]].tolist()}
+        judged = np.zeros((len(nodes), 2), dtype=np.int64) if nodes.judged is None else nodes.judged
+        ends = np.hstack([judged[merged[:, 0]], judged[merged[:, 1]]])
+        key = self._key | {
+            "ids": nodes.ids[merged[:, 0]].tolist(),
+            "into": nodes.ids[merged[:, 1]].tolist(),
+            **dict(zip(("times", "helped", "into_times", "into_helped"), ends.T.tolist(), strict=True)),
+        }
         self._temporary(
             "sona_gone",
-            "AS SELECT u.* FROM unnest(%(ids)s::bigint[], %(into)s::bigint[]) u (node_id, into_id)"
+            "AS SELECT u.* FROM unnest(%(ids)s::bigint[], %(into)s::bigint[], %(times)s::bigint[],"
+            " %(helped)s::bigint[], %(into_times)s::bigint[], %(into_helped)s::bigint[])"
+            " u (node_id, into_id, times, helped, into_times, into_helped)"
             " JOIN sona.memory_node n ON n.space_id = %(space)s AND n.node_id = u.node_id"
             f" WHERE NOT {_HAS_EDGES}",
             key,
@@ -265,12 +274,15 @@ class ConsolidationTransaction(MemoryTransaction):
         )
         self._connection.execute(
             "UPDATE sona.memory_node_state t SET access_count = t.access_count + g.access_count,"
-            " last_access = greatest(t.last_access, g.last_access), quality = coalesce("
+            " last_access = greatest(t.last_access, g.last_access), quality = CASE WHEN g.times > 0"
+            # As the next cycle says of all that they were judged by: the prior counts once.
+            "  THEN (g.helped + 1.0)::float8 / (g.times + 2.0)::float8 ELSE coalesce("
             "  (coalesce(t.quality * (t.access_count + 1), 0) + g.worth)"
-            "  / nullif((CASE WHEN t.quality IS NULL THEN 0 ELSE t.access_count + 1 END) + g.judged, 0), t.quality)"
+            "  / nullif((CASE WHEN t.quality IS NULL THEN 0 ELSE t.access_count + 1 END) + g.judged, 0), t.quality) END"
             " FROM (SELECT x.into_id, sum(s.access_count)::bigint AS access_count, max(s.last_access) AS last_access,"
             "  coalesce(sum(s.quality * (s.access_count + 1) ORDER BY s.node_id), 0) AS worth,"
-            "  coalesce(sum(s.access_count + 1) FILTER (WHERE s.quality IS NOT NULL), 0) AS judged"
+            "  coalesce(sum(s.access_count + 1) FILTER (WHERE s.quality IS NOT NULL), 0) AS judged,"
+            "  sum(x.times) + max(x.into_times) AS times, sum(x.helped) + max(x.into_helped) AS helped"
             "  FROM pg_temp.sona_gone x JOIN sona.memory_node_state s ON s.space_id = %(space)s"
             "  AND s.node_id = x.node_id GROUP BY 1) g WHERE t.space_id = %(space)s AND t.node_id = g.into_id",
             key,

@@ -80,10 +80,21 @@ def forget_dreams(connection: Connection, name: str) -> int:
 def forget_memory(connection: Connection, space: Space) -> None:
     """Forget what cycles have made of the memory graph; co-access stays, and what was given by hand.
 
-    What was learned from a user cannot be taken out of it again: cycles make it anew of what is kept. In a transaction
-    that the caller began.
+    What was learned from a user cannot be taken out of it again: cycles make it anew of what is kept. One that is at
+    work begins again with its first phase; where none is, the next one is due now, if the schedule lets one be. In a
+    transaction that the caller began, and in which it holds the locks of the space.
     """
     key = {"space": space.space_id}
+    began_again = connection.execute(
+        "UPDATE sona.loop_run SET phases = '[]', facts = '{}', attempts = 0"
+        " WHERE space_id = %(space)s AND loop = 'deep' AND state = 'running'",
+        key,
+    ).rowcount
+    if began_again:
+        # What its worker has in hand is not written: it believes that the phases before are done.
+        connection.execute(
+            "UPDATE sona.loop_schedule SET fence = fence + 1 WHERE space_id = %(space)s AND loop = 'deep'", key
+        )
     row = connection.execute(
         "UPDATE sona.memory_state SET generation = generation + 1, consolidated_at = NULL, evidence = NULL,"
         " system = NULL, run_id = NULL, updated_at = now() WHERE space_id = %(space)s RETURNING generation",
@@ -91,6 +102,12 @@ def forget_memory(connection: Connection, space: Space) -> None:
     ).fetchone()
     if row is None:
         return  # no cycle of the deep loop has ever been here
+    if not began_again:
+        connection.execute(
+            "UPDATE sona.loop_schedule SET next_at = now(), planned_at = now()"
+            " WHERE space_id = %(space)s AND loop = 'deep'",
+            key,
+        )
     for table in ("dream", "memory_snapshot"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     connection.execute(

@@ -9,14 +9,11 @@ from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.learning.hierarchy import FIRST_CONCEPT
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store import spaces
-from sona_pg.store.memory import LEARNED
+from sona_pg.store.memory import JUDGED, JUDGED_QUERIES, LEARNED
 from sona_pg.store.memory_transaction import MemoryTransaction
 
 _READ_AT_ONCE = 2000
 """Items whose embeddings are read at once."""
-
-_JUDGED_QUERIES = 100_000
-"""Remembered queries, the newest, by which items are judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class GrowthTransaction(MemoryTransaction):
             {},
         )
         created += self._take_in(
-            _ITEMS, {"items": sorted({item for _, item, _ in pattern_edges}), "most": _JUDGED_QUERIES}
+            _ITEMS, {"items": sorted({item for _, item, _ in pattern_edges}), "most": JUDGED_QUERIES}
         )
         self._connection.execute(
             "DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'pattern'", self._key
@@ -171,12 +168,7 @@ _ITEMS = (
     "  WHERE space_id = %(space)s AND kind = 'co_access' GROUP BY 1"
     "  UNION ALL SELECT i, NULL FROM unnest(%(items)s::text[]) i"
     "  UNION ALL SELECT key, NULL FROM merged"
-    "  UNION ALL SELECT key, NULL FROM sona.memory_node WHERE space_id = %(space)s AND kind = 'item'),"
-    " newest AS MATERIALIZED (SELECT helped, unhelpful FROM sona.remembered_query WHERE space_id = %(space)s"
-    "  AND ordinal IS NOT NULL ORDER BY ordinal DESC LIMIT %(most)s),"
-    " judged AS (SELECT j.key, count(*) FILTER (WHERE j.has_helped) AS helped, count(*) AS times FROM ("
-    "  SELECT unnest(helped) AS key, true AS has_helped FROM newest UNION ALL"
-    "  SELECT unnest(unhelpful), false FROM newest) j GROUP BY 1),"
+    "  UNION ALL SELECT key, NULL FROM sona.memory_node WHERE space_id = %(space)s AND kind = 'item')," + f" {JUDGED},"
     " item AS (SELECT key, max(last) AS last FROM used GROUP BY 1)"
     " SELECT 'item' AS kind, coalesce(m.into_key, i.key) AS key,"
     " (SELECT n.embedding FROM sona.memory_node n WHERE false) AS embedding, NULL::text AS title,"

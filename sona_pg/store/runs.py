@@ -345,7 +345,8 @@ def fenced(connection: Connection, run: Run) -> Iterator[Connection]:
     Raises
     ------
     LockLost
-        If another worker has claimed the loop since, or the space is gone.
+        If another worker has claimed the loop since, a user was forgotten so that the cycle begins again, or the space
+        is gone.
     """
     with writing(connection):
         row = connection.execute(
@@ -353,7 +354,13 @@ def fenced(connection: Connection, run: Run) -> Iterator[Connection]:
             (run.space.space_id, run.loop),
         ).fetchone()
         if row is None or row[0] != run.fence:
-            found = "the space is gone" if row is None else f"another worker has claimed it, with token {row[0]}"
+            found = (
+                "the space is gone"
+                if row is None
+                else (
+                    f"another worker has claimed it, or a user was forgotten and it begins again, with token {row[0]}"
+                )
+            )
             raise LockLost(
                 f"the {run.loop} cycle {run.run_id} of space {run.space.name!r} is not this worker's any more: {found},"
                 f" expected {run.fence}; what it computed is not written"

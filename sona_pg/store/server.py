@@ -66,6 +66,23 @@ def default_home() -> Path:
     return Path(home).expanduser() if home else Path(platformdirs.user_data_dir("sona-pg"))
 
 
+def as_home(home: Path | str) -> Path:
+    """The folder that is named, with ``~`` as somebody's own.
+
+    Raises
+    ------
+    ConfigError
+        If it is no path.
+    """
+    # An empty one would be the folder in which the process happens to run.
+    if not isinstance(home, str | Path) or not str(home) or "\0" in str(home):
+        raise ConfigError(f"home is {home!r}, expected the path of a folder")
+    try:
+        return Path(home).expanduser()
+    except RuntimeError as cause:
+        raise ConfigError(f"home is {str(home)!r}, and there is no such user: {cause}") from cause
+
+
 class EmbeddedServer:
     """A Postgres with pgvector that belongs to one home directory.
 
@@ -81,7 +98,7 @@ class EmbeddedServer:
     Raises
     ------
     ConfigError
-        Unknown version, or a character in the path that the tools of Postgres cannot take.
+        Unknown version, what is no path, or a character in it that the tools of Postgres cannot take.
 
     Examples
     --------
@@ -90,10 +107,10 @@ class EmbeddedServer:
     ...     connection.execute("create extension if not exists vector")
     """
 
-    def __init__(self, home: Path, *, major: int = 18) -> None:
+    def __init__(self, home: Path | str, *, major: int = 18) -> None:
         if major not in INSTALLATIONS:
             raise ConfigError(f"there is no embedded Postgres {major}: use one of {sorted(INSTALLATIONS)}")
-        self.home = home.expanduser().resolve()
+        self.home = as_home(home).resolve()
         self.major = major
         # pg_ctl hands the path to a shell, between double quotes.
         if re.search(r'["$`\\\x00-\x1f]', str(self.home)):

@@ -18,7 +18,7 @@ from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig, DeepLoopConfig, PatternConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, PermissionDenied
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.loops import deep, deep_phase
+from sona_pg.loops import coordinator, deep, deep_phase
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Cycle, Loop
 from sona_pg.loops.deep import DEEP, deep_loop
@@ -378,6 +378,10 @@ def test_items_that_are_merged_stay_merged_while_outcomes_go_on(world: World, co
     assert merged > 50
     accesses = "SELECT sum(access_count)::int, count(*) FROM sona.memory WHERE space = %s AND kind = 'item'"
     helped = "SELECT sum(helped)::int FROM sona.item_outcome WHERE space_id = %s"
+    values = "SELECT node_id, importance, quality FROM sona.memory WHERE space = %s ORDER BY 1"
+    before = _rows(connection, values, world.name)
+    assert _at_one_instant(world, connection)["consolidate"]["nodes_merged"] == 0
+    assert _rows(connection, values, world.name) == before
     total, _ = _rows(connection, accesses, world.name)[0]
     assert [(total,)] == _rows(connection, helped, world.engine.space.space_id)
     world.teach(100)
@@ -631,6 +635,45 @@ def test_who_is_forgotten_is_in_no_graph(world: World, connection: Connection) -
     world.cycle(BACKGROUND)
     facts = world.cycle()
     assert facts["grow"]["nodes_created"] > 20
+
+
+@pytest.mark.parametrize("when", ["cycle.after_read", "cycle.after_commit"])
+def test_a_cycle_in_which_somebody_is_forgotten_begins_again(
+    world: World, connection: Connection, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    world.teach(60)
+    world.teach(40, user="somebody")
+    waiting = ["somebody"]
+
+    def forget(step: str) -> None:
+        begun = _rows(connection, "SELECT FROM sona.runs WHERE space = %s AND facts ? 'grow'", world.name)
+        if step == when and begun and waiting:
+            world.engine.forget(waiting.pop())
+
+    connection.execute("SELECT sona.run_cycle(%s, 'deep')", (world.name,))
+    with monkeypatch.context() as patched:
+        patched.setattr(coordinator, "reached", forget)
+        worker = coordinator.LoopCoordinator(Database(world.url, StoreConfig()), DEEP)
+        assert worker.step() == 0, "nothing of it is written"
+        assert not waiting
+        assert worker.step() == 1
+        worker.close()
+    ((state, facts),) = _rows(connection, "SELECT state, facts FROM sona.runs WHERE space = %s", world.name)
+    assert (state, facts["grow"]["nodes_created"] > 20) == ("done", True)
+    assert facts["consolidate"]["nodes"] == facts["grow"]["nodes_created"]
+    assert _rows(connection, "SELECT count(*) > 20 FROM sona.memory WHERE space = %s", world.name) == [(True,)]
+
+
+def test_what_was_forgotten_with_somebody_is_made_anew_by_the_next_look(world: World, connection: Connection) -> None:
+    world.teach(60)
+    world.teach(40, user="somebody")
+    world.cycle()
+    worker = coordinator.LoopCoordinator(Database(world.url, StoreConfig()), DEEP)
+    assert worker.step() == 0, "not for a week"
+    world.engine.forget("somebody")
+    assert (worker.step(), worker.step()) == (1, 0)
+    worker.close()
+    assert _rows(connection, "SELECT count(*) > 20 FROM sona.memory WHERE space = %s", world.name) == [(True,)]
 
 
 # Hierarchy, integration, transfer, search -----------------------------------------------------------------------------

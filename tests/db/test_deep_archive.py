@@ -212,6 +212,20 @@ def test_what_was_merged_comes_back_and_stays(world: World, connection: Connecti
         assert (_rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)) == before
 
 
+@pytest.mark.parametrize("weight", [0.001, 0.2, 0.3, 0.7, 0.9])
+def test_an_edge_that_was_only_moved_leaves_nothing_there(world: World, connection: Connection, weight: float) -> None:
+    """0.001 and 1 - (1 - 0.001) differ by a rounding: an edge of that weight would stay, for ever if given by hand."""
+    for key, place, shift in (("a", 7, 0.0), ("b", 7, 1e-3), ("far", 50, 0.0), ("near", 90, 0.0)):
+        _add(connection, world, key, _unit(world.items[place] + shift * world.items[100]))
+    for ends in (("a", "near", 0.9), ("b", "far", weight)):
+        connection.execute("SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', %s, %s)", (world.name, *ends))
+    before = _rows(connection, GIVEN, world.name)
+    assert world.cycle(QUIET)["consolidate"]["nodes_merged"] == 1
+    assert _rows(connection, GIVEN, world.name) != before
+    _restore(connection, world)
+    assert _rows(connection, GIVEN, world.name) == before
+
+
 def test_merges_are_undone_from_the_last_one_back(world: World, connection: Connection) -> None:
     """b is merged into a, and a into c later; c alone takes a back, and then b is again part of a."""
     world.teach(40)

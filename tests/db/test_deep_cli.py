@@ -112,6 +112,23 @@ def test_a_change_is_shown_to_the_last_digit(connection: Connection) -> None:
     assert (edge.before, edge.after) == ("weight 0.5", "weight 0.500000000001")
 
 
+def test_edges_that_look_alike_are_two(connection: Connection) -> None:
+    space = get_space(connection, "desk")
+    with connection.transaction(force_rollback=True):
+        for key in ("a", "b - episode c", "a - episode b", "c"):
+            connection.execute("SELECT sona.add_memory_node('desk', 'episode', %s)", (key,))
+        for source, target, weight in (("a", "b - episode c", 0.5), ("a - episode b", "c", 0.25)):
+            connection.execute(
+                "SELECT sona.add_memory_edge('desk', 'episode', %s, 'episode', %s, %s)", (source, target, weight)
+            )
+        remember_memory(connection, space)
+        assert memory_changes(connection, space) == []
+        connection.execute("DELETE FROM sona.memory_edge WHERE space_id = %s AND target = 'c'", (space.space_id,))
+        (gone,) = memory_changes(connection, space)
+    what = "given: episode a - episode b - episode c"
+    assert gone == ("edge", "removed", what, "weight 0.25", None, None)
+
+
 def test_memory_is_shown_restored_and_rid_of_dreams(sona: Sona, connection: Connection) -> None:
     connection.execute(
         "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight)"

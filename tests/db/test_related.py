@@ -260,6 +260,32 @@ def test_live_edges_are_no_evidence_and_a_snapshot_counts_from_its_entry_on(
     assert one("SELECT count(*) FROM sona.memory_snapshot WHERE space_id = %s") == (1,)
 
 
+def test_what_was_merged_is_weighed_as_it_answers(world: World, connection: Connection) -> None:
+    """Near items 0 and 2 are such as are merged with them, of which one name alone has a node then."""
+    world.items[1] = _unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM))
+    world.items[3] = _unit(world.items[2] + 1e-3 * world.rng.standard_normal(DIM))
+    table = f"public.related_{next(_tables)}"
+    connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
+    connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(world.items)))
+    world.engine.set_items(table, "id", "embedding")
+    world.join(connection)
+    assert world.cycle()["consolidate"]["nodes_merged"] >= 2
+    (content,) = connection.execute(
+        "SELECT content FROM sona.memory_snapshot WHERE space_id = %s", (world.engine.space.space_id,)
+    ).fetchall()[0]
+    snapshot = Associations.from_bytes(bytes(content))
+    assert len({"0", "1", "2", "3"} & set(snapshot.merged)) == 2
+    _set(world, connection, "related")
+    for about in range(4):
+        query = world.ask(about)
+        scored = world.scored(query, snapshot)
+        rows = _recall(connection, world, query)
+        best = np.sort(scored.scores[Strategy.RELATED])[::-1][:10] / 20
+        np.testing.assert_allclose([row[2] for row in rows], best, atol=2e-6)
+        mine = dict(zip(scored.reached.tolist(), scored.scores[Strategy.RELATED] / 20, strict=True))
+        np.testing.assert_allclose([mine[scored.around.row[row[0]]] for row in rows], best, atol=2e-6)
+
+
 def test_where_the_graph_is_proven_it_answers_and_says_why(world: World, connection: Connection) -> None:
     world.join(connection)
     world.cycle()

@@ -267,6 +267,26 @@ def test_a_merged_node_leaves_its_accesses_and_edges() -> None:
     assert kept.origin.tolist() == [Origin.CO_ACCESS, Origin.CO_ACCESS]
 
 
+def test_the_prior_of_merged_nodes_counts_once() -> None:
+    """0 helped 9 times of 10, 1 never of 2, 2 was never judged; 3 has a quality of its own."""
+    nodes = nodes_of(
+        5, access_count=[9, 0, 4, 5, 5], quality=[10 / 12, 1 / 4, np.nan, 0.5, 0.2],
+        embeddings=[[1, 0, 0], [1, 0.01, 0], [1, 0, 0.01], [0, 1, 0], [0, 1, 0.01]],
+    )  # fmt: skip
+    nodes = replace(nodes, judged=np.array([[10, 9], [2, 0], [0, 0], [0, 0], [0, 0]]))
+    edges = edges_of((0, 3, 0.5))
+    plan = consolidation_plan(nodes, edges, 0.0)
+    left, kept = apply_plan(nodes, edges, plan)
+    assert plan.merged.tolist() == [[1, 0], [2, 0], [4, 3]]
+    assert left.quality.tolist() == [(9 + 1) / (12 + 2), pytest.approx(0.35)]
+    assert left.judged is not None
+    assert left.judged.tolist() == [[12, 9], [0, 0]]
+    assert consolidation_plan(left, kept, 0.0).value_after == pytest.approx(plan.value_after[plan.node_stays])
+    for wrong in (np.zeros((5, 2)), np.zeros((4, 2), np.int64), np.full((5, 2), -1), np.array([[1, 2]] * 5)):
+        with pytest.raises(InvalidInput, match="judged"):
+            replace(nodes, judged=wrong)
+
+
 def test_dreams_of_one_thing_become_the_heaviest() -> None:
     nodes = nodes_of(3, embeddings=[[1, 0], [1, 0], [0, 1]])
     edges = edges_of((0, 2, 0.1), (1, 2, 0.15), origin=Origin.CREATIVE)
@@ -396,7 +416,7 @@ def test_what_holds_of_every_plan(graph: tuple[MemoryNodes, MemoryEdges, float],
         getattr(columns, f.name).nbytes
         for columns in (left, kept)
         for f in fields(columns)
-        if f.name not in ("embeddings", "places")
+        if f.name not in ("embeddings", "places", "judged")
     )
 
 
@@ -408,7 +428,8 @@ def test_the_order_of_rows_is_no_part_of_the_result(graph: tuple[MemoryNodes, Me
     edges = replace(edges, weight=np.round(edges.weight * 8) / 8, decayed_at=np.full(len(edges), now))
     order = np.random.default_rng(seed).permutation(len(nodes))
     place = np.argsort(order)
-    shuffled = MemoryNodes(**{f.name: getattr(nodes, f.name)[order] for f in fields(MemoryNodes) if f.name != "places"})
+    columns = {f.name: getattr(nodes, f.name) for f in fields(MemoryNodes)}
+    shuffled = MemoryNodes(**{name: column[order] for name, column in columns.items() if column is not None})
     moved = replace(edges, source=place[edges.source], target=place[edges.target])
     first, second = consolidation_plan(nodes, edges, now), consolidation_plan(shuffled, moved, now)
     ids, other_ids = nodes.ids[first.merged_into], shuffled.ids[second.merged_into][place]

@@ -386,6 +386,26 @@ def test_some_of_it_comes_back_and_no_edge_without_its_node() -> None:
     assert engine.edge_count == topical().edge_count
 
 
+def test_what_was_merged_and_restored_is_not_merged_again() -> None:
+    loop = DeepLoop()
+    engine = loop.dream_engine()
+    for id, embedding, accesses in ((0, [1, 0, 0], 10), (1, [1, 0.001, 0], 4), (2, [0, 1, 0], 5)):
+        engine.add_memory_node(MemoryNode(id, floats(embedding), access_count=accesses))
+    engine.add_edge(0, 2, 0.5)
+    engine.add_edge(1, 2, 0.5)
+    assert loop.run_cycle(now=1.0).nodes_merged == 1
+    loop.restore()
+    before = [(node.id, node.access_count) for node in engine.nodes], engine.edge_count
+    assert [id for id, _ in before[0]] == [0, 1, 2]
+    for _ in range(3):
+        assert loop.run_cycle(now=1.0).nodes_merged == 0
+        loop.restore()
+        assert ([(node.id, node.access_count) for node in engine.nodes], engine.edge_count) == before
+    # Others are, as ever.
+    engine.add_memory_node(MemoryNode(3, floats([0, 1, 0.001])))
+    assert loop.run_cycle(now=1.0).nodes_merged == 1
+
+
 def test_what_was_removed_twice_comes_back_as_it_was_the_last_time() -> None:
     loop = DeepLoop(settings=STRICT)
     engine = loop.dream_engine()

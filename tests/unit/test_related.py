@@ -104,6 +104,22 @@ def test_names_that_are_not_those_of_the_nodes_are_refused() -> None:
             Associations(names, graph)
 
 
+def test_what_was_merged_starts_at_what_it_became_part_of() -> None:
+    graph = MemoryGraph.from_edges(3, [0], [1], [0.5])
+    plain = Associations(["a", "b", "c"], graph)
+    merged = Associations(["a", "b", "c"], graph, {"twin": "a"})
+    config = StrategyConfig()
+    assert merged.activation({"a": 0.25, "twin": 0.5, "c": 0.25}, config) == plain.activation(
+        {"a": 0.75, "c": 0.25}, config
+    )
+    back = Associations.from_bytes(merged.to_bytes())
+    assert (back.items, back.merged, back.to_bytes()) == (merged.items, {"twin": "a"}, merged.to_bytes())
+    assert Associations.from_bytes(plain.to_bytes()).merged == {}
+    for wrong in ({"twin": "unknown"}, {"b": "a"}):
+        with pytest.raises(MemoryGraphError, match="was merged into"):
+            Associations(["a", "b", "c"], graph, wrong)
+
+
 def test_a_snapshot_comes_back_and_damage_is_refused() -> None:
     graph = MemoryGraph.from_edges(4, [0, 1, 2], [1, 2, 3], [0.25, 0.5, 0.75])
     one = Associations(["ä", "", "b\n"], graph)
