@@ -114,6 +114,7 @@ _node_columns = {
     "ids": st.just(np.arange(2)),
     "embeddings": st.just(np.eye(2, DIM, dtype=np.float32)),
     "places": st.sampled_from((None, np.array([1, 0]))),
+    "judged": st.sampled_from((None, np.array([[3, 1], [0, 0]]))),
 }
 _edge_columns = _columns(
     {"source": np.int64, "target": np.int64, "origin": np.int64, "weight": np.float64, "decayed_at": np.float64}
