@@ -19,10 +19,14 @@ LANGUAGE sql STABLE PARALLEL SAFE ROWS 100
 BEGIN ATOMIC
     -- Of one that was merged twice the last one holds.
     SELECT DISTINCT ON (1, 2) a.content ->> 'kind', a.content ->> 'key', i.node_id, i.kind, i.key
-    FROM sona.memory_archive a JOIN sona.memory_node i ON i.space_id = a.space_id AND i.node_id = a.into_id
+    FROM sona.memory_archive a
+    -- From the archive to the nodes, one by one: a graph that has just grown has no statistics yet, and as a join each of
+    -- its nodes was looked at for each row of the archive.
+    CROSS JOIN LATERAL (SELECT n.node_id, n.kind, n.key FROM sona.memory_node n
+                        WHERE n.space_id = a.space_id AND n.node_id = a.into_id LIMIT 1) i
     WHERE a.space_id = _merged_nodes.space_id AND a.entity = 'node' AND a.into_id IS NOT NULL
-      AND NOT EXISTS (SELECT FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'
-                      AND n.key = a.content ->> 'key')
+      AND (SELECT n.node_id FROM sona.memory_node n WHERE n.space_id = a.space_id AND n.kind = a.content ->> 'kind'
+           AND n.key = a.content ->> 'key') IS NULL
     ORDER BY 1, 2, a.archive_id DESC;
 END;
 COMMENT ON FUNCTION sona._merged_nodes IS
