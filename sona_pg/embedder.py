@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from sona_pg.config import MAX_DIM, StoreConfig
@@ -80,11 +82,8 @@ def change_embedder(
         if not callable(callback) and not (name == "embed_items" and callback is None):
             raise InvalidInput(f"{name} is {callback!r}, expected a function that embeds a list")
     target = Target(embedder, dim, items, id_column, embedding_column)
-    opened = _open(url, space, home, store)
-    try:
+    with _opened(url, space, home, store) as opened:
         return EmbedderChange(opened, embed, target, embed_items).run(switch=switch)
-    finally:
-        opened.close()
 
 
 def finish_embedder(
@@ -108,11 +107,8 @@ def finish_embedder(
     DatabaseError
         If the database does not take it.
     """
-    opened = _open(url, space, home, store)
-    try:
+    with _opened(url, space, home, store) as opened:
         store_embedder.finish(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
-    finally:
-        opened.close()
 
 
 def abort_embedder(
@@ -136,15 +132,14 @@ def abort_embedder(
     DatabaseError
         If the database does not take it.
     """
-    opened = _open(url, space, home, store)
-    try:
+    with _opened(url, space, home, store) as opened:
         store_embedder.abort(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
-    finally:
-        opened.close()
 
 
-def _open(url: str | None, space: str, home: Path | str | None, store: StoreConfig | None) -> SpaceStore:
+@contextlib.contextmanager
+def _opened(url: str | None, space: str, home: Path | str | None, store: StoreConfig | None) -> Iterator[SpaceStore]:
     database = open_database(url, home=home, config=store)
     with database.connect() as connection:
         found = store_embedder.open_space(connection, checked_text(space, "the name of the space"))
-    return SpaceStore(found, database.connect, database.config, None)
+    with contextlib.closing(SpaceStore(found, database.connect, database.config, None)) as opened:
+        yield opened

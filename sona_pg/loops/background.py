@@ -72,14 +72,12 @@ class _Patterns:
                 reader.patterns(),
                 reader.verdicts(),
                 state.last_id,
-                replace(self._patterns, embedding_dim=cycle.space.dim, max_trajectories=most),
+                replace(self._patterns, embedding_dim=cycle.space.dim),
                 self._verdicts,
             )
             parts = reader.parts(state, most, self._config.shard_rows)
-            with contextlib.ExitStack() as stack:
-                opening = opened_shards(reader, state, parts, self._verdicts, cycle, self._shards)
-                shards = stack.enter_context(opening)
-                closing = stack.pop_all()
+            closing = contextlib.ExitStack()
+            shards = closing.enter_context(opened_shards(reader, state, parts, self._verdicts, cycle, self._shards))
         return _Found(state, sum(one.new for one in shards.loaded), bank, shards, closing)
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:

@@ -37,6 +37,9 @@ log = logging.getLogger("sona_pg")
 
 CAUSE = "changed the embedder"
 
+_MOST_KNOWN_ITEMS = 10_000
+"""Items, those asked last, whose new embeddings are kept to be used again."""
+
 _Asked = TypeVar("_Asked")
 
 Embed = Callable[[Sequence[RecordedQuery]], Sequence[ArrayLike | None]]
@@ -198,6 +201,8 @@ class EmbedderChange:
         new = [item for item in items if item not in self._known_items]
         self._known_items.update(zip(new, _answers(self._embed_items, new, dim, "item", new), strict=True))
         known = {item: self._known_items[item] for item in items}
+        for item in list(self._known_items)[: max(len(self._known_items) - _MOST_KNOWN_ITEMS, 0)]:
+            del self._known_items[item]
         return vectors, {item: vector for item, vector in known.items() if vector is not None}
 
     # Learn and weigh again -------------------------------------------------------------------------------------

@@ -257,10 +257,14 @@ def exchange(connection: Connection, space: Space, other: Space) -> None:
     name_it = "UPDATE sona.space SET name = %s, standby_of = %s, replaced_at = {} WHERE space_id = %s"
     connection.execute(name_it.format("clock_timestamp()"), (kept, other.space_id, space.space_id))
     connection.execute(name_it.format("NULL"), (space.name, None, other.space_id))
-    # Who holds a copy of what it has learned looks again, and finds that it has moved.
+    _raise_epochs(connection, space)
+    log_change(connection, other, space.embedder, other.embedder, "the embedder was changed")
+
+
+def _raise_epochs(connection: Connection, space: Space) -> None:
+    """Who holds a copy of what the space has learned looks again, and finds that it has moved."""
     for table in ("learner", "strategist"):
         connection.execute(f"UPDATE sona.{table} SET epoch = epoch + 1 WHERE space_id = %s", (space.space_id,))
-    log_change(connection, other, space.embedder, other.embedder, "the embedder was changed")
 
 
 def log_change(connection: Connection, space: Space, before: str | None, after: str | None, reason: str) -> None:
@@ -328,10 +332,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
             (space.name, standby.space.space_id),
         )
         copy_grants(connection, {"from": space.space_id, "to": standby.space.space_id})
-        for table in ("learner", "strategist"):
-            connection.execute(
-                f"UPDATE sona.{table} SET epoch = epoch + 1 WHERE space_id = %s", (standby.space.space_id,)
-            )
+        _raise_epochs(connection, standby.space)
         log_change(
             connection, standby.space, space.embedder, standby.space.embedder, "went back to the embedder before"
         )
