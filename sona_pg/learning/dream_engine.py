@@ -1,4 +1,4 @@
-"""A memory graph that grows node by node, is dreamt over, and is consolidated."""
+"""Dreams over a memory graph that grows, and the weak edges that they have made."""
 
 from __future__ import annotations
 
@@ -8,25 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sona_pg.config import NODE_KINDS, ConsolidationConfig, DreamConfig, DreamEvidenceConfig, PhiConfig
-from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
-from sona_pg.learning.consolidation import ConsolidationPlan, apply_plan, compression, consolidation_plan
+from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
+from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning.dreams import Dream, dreamt_edges, generate_dreams
+from sona_pg.learning.growing_graph import GrowingGraph, Pair, Weight, time_or_none
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
-from sona_pg.learning.memory_archive import (
-    MERGED,
-    OF_LITTLE_VALUE,
-    TOO_WEAK,
-    WITH_ITS_NODE,
-    ArchivedEdge,
-    ArchivedNode,
-    Consolidation,
-)
-from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
-from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
-
-_Pair = tuple[int, int]
-"""Numbers of two nodes, the older one first."""
+from sona_pg.learning.memory_graph import MemoryNode
 
 
 class CreativeEdge(NamedTuple):
@@ -35,13 +22,6 @@ class CreativeEdge(NamedTuple):
     a: int
     b: int
     weight: float
-
-
-class _Weight(NamedTuple):
-    """Of an edge, and up to when it is strengthened or decayed; None: nobody has said since when it is there."""
-
-    value: float
-    decayed_at: float | None
 
 
 def as_events(events: Iterable[Iterable[int]]) -> list[list[int]]:
@@ -63,7 +43,7 @@ def as_events(events: Iterable[Iterable[int]]) -> list[list[int]]:
     return [[int(id) for id in event] for event in found]
 
 
-class DreamEngine:
+class DreamEngine(GrowingGraph):
     """A memory graph that grows node by node, dreams over it, and the weak edges that dreams have made.
 
     Dreams walk over observed edges alone: what dreams have made never makes dreams. Nothing goes but by
@@ -89,110 +69,9 @@ class DreamEngine:
     """
 
     def __init__(self, config: DreamConfig | None = None) -> None:
+        super().__init__()
         self.config = config or DreamConfig()
-        self._nodes: dict[int, MemoryNode] = {}  # by number, in their order
-        self._number: dict[int, int] = {}
-        self._next_number = 0
-        self._distinct: set[int] = set()
-        self._edges: dict[_Pair, _Weight] = {}
-        self._creative: dict[_Pair, _Weight] = {}
-        self._graph: MemoryGraph | None = None
         self._dreamt = 0
-
-    # ---- growth ------------------------------------------------------------------------------------------------------
-
-    def add_memory_node(self, node: MemoryNode) -> None:
-        """Add a node; one with an id that is there takes its place and keeps its edges, and when it came.
-
-        Raises
-        ------
-        InvalidInput
-            If it is no `MemoryNode`.
-        DimensionMismatch
-            If its embedding has another dimension than those of the others.
-        """
-        if not isinstance(node, MemoryNode):
-            raise InvalidInput(f"the node is {type(node).__name__}, expected a MemoryNode")
-        self._check_dimension(node)
-        number = self._number.get(node.id)
-        if number is None:
-            number, self._next_number = self._next_number, self._next_number + 1
-            self._number[node.id] = number
-        elif node.created is None:
-            node = replace(node, created=self._nodes[number].created)
-        self._nodes[number] = node
-        self._graph = None
-
-    def _check_dimension(self, node: MemoryNode) -> None:
-        if node.embedding is None:
-            return
-        others = (n.embedding for n in self._nodes.values() if n.embedding is not None and n.id != node.id)
-        dim = len(next(others, node.embedding))
-        if len(node.embedding) != dim:
-            raise DimensionMismatch(dim, len(node.embedding), f"the embedding of node {node.id}")
-
-    def add_edge(self, a: int, b: int, weight: float, *, at: float | None = None) -> None:
-        """Add an observed edge between two ids, or give it a new weight; it takes the place of a creative one.
-
-        Parameters
-        ----------
-        weight
-            Above 0 to 1.
-        at
-            When it had this weight, seconds since the epoch; None: it fades from the first consolidation on.
-
-        Raises
-        ------
-        MemoryGraphError
-            If an id is unknown, both are the same, or the weight is not above 0 to 1.
-        InvalidInput
-            If `at` is no time.
-        """
-        for id in (a, b):
-            if not isinstance(id, int) or id not in self._number:
-                raise MemoryGraphError(f"there is no memory node {id!r}: add it before its edges")
-        if a == b:
-            raise MemoryGraphError(f"node {a} cannot have an edge to itself")
-        if not isinstance(weight, int | float) or not 0 < weight <= 1:
-            raise MemoryGraphError(f"the weight of the edge {a} - {b} is {weight!r}, expected above 0 to 1")
-        edge = self._edge(a, b)
-        self._edges[edge] = _Weight(float(weight), _time_or_none(at))
-        self._creative.pop(edge, None)
-        self._graph = None
-
-    @property
-    def node_count(self) -> int:
-        """Number of memory nodes."""
-        return len(self._nodes)
-
-    @property
-    def edge_count(self) -> int:
-        """Number of observed edges."""
-        return len(self._edges)
-
-    @property
-    def nodes(self) -> tuple[MemoryNode, ...]:
-        """All nodes, in the order in which they came."""
-        return tuple(self._nodes.values())
-
-    @property
-    def graph(self) -> MemoryGraph:
-        """Nodes in the order in which they came, and observed edges."""
-        if self._graph is None:
-            ends = self._places(self._edges)
-            weights = np.array([weight.value for weight in self._edges.values()], dtype=np.float32)
-            nodes = self.nodes
-            self._graph = MemoryGraph.from_edges(
-                len(nodes),
-                ends[:, 0],
-                ends[:, 1],
-                weights,
-                embeddings=embedding_rows(nodes),
-                facts=NodeFacts.of(nodes),
-            )
-        return self._graph
-
-    # ---- dreams ------------------------------------------------------------------------------------------------------
 
     def generate_dream(self, *, creative: bool = True) -> Dream:
         """One dream; without creative jumps if they are not wanted.
@@ -297,13 +176,13 @@ class DreamEngine:
         """
         if isinstance(dreams, str) or not isinstance(dreams, Sequence):
             raise InvalidInput(f"dreams are a {type(dreams).__name__}, expected a list of them")
-        since = _time_or_none(at)
+        since = time_or_none(at)
         placed = [self._placed(dream) for dream in dreams]
         ends = self._places(self._creative)
         made = dreamt_edges(self.graph, placed, self.config, standing=(ends[:, 0], ends[:, 1]))
         numbers = list(self._nodes)
         pairs = [(numbers[a], numbers[b]) for a, b in zip(made.source.tolist(), made.target.tolist(), strict=True)]
-        self._creative |= dict.fromkeys(pairs, _Weight(self.config.edge_weight, since))
+        self._creative |= dict.fromkeys(pairs, Weight(self.config.edge_weight, since))
         return [self._as_edge(pair) for pair in pairs]
 
     def _placed(self, dream: Dream) -> Dream:
@@ -332,195 +211,5 @@ class DreamEngine:
         self._creative.clear()
         return removed
 
-    # ---- consolidation -----------------------------------------------------------------------------------------------
-
-    def columns(self, now: float) -> tuple[MemoryNodes, MemoryEdges]:
-        """Nodes and edges as a consolidation reads them; what has no time yet is of now.
-
-        Parameters
-        ----------
-        now
-            Seconds since the epoch.
-
-        Raises
-        ------
-        InvalidInput
-            If `now` is no time.
-        """
-        now = _time(now)
-        nodes, facts = self.nodes, NodeFacts.of(self.nodes)
-        rows = embedding_rows(nodes)
-        every = [*self._edges.items(), *self._creative.items()]
-        ends = self._places([pair for pair, _ in every])
-        since = [now if weight.decayed_at is None else weight.decayed_at for _, weight in every]
-        return MemoryNodes(
-            ids=self._numbers(),
-            kinds=np.array([NODE_KINDS.index(node.kind) for node in nodes], dtype=np.int64),
-            access_count=facts.access_count,
-            created=np.array([now if node.created is None else node.created for node in nodes], dtype=np.float64),
-            last_access=facts.timestamp,
-            quality=facts.quality,
-            importance=facts.importance,
-            embeddings=np.zeros((len(nodes), 1), dtype=np.float32) if rows is None else rows,
-            has_embedding=np.array([node.embedding is not None for node in nodes], dtype=bool),
-        ), MemoryEdges(
-            source=ends[:, 0],
-            target=ends[:, 1],
-            weight=np.array([weight.value for _, weight in every], dtype=np.float64),
-            decayed_at=np.array(since, dtype=np.float64),
-            origin=np.repeat([Origin.CO_ACCESS, Origin.CREATIVE], [len(self._edges), len(self._creative)]),
-        )
-
-    def consolidate(self, now: float, config: ConsolidationConfig | None = None) -> Consolidation:
-        """Execute the `consolidation_plan` of now; at the same instant once more it changes nothing.
-
-        Parameters
-        ----------
-        now
-            Seconds since the epoch.
-        config
-            Its settings.
-
-        Raises
-        ------
-        InvalidInput
-            If `now` is no time; nothing was changed.
-        """
-        nodes, edges = self.columns(now)
-        # What was merged and has come back is known for another.
-        distinct = np.isin(nodes.ids, list(self._distinct))
-        compared = replace(nodes, has_embedding=nodes.has_embedding & ~distinct)
-        plan = consolidation_plan(compared, edges, now, config)
-        done = Consolidation(plan, compression(nodes, plan), (*self._gone_nodes(plan), *self._gone_edges(edges, plan)))
-        left, joined = apply_plan(nodes, edges, plan)
-        strengthened = np.zeros(len(nodes), dtype=bool)
-        strengthened[plan.edges.source[plan.strengthened]] = True
-        strengthened[plan.edges.target[plan.strengthened]] = True
-        stays = np.flatnonzero(plan.node_stays).tolist()
-        before, numbers = self.nodes, left.ids.tolist()
-        self._nodes = {
-            number: _consolidated(before[row], left, place, bool(strengthened[row]))
-            for place, (number, row) in enumerate(zip(numbers, stays, strict=True))
-        }
-        self._number = {node.id: number for number, node in self._nodes.items()}
-        pairs = zip(left.ids[joined.source].tolist(), left.ids[joined.target].tolist(), strict=True)
-        weights = zip(joined.weight.tolist(), joined.decayed_at.tolist(), strict=True)
-        self._edges, self._creative = {}, {}
-        for pair, weight, is_creative in zip(pairs, weights, (joined.origin == Origin.CREATIVE).tolist(), strict=True):
-            (self._creative if is_creative else self._edges)[pair] = _Weight(*weight)
-        self._graph = None
-        return done
-
-    def _gone_nodes(self, plan: ConsolidationPlan) -> list[ArchivedNode]:
-        nodes, numbers = self.nodes, list(self._nodes)
-        merged = [ArchivedNode(nodes[row], numbers[row], MERGED, nodes[into].id) for row, into in plan.merged.tolist()]
-        return merged + [ArchivedNode(nodes[row], numbers[row], OF_LITTLE_VALUE) for row in plan.archived.tolist()]
-
-    def _gone_edges(self, edges: MemoryEdges, plan: ConsolidationPlan) -> list[ArchivedEdge]:
-        """As they were: also those that lead elsewhere from now on."""
-        is_moved = (plan.edges.source != edges.source) | (plan.edges.target != edges.target)
-        is_weak = np.zeros(len(edges), dtype=bool)
-        is_weak[plan.pruned] = True
-        every = [*self._edges.items(), *self._creative.items()]
-        gone = []
-        for row in np.flatnonzero(~plan.edge_stays | is_moved).tolist():
-            pair, weight = every[row]
-            a, b = (self._nodes[number].id for number in pair)
-            reason = TOO_WEAK if is_weak[row] else WITH_ITS_NODE
-            gone.append(ArchivedEdge(a, b, *weight, row >= len(self._edges), reason))
-        return gone
-
-    def restore_node(self, archived: ArchivedNode) -> bool:
-        """Put a node back where it was in the order of nodes; False if one with its id or number is there.
-
-        One that had become part of another is not merged again.
-
-        Raises
-        ------
-        DimensionMismatch
-            If its embedding has another dimension than those that are here.
-        InvalidInput
-            If it is none from an archive.
-        """
-        if not isinstance(archived, ArchivedNode) or not isinstance(archived.node, MemoryNode):
-            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedNode")
-        node, number = archived.node, archived.number
-        if not isinstance(number, int) or not 0 <= number < 1 << 62:
-            raise InvalidInput(f"node {node.id} has the number {number!r}, expected one that this engine gave")
-        if node.id in self._number or number in self._nodes:
-            return False
-        self._check_dimension(node)
-        self._nodes = dict(sorted({**self._nodes, number: node}.items()))
-        self._number[node.id] = number
-        if archived.into is not None:
-            self._distinct.add(number)
-        self._next_number = max(self._next_number, number + 1)
-        self._graph = None
-        return True
-
-    def restore_edge(self, archived: ArchivedEdge) -> bool:
-        """Put an edge back; False if there is one between its nodes.
-
-        Raises
-        ------
-        MemoryGraphError
-            If one of its nodes is not here.
-        InvalidInput
-            If it is none from an archive.
-        """
-        if not isinstance(archived, ArchivedEdge) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
-            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedEdge")
-        if not isinstance(archived.weight, int | float) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
-            raise InvalidInput(f"{archived} is no edge: expected two nodes, and a weight from 0 to 1")
-        since = _time_or_none(archived.decayed_at)
-        if archived.a not in self._number or archived.b not in self._number:
-            raise MemoryGraphError(f"the edge {archived.a} - {archived.b} lacks a node: restore that first")
-        pair = self._edge(archived.a, archived.b)
-        if pair in self._edges or pair in self._creative:
-            return False
-        kept = self._creative if archived.is_creative else self._edges
-        kept[pair] = _Weight(archived.weight, since)
-        self._graph = None
-        return True
-
-    # ---- numbers and places ------------------------------------------------------------------------------------------
-
-    def _numbers(self) -> Rows:
-        return np.fromiter(self._nodes, dtype=np.int64, count=len(self._nodes))
-
-    def _places(self, pairs: Iterable[_Pair]) -> Rows:
-        """Places (m, 2) in the order of nodes."""
-        numbers = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
-        return np.searchsorted(self._numbers(), numbers)
-
-    def _edge(self, a: int, b: int) -> _Pair:
-        first, second = sorted((self._number[a], self._number[b]))
-        return first, second
-
-    def _as_edge(self, pair: _Pair) -> CreativeEdge:
+    def _as_edge(self, pair: Pair) -> CreativeEdge:
         return CreativeEdge(self._nodes[pair[0]].id, self._nodes[pair[1]].id, self._creative[pair].value)
-
-
-def _consolidated(node: MemoryNode, columns: MemoryNodes, place: int, is_strengthened: bool) -> MemoryNode:
-    """A node that stays, with what it has taken in."""
-    after = {
-        "timestamp": float(columns.last_access[place]),
-        "access_count": int(columns.access_count[place]),
-        "importance": float(columns.importance[place]),
-        "quality": float(columns.quality[place]),
-        "created": float(columns.created[place]),
-        "consolidation_count": node.consolidation_count + is_strengthened,
-    }
-    if all(getattr(node, name) == value for name, value in after.items()):
-        return node
-    return replace(node, **after)  # type: ignore[arg-type]
-
-
-def _time(at: float) -> float:
-    if not isinstance(at, int | float) or isinstance(at, bool) or not -1e15 < at < 1e15:
-        raise InvalidInput(f"the time is {at!r}, expected seconds since the epoch")
-    return float(at)
-
-
-def _time_or_none(at: float | None) -> float | None:
-    return None if at is None else _time(at)
