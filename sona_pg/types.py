@@ -350,6 +350,19 @@ def finite_or_none(value: float | None, what: str) -> float | None:
     return single(value)
 
 
+def as_seconds(time: float, what: str = "now") -> float:
+    """A time as it is, seconds since the epoch: single precision would lose minutes of it.
+
+    Raises
+    ------
+    InvalidInput
+        If it is none.
+    """
+    if not isinstance(time, float | int) or isinstance(time, bool) or not -1e15 < time < 1e15:
+        raise InvalidInput(f"{what} is {time!r}, expected seconds since the epoch")
+    return float(time)
+
+
 def _owned(value: ArrayLike, dim: int, what: str) -> FloatVector:
     return owned(value, dim, what)
 

@@ -16,6 +16,7 @@ from sona_pg.errors import InvalidInput
 from sona_pg.learning.arrays import rows_at
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import Doubles, Flags, MemoryEdges, MemoryNodes, Origin, Rows
+from sona_pg.types import as_seconds
 
 _NODE_BYTES, _EDGE_BYTES = 7 * 8 + 1, 5 * 8
 """Of the columns of a row, without its embedding."""
@@ -377,8 +378,7 @@ def consolidation_plan(
     True
     """
     config = ConsolidationConfig() if config is None else config
-    if not isinstance(now, float | int) or isinstance(now, bool) or not -1e15 < now < 1e15:
-        raise InvalidInput(f"now is {now!r}, expected seconds since the epoch")
+    now = as_seconds(now)
     edges.check(len(nodes))
     weighed, value, grows = _weighed(nodes, edges, now, config)
     into = merged_into(nodes, value, config)

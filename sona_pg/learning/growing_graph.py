@@ -22,6 +22,7 @@ from sona_pg.learning.memory_archive import (
 )
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
+from sona_pg.types import as_seconds
 
 Pair = tuple[int, int]
 """Numbers of two nodes, the older one first."""
@@ -157,7 +158,7 @@ class GrowingGraph:
         InvalidInput
             If `now` is no time.
         """
-        now = _time(now)
+        now = as_seconds(now, "the time")
         nodes, facts = self.nodes, NodeFacts.of(self.nodes)
         rows = embedding_rows(nodes)
         every = [*self._edges.items(), *self._creative.items()]
@@ -323,11 +324,5 @@ def _consolidated(node: MemoryNode, columns: MemoryNodes, place: int, is_strengt
     return replace(node, **after)  # type: ignore[arg-type]
 
 
-def _time(at: float) -> float:
-    if not isinstance(at, int | float) or isinstance(at, bool) or not -1e15 < at < 1e15:
-        raise InvalidInput(f"the time is {at!r}, expected seconds since the epoch")
-    return float(at)
-
-
 def time_or_none(at: float | None) -> float | None:
-    return None if at is None else _time(at)
+    return None if at is None else as_seconds(at, "the time")

@@ -13,6 +13,7 @@ from sona_pg import kernels
 from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import ConfigError, InvalidInput, PatternExtractionError, SonaError
 from sona_pg.learning.clusters import Tally, without_duplicates
+from sona_pg.learning.kept_trajectories import KeptTrajectories
 from sona_pg.learning.patterns import (
     Change,
     LearnedPattern,
@@ -34,7 +35,7 @@ from sona_pg.learning.recommendation import (
 )
 from sona_pg.learning.recorded import PARAMETERS, STRATEGY, FedBack, Used, fed_back, quality_of, used_parameters
 from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, looked
-from sona_pg.types import Json, QueryTrajectory, finite_or_none
+from sona_pg.types import Json, QueryTrajectory, as_seconds, finite_or_none
 
 _Checked = tuple[NDArray[np.float32], float | None, Used, FedBack]
 """Unit query, quality, parameters, precision and recall."""
@@ -101,17 +102,10 @@ class ReasoningBank:
         self._next_id = 1
         self._centroids: tuple[int, NDArray[np.float32]] | None = None
         self._skipped = 0
-        self._forget()
+        self._kept = self._none_kept()
 
-    def _forget(self) -> None:
-        """No trajectory; room for a few, which grows."""
-        self._rows = np.empty((0, self.config.embedding_dim), dtype=np.float32)
-        self._quality = np.empty(0)
-        self._waiting = np.empty(0, dtype=bool)
-        self._member = np.empty(0, dtype=np.int64)
-        self._used: list[Used] = []
-        self._feedback: list[FedBack] = []
-        self._added = self._extracted = 0
+    def _none_kept(self) -> KeptTrajectories:
+        return KeptTrajectories(self.config.embedding_dim, self.config.max_trajectories)
 
     # ---- trajectories ------------------------------------------------------------------------------------------------
 
@@ -142,7 +136,7 @@ class ReasoningBank:
         InvalidInput
             If the query is zero or not finite, a parameter is no JSON, or precision or recall is out of range.
         """
-        self._keep(*self._checked(trajectory, parameters, precision, recall))
+        self._kept.add(*self._checked(trajectory, parameters, precision, recall))
 
     def add_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
         """Keep trajectories, as `add_trajectory` does: all of them, or none.
@@ -161,7 +155,7 @@ class ReasoningBank:
             self._skipped = skipped
             raise
         for parts in checked:
-            self._keep(*parts)
+            self._kept.add(*parts)
 
     def _checked(
         self,
@@ -170,7 +164,7 @@ class ReasoningBank:
         precision: float | None = None,
         recall: float | None = None,
     ) -> _Checked:
-        """What `_keep` takes."""
+        """What is kept of a trajectory."""
         if not isinstance(trajectory, QueryTrajectory) or not isinstance(trajectory.metadata, Mapping):
             found = type(trajectory).__name__
             raise InvalidInput(f"a {found} was given, expected a QueryTrajectory with metadata by name")
@@ -190,44 +184,14 @@ class ReasoningBank:
         self._skipped += skipped
         return query, quality, used, said
 
-    def _keep(
-        self,
-        query: NDArray[np.float32],
-        quality: float | None,
-        used: Used,
-        said: FedBack,
-    ) -> None:
-        """Keep what was checked."""
-        place = self._added % self.config.max_trajectories
-        if place == len(self._used):
-            self._grow(place)
-            self._used.append(used)
-            self._feedback.append(said)
-        else:
-            self._used[place], self._feedback[place] = used, said
-        self._rows[place] = query
-        self._quality[place] = math.nan if quality is None else quality
-        self._waiting[place] = True
-        self._member[place] = -1
-        self._added += 1
-
-    def _grow(self, size: int) -> None:
-        if size < len(self._rows):
-            return
-        room = min(max(size + size // 4, 64), self.config.max_trajectories)
-        # Where they lie, if there is room behind: a copy would need twice the memory for a while.
-        self._rows.resize((room, self.config.embedding_dim), refcheck=False)
-        for column in (self._quality, self._waiting, self._member):
-            column.resize(room, refcheck=False)
-
     @property
     def trajectory_count(self) -> int:
         """How many trajectories are kept."""
-        return len(self._used)
+        return len(self._kept)
 
     def clear(self) -> None:
         """Forget all trajectories; patterns and verdicts stay."""
-        self._forget()
+        self._kept = self._none_kept()
 
     # ---- patterns ----------------------------------------------------------------------------------------------------
 
@@ -242,17 +206,16 @@ class ReasoningBank:
         PatternExtractionError
             If the clusters cannot be computed; nothing has changed then.
         """
-        if self._update(_seconds(now)) is not None:
+        if self._update(as_seconds(now)) is not None:
             self.consolidate_patterns(now=now)
         return self.patterns
 
     def _update(self, now: float) -> Change | None:
         """As `extract_patterns`, and near duplicates stay; None if there was nothing new."""
-        n = len(self._used)
-        if self._extracted == self._added:
+        kept = self._kept
+        if kept.is_extracted:
             return None
-        waiting = self._waiting[:n]
-        rows, quality = self._rows[:n], self._quality[:n]
+        n, rows, quality, waiting = len(kept), kept.rows, kept.quality, kept.waiting
         k = min(self.config.k_clusters, max(1, n // self.config.min_cluster_size))
         try:
             known = level_centroids(self.patterns, self.config.embedding_dim)
@@ -267,17 +230,18 @@ class ReasoningBank:
             change = changed(self.patterns, clusters, now, self._next_id, self.config)
         except (InvalidInput, MemoryError, FloatingPointError) as cause:
             raise PatternExtractionError(f"{n} trajectories could not be clustered: {cause}") from cause
-        self._member[:n] = change.members[into[labels]]
-        counted = waiting & (self._member[:n] >= 0)
+        member = kept.member
+        member[:] = change.members[into[labels]]
+        counted = waiting & (member >= 0)
         self._take(
             change,
             (
-                (int(self._member[place]), float(quality[place]), self._used[place], self._feedback[place])
-                for place in self._oldest_first(np.flatnonzero(counted & ~np.isnan(quality)))
+                (int(member[place]), float(quality[place]), kept.used[place], kept.fed_back[place])
+                for place in kept.oldest_first(np.flatnonzero(counted & ~np.isnan(quality)))
             ),
         )
         waiting &= ~counted
-        self._extracted = self._added
+        kept.note_extraction()
         return change
 
     def _take(self, change: Change, judged: Iterable[tuple[int, float, Used, FedBack]]) -> None:
@@ -299,10 +263,6 @@ class ReasoningBank:
             patterns[id] = replace(patterns[id], best_strategy=best_strategy(known.get(STRATEGY)))
         self._patterns, self._verdicts, self._centroids = patterns, verdicts, None
         self._next_id += len(change.created)
-
-    def _oldest_first(self, places: NDArray[np.int64]) -> list[int]:
-        oldest = self._added % self.config.max_trajectories if self._added > len(self._used) else 0
-        return [int(p) for p in np.concatenate([places[places >= oldest], places[places < oldest]])]
 
     @property
     def patterns(self) -> list[LearnedPattern]:
@@ -349,7 +309,7 @@ class ReasoningBank:
             if not isinstance(number, int) or isinstance(number, bool) or number < 0:
                 raise InvalidInput(f"{name} is {number!r}, expected a whole number from 0")
         if now is not None:
-            now = _seconds(now)
+            now = as_seconds(now)
         min_quality = finite_or_none(min_quality, "min_quality")
         patterns = [pattern for pattern in self.patterns if pattern.abstraction_level == level]
         if self._centroids is None or self._centroids[0] != level:
@@ -373,7 +333,7 @@ class ReasoningBank:
 
     def consolidate_patterns(self, *, now: float = 0.0) -> dict[int, int]:
         """Merge near duplicates into the older one; by id of what went, the id of what it is part of now."""
-        now = _seconds(now)
+        now = as_seconds(now)
         plan = merge_plan(self.patterns, self.config.merge_threshold)
         if plan:
             kept = merged_patterns(self.patterns, plan, now, self.config)
@@ -384,22 +344,23 @@ class ReasoningBank:
                     both[name] = both[name].merged(verdict, self.verdict_config) if name in both else verdict
                 if both:
                     verdicts[into] = both
-                self._member[: len(self._used)][self._member[: len(self._used)] == id] = into
+                member = self._kept.member
+                member[member == id] = into
             self._patterns = {pattern.id: pattern for pattern in kept}
             self._verdicts, self._centroids = verdicts, None
         return plan
 
     def prune_patterns(self, *, now: float) -> list[int]:
         """Remove patterns that are of low quality AND unused AND old, with their verdicts; their ids."""
-        now = _seconds(now)
+        now = as_seconds(now)
         gone = [pattern.id for pattern in self.patterns if is_prunable(pattern, now, self.config)]
         for id in gone:
             del self._patterns[id]
             self._verdicts.pop(id, None)
             self._centroids = None
         if gone:
-            members = self._member[: len(self._used)]
-            members[np.isin(members, gone)] = -1
+            member = self._kept.member
+            member[np.isin(member, gone)] = -1
         return gone
 
     def verdicts(self, id: int) -> dict[str, Verdict]:
@@ -475,14 +436,14 @@ class ReasoningBank:
 
     def stats(self) -> BankStats:
         """What the bank holds."""
-        n = len(self._used)
+        kept = self._kept
         good = [p.avg_quality for p in self._patterns.values() if p.avg_quality >= self.config.quality_threshold]
         return BankStats(
-            trajectories=n,
-            waiting=int(self._waiting[:n].sum()),
-            judged=int((~np.isnan(self._quality[:n])).sum()),
-            unclustered=int((self._member[:n] < 0).sum()),
-            evicted=self._added - n,
+            trajectories=len(kept),
+            waiting=int(kept.waiting.sum()),
+            judged=int((~np.isnan(kept.quality)).sum()),
+            unclustered=int((kept.member < 0).sum()),
+            evicted=kept.evicted,
             skipped_parameters=self._skipped,
             patterns=len(self._patterns),
             good_patterns=len(good),
@@ -503,7 +464,7 @@ class ReasoningBank:
         InvalidInput
             If it is no export, or damaged; nothing was taken over.
         """
-        now = _seconds(now)
+        now = as_seconds(now)
         patterns, verdicts = bank_from_json(exported, self.config.embedding_dim)
         if any(len(known) > self.verdict_config.max_parameters for known in verdicts.values()):
             raise ConfigError(
@@ -521,10 +482,3 @@ class ReasoningBank:
         self._centroids = None
         plan = self.consolidate_patterns(now=now)
         return {old: plan.get(new, new) for old, new in renamed.items()}
-
-
-def _seconds(now: float) -> float:
-    """A time as it is: single precision would lose minutes of it."""
-    if not isinstance(now, float | int) or isinstance(now, bool) or not -1e15 < now < 1e15:
-        raise InvalidInput(f"now is {now!r}, expected seconds since the epoch")
-    return float(now)

@@ -32,6 +32,7 @@ from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.reasoning_bank import ReasoningBank
 from sona_pg.learning.system_integration import system_integration
 from sona_pg.loops.deep_config import DeepConfig
+from sona_pg.types import as_seconds
 
 DONE = "done"
 
@@ -232,7 +233,7 @@ class DeepLoop:
             changed.
         """
         began = time.monotonic()
-        at = _seconds(time.time() if now is None else now)
+        at = as_seconds(time.time() if now is None else now)
         activity = None if series is None else as_finite(series, 2, "the series")
         if activity is not None:
             check_nodes(activity.shape[1])
@@ -472,9 +473,3 @@ def _entries(ids: Iterable[int]) -> list[int]:
         if not isinstance(id, int) or isinstance(id, bool):
             raise InvalidInput(f"an entry of the archive is {id!r}, expected its id")
     return chosen
-
-
-def _seconds(now: float) -> float:
-    if not isinstance(now, float | int) or isinstance(now, bool) or not -1e15 < now < 1e15:
-        raise InvalidInput(f"now is {now!r}, expected seconds since the epoch")
-    return float(now)

@@ -110,6 +110,7 @@ def logins(empty_url: str) -> Iterator[Callable[..., None]]:
     names = ("sona_user", "sona_grafana")
     with psycopg.connect(empty_url, autocommit=True) as connection:
         if connection.execute("SELECT FROM pg_roles WHERE rolname = ANY (%s)", (list(names),)).fetchone():
+            # Of a stack that somebody runs, on a server that was given: they are not for a test to drop.
             pytest.skip("the server has logins of the stack already")
 
     def run(grafana: str = "") -> None:
