@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 OWN = "sona-pg"
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 120
 
 
 def main() -> int:
