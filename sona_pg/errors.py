@@ -101,6 +101,14 @@ class InvalidInput(LearningError, ValueError):
     """A value from outside is not what it must be; nothing was recorded or learned from it."""
 
 
+class EmbedderError(SonaError):
+    """An embedder failed, or answered what are no vectors of its dimension."""
+
+
+class ResponderError(SonaError):
+    """A responder failed, or answered what is no text."""
+
+
 class MemoryGraphError(SonaError):
     """The memory graph could not be read or changed."""
 
