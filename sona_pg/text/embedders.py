@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +90,16 @@ class HashingEmbedder:
         return np.asarray(rows / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
+class SentenceModel(Protocol):
+    """A model of sentence-transformers, as far as it is used here."""
+
+    def encode(self, sentences: list[str], *, show_progress_bar: bool) -> ArrayLike:
+        """Vectors (n, dim)."""
+
+    def get_sentence_embedding_dimension(self) -> int | None:
+        """Components."""
+
+
 class SentenceTransformerEmbedder:
     """A model of sentence-transformers, on this machine.
 
@@ -97,16 +107,19 @@ class SentenceTransformerEmbedder:
     ----------
     model
         Its name, or a model that is loaded.
+    name
+        Names a model that is loaded.
 
     Raises
     ------
     ConfigError
-        If sentence-transformers is not installed.
+        If sentence-transformers is not installed, or a model that is loaded has no name.
     EmbedderError
         If the model cannot be loaded.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: str | SentenceModel, name: str | None = None) -> None:
+        self._model: SentenceModel
         if isinstance(model, str):
             try:
                 from sentence_transformers import SentenceTransformer
@@ -118,15 +131,16 @@ class SentenceTransformerEmbedder:
                 self._model = SentenceTransformer(model)
             except Exception as cause:
                 raise EmbedderError(f"the model {model!r} could not be loaded: {cause}") from cause
-            self._name = model
+            self._name = model if name is None else name
+        elif name is None:
+            raise ConfigError("a model that is loaded needs a name: vectors of two models are not comparable")
         else:
-            self._model = model
-            self._name = str(getattr(model.model_card_data, "base_model", None) or type(model).__name__)
+            self._model, self._name = model, name
 
     @property
     def dim(self) -> int:
         """Components."""
-        return int(self._model.get_sentence_embedding_dimension())
+        return int(self._model.get_sentence_embedding_dimension() or 0)
 
     @property
     def fingerprint(self) -> str:

@@ -38,12 +38,10 @@ class Endpoint:
         self.url = (self._config.url or os.environ.get(ENV_URL, "")).rstrip("/")
         self._key = self._config.key or os.environ.get(ENV_KEY, "")
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"the endpoint's address is {self.url!r}, expected http(s)://…/v1: give it, or set {ENV_URL}"
-            )
+            raise ConfigError(f"the address is {self.url!r}, expected http://… or https://…: give it, or set {ENV_URL}")
 
-    def post(self, path: str, body: Mapping[str, Any], error: type[SonaError]) -> Any:
-        """What is answered, as JSON.
+    def post(self, path: str, body: Mapping[str, Any], error: type[SonaError]) -> dict[str, Any]:
+        """The object that is answered.
 
         A connection that fails, a time that is over, and a status that may pass (408, 409, 429, 5xx) are tried again,
         `EndpointConfig.attempts` times in all, after a pause that doubles; what is refused otherwise is not.
@@ -62,10 +60,13 @@ class Endpoint:
         for attempt in range(1, self._config.attempts + 1):
             try:
                 with urllib.request.urlopen(request, timeout=self._config.timeout_seconds) as answer:
-                    return json.load(answer)
+                    said = json.load(answer)
+                if not isinstance(said, dict):
+                    raise error(f"{self.url}/{path} answered a {type(said).__name__}, expected an object")
+                return said
             except urllib.error.HTTPError as refusal:
-                said = refusal.read(500).decode(errors="replace")
-                problem = f"{self.url}/{path} answered {refusal.code}: {said}"
+                reason = refusal.read(500).decode(errors="replace")
+                problem = f"{self.url}/{path} answered {refusal.code}: {reason}"
                 if refusal.code not in _MAY_PASS:
                     raise error(problem) from refusal
             except (OSError, ValueError) as cause:
