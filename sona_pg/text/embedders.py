@@ -264,14 +264,14 @@ class CheckedEmbedder:
         Raises
         ------
         InvalidInput
-            If a text is none, is empty, or longer than `EmbeddingConfig.max_characters`; the embedder was not asked.
+            If a text is none, is empty, has half of a character, or is longer than `EmbeddingConfig.max_characters`; the embedder was not asked.
         EmbedderError
             If it fails, or answers what are no vectors.
         DimensionMismatch
             If its vectors have another dimension than it says.
         """
         checked = [self._checked(text) for text in texts]
-        keys = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in checked]
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in checked]
         found: dict[bytes, Vectors] = {}
         with self._lock:
             for key in keys:
@@ -295,6 +295,10 @@ class CheckedEmbedder:
             raise InvalidInput(f"a text is a {type(text).__name__}, expected a string")
         if not text.strip():
             raise InvalidInput("a text is empty: there is nothing to embed")
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:
+            raise InvalidInput(f"a text has half of a character, {text[cause.start]!r}: decode it anew") from cause
         if len(text) > self._config.max_characters:
             raise InvalidInput(
                 f"a text has {len(text)} characters, expected at most {self._config.max_characters}: cut it into parts"
