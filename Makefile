@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos lint bench wheel clean
+.PHONY: demo test fuzz chaos upgrade-test emulated-test compose-test lint audit sbom bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -27,10 +27,36 @@ chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.deep_cycles $(CHAOS)
 	$(if $(COLLECTIONS),$(BIN)/python -m tests.acceptance.processes $(COLLECTIONS))
 
+# Restores from dumps and archives, and an upgrade under load by two versions of the code; needs the clone's history.
+upgrade-test: $(VENV)/.installed
+	$(BIN)/python -m tests.acceptance.backups
+	$(BIN)/python -m tests.acceptance.two_versions
+
+# The wheel on a CPU without AVX2; needs qemu-x86_64 (Debian and Ubuntu: apt-get install qemu-user).
+emulated-test: $(VENV)/.installed
+	$(BIN)/python -m tests.acceptance.emulated $(EMULATED)
+
+# The stack of docker-compose.yml, really started and killed: it takes a Docker engine, see docs/compose.md.
+compose-test: $(VENV)/.installed
+	$(BIN)/python -m tests.compose $(COMPOSE_TEST)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what is installed; AUDIT=--strict fails where nobody could be asked, too.
+audit: $(VENV)/.installed
+	$(BIN)/python .ci/audit.py $(AUDIT)
+
+# What the wheel brings with it, and nothing of what it was built and tested with: dist/sbom.json, CycloneDX.
+sbom: $(VENV)/.installed
+	rm -rf build/sbom && mkdir -p build dist && $(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet '.[embedded]'
+	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible --validate \
+	  --output-file dist/sbom.json build/sbom/bin/python
+	rm -rf build/sbom
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -35,6 +35,7 @@ NAMES = (
     "dreams",
     "dreaming",
     "deep",
+    "scaling",
 )
 
 

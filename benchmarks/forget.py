@@ -34,7 +34,7 @@ def run(*, quick: bool) -> list[Row]:
     return [*_forget(384, 50_000, weigh=False), *_forget(64, 50_000, weigh=True)]
 
 
-class _Traffic:
+class Traffic:
     """Events of 50 users in turn, with 3 to 5 items each; every tenth is scored later."""
 
     def __init__(self, dim: int, trajectories: int) -> None:
@@ -87,7 +87,7 @@ _WEIGHED = (
 
 
 def _forget(dim: int, trajectories: int, *, weigh: bool, compare_weighed: bool = False) -> Iterator[Row]:
-    traffic = _Traffic(dim, trajectories)
+    traffic = Traffic(dim, trajectories)
     instant = InstantLoopConfig(max_pending_signals=2 * FLUSH_EVERY)
     with (
         benchmark_engine(dim, instant=instant) as engine,

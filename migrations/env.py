@@ -19,6 +19,7 @@ def run(connection: sa.Connection) -> None:
         version_table_schema=SCHEMA,
         include_schemas=True,
         include_name=lambda name, kind, parents: kind != "schema" or name == SCHEMA,
+        on_version_apply=context.config.attributes.get("on_version_apply", ()),
     )
     with context.begin_transaction():
         context.run_migrations()

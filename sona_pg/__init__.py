@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TransferConfig,
         VerdictConfig,
     )
+    from sona_pg.embedder import abort_embedder, change_embedder, finish_embedder
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.errors import (
         ConfigError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         DatabaseError,
         DatabaseUnavailable,
         DimensionMismatch,
+        EmbedderError,
         EmbedderMismatch,
         IncompleteLedger,
         InvalidInput,
@@ -82,10 +84,12 @@ if TYPE_CHECKING:
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.deep_config import DeepConfig
     from sona_pg.loops.deep_loop import DeepLoop, DeepResult
+    from sona_pg.loops.embedder import EmbedderReport
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
     from sona_pg.loops.metrics import InstantLoopMetrics
     from sona_pg.store.improvement import ImprovementMetrics
+    from sona_pg.store.recorded_queries import RecordedQuery
     from sona_pg.types import (
         Answer,
         LearningSignal,
@@ -121,6 +125,11 @@ _MODULES = {
         "TransferConfig",
         "VerdictConfig",
     ),
+    "sona_pg.embedder": (
+        "abort_embedder",
+        "change_embedder",
+        "finish_embedder",
+    ),
     "sona_pg.engine": (
         "Recall",
         "SonaEngine",
@@ -132,6 +141,7 @@ _MODULES = {
         "DatabaseError",
         "DatabaseUnavailable",
         "DimensionMismatch",
+        "EmbedderError",
         "EmbedderMismatch",
         "IncompleteLedger",
         "InvalidInput",
@@ -193,10 +203,12 @@ _MODULES = {
         "DeepLoop",
         "DeepResult",
     ),
+    "sona_pg.loops.embedder": ("EmbedderReport",),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
     "sona_pg.loops.metrics": ("InstantLoopMetrics",),
     "sona_pg.store.improvement": ("ImprovementMetrics",),
+    "sona_pg.store.recorded_queries": ("RecordedQuery",),
     "sona_pg.types": (
         "Answer",
         "LearningSignal",
@@ -233,7 +245,9 @@ __all__ = [
     "DreamEvidence",
     "DreamEvidenceConfig",
     "EdgeWeights",
+    "EmbedderError",
     "EmbedderMismatch",
+    "EmbedderReport",
     "EvidenceConfig",
     "EwcConfig",
     "EwcPlusPlus",
@@ -267,6 +281,7 @@ __all__ = [
     "QueryTrajectory",
     "ReasoningBank",
     "Recall",
+    "RecordedQuery",
     "SchedulerUnavailable",
     "SchemaMismatch",
     "Score",
@@ -292,10 +307,13 @@ __all__ = [
     "UnsupportedServer",
     "VerdictConfig",
     "__version__",
+    "abort_embedder",
     "analogies",
     "apply_plan",
+    "change_embedder",
     "consolidation_plan",
     "dreams_help",
+    "finish_embedder",
     "pattern_hierarchy",
     "system_integration",
 ]

@@ -668,6 +668,8 @@ class StoreConfig:
         Spooled trajectories and scores that are replayed in one transaction.
     replay_batch
         Ledger entries that are read at once to be learned once more.
+    embed_batch
+        Recorded queries that are embedded at once, and written in one transaction, when a space changes its embedder.
     """
 
     connect_timeout_seconds: int = 10
@@ -682,6 +684,7 @@ class StoreConfig:
     spool_segment_bytes: int = 16 << 20
     spool_batch: int = 500
     replay_batch: int = 1_000
+    embed_batch: int = 256
 
     def __post_init__(self) -> None:
         _whole("connect_timeout_seconds", self.connect_timeout_seconds, 1, 3600)
@@ -696,6 +699,7 @@ class StoreConfig:
         _whole("spool_segment_bytes", self.spool_segment_bytes, 1, 1 << 32)
         _whole("spool_batch", self.spool_batch, 1, 100_000)
         _whole("replay_batch", self.replay_batch, 1, 100_000)
+        _whole("embed_batch", self.embed_batch, 1, 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1535,7 +1539,7 @@ class TelemetryConfig:
         _within("stall_seconds", self.stall_seconds, 0.1, 86_400.0)
 
 
-SCHEMA_REVISION = "0009"
+SCHEMA_REVISION = "0010"
 """Revision of the database that this version works with."""
 
 MAX_DIM = 16_000

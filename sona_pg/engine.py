@@ -28,7 +28,15 @@ from sona_pg.config import (
     StoreConfig,
     StrategyConfig,
 )
-from sona_pg.errors import ConfigError, DatabaseError, DimensionMismatch, InvalidInput, SonaError, UnknownSpace
+from sona_pg.errors import (
+    ConfigError,
+    DatabaseError,
+    DimensionMismatch,
+    EmbedderMismatch,
+    InvalidInput,
+    SonaError,
+    UnknownSpace,
+)
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix, is_matrix
@@ -38,7 +46,7 @@ from sona_pg.learning.recommendation import Recommendation, optimized_params
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
-from sona_pg.loops.forget import ForgetReport, forget
+from sona_pg.loops.forget import ForgetReport, forget, forget_beside
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
@@ -191,6 +199,10 @@ class SonaEngine:
             spaces.check_embedder(connection, found, embedder)
             instant, adapter = spaces.claim_settings(connection, found, instant, adapter)
             strategy = strategist.claim_settings(connection, found, strategy)
+        if found.standby_of is not None:
+            raise EmbedderMismatch(
+                f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
+            )
         loop = InstantLoop(
             found.dim,
             instant,
@@ -235,7 +247,11 @@ class SonaEngine:
         ------
         DimensionMismatch, InvalidInput
             If it has another dimension, or holds NaN or infinity.
+        EmbedderMismatch
+            If the space has moved to another embedder.
         """
+        if self._loop.has_moved:
+            self._check_open()
         if self._evidence.served.strategy == "adapted":
             return self._loop.serving.adapt(query)
         if is_matrix(query):
@@ -645,6 +661,8 @@ class SonaEngine:
                 raise InvalidInput(f"{name} is {value!r}, expected True or False")
         store = SpaceStore(self._space, self._database.connect, self._database.config, None)
         try:
+            # First where nobody looks: what is refused there must not be half forgotten.
+            forget_beside(store, user_id, accept_lost=accept_lost)
             return forget(store, self._loop, self._evidence, user_id, accept_lost=accept_lost, wait=wait)
         finally:
             store.close()
@@ -775,6 +793,12 @@ class SonaEngine:
             raise ConfigError("the engine is closed: connect again")
         if self._pid != os.getpid():
             raise ConfigError("the engine was connected before this process was forked: connect in each process")
+        if self._loop.has_moved:
+            raise EmbedderMismatch(
+                f"space {self._space.name!r} has moved to another embedder than {self._space.embedder!r}: embed with "
+                "that one and connect again; what was recorded until now is kept, and the next run of the change "
+                "carries it over"
+            )
 
     def __enter__(self) -> Self:
         return self

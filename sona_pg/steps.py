@@ -50,6 +50,19 @@ FORGET = (
 )
 """Of the transaction that forgets a user, in order."""
 
+EMBEDDER = (
+    "embedder.after_prepare",
+    "embedder.after_queries",
+    "embedder.after_embedding",
+    "embedder.after_entries",
+    "embedder.after_relearning",
+    "embedder.after_lock",
+    "embedder.after_copy",
+    "embedder.before_commit",
+    "embedder.after_commit",
+)
+"""Of a change of the embedder, in order; after_queries and after_entries are reached once for each batch."""
+
 CYCLE = (
     "cycle.after_claim",
     "cycle.after_read",
@@ -62,7 +75,17 @@ CYCLE = (
 )
 """Of a cycle, in order; those from after_read to after_commit are reached once for each of its phases."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {"instant": FLUSH, "evidence": EVIDENCE, "forget": FORGET, "cycle": CYCLE}
+MIGRATE = ("migrate.after_revision", "migrate.before_commit")
+"""Of a migration; the first is reached once for each revision."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {
+    "instant": FLUSH,
+    "evidence": EVIDENCE,
+    "forget": FORGET,
+    "embedder": EMBEDDER,
+    "cycle": CYCLE,
+    "migrate": MIGRATE,
+}
 """The steps of every loop, and of what people start: the chaos test kills at each of the loops'."""
 
 

@@ -16,7 +16,7 @@ from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import errors, runs, spaces, strategist, versions
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, require_schema
 from sona_pg.store.database import Database
 from sona_pg.store.spool import waiting_spaces
 from sona_pg.telemetry import NoTelemetry
@@ -91,8 +91,11 @@ class InstantWorker:
         ------
         DatabaseUnavailable
             If the database cannot be reached.
+        SchemaMismatch
+            If the schema was migrated since: another version of the code is to go on.
         """
         connection = self._connected()
+        require_schema(connection)
         names = self._spaces_with_work(connection)
         learned = sum(self._attempt(connection, "instant", name, partial(self._learn, name)) for name in names)
         self._apply_retention(connection)
@@ -144,6 +147,8 @@ class InstantWorker:
 
     def _weigh(self, name: str) -> int:
         loop = self._evidence.pop(name, None)
+        if loop is not None and not spaces.is_named(self._connected(), loop.space):
+            loop = None
         if loop is None:
             while len(self._evidence) >= self._config.open_spaces:
                 self._evidence.pop(next(iter(self._evidence))).close()
@@ -169,6 +174,9 @@ class InstantWorker:
 
     def _loop(self, name: str) -> InstantLoop:
         loop = self._loops.get(name)
+        if loop is not None and loop.space is not None and not spaces.is_named(self._connected(), loop.space):
+            self._loops.pop(name).close()
+            loop = None
         if loop is None:
             while len(self._loops) >= self._config.open_spaces:
                 self._loops.pop(next(iter(self._loops))).close()

@@ -311,6 +311,8 @@ DECLARE
 BEGIN
     SELECT s.space_id INTO gone FROM sona.space s WHERE s.name = drop_space.space;
     IF gone IS NULL THEN PERFORM sona._unknown_space(drop_space.space); END IF;
+    -- What is kept beside it while it changes its embedder holds the same.
+    PERFORM sona.drop_space(s.name) FROM sona.space s WHERE s.standby_of = gone;
     -- One at a time: to drop an index each would wait for what the others have deleted to be committed.
     IF sona._queries_index(gone) IS NOT NULL OR sona._vectors_index('pattern', gone) IS NOT NULL
        OR sona._vectors_index('memory_node', gone) IS NOT NULL THEN

@@ -148,7 +148,9 @@ BEGIN
     IF score.space IS NULL THEN
         holders := ARRAY(
             SELECT x.name FROM sona.space x
-            WHERE EXISTS (SELECT FROM sona.trajectory t
+            -- One that is kept beside a space, while that changes its embedder, has the same trajectories.
+            WHERE x.standby_of IS NULL
+              AND EXISTS (SELECT FROM sona.trajectory t
                           WHERE t.space_id = x.space_id AND t.trajectory_id = score.trajectory)
             ORDER BY x.name);
         IF cardinality(holders) = 0 THEN

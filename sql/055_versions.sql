@@ -122,6 +122,11 @@ BEGIN
         wanted := what::bigint;
     END IF;
     IF NOT EXISTS (SELECT FROM sona.adapter_version v WHERE v.space_id = _version.space_id AND v.version = wanted) THEN
+        IF EXISTS (SELECT FROM sona.space p JOIN sona.adapter_version v USING (space_id)
+                   WHERE p.standby_of = _version.space_id AND p.replaced_at IS NOT NULL AND v.version = wanted) THEN
+            PERFORM sona._refuse('SN005', format('version %s is of the embedder before', wanted),
+                                 'sona space re-embed SPACE --abort goes back to that embedder as a whole');
+        END IF;
         PERFORM sona._refuse(
             'SN005', CASE WHEN wanted BETWEEN 1 AND newest
                           THEN format('version %s was deleted: it was pruned, or held what was to be forgotten', wanted)

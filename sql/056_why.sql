@@ -26,7 +26,7 @@ BEGIN
     END IF;
     holders := ARRAY(
         SELECT s.name FROM sona.space s
-        WHERE s.name = coalesce(space, s.name)
+        WHERE s.name = coalesce(space, s.name) AND (space IS NOT NULL OR s.standby_of IS NULL)
           AND EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = s.space_id AND t.trajectory_id = trajectory)
         ORDER BY s.name);
     IF cardinality(holders) > 1 THEN

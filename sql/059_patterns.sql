@@ -1,5 +1,7 @@
 -- Patterns near a query, and what is known in each. Reading writes nothing.
 
+DROP FUNCTION IF EXISTS sona._indexed_patterns(bigint, integer);
+
 CREATE OR REPLACE FUNCTION sona._indexed_patterns(space_id bigint, dim integer, columns text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 -- Literals: a partial index on an expression serves only the very same expression and predicate. Not format(), which is

@@ -38,42 +38,68 @@ END $$;
 COMMENT ON FUNCTION sona._may_grant IS
     'Whether a role may grant a space: one that has no grants yet, as whoever creates it does, or one that it may write.';
 
-DROP POLICY IF EXISTS reads ON sona.space_grant;
-DROP POLICY IF EXISTS grants ON sona.space_grant;
-DROP POLICY IF EXISTS changes ON sona.space_grant;
-DROP POLICY IF EXISTS revokes ON sona.space_grant;
--- Who may grant a space sees who has it. A subquery, not a function of the row: it runs once for a statement.
-CREATE POLICY reads ON sona.space_grant FOR SELECT
-    USING (sona._is_member(role_name) OR space_id = ANY ((SELECT sona._grantable_spaces(current_user))::bigint[]));
-CREATE POLICY grants ON sona.space_grant FOR INSERT WITH CHECK (sona._may_grant(space_id, current_user));
-CREATE POLICY changes ON sona.space_grant FOR UPDATE
-    USING (sona._may_grant(space_id, current_user)) WITH CHECK (sona._may_grant(space_id, current_user));
-CREATE POLICY revokes ON sona.space_grant FOR DELETE USING (sona._may_grant(space_id, current_user));
-
 DO $$
 DECLARE
+    granted constant text := 'space_id IN (SELECT g.space_id FROM sona.space_grant g WHERE sona._is_member(g.role_name))';
+    writable constant text :=
+        'space_id IN (SELECT g.space_id FROM sona.space_grant g WHERE g.may_write AND sona._is_member(g.role_name))';
     part record;
+    found text;
+    noted text;
+    made boolean;
 BEGIN
     FOR part IN
-        SELECT c.oid::regclass AS name, c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        SELECT c.oid::regclass AS name, c.relname, c.relrowsecurity AS enabled, c.relforcerowsecurity AS forced
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'
     LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', part.name);
+        IF NOT part.enabled THEN
+            EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', part.name);
+        END IF;
         -- Not forced on the grants themselves: sona._may_grant, which their policies ask, must see all of them.
-        CONTINUE WHEN part.relname = 'space_grant';
-        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', part.name);
-        EXECUTE format('DROP POLICY IF EXISTS reads ON %s', part.name);
-        EXECUTE format('DROP POLICY IF EXISTS writes ON %s', part.name);
-        -- A subquery, not a function of the row: it runs once for a statement.
-        EXECUTE format(
-            'CREATE POLICY reads ON %s FOR SELECT USING (space_id IN (SELECT g.space_id FROM sona.space_grant g'
-            ' WHERE sona._is_member(g.role_name)))', part.name);
-        EXECUTE format(
-            'CREATE POLICY writes ON %s USING (space_id IN (SELECT g.space_id FROM sona.space_grant g'
-            ' WHERE g.may_write AND sona._is_member(g.role_name))) WITH CHECK (%s)', part.name,
-            -- A new space has no grants yet: it is for the session that drew its id.
-            CASE part.relname WHEN 'space' THEN 'sona._may_grant(space_id, current_user)'
-            ELSE 'space_id IN (SELECT g.space_id FROM sona.space_grant g'
-                 ' WHERE g.may_write AND sona._is_member(g.role_name))' END);
+        IF NOT part.forced AND part.relname <> 'space_grant' THEN
+            EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', part.name);
+        END IF;
+    END LOOP;
+
+    FOR part IN
+        SELECT c.oid, c.oid::regclass AS name, p.policy, p.definition
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        CROSS JOIN LATERAL (
+            -- Who may grant a space sees who has it. Subqueries, not functions of the row: they run once for a statement.
+            SELECT * FROM (VALUES
+                ('reads', 'FOR SELECT USING (sona._is_member(role_name)'
+                          ' OR space_id = ANY ((SELECT sona._grantable_spaces(current_user))::bigint[]))'),
+                ('grants', 'FOR INSERT WITH CHECK (sona._may_grant(space_id, current_user))'),
+                ('changes', 'FOR UPDATE USING (sona._may_grant(space_id, current_user))'
+                            ' WITH CHECK (sona._may_grant(space_id, current_user))'),
+                ('revokes', 'FOR DELETE USING (sona._may_grant(space_id, current_user))')) g (policy, definition)
+            WHERE c.relname = 'space_grant'
+            UNION ALL
+            SELECT * FROM (VALUES
+                ('reads', format('FOR SELECT USING (%s)', granted)),
+                -- A new space has no grants yet: it is for the session that drew its id.
+                ('writes', format('USING (%s) WITH CHECK (%s)', writable,
+                    CASE c.relname WHEN 'space' THEN 'sona._may_grant(space_id, current_user)' ELSE writable END))) t
+            WHERE c.relname <> 'space_grant') p
+        WHERE c.relnamespace = 'sona'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'space_id'
+    LOOP
+        made := false;
+        LOOP
+            -- What it was made from, and what it is now, whoever has changed it.
+            SELECT md5(concat_ws('|', part.definition, w.polcmd, w.polpermissive, w.polroles,
+                                 pg_get_expr(w.polqual, w.polrelid), pg_get_expr(w.polwithcheck, w.polrelid))),
+                   obj_description(w.oid, 'pg_policy')
+            INTO found, noted FROM pg_policy w WHERE w.polrelid = part.oid AND w.polname = part.policy;
+            -- One that is right is left alone: to make it anew would lock its table, and wait for all who use it.
+            EXIT WHEN found = noted;
+            IF made THEN
+                EXECUTE format('COMMENT ON POLICY %I ON %s IS %L', part.policy, part.name, found);
+                EXIT;
+            END IF;
+            EXECUTE format('DROP POLICY IF EXISTS %I ON %s', part.policy, part.name);
+            EXECUTE format('CREATE POLICY %I ON %s %s', part.policy, part.name, part.definition);
+            made := true;
+        END LOOP;
     END LOOP;
 END $$;

@@ -135,7 +135,8 @@ BEGIN
             sona.loop_run, sona.pattern, sona.pattern_access, sona.pattern_state, sona.verdict, sona.base_state,
             sona.fisher_snapshot, sona.memory_node, sona.memory_node_state, sona.memory_state TO sona_worker;
         GRANT UPDATE (strategy, frozen_from, control_share, embedder, trajectory_retention, step_retention,
-                      steps_deleted_before, steps_lost_before, may_transfer) ON sona.space TO sona_worker;
+                      steps_deleted_before, steps_lost_before, may_transfer, name, standby_of, replaced_at)
+            ON sona.space TO sona_worker;
         GRANT UPDATE (may_write) ON sona.space_grant TO sona_worker;
         GRANT UPDATE (revision) ON sona.score TO sona_worker;
         -- What was merged into a node that is merged, too.

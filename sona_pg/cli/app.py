@@ -9,6 +9,7 @@ from sona_pg.cli import logs
 from sona_pg.cli.cycles import cycle
 from sona_pg.cli.demo import demo
 from sona_pg.cli.doctor import doctor
+from sona_pg.cli.embedder import re_embed
 from sona_pg.cli.evaluate import evaluate
 from sona_pg.cli.forget import forget
 from sona_pg.cli.memory import memory
@@ -93,6 +94,7 @@ def migrate(given: str | None, dry_run: bool) -> None:
     click.echo(f"schema {verb} at revision {reached}; it was at {before or 'none'}")
 
 
+space.add_command(re_embed)
 app.add_command(space)
 app.add_command(status)
 app.add_command(doctor)

@@ -22,7 +22,7 @@ from sona_pg.loops.schedule import next_time
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import errors, runs
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, require_schema, translated
 from sona_pg.store.database import Database
 from sona_pg.store.runs import Due, Run, Unplanned
 from sona_pg.telemetry import NoTelemetry
@@ -89,9 +89,12 @@ class LoopCoordinator:
             If it is short of something, or another session holds what is needed.
         PermissionDenied
             If the role may not run cycles.
+        SchemaMismatch
+            If the schema was migrated since: another version of the code is to go on.
         """
         stop = threading.Event() if stop is None else stop
         connection = self._connected()
+        require_schema(connection)
         runs.ensure_schedules(connection, self._loop.name, self._loop.schedule)
         self._plan(connection)
         # What was asked for until now, this look finds: the hints would only cause as many more.

@@ -41,6 +41,7 @@ from sona_pg.store import errors, spaces
 from sona_pg.store import learning as learning_store
 from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
+from sona_pg.store.spaces import Space
 from sona_pg.store.strategist import (
     Adopted,
     AnswerOutcome,
@@ -98,6 +99,11 @@ class EvidenceLoop:
         self._refreshed_at = strategist_store.standing(store.connection(), store.space)
         self.served = strategist_store.read_served(store.connection(), store.space, strategy)
         """What answers; replaced by `refresh`."""
+
+    @property
+    def space(self) -> Space:
+        """The space, as it was when the loop was made."""
+        return self._store.space
 
     def advance(self) -> int:
         """Take in up to a batch of ledger entries; gives how many.

@@ -20,9 +20,11 @@ from sona_pg.learning.forgetting import Replay, digest_of
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
-from sona_pg.store import spaces
+from sona_pg.store import spaces, strategist
+from sona_pg.store.embedder import find_standby
 from sona_pg.store.forget import (
     ForgetTransaction,
     Lost,
@@ -32,7 +34,6 @@ from sona_pg.store.forget import (
     forget_transaction,
 )
 from sona_pg.store.learning import read_head
-from sona_pg.store.ledger import read_ledger
 
 log = logging.getLogger("sona_pg")
 
@@ -143,6 +144,30 @@ def forget(
     return replace(report, seconds=time.monotonic() - began)
 
 
+def forget_beside(store: SpaceStore, user_id: str, *, accept_lost: bool) -> None:
+    """Forget a user in what is kept beside a space while that changes its embedder.
+
+    Raises
+    ------
+    IncompleteLedger, PermissionDenied, DatabaseError
+        As `forget`.
+    """
+    connection = store.connection()
+    standby = find_standby(connection, store.space)
+    if standby is None:
+        return
+    kept = SpaceStore(standby.space, store.connection, store.config, None)
+    if standby.replaced_at is None:
+        # It learns anew once the ledger of the space is another one.
+        with forget_transaction(connection, standby.space, store.config) as transaction:
+            transaction.delete(transaction.trajectories_of(user_id), user_id)
+        return
+    instant, adapter = spaces.claim_settings(connection, standby.space, None, None)
+    loop = InstantLoop(standby.space.dim, instant, adapter=adapter, space=standby.space.config, store=kept)
+    weighing = EvidenceLoop(kept, strategist.claim_settings(connection, standby.space, None), adapter)
+    forget(kept, loop, weighing, user_id, accept_lost=accept_lost, wait=True)
+
+
 class _Forgetting:
     """One user, who is being forgotten."""
 
@@ -242,17 +267,10 @@ class _Forgetting:
 
     def _learn_batch(self, replay: Replay) -> int:
         """Learn the next entries once more; gives how many there were."""
-        connection, store = self._store.connection(), self._store
-        batch = read_ledger(connection, store.space, self._next, store.config.replay_batch)
-        pool = replay.learner.pool
-        missing = sorted(item for item in batch.items() if pool.row(item) is None)
-        embeddings = spaces.item_embeddings(connection, store.space, missing)
-        for entry in batch.events(replay.became):
-            # What is lost was accepted to be, or is found once the lock is held.
-            if entry.event is not None and entry.event.trajectory.user_id != self._user_id:
-                replay.learn(entry.event, entry.learned, embeddings)
-            self._next = entry.ordinal + 1
-        return len(batch)
+        # What is lost was accepted to be, or is found once the lock is held.
+        after = relearn(self._store, replay, self._next, without=self._user_id)
+        learned, self._next = after - self._next, after
+        return learned
 
     def _rebuild(self, transaction: ForgetTransaction) -> ForgetReport:
         before = transaction.head()

@@ -51,6 +51,7 @@ from sona_pg.store import spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.learning import LearningTransaction, LedgerEntry
 from sona_pg.store.observation import DROPPED
+from sona_pg.store.spaces import Space
 from sona_pg.store.spool import Spool
 from sona_pg.store.spool_record import Event
 from sona_pg.types import FloatVector, QueryTrajectory, Score
@@ -140,6 +141,7 @@ class InstantLoop:
         self._counts = InstantLoopMetrics()
         self._base: tuple[int, int, datetime | None] | None = None
         self._version = 0
+        self._has_moved = False
         if store is None:
             self._learner = self._new_learner(pool)
         else:
@@ -205,6 +207,16 @@ class InstantLoop:
     def version(self) -> int:
         """Last published version that the local state comes from."""
         return self._version
+
+    @property
+    def space(self) -> Space | None:
+        """The space, as it was when the loop was made; None without a store."""
+        return None if self._store is None else self._store.space
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a space of another embedder has taken the place of this one, as the last flush has seen it."""
+        return self._has_moved
 
     @property
     def micro_lora(self) -> MicroLoRA:
@@ -462,7 +474,7 @@ class InstantLoop:
             self._learn_waiting()
             if claim or self._unflushed or self._unflushed_scores:
                 claimed = self._flush_or_set_aside(connection, store, claim)
-            elif learning_store.read_head(connection, store.space).base != self._base:
+            elif learning_store.read_head(connection, store.space).key != (self._base, self._has_moved):
                 self._adopt_published(connection)
                 self._serving = self._learner.serving()
         except BaseException as error:
@@ -705,6 +717,7 @@ class InstantLoop:
             reached("flush.before_commit")
         reached("flush.after_commit")
         self._learner, self._base, self._version = learner, head.base, head.version
+        self._has_moved = head.has_moved
         self._serving = learner.serving()
         self._forget(waiting, scores)
         if is_learned:
@@ -757,7 +770,7 @@ class InstantLoop:
         assert self._store is not None
         head = learning_store.read_head(connection, self._store.space)
         self._learner = self._published(connection, head, learning_store.read_state(connection, self._store.space))
-        self._base, self._version = head.base, head.version
+        self._base, self._version, self._has_moved = head.base, head.version, head.has_moved
 
     def _published(self, connection: Connection, head: learning_store.Head, state: bytes | None) -> Learner:
         """The published state as a learner, with the sample of items that belongs to it."""

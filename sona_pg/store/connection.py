@@ -17,7 +17,7 @@ from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg.types import TypeInfo
 
-from sona_pg.config import StoreConfig
+from sona_pg.config import SCHEMA_REVISION, StoreConfig
 from sona_pg.errors import (
     ConfigError,
     DamagedVersion,
@@ -277,6 +277,46 @@ def _translation(error: psycopg.Error) -> SonaError:
 def transaction(connection: Connection) -> Iterator[Connection]:
     """A transaction whose errors are ours."""
     with translated(), connection.transaction():
+        yield connection
+
+
+def schema_mismatch(found: str | None) -> SchemaMismatch:
+    """What is wrong with a schema at revision `found`, and the way out."""
+    remedy = "run 'sona migrate'"
+    if found is not None and found > SCHEMA_REVISION:
+        remedy = "start this process again with the version of sona-pg that migrated it"
+    return SchemaMismatch(f"the schema is at revision {found or 'none'}, expected {SCHEMA_REVISION}: {remedy}")
+
+
+def require_schema(connection: Connection) -> None:
+    """Refuse a schema that was migrated since this process looked; no migration begins before the transaction ends.
+
+    In a transaction that writes it comes first: a migration takes its locks in the same order, that of the revision
+    before those of tables.
+
+    Raises
+    ------
+    SchemaMismatch
+        If the schema is older or newer than this version of sona_pg.
+    """
+    with translated():
+        row = connection.execute("SELECT version_num FROM sona.alembic_version").fetchone()
+    found = None if row is None else str(row[0])
+    if found != SCHEMA_REVISION:
+        raise schema_mismatch(found)
+
+
+@contextlib.contextmanager
+def writing(connection: Connection) -> Iterator[Connection]:
+    """A `transaction` that writes what this version of the code has computed, in the schema that it knows.
+
+    Raises
+    ------
+    SchemaMismatch
+        As `require_schema`.
+    """
+    with transaction(connection):
+        require_schema(connection)
         yield connection
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sona_pg.config import SCHEMA_REVISION, StoreConfig
-from sona_pg.errors import SchemaMismatch
-from sona_pg.store.connection import Connection, check_server, connect, current_revision
+from sona_pg.store.connection import Connection, check_server, connect, current_revision, schema_mismatch
 from sona_pg.store.server import EmbeddedServer, default_home
 
 ENV_URL = "SONA_DATABASE_URL"
@@ -74,13 +73,10 @@ def open_database(
         If its schema is older or newer than this version of sona_pg.
     """
     resolved, embedded = resolve_url(url, home=home)
-    found, expected = current_revision(resolved), SCHEMA_REVISION
-    if found != expected:
+    found = current_revision(resolved)
+    if found != SCHEMA_REVISION:
         if not embedded:
-            raise SchemaMismatch(
-                f"the schema is at revision {found or 'none'}, expected {expected}: "
-                "run 'sona migrate' (or install the version of sona-pg that made it, if it is newer)"
-            )
+            raise schema_mismatch(found)
         # SQLAlchemy and Alembic are needed for nothing else: they stay out of the application's memory.
         from sona_pg.store.migrate import migrate
 

@@ -14,7 +14,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.store.base import forget_base
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, transaction, translated, writing
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.memory_facts import forget_memory
@@ -286,7 +286,7 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
     DatabaseBusy
         If the locks are not to be had.
     """
-    with transaction(connection):
+    with writing(connection):
         lock_space(connection, space, config.lock_timeout_seconds)
         yield ForgetTransaction(connection, space)
 

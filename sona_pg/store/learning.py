@@ -19,7 +19,7 @@ from sona_pg.learning.edges import Edge
 from sona_pg.learning.forgetting import digest_of, is_before
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, require_schema, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish, read_version, served_rows
@@ -42,6 +42,8 @@ class Head:
         When the sample of the items was taken; None without items.
     unpublished_seconds
         How long ago the last version was published or, before the first, the space was made.
+    has_moved
+        Whether a space of another embedder has taken its place, or is to take another's.
     """
 
     epoch: int
@@ -51,11 +53,17 @@ class Head:
     ordinal: int
     items_sampled_at: datetime | None
     unpublished_seconds: float
+    has_moved: bool
 
     @property
     def base(self) -> tuple[int, int, datetime | None]:
         """What a local copy of the state was taken from."""
         return self.epoch, self.revision, self.items_sampled_at
+
+    @property
+    def key(self) -> tuple[tuple[int, int, datetime | None], bool]:
+        """What a local copy depends on."""
+        return self.base, self.has_moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,8 @@ class LedgerEntry:
 
 _HEAD = (
     "SELECT l.epoch, l.revision, l.version, l.events, l.ordinal, i.sampled_at,"
-    " extract(epoch FROM now() - coalesce(v.created_at, s.created_at))::float8"
+    " extract(epoch FROM now() - coalesce(v.created_at, s.created_at))::float8,"
+    " s.standby_of IS NOT NULL"
     " FROM sona.learner l JOIN sona.space s USING (space_id) LEFT JOIN sona.item_source i USING (space_id)"
     " LEFT JOIN sona.adapter_version v USING (space_id, version) WHERE l.space_id = %s"
 )
@@ -130,6 +139,7 @@ class LearningTransaction:
             (f"{lock_timeout_seconds}s",),
         ).fetchone()
         self._may_copy = row is not None and not row[1]
+        require_schema(connection)
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
             raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")

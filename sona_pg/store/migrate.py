@@ -16,18 +16,27 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from sona_pg.config import SCHEMA_REVISION
-from sona_pg.errors import SchemaMismatch
+from sona_pg.errors import DatabaseBusy, SchemaMismatch
+from sona_pg.steps import reached
 from sona_pg.store.connection import check_server, connect, engine_url, translated
 from sona_pg.store.schema import SCHEMA
 
 log = logging.getLogger("sona_pg")
+
+_ATTEMPTS = 5
+"""How often a migration is begun before it is given up for the locks of others."""
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
     config = Config()
     config.set_main_option("script_location", str(resources.files("sona_pg.migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["on_version_apply"] = _after_revision
     return config
+
+
+def _after_revision(**_: object) -> None:
+    reached("migrate.after_revision")
 
 
 def sql_files() -> list[tuple[str, str]]:
@@ -40,7 +49,8 @@ def sql_files() -> list[tuple[str, str]]:
 def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str | None:
     """Bring the database at `url` to a revision, and install the functions that belong to the newest one.
 
-    All of it is one transaction: a failure or a kill in between leaves the database as it was.
+    All of it is one transaction: a failure or a kill in between leaves the database as it was. Where another session
+    holds a lock for longer than this one waits, or each waits for the other, it is tried again a few times.
 
     Parameters
     ----------
@@ -56,9 +66,18 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
 
     Raises
     ------
-    DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseError
-        If the server cannot be reached, is too old, lacks pgvector, or refuses.
+    DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseBusy, DatabaseError
+        If the server cannot be reached, is too old, lacks pgvector, is busy with something else, or refuses.
     """
+    for _ in range(1, _ATTEMPTS):
+        try:
+            return _migrate_once(url, revision, dry_run)
+        except DatabaseBusy as error:
+            log.warning("the migration is begun again: %s", error)
+    return _migrate_once(url, revision, dry_run)
+
+
+def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
     with connect(url, vectors=False) as probe:
         check_server(probe)
     # Nothing is prepared: a pooler would hand it to the next client.
@@ -70,6 +89,9 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         driver.add_notice_handler(_log_warning)
         # One migration at a time; the lock goes with the transaction.
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('sona.migrate', 0))"))
+        # Who writes what it has learned has read the revision first: it ends before, or sees the new one.
+        if connection.execute(sa.text(f"SELECT to_regclass('{SCHEMA}.alembic_version')")).scalar_one() is not None:
+            connection.execute(sa.text(f"LOCK TABLE {SCHEMA}.alembic_version IN ACCESS EXCLUSIVE MODE"))
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector"))
         # Loads the library: a role that is no superuser may set its settings only once they are known.
         connection.execute(sa.text(f"SELECT '[1]'::{_vector_schema(connection)}.vector"))
@@ -82,12 +104,13 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)
-        reached = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
-        if reached == SCHEMA_REVISION:
+        at = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+        if at == SCHEMA_REVISION:
             install_routines(connection)
+        reached("migrate.before_commit")
         if dry_run:
             transaction.rollback()
-    return reached
+    return at
 
 
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:

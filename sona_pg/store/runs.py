@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from sona_pg.config import ScheduleConfig
 from sona_pg.errors import LearningError, LockLost, PermissionDenied, UnknownSpace
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.errors import storable
 from sona_pg.store.spaces import Space
 
@@ -157,7 +157,8 @@ def ensure_schedules(connection: Connection, loop: str, default: ScheduleConfig)
         return connection.execute(
             "INSERT INTO sona.loop_schedule (space_id, loop, every_seconds, cron, amount)"
             " SELECT s.space_id, %(loop)s, %(every)s, %(cron)s, %(amount)s FROM sona.space s"
-            " WHERE NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
+            " WHERE s.standby_of IS NULL"
+            " AND NOT EXISTS (SELECT FROM sona.loop_schedule x WHERE x.space_id = s.space_id AND x.loop = %(loop)s)"
             f" AND s.{_MAY_WRITE} ON CONFLICT DO NOTHING",
             {"loop": loop, "every": default.every_seconds, "cron": default.cron, "amount": default.amount},
         ).rowcount
@@ -220,7 +221,8 @@ def due(connection: Connection, loop: str) -> list[Due]:
             " SELECT x.space_id, CASE WHEN x.next_at <= now() THEN 'time' ELSE 'amount' END,"
             "  least(x.next_at, now()), 2 FROM sona.loop_schedule x JOIN sona.learner l USING (space_id)"
             f"  WHERE x.loop = %(loop)s AND {_IS_DUE}) d"
-            f" JOIN sona.space s USING (space_id) WHERE d.{_MAY_WRITE} ORDER BY d.class, d.since, d.space_id",
+            " JOIN sona.space s USING (space_id) WHERE s.standby_of IS NULL"
+            f" AND d.{_MAY_WRITE} ORDER BY d.class, d.since, d.space_id",
             {"loop": loop},
         ).fetchall()
     # One that is in the list twice is due for the first reason.
@@ -251,7 +253,7 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
         If the space is gone.
     """
     key: dict[str, object] = {"space": found.space_id, "loop": loop, "worker": worker}
-    with transaction(connection):
+    with writing(connection):
         gone = UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
         space = spaces.find_space(connection, found.name)
         if space is None or space.space_id != found.space_id:
@@ -331,7 +333,7 @@ def fenced(connection: Connection, run: Run) -> Iterator[Connection]:
     LockLost
         If another worker has claimed the loop since, or the space is gone.
     """
-    with transaction(connection):
+    with writing(connection):
         row = connection.execute(
             "SELECT fence FROM sona.loop_schedule WHERE space_id = %s AND loop = %s FOR NO KEY UPDATE",
             (run.space.space_id, run.loop),

@@ -145,6 +145,12 @@ space = Table(
         server_default=text("false"),
         comment="whether its patterns are compared with those of other spaces that allow it too",
     ),
+    Column(
+        "standby_of",
+        BigInteger,
+        comment="space beside which it is kept while that changes its embedder; NULL of one that answers",
+    ),
+    _time("replaced_at", "when a space of another embedder took its place; NULL if none did"),
     CheckConstraint(
         "strategy IN ('learned', 'frozen', 'adapted', 'familiar', 'boosted', 'stake', 'fusion', 'related', 'shadow')",
         name="strategy",
@@ -539,7 +545,7 @@ deployment = Table(
     Column("deployment_id", BigInteger, Identity(always=True), primary_key=True, comment="order of the entries"),
     _now("created_at", "when it was done"),
     Column("actor", Text, nullable=False, server_default=text("SESSION_USER"), comment="login that did it"),
-    Column("action", Text, nullable=False, comment="publish, deploy, freeze, strategy, control or forget"),
+    Column("action", Text, nullable=False, comment="publish, deploy, freeze, strategy, control, forget or embedder"),
     Column("before", Text, comment="version or setting before"),
     Column("after", Text, comment="version or setting since"),
     Column("reason", Text, comment="why"),

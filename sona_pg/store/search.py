@@ -99,8 +99,10 @@ class ItemSearch:
         """
         with self.connection() as connection, translated():
             rows = connection.execute(
-                "SELECT item_id, rank, score, version, strategy FROM sona._answer(%s, %s, %s, %s) ORDER BY rank",
-                (self._space.name, query, k, None if filter is None else Jsonb(filter)),
+                # The space may have another name by now: one of another embedder has taken its place.
+                "SELECT item_id, rank, score, version, strategy FROM sona._answer("
+                "(SELECT name FROM sona.space WHERE space_id = %s), %s, %s, %s) ORDER BY rank",
+                (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
                 binary=True,
             ).fetchall()
         version, strategy = rows[0][3:] if rows else (0, "frozen")

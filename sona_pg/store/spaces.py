@@ -35,6 +35,8 @@ class Space:
         What it declares about its traffic.
     key
         Names it beyond its database.
+    standby_of
+        Space beside which it is kept while that changes its embedder; None of one that answers.
     """
 
     space_id: int
@@ -43,6 +45,7 @@ class Space:
     embedder: str | None
     config: SpaceConfig
     key: uuid.UUID
+    standby_of: int | None = None
 
 
 def create_space(
@@ -87,14 +90,20 @@ def find_space(connection: Connection, name: str) -> Space | None:
     with translated():
         row = connection.execute(
             "SELECT space_id, name, dim, embedder, space_key, reward_min, reward_max, implicit_feedback, strategy,"
-            " examination, control_share FROM sona.space WHERE name = %s",
+            " examination, control_share, standby_of FROM sona.space WHERE name = %s",
             (name,),
         ).fetchone()
     if row is None:
         return None
-    space_id, found, dim, embedder, key, low, high, implicit, strategy, examination, share = row
+    space_id, found, dim, embedder, key, low, high, implicit, strategy, examination, share, standby = row
     config = SpaceConfig(low, high, implicit, strategy, None if examination is None else tuple(examination), share)
-    return Space(space_id, found, dim, embedder, config, key)
+    return Space(space_id, found, dim, embedder, config, key, standby)
+
+
+def is_named(connection: Connection, space: Space) -> bool:
+    """Whether the space still has its name: one of another embedder may have taken its place."""
+    found = find_space(connection, space.name)
+    return found is not None and found.space_id == space.space_id
 
 
 def check_embedder(connection: Connection, space: Space, embedder: str | None) -> None:
@@ -115,7 +124,8 @@ def check_embedder(connection: Connection, space: Space, embedder: str | None) -
         held = space.embedder if row is None else row[0]
         raise EmbedderMismatch(
             f"space {space.name!r} belongs to the embedder {held!r}, not to {embedder!r}: its vectors cannot be "
-            "compared; embed with that model, or create a space of its own for this one"
+            "compared; embed with that model, create a space of its own for this one, or move the space to it: "
+            "sona space re-embed"
         )
 
 

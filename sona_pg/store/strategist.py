@@ -21,7 +21,7 @@ from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import FloatMatrix, Remembered
 from sona_pg.learning.serving import ServedStrategy, Serving
 from sona_pg.learning.strategist import InForce, Restored, Turn
-from sona_pg.store.connection import Connection, transaction, translated
+from sona_pg.store.connection import Connection, transaction, translated, writing
 from sona_pg.store.learning import read_state, write_served
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import read_version
@@ -713,7 +713,7 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
 
     Commits at the end, rolls back on any error.
     """
-    with transaction(connection):
+    with writing(connection):
         row = connection.execute(
             "SELECT ordinal, epoch, restored, patterns_run, base_version, memory_run FROM sona.strategist"
             " WHERE space_id = %s"

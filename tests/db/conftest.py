@@ -23,6 +23,8 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
+from .statements import Watch, watched
+
 DIM = 16
 _counter = itertools.count()
 
@@ -89,6 +91,21 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SONA_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watch() -> Iterator[Watch]:
+    """What the product sends to the database, in all of these tests."""
+    with watched() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def every_statement_names_its_space(watch: Watch) -> Iterator[None]:
+    """Tables are distributed by space: a statement that does not say which would go to every node (docs/scaling.md)."""
+    yield
+    wrong, watch.wrong = watch.wrong, []
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture

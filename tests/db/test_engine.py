@@ -107,7 +107,7 @@ def test_what_was_recalled_and_judged_is_learned_and_durable(
     assert [step[0] for step in steps] == [item.item_id for item in found.items] + ["59"]
     assert [step[1] for step in steps] == [1, 2, 3, 4, 5, None]
     assert [step[2] for step in steps] == [0.0, None, 1.0, None, None, 0.5]
-    assert steps[0][3] == [np.float32(found.items[0].score)]
+    assert np.array_equal(np.float32(steps[0][3]), np.float32([found.items[0].score]))
     assert steps[5][3] is None
     assert engine.recall(query).answer.strategy == "adapted"
 

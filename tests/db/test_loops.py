@@ -582,7 +582,7 @@ def test_facts_that_are_no_json_fail_the_cycle(
     assert _runs(connection, space, "state, phases") == [("failed", [])]
 
 
-@pytest.mark.parametrize("reason", ["\0", "\ud800", "é" * 20_000])
+@pytest.mark.parametrize("reason", ["\0", "\ud800", "é" * 20_000], ids=["zero", "half", "long"])
 def test_a_reason_that_is_no_text_is_noted_down_as_near_as_it_can_be(
     connection: Connection, coordinate: Callable[..., LoopCoordinator], reason: str
 ) -> None:

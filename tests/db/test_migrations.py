@@ -199,3 +199,32 @@ def test_space_id_leads_every_key_and_row_level_security_is_forced(connection: C
     assert len(rows) == len(metadata.tables)
     # The grants are seen by the function that decides who may grant; on them it is enabled, not forced.
     assert [row for row in rows if row[1:] != (True, "space_id")] == [("space_grant", False, "space_id")]
+
+
+def test_migrating_again_does_not_wait_for_those_who_record(empty_url: str) -> None:
+    migrate(empty_url)
+    with connect(empty_url) as client:
+        client.execute("SELECT sona.create_space('support', 3)")
+        with client.transaction():
+            client.execute("SELECT sona.record('support', '[1,2,3]', '{a}', '{1}')")
+            client.execute("SELECT FROM sona.space_grant")
+            assert migrate(f"{empty_url} options='-c lock_timeout=2s'") == SCHEMA_REVISION
+            client.execute("SELECT sona.record('support', '[3,2,1]', '{b}', '{0}')")
+
+
+def test_a_policy_that_somebody_has_changed_is_made_right_by_migrating_again(empty_url: str) -> None:
+    migrate(empty_url)
+    asked = (
+        "SELECT p.polname, p.polrelid::regclass::text, pg_get_expr(p.polqual, p.polrelid),"
+        " pg_get_expr(p.polwithcheck, p.polrelid), c.relrowsecurity, c.relforcerowsecurity"
+        " FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid ORDER BY 1, 2"
+    )
+    with connect(empty_url) as connection:
+        before = connection.execute(asked).fetchall()
+        connection.execute("ALTER POLICY reads ON sona.trajectory USING (true)")
+        connection.execute("DROP POLICY writes ON sona.score")
+        connection.execute("ALTER TABLE sona.learner NO FORCE ROW LEVEL SECURITY")
+        connection.execute("ALTER TABLE sona.verdict DISABLE ROW LEVEL SECURITY")
+        assert connection.execute(asked).fetchall() != before
+        migrate(empty_url)
+        assert connection.execute(asked).fetchall() == before

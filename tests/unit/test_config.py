@@ -342,6 +342,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "spool_segment_bytes": (0, (1 << 32) + 1),
         "spool_batch": (0, 100_001),
         "replay_batch": (0, 100_001),
+        "embed_batch": (0, 100_001),
     },
     TelemetryConfig: {
         "max_spaces": (0, 100_001),

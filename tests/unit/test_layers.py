@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": set(),
     "supervisor": BASE,
     "engine": BASE | {"learning", "store", "loops"},
+    "embedder": BASE | {"store", "loops"},
     "telemetry": BASE | {"store"},
     "worker": BASE | {"learning", "store", "loops", "telemetry"},
     "evaluation": BASE | {"learning", "store", "loops", "engine"},
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "learning",
         "store",
         "loops",
+        "embedder",
         "engine",
         "worker",
         "evaluation",
@@ -51,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "supervisor",
         "package",
     },
-    "package": BASE | {"learning", "store", "loops", "engine"},
+    "package": BASE | {"learning", "store", "loops", "embedder", "engine"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself. `package` is what `sona_pg/__init__.py` itself defines."""
