@@ -18,9 +18,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sona_pg.answering import Answering, Response
 from sona_pg.config import (
     MAX_DIM,
     SHOWN,
+    EmbeddingConfig,
     EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
@@ -42,7 +44,7 @@ from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix, is_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.recommendation import Recommendation, optimized_params
+from sona_pg.learning.recommendation import NearPattern, Recommendation, expected_quality, optimized_params
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
@@ -59,6 +61,8 @@ from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import Version
 from sona_pg.store.why import Why, why
+from sona_pg.text.embedders import CheckedEmbedder, Embedder
+from sona_pg.text.responders import Context, Responder
 from sona_pg.types import (
     EMPTY,
     UNKNOWN_ANSWER,
@@ -97,6 +101,25 @@ class Recall:
     answer: Answer
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of answers to such queries.
+
+    Parameters
+    ----------
+    parameters
+        By name, what worked; see `SonaEngine.optimized_params`.
+    confidence
+        What answers are worth for sure, 0 to 1.
+    patterns
+        Patterns that were asked.
+    """
+
+    parameters: Mapping[str, Recommendation]
+    confidence: float
+    patterns: int
+
+
 class SonaEngine:
     """Records what was answered and what it was worth, learns from it, and adapts queries by it.
 
@@ -119,6 +142,7 @@ class SonaEngine:
         self._evidence = evidence
         self._search = ItemSearch(space, database.connect, database.config)
         self._accesses = AccessCounts(space, self._search.connection, database.config)
+        self._answering: Answering | None = None
         self._closed = False
         self._pid = os.getpid()
         self._wake = threading.Event()
@@ -143,7 +167,10 @@ class SonaEngine:
         *,
         space: str = "default",
         dim: int | None = None,
-        embedder: str | None = None,
+        embedder: str | Embedder | None = None,
+        responder: Responder | None = None,
+        text_column: str | None = None,
+        embedding: EmbeddingConfig | None = None,
         home: Path | None = None,
         background: bool = True,
         instant: InstantLoopConfig | None = None,
@@ -164,7 +191,11 @@ class SonaEngine:
         dim
             Components of its vectors; must agree with the space where it exists.
         embedder
-            Fingerprint of the embedding model; declared at the first use, and checked from then on.
+            The embedding model, which `process` asks, or its fingerprint alone; declared at the first use, and checked
+            from then on. A model says `dim` where that is not given.
+        responder, text_column, embedding
+            Of `process`: makes an answer of the items (without, the best one answers); the column of the items table
+            with their texts; and how the embedder is asked.
         home
             Folder of the embedded server.
         background
@@ -187,6 +218,13 @@ class SonaEngine:
         DatabaseError
             If the database cannot be used; the message says why and what helps.
         """
+        answering: Answering | None = None
+        if embedder is not None and not isinstance(embedder, str):
+            checked = CheckedEmbedder(embedder, embedding)
+            answering = Answering(checked, responder, text_column)
+            dim, embedder = checked.dim if dim is None else dim, checked.fingerprint
+        elif not (responder is None and text_column is None and embedding is None):
+            raise ConfigError("responder, text_column and embedding are of process, which needs an embedder: give one")
         database = open_database(url, home=home, config=store)
         with database.connect() as connection:
             found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
@@ -211,7 +249,9 @@ class SonaEngine:
             store=SpaceStore(found, database.connect, database.config, database.spool_directory),
         )
         weighing = EvidenceLoop(SpaceStore(found, database.connect, database.config, None), strategy, adapter, evidence)
-        return cls(database, found, loop, weighing, background=background)
+        engine = cls(database, found, loop, weighing, background=background)
+        engine._answering = answering
+        return engine
 
     @property
     def space(self) -> Space:
@@ -318,6 +358,50 @@ class SonaEngine:
         else:
             items, version, strategy = self._search.answer(query, k, filter)
         return Recall(id, query, tuple(items), Answer(arm, version, strategy, propensity))
+
+    def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:
+        """Answer a text: embed it, recall items, ask what has proven good for such queries, respond, and record it.
+
+        The answer teaches nothing before somebody says what it was worth: `score` it.
+
+        Parameters
+        ----------
+        query
+            The text.
+        context
+            Who asks; nobody in particular if None.
+        k
+            How many items the responder is given.
+
+        Raises
+        ------
+        ConfigError
+            If the engine was connected without an embedder.
+        InvalidInput
+            If the query is empty or too long; nothing was recorded.
+        EmbedderError, DimensionMismatch
+            If the embedder fails; nothing was recorded.
+        ResponderError
+            If the responder fails: the trajectory is kept, with the failure in its metadata.
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        _check_k(k)
+        if self._answering is None:
+            raise ConfigError("process needs an embedder: SonaEngine.connect(embedder=HashingEmbedder(), …)")
+        return self._answering.answer(self, query, Context() if context is None else context, k)
+
+    def item_texts(self, ids: Sequence[str], column: str | None) -> dict[str, str | None]:
+        """Texts of items by id, from a column of the items table; nothing without a column.
+
+        Raises
+        ------
+        DatabaseError
+            If there is no such column, or it cannot be read.
+        """
+        self._check_open()
+        return self._search.texts(ids, column) if ids and column is not None else {}
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -526,6 +610,26 @@ class SonaEngine:
         self._accesses.found(pattern.id for pattern, _ in found)
         return found
 
+    def known_of(self, query: ArrayLike, k: int = 5) -> Known:
+        """What is known of answers to such queries, by the k patterns nearest to it.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput, DatabaseError
+            As `optimized_params`.
+        """
+        near, width = self._near(query, k)
+        return Known(optimized_params(near, width), expected_quality(near, width), len(near))
+
+    def _near(self, query: ArrayLike, k: int) -> tuple[list[NearPattern], float]:
+        self._check_open()
+        _check_k(k)
+        vector = as_vector(query, self._space.dim, "query")
+        with self._search.connection() as connection:
+            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
+        self._accesses.found(pattern.id for pattern in near)
+        return near, width
+
     def optimized_params(
         self, query: ArrayLike, defaults: Mapping[str, Json] | None = None, *, k: int = 5
     ) -> dict[str, Recommendation]:
@@ -555,13 +659,8 @@ class SonaEngine:
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        _check_k(k)
-        vector = as_vector(query, self._space.dim, "query")
         given = {} if defaults is None else private_json(defaults, "defaults")
-        with self._search.connection() as connection:
-            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
-        self._accesses.found(pattern.id for pattern in near)
+        near, width = self._near(query, k)
         return optimized_params(near, width, given)
 
     # Versions --------------------------------------------------------------------------------------------------

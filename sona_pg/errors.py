@@ -21,10 +21,6 @@ class EmbedderMismatch(ConfigError):
     """The space belongs to another embedding model."""
 
 
-class EmbedderError(SonaError):
-    """What was given to embed recorded queries has failed, or did not answer for each of them."""
-
-
 class IoError(SonaError, OSError):
     """A file could not be read or written, or is not what it should be."""
 

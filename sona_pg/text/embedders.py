@@ -264,7 +264,8 @@ class CheckedEmbedder:
         Raises
         ------
         InvalidInput
-            If a text is none, is empty, has half of a character, or is longer than `EmbeddingConfig.max_characters`; the embedder was not asked.
+            If a text is none, is empty, has half of a character, or is longer than `EmbeddingConfig.max_characters`;
+            the embedder was not asked.
         EmbedderError
             If it fails, or answers what are no vectors.
         DimensionMismatch
