@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sona demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Many more inputs than `make test` tries, from a seed that is printed.
 fuzz: $(VENV)/.installed

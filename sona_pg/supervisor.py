@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -38,10 +39,15 @@ class Supervisor:
         By name of the loop, as in `sona worker NAME`, the options that its worker is started with.
     drain_seconds
         How long a worker may take to end, by itself.
+    environment
+        Variables that workers see besides their own: what is a secret does not stand in the list of processes.
     """
 
-    def __init__(self, workers: Mapping[str, Sequence[str]], drain_seconds: float) -> None:
+    def __init__(
+        self, workers: Mapping[str, Sequence[str]], drain_seconds: float, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._workers, self._drain_seconds = workers, drain_seconds
+        self._environment = {**os.environ, **(environment or {})}
         self._children: list[_Child] = []
 
     def run(self, stop: threading.Event) -> None:
@@ -65,7 +71,7 @@ class Supervisor:
     def _start(self, loop: str) -> _Child:
         # A group of its own: an interrupt from the keyboard comes to the children by this process alone, and once.
         command = [sys.executable, "-m", "sona_pg", "worker", loop, *self._workers[loop]]
-        return _Child(loop, subprocess.Popen(command, start_new_session=True))
+        return _Child(loop, subprocess.Popen(command, start_new_session=True, env=self._environment))
 
     def _replaced(self, child: _Child) -> _Child:
         status = child.process.poll()

@@ -122,8 +122,9 @@ BEGIN
         wanted := what::bigint;
     END IF;
     IF NOT EXISTS (SELECT FROM sona.adapter_version v WHERE v.space_id = _version.space_id AND v.version = wanted) THEN
-        IF EXISTS (SELECT FROM sona.space p JOIN sona.adapter_version v USING (space_id)
-                   WHERE p.standby_of = _version.space_id AND p.replaced_at IS NOT NULL AND v.version = wanted) THEN
+        IF EXISTS (SELECT FROM sona.adapter_version v WHERE v.version = wanted AND v.space_id = (
+                   SELECT p.space_id FROM sona.space p
+                   WHERE p.standby_of = _version.space_id AND p.replaced_at IS NOT NULL)) THEN
             PERFORM sona._refuse('SN005', format('version %s is of the embedder before', wanted),
                                  'sona space re-embed SPACE --abort goes back to that embedder as a whole');
         END IF;

@@ -16,7 +16,7 @@ from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.signals import stop_at_signals
-from sona_pg.store.database import Database, open_database
+from sona_pg.store.database import ENV_URL, Database, open_database
 from sona_pg.supervisor import Supervisor
 from sona_pg.telemetry import NoTelemetry
 from sona_pg.worker import InstantWorker
@@ -165,9 +165,9 @@ def run_all(poll_interval: float, drain_seconds: float, url: str | None, **setti
         loop_of(loop, own)  # what is out of range is refused before anything is started
     stop = stop_at_signals(None)
     database = open_database(url)  # what is wrong with it is said once
-    common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds), "--url", database.url]
+    common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds)]
     workers = {loop: [*common, *as_options(loop, given.get(loop, {}))] for loop in ("instant", *LOOPS)}
-    Supervisor(workers, drain_seconds).run(stop)
+    Supervisor(workers, drain_seconds, {ENV_URL: database.url}).run(stop)
 
 
 def _open(loop: str, url: str | None, store: StoreConfig) -> Database:

@@ -16,7 +16,15 @@ from itertools import pairwise
 from typing import Any
 
 from sona_pg.config import WorkerConfig
-from sona_pg.errors import ConfigError, DatabaseBusy, DatabaseUnavailable, LockLost, SonaError
+from sona_pg.errors import (
+    ConfigError,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    LockLost,
+    SchedulerUnavailable,
+    ShardLost,
+    SonaError,
+)
 from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped, Stopping
 from sona_pg.loops.schedule import next_time
 from sona_pg.loops.space_store import SpaceStore
@@ -242,8 +250,9 @@ class LoopCoordinator:
         is_ours = isinstance(error, SonaError)
         reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
         log.error("%s of space %r failed: %s", run.loop, run.space.name, reason, exc_info=None if is_ours else error)
-        # A full disk or a lock that was not to be had is no fault of the space.
-        most = None if isinstance(error, DatabaseBusy) else self._config.set_aside_after
+        # A full disk, a lock that was not to be had or a process that died is no fault of the space.
+        passes = isinstance(error, DatabaseBusy | ShardLost | SchedulerUnavailable)
+        most = None if passes else self._config.set_aside_after
         with runs.fenced(connection, run):
             is_set_aside = runs.fail(
                 connection, run, reason, most, self._config.longest_setback_seconds, self._config.keep_runs

@@ -8,25 +8,21 @@ the shards, so that a cycle comes to the same, bit for bit, wherever they are.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from sona_pg.config import LOCAL, ShardConfig, StoreConfig, VerdictConfig
-from sona_pg.errors import ConfigError, InvalidInput, SchedulerUnavailable, ShardLost, SonaError
+from sona_pg.config import ShardConfig, StoreConfig, VerdictConfig
+from sona_pg.errors import ConfigError, DatabaseError, InvalidInput, ShardLost
 from sona_pg.learning.outcome_shard import HeldShards, OutcomeShard, OutcomeShards
 from sona_pg.loops.cycle import Cycle
-from sona_pg.store.database import open_database
+from sona_pg.loops.holders import Holders, opened_holders
+from sona_pg.store.database import ENV_URL, open_database
 from sona_pg.store.patterns import Part, PatternReader, PatternState, pattern_reader
 from sona_pg.store.spaces import Space
 
@@ -97,21 +93,19 @@ def opened_shards(
         yield _here(reader, state, parts, verdicts, cycle)
         return
     source = _Source(uuid.uuid4().hex, cycle.space, state, verdicts, reader.snapshot(), cycle.config)
-    with _executors(config) as (executors, where):
-        if where == "processes":
-            source = source.at(cycle.url)
-        asked = [
-            executors[number % len(executors)].submit(_load, source, number, part) for number, part in enumerate(parts)
-        ]
-        loaded = _results(asked)
-        cycle.check_stop()
-        outcomes = _RemoteShards(executors, source.token, [one.kept for one in loaded], cycle)
+    with opened_holders(config, len(parts), cycle) as holders:
+        if not holders.is_cluster:
+            source = replace(source, url=cycle.url)
+        loading = [holders.submit(number, _load, source, number, part) for number, part in enumerate(parts)]
+        loaded = _loaded(loading, holders)
+        outcomes = _RemoteShards(holders, source.token, [one.kept for one in loaded])
         try:
-            yield Shards(loaded, outcomes, f"{len(executors)} {where}")
+            yield Shards(loaded, outcomes, str(holders))
         finally:
-            # The processes of a cluster live longer than a cycle.
-            with contextlib.suppress(Exception):
-                _results([executor.submit(_release, source.token) for executor in executors])
+            if holders.is_cluster:
+                # Its processes live longer than a cycle; one that is busy or gone does so later, see `_load`.
+                released = [executor.submit(_release, source.token) for executor in holders.executors]
+                wait(released, timeout=config.scheduler_timeout_seconds)
 
 
 # ---- in this process -------------------------------------------------------------------------------------------------
@@ -168,43 +162,59 @@ class _Source:
     config: StoreConfig
     url: str | None = None
 
-    def at(self, url: str) -> _Source:
-        return _Source(self.token, self.space, self.state, self.verdicts, self.snapshot, self.config, url)
+
+@dataclass(slots=True)
+class _Held:
+    """A shard that this process holds, of which space it is, and when it was asked last."""
+
+    shard: OutcomeShard
+    space: uuid.UUID
+    asked: float
 
 
-_held: dict[tuple[str, int], OutcomeShard] = {}
-"""What this process holds, by cycle and number."""
+_held: dict[tuple[str, int], _Held] = {}
+"""By cycle and number."""
+
+_KEPT_SECONDS = 3600.0
+"""What nobody has asked for so long is of a worker that has died."""
 
 
 def _load(source: _Source, number: int, part: Part) -> Loaded:
+    if source.url is None and not os.environ.get(ENV_URL):
+        raise ConfigError(f"{ENV_URL} is not set where a Dask worker runs: it says where the shards are to be read")
+    # What a worker that was killed has left here: a space has one cycle at a time.
+    for key, held in list(_held.items()):
+        is_older = held.space == source.space.key and key[0] != source.token
+        if is_older or time.monotonic() - held.asked > _KEPT_SECONDS:
+            _held.pop(key, None)
     database = open_database(source.url, config=source.config, application="sona shard")
     with (
         contextlib.closing(database.connect()) as connection,
         pattern_reader(connection, source.space, source.snapshot) as reader,
     ):
         shard, loaded = _read(reader, source.state, part, source.verdicts, source.space.dim, lambda: None)
-    _held[source.token, number] = shard
+    _held[source.token, number] = _Held(shard, source.space.key, time.monotonic())
     return loaded
 
 
 def _ask(token: str, number: int, ask: Callable[..., T], args: tuple[Any, ...], named: dict[str, Any]) -> T:
-    try:
-        shard = _held[token, number]
-    except KeyError:
-        raise ShardLost(f"shard {number} is not in the process that was asked: the one that held it has died") from None
-    return ask(shard, *args, **named)
+    held = _held.get((token, number))
+    if held is None:
+        raise ShardLost(f"shard {number} is not in the process that was asked: it was started anew")
+    held.asked = time.monotonic()
+    return ask(held.shard, *args, **named)
 
 
 def _release(token: str) -> None:
     for key in [key for key in _held if key[0] == token]:
-        del _held[key]
+        _held.pop(key, None)
 
 
 class _RemoteShards:
-    """Shards of other processes, each by way of the executor of its own."""
+    """Shards of other processes."""
 
-    def __init__(self, executors: Sequence[Executor], token: str, sizes: Sequence[int], cycle: Cycle) -> None:
-        self._executors, self._token, self._sizes, self._cycle = executors, token, sizes, cycle
+    def __init__(self, holders: Holders, token: str, sizes: Sequence[int]) -> None:
+        self._holders, self._token, self._sizes = holders, token, sizes
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -213,82 +223,15 @@ class _RemoteShards:
 
     def map(self, ask: Callable[Concatenate[OutcomeShard, P], T], *args: P.args, **named: P.kwargs) -> list[T]:
         """Ask all at once."""
-        self._cycle.check_stop()
-        executors = itertools.cycle(self._executors)
-        return _results(
-            [
-                executor.submit(_ask, self._token, number, ask, args, named)
-                for number, executor in zip(range(len(self._sizes)), executors, strict=False)
-            ]
-        )
+        submit, numbers = self._holders.submit, range(len(self._sizes))
+        asked = [submit(number, _ask, self._token, number, ask, args, named) for number in numbers]
+        return self._holders.results(asked)
 
 
-def _results(futures: Sequence[Any]) -> list[Any]:
-    """What they come to, in their order.
-
-    Raises
-    ------
-    ShardLost
-        If a process has died.
-    """
+def _loaded(futures: Sequence[Future[Any]], holders: Holders) -> list[Loaded]:
     try:
-        return [future.result() for future in futures]
-    except SonaError:
-        raise
-    except (BrokenProcessPool, CancelledError, OSError) as cause:
-        raise ShardLost(f"a process that held a shard has died ({type(cause).__name__}: {cause})") from cause
-    except Exception as cause:
-        if type(cause).__module__.partition(".")[0] != "distributed":
-            raise
-        raise ShardLost(f"the cluster has lost a shard ({type(cause).__name__}: {cause})") from cause
-
-
-@contextlib.contextmanager
-def _executors(config: ShardConfig) -> Iterator[tuple[Sequence[Executor], str]]:
-    """An executor for each process, so that a shard is asked where it lies; and what they are."""
-    with contextlib.ExitStack() as stack:
-        if config.scheduler:
-            try:
-                found = _cluster(config.scheduler, config.scheduler_timeout_seconds, stack), "Dask workers"
-            except SchedulerUnavailable as error:
-                if config.without_scheduler != LOCAL:
-                    raise
-                log.warning("%s; the shards of this cycle are read by processes of this machine", error)
-            else:
-                yield found
-                return
-        # A fork would take over threads and connections of this process.
-        spawn = multiprocessing.get_context("spawn")
-        pools = [ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) for _ in range(config.processes)]
-        for pool in pools:
-            stack.callback(pool.shutdown, cancel_futures=True)
-        yield pools, "processes"
-
-
-def _end_with_parent() -> None:
-    """End this process when the worker has, however that ended: nobody else would ask it for anything."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends this one
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="sona-parent", daemon=True).start()
-
-
-def _cluster(address: str, timeout_seconds: float, stack: contextlib.ExitStack) -> Sequence[Executor]:
-    try:
-        from distributed import Client
-    except ImportError as cause:
-        raise ConfigError(f"scheduler {address} needs Dask: pip install 'sona-pg[dask]'") from cause
-    try:
-        client = stack.enter_context(Client(address, timeout=timeout_seconds, set_as_default=False))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as cause:
-        raise SchedulerUnavailable(f"there is no Dask scheduler at {address} ({cause}): check the address") from cause
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
-    if not workers:
-        raise SchedulerUnavailable(f"the Dask scheduler at {address} has no workers: start `dask worker {address}`")
-    # One that has died is replaced, so that who asks hears that the shard is lost, and does not wait for ever.
-    return [client.get_executor(workers=[worker], allow_other_workers=True, pure=False) for worker in workers]
+        return holders.results(futures)
+    except DatabaseError as cause:
+        # It is not the connection of this process that failed.
+        where = f"a Dask worker: its own {ENV_URL} says where" if holders.is_cluster else "a process"
+        raise ShardLost(f"a part of the rows could not be read by {where} ({cause})") from cause

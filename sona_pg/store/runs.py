@@ -139,7 +139,8 @@ def prepare(connection: Connection, loop: str, worker: str) -> None:
             )
         show_worker(connection, loop, worker)
         # The lock must outlast a long computation, and go soon after a host has vanished.
-        connection.execute("SET idle_session_timeout = 0")
+        for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(f"SET {name} = 0")
         for name, value in {"idle": 5, "interval": 2, "count": 3}.items():
             connection.execute(f"SET tcp_keepalives_{name} = {value}")
         connection.execute(f"LISTEN {CHANNEL}")

@@ -237,7 +237,8 @@ class PatternChaos(CycleChaos):
             state = reader.state(MANY, recommending(VerdictConfig()))
             stored = reader.patterns()
             everything = replace(state, consumed=0, waiting=frozenset())
-            outcomes = list(reader.outcomes(everything, MANY))
+            parts = reader.parts(everything, MANY, MANY)
+            outcomes = [one for part in parts for one in reader.outcomes(everything, part)]
             cycles = [
                 new
                 for (new,) in self._connection.execute(

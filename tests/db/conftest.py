@@ -94,17 +94,17 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def watch() -> Iterator[Watch]:
+def statement_watch() -> Iterator[Watch]:
     """What the product sends to the database, in all of these tests."""
     with watched() as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
-def every_statement_names_its_space(watch: Watch) -> Iterator[None]:
+def every_statement_names_its_space(statement_watch: Watch) -> Iterator[None]:
     """Tables are distributed by space: a statement that does not say which would go to every node (docs/scaling.md)."""
     yield
-    wrong, watch.wrong = watch.wrong, []
+    wrong, statement_watch.wrong = statement_watch.wrong, []
     assert not wrong, "\n".join(wrong)
 
 

@@ -322,10 +322,10 @@ def test_counts_wait_where_the_database_does_not_take_them(url: str, connection:
 
 def _cycle_writes(connection: Connection, space: Space) -> None:
     """A cycle that merges pattern 3 into 2, and removes 1."""
-    advance = Advance((), (), {3: 2}, (1,), {}, {}, {}, last_id=3)
+    advance = Advance((), (), {3: 2}, (1,), {}, {}, {}, last_id=3, waiting=())
     state = PatternState(0, 0, 3, 0, frozenset(), 0.0, is_stale=False)
     with transaction(connection):
-        write_advance(connection, Run(space, "background", 1, 1, 1, 0), state, advance, [], {})
+        write_advance(connection, Run(space, "background", 1, 1, 1, 0), state, advance, {})
 
 
 def _user_is_forgotten(connection: Connection, space: Space) -> None:
@@ -352,6 +352,7 @@ def test_who_counts_and_who_removes_patterns_do_not_wait_for_each_other(
     def waiting(most: int) -> None:
         waits = "SELECT FROM pg_stat_activity WHERE application_name = 'waiter' AND wait_event_type = 'Lock'"
         while len(connection.execute(waits).fetchall()) < most:
+            assert not writes.done(), writes.result()
             time.sleep(0.01)
 
     with (

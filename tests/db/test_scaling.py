@@ -129,13 +129,13 @@ def test_everything_of_sql_was_looked_at(connection: Connection) -> None:
 # ---- statements of the product: every test of this folder looks at them (conftest) -----------------------------------
 
 
-def test_what_is_sent_is_looked_at(watch: Watch, engine: SonaEngine, rng: np.random.Generator) -> None:
+def test_what_is_sent_is_looked_at(statement_watch: Watch, engine: SonaEngine, rng: np.random.Generator) -> None:
     answer = engine.recall(rng.standard_normal(16).astype(np.float32), 5)
     engine.record(answer, rewards={answer.items[0].item_id: 1.0})
     engine.flush()
-    seen = {origin.partition(":")[0] for origin, _ in watch.sent}
+    seen = {origin.partition(":")[0] for origin, _ in statement_watch.sent}
     assert {"store/learning.py", "store/spaces.py", "store/search.py"} <= seen
-    assert not watch.wrong
+    assert not statement_watch.wrong
 
 
 def test_a_statement_that_does_not_say_is_found_out() -> None:
