@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
+
+from numpy.typing import ArrayLike
 
 from sona_pg.errors import ResponderError, SonaError
+from sona_pg.learning.recommendation import Recommendation
 from sona_pg.loops.admission import private_json
+from sona_pg.store.search import Found
 from sona_pg.text.embedders import CheckedEmbedder
 from sona_pg.text.responders import Context, Item, Responder, best_items
-from sona_pg.types import Json
-
-if TYPE_CHECKING:
-    from sona_pg.engine import SonaEngine
+from sona_pg.types import FloatVector, Json
 
 PATTERNS = 5
 """Patterns, the nearest, that are asked what has proven good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of answers to such queries.
+
+    Parameters
+    ----------
+    parameters
+        By name, what worked; see `SonaEngine.optimized_params`.
+    confidence
+        What answers are worth for sure, 0 to 1.
+    patterns
+        Patterns that were asked.
+    """
+
+    parameters: Mapping[str, Recommendation]
+    confidence: float
+    patterns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +73,45 @@ class Response:
     parameters: Mapping[str, Json]
 
 
+class Recalled(Protocol):
+    """What was recalled for a query."""
+
+    @property
+    def query(self) -> FloatVector:
+        """The query (dim,)."""
+
+    @property
+    def items(self) -> Sequence[Found]:
+        """Items, best first."""
+
+
+R = TypeVar("R", bound=Recalled)
+
+
+class Engine(Protocol[R]):
+    """What answering needs of an engine."""
+
+    def recall(self, query: ArrayLike, k: int) -> R:
+        """The k best items for a query."""
+
+    def item_texts(self, ids: Sequence[str], column: str | None) -> Mapping[str, str | None]:
+        """Texts of items by id."""
+
+    def known_of(self, query: ArrayLike, k: int) -> Known:
+        """What is known of answers to such queries."""
+
+    def record(
+        self,
+        answered: R,
+        *,
+        latency_us: int,
+        user_id: str | None,
+        session_id: str | None,
+        metadata: Mapping[str, Json],
+    ) -> uuid.UUID:
+        """Record what was answered."""
+
+
 class Answering:
     """Answers texts.
 
@@ -73,7 +132,7 @@ class Answering:
         self._responder: Responder = best_items if responder is None else responder
         self._text_column = text_column
 
-    def answer(self, engine: SonaEngine, query: str, context: Context, k: int) -> Response:
+    def answer(self, engine: Engine[R], query: str, context: Context, k: int) -> Response:
         """The answer to a query; recorded, so that it can be scored.
 
         A responder that fails is an outcome nobody can judge: the trajectory is kept with the failure in its metadata,

@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.answering import Answering, Response
+from sona_pg.answering import Answering, Known, Response
 from sona_pg.config import (
     MAX_DIM,
     SHOWN,
+    BackgroundConfig,
     EmbeddingConfig,
     EvidenceConfig,
     InstantLoopConfig,
@@ -45,6 +46,7 @@ from sona_pg.learning.arrays import as_matrix, is_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import NearPattern, Recommendation, expected_quality, optimized_params
+from sona_pg.learning_results import DeepLearningResult, LearningResult
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
@@ -76,6 +78,9 @@ from sona_pg.types import (
     finite_or_none,
 )
 
+if TYPE_CHECKING:
+    from sona_pg.loops.cycle import Loop
+
 log = logging.getLogger("sona_pg")
 
 
@@ -99,25 +104,6 @@ class Recall:
     query: FloatVector
     items: tuple[Found, ...]
     answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of answers to such queries.
-
-    Parameters
-    ----------
-    parameters
-        By name, what worked; see `SonaEngine.optimized_params`.
-    confidence
-        What answers are worth for sure, 0 to 1.
-    patterns
-        Patterns that were asked.
-    """
-
-    parameters: Mapping[str, Recommendation]
-    confidence: float
-    patterns: int
 
 
 class SonaEngine:
@@ -772,6 +758,62 @@ class SonaEngine:
         """Learn what was recorded, at once and in this thread; gives the number of events."""
         self._check_open()
         return self._loop.learn_pending()
+
+    def background_learn(
+        self, loop: Loop | None = None, *, minimum: int | None = None, wait_seconds: float = 600.0
+    ) -> LearningResult:
+        """Flush, and run a background cycle of this space: patterns, verdicts, and a base if it does not lose.
+
+        Parameters
+        ----------
+        loop
+            The loop with other settings, as `background_loop` makes it.
+        minimum
+            New outcomes without which it is skipped; that of the loop if None.
+        wait_seconds
+            How long is waited for a worker that is at it.
+
+        Raises
+        ------
+        LearningError, DatabaseBusy, PermissionDenied, DatabaseError
+            If the cycle fails, a worker is at it for longer, the role may not, or the database cannot be asked.
+        """
+        # Here and not above: most processes never run a cycle, and need not have all of it in memory.
+        from sona_pg.loops.background import BACKGROUND, background_loop
+
+        if loop is not None and minimum is not None:
+            raise ConfigError("minimum is a setting of the loop that is given: set it there")
+        if loop is None:
+            loop = BACKGROUND if minimum is None else background_loop(BackgroundConfig(minimum=minimum))
+        return LearningResult.of(self._learn_now(loop, wait_seconds))
+
+    def deep_learn(self, loop: Loop | None = None, *, wait_seconds: float = 600.0) -> DeepLearningResult:
+        """Flush, and run a deep cycle of this space: consolidation, patterns of patterns, dreams, integration.
+
+        Parameters
+        ----------
+        loop
+            The loop with other settings, as `deep_loop` makes it.
+        wait_seconds
+            How long is waited for a worker that is at it.
+
+        Raises
+        ------
+        LearningError, DatabaseBusy, PermissionDenied, DatabaseError
+            As `background_learn`.
+        """
+        from sona_pg.loops.deep import DEEP
+
+        return DeepLearningResult.of(self._learn_now(DEEP if loop is None else loop, wait_seconds))
+
+    def _learn_now(self, loop: Loop, wait_seconds: float) -> Mapping[str, Any]:
+        from sona_pg.loops.on_demand import learn_now
+
+        self.flush()
+        found = learn_now(self._database, self._space, loop, wait_seconds)
+        self._loop.flush_updates()
+        self._evidence.refresh()
+        return found
 
     def flush(self) -> None:
         """Learn and make durable everything that was recorded, and weigh the strategies by it; when it returns, it is.

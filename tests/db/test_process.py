@@ -10,7 +10,15 @@ import pytest
 
 from sona_pg import SonaEngine, SpaceConfig
 from sona_pg.config import BackgroundConfig
-from sona_pg.errors import ConfigError, DatabaseError, EmbedderError, EmbedderMismatch, InvalidInput, ResponderError
+from sona_pg.errors import (
+    ConfigError,
+    DatabaseBusy,
+    DatabaseError,
+    EmbedderError,
+    EmbedderMismatch,
+    InvalidInput,
+    ResponderError,
+)
 from sona_pg.loops.background import background_loop
 from sona_pg.store.connection import Connection
 from sona_pg.text.embedders import FunctionEmbedder, HashingEmbedder
@@ -172,3 +180,60 @@ def test_what_has_proven_good_reaches_the_responder(
     # What was used is recorded: the next cycle judges it.
     engine.flush()
     assert trajectory(connection, found.trajectory_id)[2] == {"parameters": {"model": "large"}}
+
+
+# ---- cycles on demand ------------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_answers_that_were_judged_become_patterns(
+    connect: Callable[..., SonaEngine], connection: Connection
+) -> None:
+    """The first example of the reference."""
+    engine = connect()
+    skipped = engine.background_learn()
+    assert (skipped.state, skipped.patterns_learned) == ("skipped", 0)
+    assert "0 of 100" in str(skipped.reason)
+    for i in range(100):
+        found = engine.process(f"{['where is my parcel', 'reset the password'][i % 2]} {i}")
+        engine.score(found.trajectory_id, 1.0, found.items[0].item_id)
+    learned = engine.background_learn()
+    assert (learned.state, learned.new, learned.trajectories) == ("done", 100, 100)
+    assert learned.patterns_learned == learned.patterns > 0
+    again = engine.background_learn(minimum=1)
+    assert (again.state, again.reason) == ("skipped", "0 of 1 new trajectories with an outcome")
+    deep = engine.deep_learn()
+    assert deep.state == "done"
+    assert deep.dreams_generated > 0
+    assert set(deep.facts) >= {"dream", "hierarchy", "integration"}
+
+
+def test_only_the_own_space_has_a_cycle(connect: Callable[..., SonaEngine], url: str, connection: Connection) -> None:
+    engine = connect()
+    with SonaEngine.connect(url, space="somebody else's", dim=3, background=False) as other:
+        connection.execute("SELECT sona.run_cycle(%s, 'background')", (other.space.name,))
+        engine.background_learn()
+        assert connection.execute("SELECT state FROM sona.runs WHERE space = %s", (other.space.name,)).fetchall() == [
+            ("requested",)
+        ]
+        connection.execute("SELECT sona.drop_space(%s)", (other.space.name,))
+
+
+def test_a_cycle_that_a_worker_is_at_is_waited_for(
+    connect: Callable[..., SonaEngine], url: str, connection: Connection
+) -> None:
+    engine = connect()
+    connection.execute(
+        "SELECT pg_advisory_lock(sona._loop_key(space_id, 'background')) FROM sona.space WHERE name = %s",
+        (engine.space.name,),
+    )
+    try:
+        with pytest.raises(DatabaseBusy, match=r"a worker is at the background cycle of space .* for 0\.2 seconds"):
+            engine.background_learn(wait_seconds=0.2)
+    finally:
+        connection.execute("SELECT pg_advisory_unlock_all()")
+    assert engine.background_learn().state == "skipped"
+
+
+def test_settings_of_a_loop_are_given_once(connect: Callable[..., SonaEngine]) -> None:
+    with pytest.raises(ConfigError, match="minimum"):
+        connect().background_learn(background_loop(), minimum=5)
