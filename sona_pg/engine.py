@@ -40,6 +40,7 @@ from sona_pg.errors import (
     SonaError,
     UnknownSpace,
 )
+from sona_pg.fitting import FitReport, fit_report
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix, is_matrix
@@ -59,6 +60,7 @@ from sona_pg.store import improvement, pattern_search, spaces, strategist, versi
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.improvement import ImprovementMetrics
+from sona_pg.store.ledger import what_became
 from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import Version
@@ -558,6 +560,70 @@ class SonaEngine:
         if not self._loop.on_score(score):
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
         self._notify()
+
+    # Fit, as estimators do ----------------------------------------------------------------------------------------
+
+    def predict_one(self, query: ArrayLike, k: int = SHOWN) -> list[str]:
+        """Ids of the k best items for a query (dim,), best first. Writes nothing.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput, DatabaseError
+            As `recall`.
+        """
+        return [item.item_id for item in self.recall(query, k).items]
+
+    def learn_one(self, query: ArrayLike, outcome: Mapping[str, float | None]) -> FitReport:
+        """Learn at once what items were worth for a query, by their ids; see `partial_fit`.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something is not valid; nothing was recorded.
+        DatabaseError
+            If the database does not take it; it is in the spool.
+        """
+        id = self.record(query, rewards=outcome)
+        return self._fitted(1, [id], {})
+
+    def partial_fit(
+        self,
+        queries: Sequence[ArrayLike] | NDArray[np.floating],
+        outcomes: Sequence[Mapping[str, float | None]],
+    ) -> FitReport:
+        """Learn from rows, one after the other: queries (n, dim), and for each what items were worth, by their ids.
+
+        A row that is not valid is left out and said; the others are recorded and learned, and durable when it returns.
+
+        Raises
+        ------
+        InvalidInput
+            If there are not as many outcomes as queries; nothing was recorded.
+        DatabaseError
+            If the database does not take it; it is in the spool.
+        """
+        for name, given in (("queries", queries), ("outcomes", outcomes)):
+            if isinstance(given, str | Mapping) or not isinstance(given, Sequence | np.ndarray) or not np.ndim(given):
+                raise InvalidInput(f"{name} is a {type(given).__name__}, expected a row for each")
+        if len(queries) != len(outcomes):
+            raise InvalidInput(f"{len(queries)} queries with {len(outcomes)} outcomes: one for each")
+        ids: list[uuid.UUID] = []
+        refused: dict[int, str] = {}
+        for row, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
+            try:
+                if not isinstance(outcome, Mapping):
+                    raise InvalidInput(
+                        f"the outcome is a {type(outcome).__name__}, expected what items were worth by id"
+                    )
+                ids.append(self.record(query, rewards=outcome))
+            except (InvalidInput, DimensionMismatch) as error:
+                refused[row] = str(error)
+        return self._fitted(len(queries), ids, refused)
+
+    def _fitted(self, rows: int, ids: list[uuid.UUID], refused: Mapping[int, str]) -> FitReport:
+        self.flush()
+        with self._search.connection() as connection:
+            return fit_report(rows, ids, what_became(connection, self._space, ids), refused)
 
     # Look ------------------------------------------------------------------------------------------------------
 
