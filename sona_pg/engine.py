@@ -603,7 +603,8 @@ class SonaEngine:
             If the database does not take it; it is in the spool.
         """
         for name, given in (("queries", queries), ("outcomes", outcomes)):
-            if isinstance(given, str | Mapping) or not isinstance(given, Sequence | np.ndarray) or not np.ndim(given):
+            is_scalar = isinstance(given, np.ndarray) and not given.ndim
+            if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or is_scalar:
                 raise InvalidInput(f"{name} is a {type(given).__name__}, expected a row for each")
         if len(queries) != len(outcomes):
             raise InvalidInput(f"{len(queries)} queries with {len(outcomes)} outcomes: one for each")
