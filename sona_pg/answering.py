@@ -10,9 +10,9 @@ from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from sona_pg.errors import ResponderError, SonaError
+from sona_pg.errors import ConfigError, ResponderError, SonaError
 from sona_pg.learning.recommendation import Recommendation
-from sona_pg.loops.admission import private_json
+from sona_pg.loops.admission import checked_text, private_json
 from sona_pg.store.search import Found
 from sona_pg.text.embedders import CheckedEmbedder
 from sona_pg.text.responders import Context, Item, Responder, best_items
@@ -123,11 +123,20 @@ class Answering:
         Makes answers of items; the best item answers if None.
     text_column
         Column of the items table with their texts; None where there is none.
+
+    Raises
+    ------
+    ConfigError, InvalidInput
+        If the responder is no function, or the column no name.
     """
 
     def __init__(
         self, embedder: CheckedEmbedder, responder: Responder | None = None, text_column: str | None = None
     ) -> None:
+        if responder is not None and not callable(responder):
+            raise ConfigError(f"the responder is a {type(responder).__name__}, expected a function of query and items")
+        if text_column is not None:
+            checked_text(text_column, "text_column")
         self.embedder = embedder
         self._responder: Responder = best_items if responder is None else responder
         self._text_column = text_column

@@ -378,6 +378,8 @@ class SonaEngine:
         _check_k(k)
         if self._answering is None:
             raise ConfigError("process needs an embedder: SonaEngine.connect(embedder=HashingEmbedder(), …)")
+        if context is not None and not isinstance(context, Context):
+            raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
         return self._answering.answer(self, query, Context() if context is None else context, k)
 
     def item_texts(self, ids: Sequence[str], column: str | None) -> dict[str, str | None]:
@@ -389,7 +391,10 @@ class SonaEngine:
             If there is no such column, or it cannot be read.
         """
         self._check_open()
-        return self._search.texts(ids, column) if ids and column is not None else {}
+        if isinstance(ids, str) or not isinstance(ids, Sequence):
+            raise InvalidInput(f"ids is a {type(ids).__name__}, expected a list of item ids")
+        checked = [checked_text(id, "item id") for id in ids]
+        return self._search.texts(checked, checked_text(column, "column")) if checked and column is not None else {}
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -874,8 +879,13 @@ class SonaEngine:
         return DeepLearningResult.of(self._learn_now(DEEP if loop is None else loop, wait_seconds))
 
     def _learn_now(self, loop: Loop, wait_seconds: float) -> Mapping[str, Any]:
+        from sona_pg.loops.cycle import Loop
         from sona_pg.loops.on_demand import learn_now
 
+        if not isinstance(loop, Loop):
+            raise ConfigError(f"loop is a {type(loop).__name__}, expected one of background_loop or deep_loop")
+        if not isinstance(wait_seconds, int | float) or isinstance(wait_seconds, bool) or not 0 <= wait_seconds < 1e9:
+            raise ConfigError(f"wait_seconds is {wait_seconds!r}, expected seconds from 0")
         self.flush()
         found = learn_now(self._database, self._space, loop, wait_seconds)
         self._loop.flush_updates()

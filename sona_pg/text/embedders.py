@@ -82,6 +82,8 @@ class HashingEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors float32 (n, dim) of unit length."""
+        if not texts:
+            return np.empty((0, self._dim), dtype=np.float32)
         summed = sum(part.transform(texts) for part in self._parts)
         rows = np.asarray(summed.toarray(), dtype=np.float32)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
