@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sona_pg.answering import Response
     from sona_pg.config import (
         BackgroundLoopConfig,
         BoundaryConfig,
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
         DeepLoopConfig,
         DreamConfig,
         DreamEvidenceConfig,
+        EmbeddingConfig,
+        EndpointConfig,
         EvidenceConfig,
         EwcConfig,
         HierarchyConfig,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         MemoryGraphError,
         PatternExtractionError,
         PermissionDenied,
+        ResponderError,
         SchedulerUnavailable,
         SchemaMismatch,
         ServerError,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
         UnknownVersion,
         UnsupportedServer,
     )
+    from sona_pg.fitting import FitReport
     from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.consolidation import apply_plan, consolidation_plan
     from sona_pg.learning.dream_engine import DreamEngine
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     from sona_pg.learning.task_boundary import TaskBoundary
     from sona_pg.learning.task_memory import TaskMemory
     from sona_pg.learning.transfer import analogies
+    from sona_pg.learning_results import DeepLearningResult, LearningResult
     from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.deep_config import DeepConfig
@@ -90,6 +96,8 @@ if TYPE_CHECKING:
     from sona_pg.loops.metrics import InstantLoopMetrics
     from sona_pg.store.improvement import ImprovementMetrics
     from sona_pg.store.recorded_queries import RecordedQuery
+    from sona_pg.text.embedders import EndpointEmbedder, FunctionEmbedder, HashingEmbedder, SentenceTransformerEmbedder
+    from sona_pg.text.responders import Context, EndpointResponder, Item
     from sona_pg.types import (
         Answer,
         LearningSignal,
@@ -103,6 +111,23 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "sona_pg.answering": ("Response",),
+    "sona_pg.fitting": ("FitReport",),
+    "sona_pg.learning_results": (
+        "DeepLearningResult",
+        "LearningResult",
+    ),
+    "sona_pg.text.embedders": (
+        "EndpointEmbedder",
+        "FunctionEmbedder",
+        "HashingEmbedder",
+        "SentenceTransformerEmbedder",
+    ),
+    "sona_pg.text.responders": (
+        "Context",
+        "EndpointResponder",
+        "Item",
+    ),
     "sona_pg.config": (
         "BackgroundLoopConfig",
         "BoundaryConfig",
@@ -110,6 +135,8 @@ _MODULES = {
         "DeepLoopConfig",
         "DreamConfig",
         "DreamEvidenceConfig",
+        "EmbeddingConfig",
+        "EndpointConfig",
         "EvidenceConfig",
         "EwcConfig",
         "HierarchyConfig",
@@ -151,6 +178,7 @@ _MODULES = {
         "MemoryGraphError",
         "PatternExtractionError",
         "PermissionDenied",
+        "ResponderError",
         "SchedulerUnavailable",
         "SchemaMismatch",
         "ServerError",
@@ -230,11 +258,13 @@ __all__ = [
     "BoundaryConfig",
     "ConfigError",
     "ConsolidationConfig",
+    "Context",
     "DamagedVersion",
     "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
     "DeepConfig",
+    "DeepLearningResult",
     "DeepLoop",
     "DeepLoopConfig",
     "DeepResult",
@@ -248,10 +278,17 @@ __all__ = [
     "EmbedderError",
     "EmbedderMismatch",
     "EmbedderReport",
+    "EmbeddingConfig",
+    "EndpointConfig",
+    "EndpointEmbedder",
+    "EndpointResponder",
     "EvidenceConfig",
     "EwcConfig",
     "EwcPlusPlus",
+    "FitReport",
     "ForgetReport",
+    "FunctionEmbedder",
+    "HashingEmbedder",
     "HierarchyConfig",
     "ImprovementMetrics",
     "IncompleteLedger",
@@ -260,8 +297,10 @@ __all__ = [
     "InstantLoopMetrics",
     "InvalidInput",
     "IoError",
+    "Item",
     "LearnedPattern",
     "LearningError",
+    "LearningResult",
     "LearningSignal",
     "LockLost",
     "LoraConfig",
@@ -282,9 +321,12 @@ __all__ = [
     "ReasoningBank",
     "Recall",
     "RecordedQuery",
+    "ResponderError",
+    "Response",
     "SchedulerUnavailable",
     "SchemaMismatch",
     "Score",
+    "SentenceTransformerEmbedder",
     "ServerError",
     "ShardLost",
     "SignalConfig",

@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sona_pg.answering import Answering, Known, Response
 from sona_pg.config import (
     MAX_DIM,
     SHOWN,
+    BackgroundConfig,
+    EmbeddingConfig,
     EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
@@ -37,12 +40,14 @@ from sona_pg.errors import (
     SonaError,
     UnknownSpace,
 )
+from sona_pg.fitting import FitReport, fit_report
 from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix, is_matrix
 from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.recommendation import Recommendation, optimized_params
+from sona_pg.learning.recommendation import NearPattern, Recommendation, expected_quality, optimized_params
+from sona_pg.learning_results import DeepLearningResult, LearningResult
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.admission import admitted_score, checked_text, private_json
 from sona_pg.loops.evidence import EvidenceLoop
@@ -55,10 +60,13 @@ from sona_pg.store import improvement, pattern_search, spaces, strategist, versi
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.improvement import ImprovementMetrics
+from sona_pg.store.ledger import what_became
 from sona_pg.store.search import Filter, Found, ItemSearch
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import Version
 from sona_pg.store.why import Why, why
+from sona_pg.text.embedders import CheckedEmbedder, Embedder
+from sona_pg.text.responders import Context, Responder
 from sona_pg.types import (
     EMPTY,
     UNKNOWN_ANSWER,
@@ -71,6 +79,9 @@ from sona_pg.types import (
     TrajectoryStep,
     finite_or_none,
 )
+
+if TYPE_CHECKING:
+    from sona_pg.loops.cycle import Loop
 
 log = logging.getLogger("sona_pg")
 
@@ -119,6 +130,7 @@ class SonaEngine:
         self._evidence = evidence
         self._search = ItemSearch(space, database.connect, database.config)
         self._accesses = AccessCounts(space, self._search.connection, database.config)
+        self._answering: Answering | None = None
         self._closed = False
         self._pid = os.getpid()
         self._wake = threading.Event()
@@ -143,7 +155,10 @@ class SonaEngine:
         *,
         space: str = "default",
         dim: int | None = None,
-        embedder: str | None = None,
+        embedder: str | Embedder | None = None,
+        responder: Responder | None = None,
+        text_column: str | None = None,
+        embedding: EmbeddingConfig | None = None,
         home: Path | str | None = None,
         background: bool = True,
         instant: InstantLoopConfig | None = None,
@@ -164,7 +179,11 @@ class SonaEngine:
         dim
             Components of its vectors; must agree with the space where it exists.
         embedder
-            Fingerprint of the embedding model; declared at the first use, and checked from then on.
+            The embedding model, which `process` asks, or its fingerprint alone; declared at the first use, and checked
+            from then on. A model says `dim` where that is not given.
+        responder, text_column, embedding
+            Of `process`: makes an answer of the items (without, the best one answers); the column of the items table
+            with their texts; and how the embedder is asked.
         home
             Folder of the embedded server.
         background
@@ -187,6 +206,13 @@ class SonaEngine:
         DatabaseError
             If the database cannot be used; the message says why and what helps.
         """
+        answering: Answering | None = None
+        if embedder is not None and not isinstance(embedder, str):
+            checked = CheckedEmbedder(embedder, embedding)
+            answering = Answering(checked, responder, text_column)
+            dim, embedder = checked.dim if dim is None else dim, checked.fingerprint
+        elif not (responder is None and text_column is None and embedding is None):
+            raise ConfigError("responder, text_column and embedding are of process, which needs an embedder: give one")
         database = open_database(url, home=home, config=store)
         with database.connect() as connection:
             found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
@@ -211,7 +237,9 @@ class SonaEngine:
             store=SpaceStore(found, database.connect, database.config, database.spool_directory),
         )
         weighing = EvidenceLoop(SpaceStore(found, database.connect, database.config, None), strategy, adapter, evidence)
-        return cls(database, found, loop, weighing, background=background)
+        engine = cls(database, found, loop, weighing, background=background)
+        engine._answering = answering
+        return engine
 
     @property
     def space(self) -> Space:
@@ -318,6 +346,55 @@ class SonaEngine:
         else:
             items, version, strategy = self._search.answer(query, k, filter)
         return Recall(id, query, tuple(items), Answer(arm, version, strategy, propensity))
+
+    def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:
+        """Answer a text: embed it, recall items, ask what has proven good for such queries, respond, and record it.
+
+        The answer teaches nothing before somebody says what it was worth: `score` it.
+
+        Parameters
+        ----------
+        query
+            The text.
+        context
+            Who asks; nobody in particular if None.
+        k
+            How many items the responder is given.
+
+        Raises
+        ------
+        ConfigError
+            If the engine was connected without an embedder.
+        InvalidInput
+            If the query is empty or too long; nothing was recorded.
+        EmbedderError, DimensionMismatch
+            If the embedder fails; nothing was recorded.
+        ResponderError
+            If the responder fails: the trajectory is kept, with the failure in its metadata.
+        DatabaseError
+            If the database cannot be asked.
+        """
+        self._check_open()
+        _check_k(k)
+        if self._answering is None:
+            raise ConfigError("process needs an embedder: SonaEngine.connect(embedder=HashingEmbedder(), …)")
+        if context is not None and not isinstance(context, Context):
+            raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
+        return self._answering.answer(self, query, Context() if context is None else context, k)
+
+    def item_texts(self, ids: Sequence[str], column: str | None) -> dict[str, str | None]:
+        """Texts of items by id, from a column of the items table; nothing without a column.
+
+        Raises
+        ------
+        DatabaseError
+            If there is no such column, or it cannot be read.
+        """
+        self._check_open()
+        if isinstance(ids, str) or not isinstance(ids, Sequence):
+            raise InvalidInput(f"ids is a {type(ids).__name__}, expected a list of item ids")
+        checked = [checked_text(id, "item id") for id in ids]
+        return self._search.texts(checked, checked_text(column, "column")) if checked and column is not None else {}
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -489,6 +566,71 @@ class SonaEngine:
             log.warning("score %s was dropped: the buffers are full, the database is behind", given)
         self._notify()
 
+    # Fit, as estimators do ----------------------------------------------------------------------------------------
+
+    def predict_one(self, query: ArrayLike, k: int = SHOWN) -> list[str]:
+        """Ids of the k best items for a query (dim,), best first. Writes nothing.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput, DatabaseError
+            As `recall`.
+        """
+        return [item.item_id for item in self.recall(query, k).items]
+
+    def learn_one(self, query: ArrayLike, outcome: Mapping[str, float | None]) -> FitReport:
+        """Learn at once what items were worth for a query, by their ids; see `partial_fit`.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something is not valid; nothing was recorded.
+        DatabaseError
+            If the database does not take it; it is in the spool.
+        """
+        id = self.record(query, rewards=outcome)
+        return self._fitted(1, [id], {})
+
+    def partial_fit(
+        self,
+        queries: Sequence[ArrayLike] | NDArray[np.floating],
+        outcomes: Sequence[Mapping[str, float | None]],
+    ) -> FitReport:
+        """Learn from rows, one after the other: queries (n, dim), and for each what items were worth, by their ids.
+
+        A row that is not valid is left out and said; the others are recorded and learned, and durable when it returns.
+
+        Raises
+        ------
+        InvalidInput
+            If there are not as many outcomes as queries; nothing was recorded.
+        DatabaseError
+            If the database does not take it; it is in the spool.
+        """
+        for name, given in (("queries", queries), ("outcomes", outcomes)):
+            is_scalar = isinstance(given, np.ndarray) and not given.ndim
+            if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or is_scalar:
+                raise InvalidInput(f"{name} is a {type(given).__name__}, expected a row for each")
+        if len(queries) != len(outcomes):
+            raise InvalidInput(f"{len(queries)} queries with {len(outcomes)} outcomes: one for each")
+        ids: list[uuid.UUID] = []
+        refused: dict[int, str] = {}
+        for row, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
+            try:
+                if not isinstance(outcome, Mapping):
+                    raise InvalidInput(
+                        f"the outcome is a {type(outcome).__name__}, expected what items were worth by id"
+                    )
+                ids.append(self.record(query, rewards=outcome))
+            except (InvalidInput, DimensionMismatch) as error:
+                refused[row] = str(error)
+        return self._fitted(len(queries), ids, refused)
+
+    def _fitted(self, rows: int, ids: list[uuid.UUID], refused: Mapping[int, str]) -> FitReport:
+        self.flush()
+        with self._search.connection() as connection:
+            return fit_report(rows, ids, what_became(connection, self._space, ids), refused)
+
     # Look ------------------------------------------------------------------------------------------------------
 
     def improvement_metrics(self) -> ImprovementMetrics:
@@ -526,6 +668,26 @@ class SonaEngine:
         self._accesses.found(pattern.id for pattern, _ in found)
         return found
 
+    def known_of(self, query: ArrayLike, k: int = 5) -> Known:
+        """What is known of answers to such queries, by the k patterns nearest to it.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput, DatabaseError
+            As `optimized_params`.
+        """
+        near, width = self._near(query, k)
+        return Known(optimized_params(near, width), expected_quality(near, width), len(near))
+
+    def _near(self, query: ArrayLike, k: int) -> tuple[list[NearPattern], float]:
+        self._check_open()
+        _check_k(k)
+        vector = as_vector(query, self._space.dim, "query")
+        with self._search.connection() as connection:
+            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
+        self._accesses.found(pattern.id for pattern in near)
+        return near, width
+
     def optimized_params(
         self, query: ArrayLike, defaults: Mapping[str, Json] | None = None, *, k: int = 5
     ) -> dict[str, Recommendation]:
@@ -555,13 +717,8 @@ class SonaEngine:
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        _check_k(k)
-        vector = as_vector(query, self._space.dim, "query")
         given = {} if defaults is None else private_json(defaults, "defaults")
-        with self._search.connection() as connection:
-            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
-        self._accesses.found(pattern.id for pattern in near)
+        near, width = self._near(query, k)
         return optimized_params(near, width, given)
 
     # Versions --------------------------------------------------------------------------------------------------
@@ -673,6 +830,67 @@ class SonaEngine:
         """Learn what was recorded, at once and in this thread; gives the number of events."""
         self._check_open()
         return self._loop.learn_pending()
+
+    def background_learn(
+        self, loop: Loop | None = None, *, minimum: int | None = None, wait_seconds: float = 600.0
+    ) -> LearningResult:
+        """Flush, and run a background cycle of this space: patterns, verdicts, and a base if it does not lose.
+
+        Parameters
+        ----------
+        loop
+            The loop with other settings, as `background_loop` makes it.
+        minimum
+            New outcomes without which it is skipped; that of the loop if None.
+        wait_seconds
+            How long is waited for a worker that is at it.
+
+        Raises
+        ------
+        LearningError, DatabaseBusy, PermissionDenied, DatabaseError
+            If the cycle fails, a worker is at it for longer, the role may not, or the database cannot be asked.
+        """
+        # Here and not above: most processes never run a cycle, and need not have all of it in memory.
+        from sona_pg.loops.background import BACKGROUND, background_loop
+
+        if loop is not None and minimum is not None:
+            raise ConfigError("minimum is a setting of the loop that is given: set it there")
+        if loop is None:
+            loop = BACKGROUND if minimum is None else background_loop(BackgroundConfig(minimum=minimum))
+        return LearningResult.of(self._learn_now(loop, wait_seconds))
+
+    def deep_learn(self, loop: Loop | None = None, *, wait_seconds: float = 600.0) -> DeepLearningResult:
+        """Flush, and run a deep cycle of this space: consolidation, patterns of patterns, dreams, integration.
+
+        Parameters
+        ----------
+        loop
+            The loop with other settings, as `deep_loop` makes it.
+        wait_seconds
+            How long is waited for a worker that is at it.
+
+        Raises
+        ------
+        LearningError, DatabaseBusy, PermissionDenied, DatabaseError
+            As `background_learn`.
+        """
+        from sona_pg.loops.deep import DEEP
+
+        return DeepLearningResult.of(self._learn_now(DEEP if loop is None else loop, wait_seconds))
+
+    def _learn_now(self, loop: Loop, wait_seconds: float) -> Mapping[str, Any]:
+        from sona_pg.loops.cycle import Loop
+        from sona_pg.loops.on_demand import learn_now
+
+        if not isinstance(loop, Loop):
+            raise ConfigError(f"loop is a {type(loop).__name__}, expected one of background_loop or deep_loop")
+        if not isinstance(wait_seconds, int | float) or isinstance(wait_seconds, bool) or not 0 <= wait_seconds < 1e9:
+            raise ConfigError(f"wait_seconds is {wait_seconds!r}, expected seconds from 0")
+        self.flush()
+        found = learn_now(self._database, self._space, loop, wait_seconds)
+        self._loop.flush_updates()
+        self._evidence.refresh()
+        return found
 
     def flush(self) -> None:
         """Learn and make durable everything that was recorded, and weigh the strategies by it; when it returns, it is.

@@ -21,10 +21,6 @@ class EmbedderMismatch(ConfigError):
     """The space belongs to another embedding model."""
 
 
-class EmbedderError(SonaError):
-    """What was given to embed recorded queries has failed, or did not answer for each of them."""
-
-
 class IoError(SonaError, OSError):
     """A file could not be read or written, or is not what it should be."""
 
@@ -103,6 +99,14 @@ class LearningError(SonaError):
 
 class InvalidInput(LearningError, ValueError):
     """A value from outside is not what it must be; nothing was recorded or learned from it."""
+
+
+class EmbedderError(SonaError):
+    """An embedder failed, or answered what are no vectors of its dimension."""
+
+
+class ResponderError(SonaError):
+    """A responder failed, or answered what is no text."""
 
 
 class MemoryGraphError(SonaError):

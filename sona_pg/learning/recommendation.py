@@ -49,11 +49,15 @@ class NearPattern:
         Of its centroid to the query.
     best
         By every parameter that was used in it, the best value; None where none can be recommended.
+    quality, confidence
+        What answers were worth there in the mean, and how sure that is, 0 to 1.
     """
 
     id: int
     cosine: float
     best: Mapping[str, Best | None] = field(default_factory=dict)
+    quality: float = 0.0
+    confidence: float = 0.0
 
 
 def recommending(config: VerdictConfig) -> dict[str, Json]:
@@ -101,6 +105,18 @@ def best_strategy(verdict: Verdict | None) -> str | None:
     if verdict is None or not verdict.arms:
         return None
     return str(max(verdict.arms, key=lambda arm: arm.quality.mean).value)
+
+
+def expected_quality(near: Sequence[NearPattern], similarity_width: float) -> float:
+    """What an answer near these patterns is worth for sure, 0 to 1: 0 where nothing is known.
+
+    The mean of ``confidence · quality``, patterns weighted by ``exp((cosine - best cosine) / width)`` and all of it by
+    the best cosine, since what is far from every pattern is unknown ground.
+    """
+    nearest = max((pattern.cosine for pattern in near), default=0.0)
+    weights = [math.exp(max((p.cosine - nearest) / similarity_width, _FARTHEST)) for p in near]
+    worth = sum(w * p.confidence * p.quality for w, p in zip(weights, near, strict=True))
+    return min(max(nearest, 0.0) * worth / sum(weights), 1.0) if near and worth > 0 else 0.0
 
 
 def optimized_params(

@@ -33,6 +33,7 @@ from sona_pg.store import errors, runs
 from sona_pg.store.connection import Connection, require_schema, translated
 from sona_pg.store.database import Database
 from sona_pg.store.runs import Due, Run, Unplanned
+from sona_pg.store.spaces import Space
 from sona_pg.telemetry import NoTelemetry
 
 log = logging.getLogger("sona_pg")
@@ -51,6 +52,8 @@ class LoopCoordinator:
         Settings.
     telemetry
         Told what is done.
+    only
+        The one space that it works in; in all of them if None.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class LoopCoordinator:
         loop: Loop,
         config: WorkerConfig | None = None,
         telemetry: NoTelemetry | None = None,
+        only: Space | None = None,
     ) -> None:
+        self._only = only
         self._database = database
         self._loop = loop
         self._config = WorkerConfig() if config is None else config
@@ -109,6 +114,8 @@ class LoopCoordinator:
         runs.forget_hints(connection)
         ended = 0
         for found in runs.due(connection, self._loop.name):
+            if self._only is not None and found.space_id != self._only.space_id:
+                continue
             if stop.is_set():
                 break
             ended += self._attempt(connection, found, stop)

@@ -143,6 +143,23 @@ def read_ledger(
     return LedgerBatch(rows, recorded, scores, history)
 
 
+def what_became(connection: Connection, space: Space, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """What became of trajectories when they were learned last, by id; those that were not are left out.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be asked.
+    """
+    with translated():
+        rows = connection.execute(
+            "SELECT DISTINCT ON (trajectory_id) trajectory_id, learned FROM sona.learning_event"
+            " WHERE space_id = %s AND loop = %s AND trajectory_id = ANY(%s) ORDER BY trajectory_id, revision DESC",
+            (space.space_id, LOOP, list(ids)),
+        ).fetchall()
+    return dict(rows)
+
+
 def judged_events(
     connection: Connection, space: Space, ids: Sequence[uuid.UUID], *, with_activations: bool = True
 ) -> list[OutcomeEvent]:

@@ -47,7 +47,8 @@ def near_patterns(connection: Connection, space: Space, query: FloatVector, k: i
     """
     with translated():
         rows = connection.execute(
-            "SELECT n.pattern_id, n.similarity, v.parameter, v.best_value, v.best_confidence, v.best_value IS NULL,"
+            "SELECT n.pattern_id, n.similarity, n.avg_quality, n.confidence,"
+            " v.parameter, v.best_value, v.best_confidence, v.best_value IS NULL,"
             " (p.settings ->> 'similarity_width')::float8 FROM sona.find_patterns(%(name)s, %(query)s, %(k)s) n"
             " JOIN sona.pattern_state p ON p.space_id = %(space)s AND p.settings IS NOT NULL"
             " LEFT JOIN sona.verdict v ON v.space_id = p.space_id AND v.pattern_id = n.pattern_id",
@@ -55,8 +56,8 @@ def near_patterns(connection: Connection, space: Space, query: FloatVector, k: i
         ).fetchall()
     near: dict[int, NearPattern] = {}
     best: dict[int, dict[str, Best | None]] = {}
-    for id, cosine, parameter, value, confidence, has_none, _ in rows:
-        near.setdefault(id, NearPattern(id, cosine, best.setdefault(id, {})))
+    for id, cosine, quality, sure, parameter, value, confidence, has_none, _ in rows:
+        near.setdefault(id, NearPattern(id, cosine, best.setdefault(id, {}), quality, sure))
         if parameter is not None:
             best[id][parameter] = None if has_none else (value, confidence)
     return list(near.values()), rows[0][-1] if rows else 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from psycopg import sql
@@ -147,6 +147,29 @@ class ItemSearch:
                 )
             self._look_again_at = time.monotonic() + _SOURCE_SECONDS
         return self._statement
+
+    def texts(self, ids: Sequence[str], column: str) -> dict[str, str | None]:
+        """Texts of items by id, from a column of the items table; an item that is gone is left out.
+
+        Raises
+        ------
+        DatabaseError
+            If there is no such column, or it cannot be read.
+        """
+        with self.connection() as connection, translated():
+            row = connection.execute(
+                "SELECT i.items::text, i.id_column, format_type(a.atttypid, a.atttypmod) FROM sona._items_of(%s) i"
+                " JOIN pg_attribute a ON a.attrelid = i.items AND a.attname = i.id_column",
+                (self._space.space_id,),
+            ).fetchone()
+            if row is None:
+                return {}
+            statement = sql.SQL(
+                "SELECT t.{id}::text, t.{text}::text FROM {table} t WHERE t.{id} = ANY(%s::text[]::{type}[])"
+            ).format(
+                id=sql.Identifier(row[1]), text=sql.Identifier(column), table=sql.SQL(row[0]), type=sql.SQL(row[2])
+            )
+            return dict(connection.execute(statement, (list(ids),)).fetchall())
 
     def look_again(self) -> None:
         """The items table was named anew."""

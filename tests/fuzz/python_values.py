@@ -483,6 +483,8 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "home": st.none(),
         "background": st.just(False),
         "strategy": st.sampled_from((None, StrategyConfig())),
+        "responder": st.none(),
+        "text_column": st.none(),
     },
     "SonaEngine.forget": {"user_id": texts},
     "SonaEngine.optimized_params": {"defaults": st.sampled_from((None, {"a": 1, "z": None}))},

@@ -17,28 +17,34 @@ from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
 
-from . import budget, graph_values, python_values
+from . import budget, graph_values, python_values, text_values
 from .budget import tries
 from .python_values import ANSWER, DIM, anything
 from .sweep import learn_all, not_finite
 
-GOOD_OF = {**python_values.GOOD_OF, **graph_values.GOOD_OF}
-HOSTILE_OF = {**python_values.HOSTILE_OF, **graph_values.HOSTILE_OF}
-MAKERS = {**python_values.MAKERS, **graph_values.MAKERS}
+GOOD_OF = {**python_values.GOOD_OF, **graph_values.GOOD_OF, **text_values.GOOD_OF}
+HOSTILE_OF = {**python_values.HOSTILE_OF, **graph_values.HOSTILE_OF, **text_values.HOSTILE_OF}
+MAKERS = {**python_values.MAKERS, **graph_values.MAKERS, **text_values.MAKERS}
 NUMBERS_OF = {**python_values.NUMBERS_OF, **graph_values.NUMBERS_OF}
 
 PLAIN = {
     *(
         "BackgroundResult",
+        "Context",
+        "DeepLearningResult",
         "DeepResult",
         "Dream",
         "DreamEvidence",
         "EmbedderReport",
+        "FitReport",
         "ForgetReport",
         "ImprovementMetrics",
         "InstantLoopMetrics",
+        "Item",
         "LearnedPattern",
+        "LearningResult",
         "RecordedQuery",
+        "Response",
         "TaskMemory",
     ),
     "TrajectoryStep",
@@ -113,7 +119,8 @@ def engine(url: str) -> Iterator[SonaEngine]:
                 "INSERT INTO public.fuzz_python VALUES (%s, %s)",
                 (row, np.random.default_rng(row).standard_normal(DIM).astype(np.float32)),
             )
-    with SonaEngine.connect(url, space="fuzz python", dim=DIM, background=False) as made:
+    model = text_values.function_embedder()
+    with SonaEngine.connect(url, space="fuzz python", embedder=model, background=False) as made:
         made.set_items("public.fuzz_python", "id", "embedding")
         nothing = np.zeros(0, dtype=np.float32)
         step = TrajectoryStep(nothing, nothing, 1.0, 0.0, "1", 1)

@@ -28,7 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loops": BASE | {"learning", "steps", "store", "telemetry"},
     "signals": set(),
     "supervisor": BASE,
-    "engine": BASE | {"learning", "store", "loops"},
+    "text": BASE,
+    "learning_results": set(),
+    "fitting": set(),
+    "answering": BASE | {"learning", "store", "loops", "text"},
+    "engine": BASE | {"learning", "store", "loops", "text", "answering", "learning_results", "fitting"},
     "embedder": BASE | {"store", "loops"},
     "telemetry": BASE | {"store"},
     "worker": BASE | {"learning", "store", "loops", "telemetry"},
@@ -53,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "supervisor",
         "package",
     },
-    "package": BASE | {"learning", "store", "loops", "embedder", "engine"},
+    "package": BASE
+    | {"learning", "store", "loops", "embedder", "engine", "answering", "learning_results", "fitting", "text"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself. `package` is what `sona_pg/__init__.py` itself defines."""
