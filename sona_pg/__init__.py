@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sona_pg.answering import Response
     from sona_pg.config import (
         BackgroundLoopConfig,
         BoundaryConfig,
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     )
     from sona_pg.embedder import abort_embedder, change_embedder, finish_embedder
     from sona_pg.engine import Recall, SonaEngine
+    from sona_pg.engine.answering import Response
+    from sona_pg.engine.fitting import FitReport
+    from sona_pg.engine.results import DeepLearningResult, LearningResult
     from sona_pg.errors import (
         ConfigError,
         DamagedVersion,
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
         UnknownVersion,
         UnsupportedServer,
     )
-    from sona_pg.fitting import FitReport
     from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.consolidation import apply_plan, consolidation_plan
     from sona_pg.learning.dream_engine import DreamEngine
@@ -85,7 +86,6 @@ if TYPE_CHECKING:
     from sona_pg.learning.task_boundary import TaskBoundary
     from sona_pg.learning.task_memory import TaskMemory
     from sona_pg.learning.transfer import analogies
-    from sona_pg.learning_results import DeepLearningResult, LearningResult
     from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.deep_config import DeepConfig
@@ -111,9 +111,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "sona_pg.answering": ("Response",),
-    "sona_pg.fitting": ("FitReport",),
-    "sona_pg.learning_results": (
+    "sona_pg.engine.answering": ("Response",),
+    "sona_pg.engine.fitting": ("FitReport",),
+    "sona_pg.engine.results": (
         "DeepLearningResult",
         "LearningResult",
     ),

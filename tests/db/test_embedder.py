@@ -673,7 +673,7 @@ def test_whoever_has_not_seen_the_switch_forgets_nobody(
         forget_beside(store, user_id, accept_lost=accept_lost)
         assert change(url).is_switched  # between the two steps of forgetting
 
-    monkeypatch.setattr("sona_pg.engine.forget_beside", beside)
+    monkeypatch.setattr("sona_pg.engine.learn.forget_beside", beside)
     with open_engine(url) as engine, pytest.raises(EmbedderMismatch, match="connect again, and forget"):
         engine.forget("user 3")
     monkeypatch.undo()

@@ -29,10 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": set(),
     "supervisor": BASE,
     "text": BASE,
-    "learning_results": set(),
-    "fitting": set(),
-    "answering": BASE | {"learning", "store", "loops", "text"},
-    "engine": BASE | {"learning", "store", "loops", "text", "answering", "learning_results", "fitting"},
+    "engine": BASE | {"learning", "store", "loops", "text"},
     "embedder": BASE | {"store", "loops"},
     "telemetry": BASE | {"store"},
     "worker": BASE | {"learning", "store", "loops", "telemetry"},
@@ -57,8 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "supervisor",
         "package",
     },
-    "package": BASE
-    | {"learning", "store", "loops", "embedder", "engine", "answering", "learning_results", "fitting", "text"},
+    "package": BASE | {"learning", "store", "loops", "text", "embedder", "engine"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself. `package` is what `sona_pg/__init__.py` itself defines."""

@@ -1,0 +1,24 @@
+"""How settings are checked when they are given."""
+
+from __future__ import annotations
+
+from sona_pg.errors import ConfigError
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse what is no whole number from `low` to `high`, with a `ConfigError`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+    check_within(name, value, low, high)
+
+
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse what is no number from `low` to `high`, NaN included, with a `ConfigError`."""
+    if not isinstance(value, float | int) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Refuse what is neither True nor False, with a `ConfigError`."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}, expected True or False")

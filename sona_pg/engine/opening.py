@@ -1,0 +1,89 @@
+"""How a space is opened, and created where it is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sona_pg.config import (
+    MAX_DIM,
+    EvidenceConfig,
+    InstantLoopConfig,
+    QueryAdapterConfig,
+    SpaceConfig,
+    StoreConfig,
+    StrategyConfig,
+)
+from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
+from sona_pg.loops.admission import checked_text
+from sona_pg.loops.evidence import EvidenceLoop
+from sona_pg.loops.instant import InstantLoop
+from sona_pg.loops.space_store import SpaceStore
+from sona_pg.store import spaces, strategist
+from sona_pg.store.connection import Connection
+from sona_pg.store.database import Database, open_database
+from sona_pg.store.spaces import Space
+
+
+def open_space(
+    url: str | None,
+    space: str,
+    dim: int | None,
+    embedder: str | None,
+    *,
+    home: Path | str | None,
+    instant: InstantLoopConfig | None,
+    adapter: QueryAdapterConfig | None,
+    strategy: StrategyConfig | None,
+    evidence: EvidenceConfig | None,
+    space_config: SpaceConfig | None,
+    store: StoreConfig | None,
+) -> tuple[Database, Space, InstantLoop, EvidenceLoop]:
+    """The space with its loops; parameters and errors as of `SonaEngine.connect`."""
+    database = open_database(url, home=home, config=store)
+    with database.connect() as connection:
+        found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
+        if dim is not None and dim != found.dim:
+            raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
+        if space_config is not None and space_config != found.config:
+            raise ConfigError(f"space {space!r} declares {found.config}, not {space_config}: leave space_config out")
+        spaces.check_embedder(connection, found, embedder)
+        instant, adapter = spaces.claim_settings(connection, found, instant, adapter)
+        strategy = strategist.claim_settings(connection, found, strategy)
+    if found.standby_of is not None:
+        raise EmbedderMismatch(
+            f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
+        )
+    loop = InstantLoop(
+        found.dim,
+        instant,
+        adapter=adapter,
+        space=found.config,
+        store=SpaceStore(found, database.connect, database.config, database.spool_directory),
+    )
+    weighing = EvidenceLoop(SpaceStore(found, database.connect, database.config, None), strategy, adapter, evidence)
+    return database, found, loop, weighing
+
+
+def _open_or_create(
+    connection: Connection,
+    name: str,
+    dim: int | None,
+    embedder: str | None,
+    config: SpaceConfig | None,
+    adapter: QueryAdapterConfig | None,
+) -> Space:
+    checked_text(name, "the name of the space")
+    if dim is not None and (not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
+        raise ConfigError(f"dim is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
+    if embedder is not None:
+        checked_text(embedder, "embedder")
+    found = spaces.find_space(connection, name)
+    if found is None and dim is not None:
+        if adapter is not None and adapter.rank > dim:
+            raise ConfigError(f"rank {adapter.rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
+        try:
+            return spaces.create_space(connection, name, dim, embedder=embedder, config=config)
+        except InvalidInput:
+            # Another process that starts at the same time may have created it.
+            found = spaces.find_space(connection, name)
+    return spaces.get_space(connection, name) if found is None else found

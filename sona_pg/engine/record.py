@@ -1,0 +1,194 @@
+"""Record: what was answered, and what it was worth."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sona_pg.engine.recalled import Recall
+from sona_pg.engine.session import Session
+from sona_pg.errors import InvalidInput
+from sona_pg.ids import new_trajectory_id
+from sona_pg.kernels import as_vector
+from sona_pg.loops.admission import admitted_score
+from sona_pg.types import (
+    EMPTY,
+    UNKNOWN_ANSWER,
+    Json,
+    QueryTrajectory,
+    Score,
+    TrajectoryBuilder,
+    TrajectoryStep,
+    finite_or_none,
+)
+
+log = logging.getLogger("sona_pg")
+
+
+class Recording(Session):
+    """Takes what was answered; nothing here waits for the database."""
+
+    def start(self, query: ArrayLike) -> TrajectoryBuilder:
+        """Begin a trajectory whose steps are added one by one; hand it to `record`."""
+        return TrajectoryBuilder(None, as_vector(query, self._space.dim, "query"))
+
+    def record(
+        self,
+        answered: Recall | TrajectoryBuilder | QueryTrajectory | ArrayLike,
+        item_ids: Sequence[str] | None = None,
+        rewards: Sequence[float | None] | Mapping[str, float | None] | None = None,
+        quality: float | None = None,
+        *,
+        latency_us: int = 0,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        trajectory_id: uuid.UUID | None = None,
+    ) -> uuid.UUID:
+        """Record what was answered and, as far as it is known, what it was worth. Never waits for the database.
+
+        Parameters
+        ----------
+        answered
+            What `recall` gave, a trajectory, or a query (dim,) whose items were found in another way.
+        item_ids
+            With a query: the items that were shown, best first.
+        rewards
+            What items were worth: one for each shown item, or by item id. An id that was not shown is an item that
+            was judged all the same. None, and an item that is left out, is unjudged; 0 is unhelpful.
+        quality
+            What the whole answer was worth.
+        latency_us
+            Time that the answer took, microseconds.
+        user_id, session_id, metadata
+            Whatever the application wants to find again.
+        trajectory_id
+            With a query: an id of its own, so that recording it twice is refused.
+
+        Returns
+        -------
+        uuid.UUID
+            Id of the trajectory, for `score`.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something is not valid; nothing was recorded.
+        ConfigError
+            If the engine is closed.
+        """
+        self._check_open()
+        if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
+            timed = not isinstance(latency_us, int) or latency_us != 0
+            if item_ids is not None or rewards is not None or trajectory_id is not None or timed:
+                raise InvalidInput(
+                    "a trajectory brings its own id, latency and steps: put items and rewards into add_step"
+                )
+            if isinstance(answered, TrajectoryBuilder):
+                answered = answered.build(quality, user_id=user_id, session_id=session_id, metadata=metadata)
+            elif quality is not None or user_id is not None or session_id is not None or metadata is not None:
+                raise InvalidInput("a trajectory that is built already brings its quality, ids and metadata itself")
+            return self._take(answered)
+        scores: Sequence[float | None] = ()
+        if isinstance(answered, Recall):
+            if item_ids is not None or trajectory_id is not None:
+                raise InvalidInput("what recall gave brings its own items and id: leave item_ids and trajectory_id out")
+            query, trajectory_id, answer = answered.query, answered.trajectory_id, answered.answer
+            item_ids = [item.item_id for item in answered.items]
+            scores = [item.score for item in answered.items]
+        else:
+            query, answer = as_vector(answered, self._space.dim, "query").copy(), UNKNOWN_ANSWER
+        return self._take(
+            QueryTrajectory(
+                id=new_trajectory_id() if trajectory_id is None else trajectory_id,
+                query_embedding=query,
+                steps=_item_steps(() if item_ids is None else item_ids, rewards, scores),
+                final_quality=quality,
+                latency_us=latency_us,
+                user_id=user_id,
+                session_id=session_id,
+                metadata={} if metadata is None else metadata,
+                answer=answer,
+            )
+        )
+
+    def _take(self, trajectory: QueryTrajectory) -> uuid.UUID:
+        taken = self._loop.on_inference(trajectory)
+        if not taken:
+            log.warning("trajectory %s was dropped: the buffers are full, the database is behind", trajectory.id)
+        self._notify()
+        return trajectory.id
+
+    def score(
+        self,
+        trajectory_id: uuid.UUID,
+        value: float,
+        item_id: str | None = None,
+        *,
+        name: str = "reward",
+        score_id: str | None = None,
+    ) -> None:
+        """Say later what an answer, or one of its items, was worth. Never waits for the database.
+
+        Parameters
+        ----------
+        trajectory_id
+            What `record` gave; it may also come first, and the trajectory later.
+        value
+            What it was worth.
+        item_id
+            The item; None for the whole answer.
+        name
+            Which judgement this is.
+        score_id
+            An id of its own: the same id again is nothing.
+        """
+        self._check_open()
+        given = str(uuid.uuid4()) if score_id is None else score_id
+        score = admitted_score(Score(trajectory_id, value, item_id, name, given), self._space.config)
+        if not self._loop.on_score(score):
+            log.warning("score %s was dropped: the buffers are full, the database is behind", given)
+        self._notify()
+
+
+def _item_steps(
+    item_ids: Sequence[str],
+    rewards: Sequence[float | None] | Mapping[str, float | None] | None,
+    scores: Sequence[float | None],
+) -> tuple[TrajectoryStep, ...]:
+    if isinstance(item_ids, str) or not isinstance(item_ids, Sequence):
+        raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
+    if rewards is not None and not isinstance(rewards, Mapping | Sequence | np.ndarray):
+        raise InvalidInput(f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id")
+    if isinstance(rewards, np.ndarray) and rewards.ndim != 1:
+        raise InvalidInput(f"rewards have shape {rewards.shape}, expected one for each item")
+    marked: list[tuple[str, float | None]] = []
+    if isinstance(rewards, Mapping):
+        shown = set(item_ids)
+        marked = [(item, reward) for item, reward in rewards.items() if item not in shown]
+        by_item: Sequence[float | None] = [rewards.get(item) for item in item_ids]
+    elif rewards is None:
+        by_item = [None] * len(item_ids)
+    else:
+        by_item = rewards
+        if len(by_item) != len(item_ids):
+            raise InvalidInput(f"{len(item_ids)} items with {len(by_item)} rewards: one reward, or None, for each item")
+    steps = [
+        TrajectoryStep(
+            EMPTY,
+            np.array([scores[place]], dtype=np.float32) if scores else EMPTY,
+            finite_or_none(reward, "reward"),
+            0.0,
+            item,
+            place + 1,
+        )
+        for place, (item, reward) in enumerate(zip(item_ids, by_item, strict=True))
+    ]
+    steps += [
+        TrajectoryStep(EMPTY, EMPTY, finite_or_none(reward, "reward"), 0.0, item, None) for item, reward in marked
+    ]
+    return tuple(steps)
