@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sona_pg.config import ConfigError, HierarchyConfig, PatternConfig
-from sona_pg.errors import DimensionMismatch, InvalidInput
+from sona_pg.config import HierarchyConfig, PatternConfig
+from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.hierarchy import PatternHierarchy, pattern_hierarchy
 from sona_pg.learning.patterns import LearnedPattern

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg.config import ConfigError, TransferConfig
-from sona_pg.errors import DimensionMismatch, InvalidInput
+from sona_pg.config import TransferConfig
+from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.transfer import analogies
 
