@@ -77,6 +77,10 @@ class LockLost(DatabaseError):
     """Another worker has claimed the loop meanwhile: what was computed is not written."""
 
 
+class NoItems(ConfigError):
+    """The space has no table of items to search."""
+
+
 class IncompleteLedger(DatabaseError):
     """The ledger holds events that cannot be learned again: what was recorded of them is deleted."""
 

@@ -1,6 +1,7 @@
 -- Errors: own SQLSTATEs, so that clients of any language can tell them apart.
 -- SN001 unknown space, SN002 wrong dimension, SN003 invalid input, SN004 a setting that cannot be honoured,
--- SN005 a version that is not there, SN006 a damaged one, SN007 a trajectory that is not there.
+-- SN005 a version that is not there, SN006 a damaged one, SN007 a trajectory that is not there, SN008 a loop that is not,
+-- SN009 no table of items to search.
 
 CREATE OR REPLACE FUNCTION sona._refuse(state text, message text, hint text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE

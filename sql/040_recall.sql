@@ -40,7 +40,7 @@ DECLARE
 BEGIN
     SELECT * INTO source FROM sona._items_of(space_id);
     IF source.items IS NULL THEN
-        PERFORM sona._refuse('SN004', 'the space has no items table to search',
+        PERFORM sona._refuse('SN009', 'the space has no items table to search',
                              'name it with sona.set_items(space, table, id_column, embedding_column)');
     END IF;
     IF filter IS NOT NULL AND filter <> '{}' THEN

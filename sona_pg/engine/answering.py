@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from sona_pg.errors import ConfigError, ResponderError, SonaError
+from sona_pg.errors import ConfigError, NoItems, ResponderError, SonaError
 from sona_pg.learning.recommendation import Recommendation
 from sona_pg.loops.admission import checked_text, private_json
 from sona_pg.store.search import Found
@@ -94,6 +94,9 @@ class Engine(Protocol[R]):
     def recall(self, query: ArrayLike, k: int) -> R:
         """The k best items for a query."""
 
+    def nothing_found(self, query: ArrayLike) -> R:
+        """An answer without items."""
+
     def item_texts(self, ids: Sequence[str], column: str | None) -> Mapping[str, str | None]:
         """Texts of items by id."""
 
@@ -149,7 +152,12 @@ class Answering:
         """
         began = time.perf_counter_ns()
         metadata = dict(private_json(context.metadata, "metadata"))
-        found = engine.recall(self.embedder.embed([query])[0], k)
+        vector = self.embedder.embed([query])[0]
+        try:
+            found = engine.recall(vector, k)
+        except NoItems:
+            # What was asked is worth knowing all the same: kinds of queries, and parameters that work for them.
+            found = engine.nothing_found(vector)
         texts = engine.item_texts([item.item_id for item in found.items], self._text_column)
         items = tuple(Item(item.item_id, item.score, texts.get(item.item_id)) for item in found.items)
         known = engine.known_of(found.query, PATTERNS)

@@ -107,6 +107,20 @@ class Applying(Session):
             items, version, strategy = self._search.answer(query, k, filter)
         return Recall(id, query, tuple(items), Answer(arm, version, strategy, propensity))
 
+    def nothing_found(self, query: ArrayLike) -> Recall:
+        """An answer without items to a query (dim,), for what found them elsewhere, or has none; to be recorded.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If the query is not valid.
+        """
+        self._check_open()
+        vector = as_vector(query, self._space.dim, "query").copy()
+        id = new_trajectory_id()
+        arm, propensity = self._evidence.served.arm(id)
+        return Recall(id, vector, (), Answer(arm, self._loop.version, "frozen", propensity))
+
     def predict_one(self, query: ArrayLike, k: int = SHOWN) -> list[str]:
         """Ids of the k best items for a query (dim,), best first. Writes nothing.
 

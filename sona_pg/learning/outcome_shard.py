@@ -34,7 +34,7 @@ class FreshOutcome(NamedTuple):
     cluster
         The one it is in.
     quality
-        What it was worth.
+        What it was worth; NaN where nobody has judged it.
     used, fed_back
         Parameters by name; precision and recall.
     """
@@ -82,7 +82,7 @@ class OutcomeShard:
     def __len__(self) -> int:
         return self._size
 
-    def add_counted(self, query: FloatVector, quality: float) -> None:
+    def add_counted(self, query: FloatVector, quality: float | None) -> None:
         """An outcome that an earlier cycle has counted: it shapes the clusters, and is no news.
 
         Raises
@@ -96,7 +96,7 @@ class OutcomeShard:
         self,
         ordinal: int,
         query: FloatVector,
-        quality: float,
+        quality: float | None,
         strategy: str,
         parameters: Json,
         precision: Json,
@@ -124,12 +124,13 @@ class OutcomeShard:
         self._fresh.append((ordinal, used, said))
         return is_usable
 
-    def _add(self, query: FloatVector, quality: float, *, is_fresh: bool) -> None:
+    def _add(self, query: FloatVector, quality: float | None, *, is_fresh: bool) -> None:
         unit = kernels.unit(query)
         if not unit.any():
             raise InvalidInput("query embedding is zero: it has no direction")
         place, self._size = self._size, self._size + 1
-        self._rows[place], self._quality[place], self._is_fresh[place] = unit, quality, is_fresh
+        self._rows[place], self._is_fresh[place] = unit, is_fresh
+        self._quality[place] = math.nan if quality is None else quality
 
     @property
     def rows(self) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -136,7 +137,8 @@ class ResumedBank(ReasoningBank):
             found = sum(shards.sizes)
             raise PatternExtractionError(f"{found} trajectories could not be clustered: {cause}") from cause
         fresh = [(int(change.members[into[one.cluster]]), one) for _, part in tallies for one in part]
-        self._take(change, ((id, one.quality, one.used, one.fed_back) for id, one in fresh if id >= 0))
+        judged = ((id, one) for id, one in fresh if id >= 0 and not math.isnan(one.quality))
+        self._take(change, ((id, one.quality, one.used, one.fed_back) for id, one in judged))
         return tuple(one.ordinal for id, one in fresh if id < 0)
 
 

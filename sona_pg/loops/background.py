@@ -82,7 +82,9 @@ class _Patterns:
 
     def compute(self, found: _Found, cycle: Cycle) -> _Made:
         if found.bank is None or found.shards is None:
-            raise Skipped(f"{found.new} of {self._config.minimum} new trajectories with an outcome")
+            is_judged = found.state.is_judged or not found.new
+            what = "new trajectories with an outcome" if is_judged else "new trajectories, none of them judged"
+            raise Skipped(f"{found.new} of {self._config.minimum} {what}")
         with found.closing:
             cycle.check_stop()
             state = found.state

@@ -26,6 +26,7 @@ from sona_pg.errors import (
     DatabaseUnavailable,
     DimensionMismatch,
     InvalidInput,
+    NoItems,
     PermissionDenied,
     SchemaMismatch,
     SonaError,
@@ -50,6 +51,7 @@ UNKNOWN_VERSION = "SN005"
 DAMAGED_VERSION = "SN006"
 UNKNOWN_TRAJECTORY = "SN007"
 UNKNOWN_LOOP = "SN008"
+NO_ITEMS = "SN009"
 """SQLSTATEs that the functions of sql/ raise."""
 
 
@@ -255,6 +257,8 @@ def _translation(error: psycopg.Error) -> SonaError:
         return InvalidInput(message)  # psycopg could not send a value
     if state == REFUSED_SETTING:
         return ConfigError(message)
+    if state == NO_ITEMS:
+        return NoItems(message)
     if state in ("42501", "28000", "28P01"):
         return PermissionDenied(f"{message}: ask the owner of schema sona for the right, or use another role")
     if state in ("3F000", "42P01", "42883", "42703") and "sona" in message:

@@ -50,6 +50,9 @@ class PatternState:
         The time of the database, in seconds since the epoch.
     is_stale
         Whether there are verdicts from which a cycle of other settings has recommended.
+    is_judged
+        Whether any outcome is known. Before, patterns are made of the queries alone: there are kinds of them, of which
+        nothing is known.
     """
 
     consumed: int
@@ -59,6 +62,7 @@ class PatternState:
     waiting: frozenset[int]
     now: float
     is_stale: bool
+    is_judged: bool
 
 
 class KnownOutcome(NamedTuple):
@@ -71,7 +75,7 @@ class KnownOutcome(NamedTuple):
     query
         The query (dim,).
     quality
-        What it was worth, 0 to 1, late scores included.
+        What it was worth, 0 to 1, late scores included; None where nobody has judged anything.
     strategy
         What answered.
     parameters, precision, recall
@@ -80,11 +84,21 @@ class KnownOutcome(NamedTuple):
 
     ordinal: int
     query: FloatVector
-    quality: float
+    quality: float | None
     strategy: str
     parameters: Json
     precision: Json
     recall: Json
+
+
+def _source(state: PatternState) -> str:
+    """What patterns are made of: outcomes; all that was answered, as long as nobody has judged any of it."""
+    if state.is_judged:
+        return "SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome WHERE space_id = %(space)s"
+    return (
+        "SELECT ordinal, trajectory_id, NULL::float8 AS value, 'unknown' AS strategy FROM sona.learning_event"
+        " WHERE space_id = %(space)s AND loop = 'instant' AND revision = 0"
+    )
 
 
 def _number_if_new(key: str) -> str:
@@ -152,21 +166,28 @@ class PatternReader:
             "SELECT coalesce(p.consumed, 0), greatest(least(%(ordinal)s, g.ordinal), coalesce(p.consumed, 0)),"
             " coalesce(p.last_id, 0), coalesce(p.generation, 0), coalesce(p.waiting, '{}'),"
             " extract(epoch FROM clock_timestamp())::float8, p.settings IS DISTINCT FROM %(settings)s"
-            "  AND EXISTS (SELECT FROM sona.verdict v WHERE v.space_id = g.space_id)"
+            "  AND EXISTS (SELECT FROM sona.verdict v WHERE v.space_id = g.space_id),"
+            " EXISTS (SELECT FROM sona.answer_outcome o WHERE o.space_id = g.space_id)"
             " FROM sona.strategist g LEFT JOIN sona.pattern_state p USING (space_id) WHERE g.space_id = %(space)s",
             {"space": self._space.space_id, "ordinal": ordinal, "settings": Jsonb(dict(settings))},
         ).fetchone()
         if row is None:
             raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
-        consumed, horizon, last_id, generation, waiting, now, is_stale = row
-        return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), now, is_stale)
+        consumed, horizon, last_id, generation, waiting, *rest = row
+        return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), *rest)
 
     def new_outcomes(self, state: PatternState, most: int) -> int:
         """How many outcomes no cycle has taken in, up to `most`."""
         row = self._connection.execute(
-            "SELECT count(*) FROM (SELECT FROM sona.answer_outcome o JOIN sona.trajectory t USING (space_id,"
-            " trajectory_id) WHERE o.space_id = %s AND o.ordinal >= %s AND o.ordinal < %s LIMIT %s) n",
-            (self._space.space_id, state.consumed, state.horizon, most),
+            f"SELECT count(*) FROM (SELECT FROM ({_source(state)}) o"
+            " JOIN sona.trajectory t ON t.space_id = %(space)s AND t.trajectory_id = o.trajectory_id"
+            " WHERE o.ordinal >= %(consumed)s AND o.ordinal < %(horizon)s LIMIT %(most)s) n",
+            {
+                "space": self._space.space_id,
+                "consumed": state.consumed,
+                "horizon": state.horizon,
+                "most": most,
+            },
         ).fetchone()
         assert row is not None
         return int(row[0])
@@ -183,8 +204,8 @@ class PatternReader:
             "SELECT min(ordinal), max(ordinal), count(*) FROM ("
             "  SELECT ordinal, (row_number() OVER (ORDER BY ordinal) - 1)"
             "   / ceil(n::float8 / ceil(n::float8 / %(rows)s))::bigint AS part"
-            "  FROM (SELECT ordinal, count(*) OVER () AS n FROM (SELECT ordinal FROM sona.answer_outcome"
-            "   WHERE space_id = %(space)s AND ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) newest"
+            f"  FROM (SELECT ordinal, count(*) OVER () AS n FROM (SELECT ordinal FROM ({_source(state)}) o"
+            "   WHERE ordinal < %(horizon)s ORDER BY ordinal DESC LIMIT %(most)s) newest"
             "  ) counted) cut GROUP BY part ORDER BY part",
             {"space": self._space.space_id, "horizon": state.horizon, "most": most, "rows": rows},
         ).fetchall()
@@ -201,8 +222,7 @@ class PatternReader:
                 "  THEN (t.metadata -> 'parameters')::text"
                 "  WHEN m.is_new AND t.metadata ? 'parameters' THEN '\"too long\"' END,"
                 f" {_number_if_new('precision')}, {_number_if_new('recall')}"
-                " FROM (SELECT ordinal, trajectory_id, value, strategy FROM sona.answer_outcome"
-                "  WHERE space_id = %(space)s AND ordinal BETWEEN %(first)s AND %(last)s) o"
+                f" FROM (SELECT * FROM ({_source(state)}) s WHERE ordinal BETWEEN %(first)s AND %(last)s) o"
                 " JOIN sona.trajectory t ON t.space_id = %(space)s AND t.trajectory_id = o.trajectory_id,"
                 " LATERAL (SELECT o.ordinal >= %(consumed)s OR o.ordinal = ANY(%(waiting)s::bigint[])) m (is_new)"
                 " ORDER BY o.ordinal",

@@ -323,7 +323,7 @@ def test_counts_wait_where_the_database_does_not_take_them(url: str, connection:
 def _cycle_writes(connection: Connection, space: Space) -> None:
     """A cycle that merges pattern 3 into 2, and removes 1."""
     advance = Advance((), (), {3: 2}, (1,), {}, {}, {}, last_id=3, waiting=())
-    state = PatternState(0, 0, 3, 0, frozenset(), 0.0, is_stale=False)
+    state = PatternState(0, 0, 3, 0, frozenset(), 0.0, is_stale=False, is_judged=True)
     with transaction(connection):
         write_advance(connection, Run(space, "background", 1, 1, 1, 0), state, advance, {})
 

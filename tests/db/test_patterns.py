@@ -246,9 +246,37 @@ def test_too_little_is_skipped_and_consumes_nothing(
     assert _cycle(patterns_url, engine, BACKGROUND)[::2] == ("skipped", "0 of 100 new trajectories with an outcome")
 
 
+def test_before_anything_is_judged_queries_alone_make_patterns_of_which_nothing_is_known(
+    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+) -> None:
+    ids = [engine.record(topics[i % TOPICS], ["1"], metadata={"parameters": {"model": "a"}}) for i in range(80)]
+    engine.flush()
+    _, _, reason = _cycle(patterns_url, engine, BACKGROUND)
+    assert reason == "80 of 100 new trajectories, none of them judged"
+    ids += [engine.record(topics[i % TOPICS], ["1"], metadata={"parameters": {"model": "a"}}) for i in range(20)]
+    engine.flush()
+    assert _cycle(patterns_url, engine, BACKGROUND)[1]["created"] == TOPICS
+    unknown = PatternConfig().prior_quality
+    assert (
+        _patterns(connection, engine, "cluster_size, support, avg_quality, confidence")
+        == [(25, 0, unknown, 0.0)] * TOPICS
+    )
+    assert engine.optimized_params(topics[0], {"model": "b"})["model"].value == "b"
+    assert _cycle(patterns_url, engine)[0] == "skipped"
+    # The first outcomes are of the same patterns, and all that is known of them.
+    for id in ids[:40]:
+        engine.score(id, 1.0)
+    engine.flush()
+    _, facts, _ = _cycle(patterns_url, engine)
+    assert (facts["new"], facts["created"], facts["patterns"]) == (40, 0, TOPICS)
+    assert _patterns(connection, engine, "support, avg_quality") == [(10, 1.0)] * TOPICS
+
+
 def test_what_has_no_outcome_is_no_news_until_it_has(
     patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector
 ) -> None:
+    _ask(engine, topics[1:2], np.random.default_rng(0), 5)
+    assert _cycle(patterns_url, engine)[1]["new"] == 5
     ids = [engine.record(topics[0], ["1"]) for _ in range(10)]
     engine.flush()
     assert _cycle(patterns_url, engine)[0] == "skipped"
@@ -256,14 +284,14 @@ def test_what_has_no_outcome_is_no_news_until_it_has(
         engine.score(id, 0.25)
     engine.flush()
     assert _cycle(patterns_url, engine)[1]["new"] == 10
-    assert _patterns(connection, engine, "support, avg_quality") == [(10, 0.25)]
+    assert _patterns(connection, engine, "support, avg_quality") == [(5, 0.5), (10, 0.25)]
     # A correction changes what the pattern is worth, and counts no second time.
     for id in ids:
         engine.score(id, 0.75)
     engine.record(topics[0], ["1"], quality=0.75)
     engine.flush()
     assert _cycle(patterns_url, engine)[1]["new"] == 1
-    assert _patterns(connection, engine, "support, avg_quality") == [(11, 0.75)]
+    assert _patterns(connection, engine, "support, avg_quality") == [(5, 0.5), (11, 0.75)]
 
 
 def test_what_belongs_to_no_pattern_waits_and_counts_once(
