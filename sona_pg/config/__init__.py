@@ -57,6 +57,7 @@ from sona_pg.config.process import (
     WorkerConfig,
 )
 from sona_pg.config.rhythm import BACKGROUND_SECONDS, DEEP_SECONDS
+from sona_pg.config.sona import LearningMode, SonaConfig
 from sona_pg.config.space import (
     LEAST_SHARE,
     STRATEGIES,
@@ -109,6 +110,7 @@ __all__ = [
     "GateConfig",
     "HierarchyConfig",
     "InstantLoopConfig",
+    "LearningMode",
     "LoraConfig",
     "PatternConfig",
     "PhiConfig",
@@ -116,6 +118,7 @@ __all__ = [
     "ScheduleConfig",
     "ShardConfig",
     "SignalConfig",
+    "SonaConfig",
     "SpaceConfig",
     "StoreConfig",
     "StrategyConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Self
 
@@ -10,25 +11,51 @@ from sona_pg.config import (
     EmbeddingConfig,
     EvidenceConfig,
     InstantLoopConfig,
+    LearningMode,
     QueryAdapterConfig,
+    SonaConfig,
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
 )
 from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.apply import Applying, check_k
+from sona_pg.engine.cycles import check_loops, run_cycles
 from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
 from sona_pg.errors import ConfigError, InvalidInput
-from sona_pg.text.embedders import CheckedEmbedder, Embedder
+from sona_pg.store import spaces
+from sona_pg.text.embedders import CheckedEmbedder, Embedder, HashingEmbedder
 from sona_pg.text.responders import Context, Responder
 
 
 class SonaEngine(Learning, Applying, Looking):
     """Records what was answered and what it was worth, learns from it, and adapts queries by it.
 
-    Made by `connect`. Safe to use from several threads; recording never waits for the database.
+    Safe to use from several threads; recording never waits for the database.
+
+    Parameters
+    ----------
+    config
+        Settings; the defaults if None.
+    embedder
+        The embedding model, which `process` asks; its fingerprint is declared at the first use of the space, and
+        checked from then on. It says how many components vectors have where the settings do not.
+    responder
+        Makes an answer of items; without, the best one answers.
+
+    Raises
+    ------
+    UnknownSpace
+        If there is no such space, and nothing says how large its vectors are.
+    DimensionMismatch, EmbedderMismatch
+        If the space is of another dimension, or belongs to another embedding model.
+    ConfigError
+        If a setting cannot be honoured: another process has declared the space with other ones, or the memory budget or
+        the target latency cannot be held.
+    DatabaseError
+        If the database cannot be used; the message says why and what helps.
 
     Examples
     --------
@@ -38,7 +65,26 @@ class SonaEngine(Learning, Applying, Looking):
     ...     sona.record(found, rewards={found.items[0].item_id: 1.0})
     """
 
-    _answering: Answering | None = None
+    def __init__(
+        self, config: SonaConfig | None = None, *, embedder: Embedder | None = None, responder: Responder | None = None
+    ) -> None:
+        config = SonaConfig() if config is None else config
+        if not isinstance(config, SonaConfig):
+            raise ConfigError(f"config is a {type(config).__name__}, expected a SonaConfig")
+        self._answering: Answering | None = None
+        self._answering_made = threading.Lock()
+        if embedder is not None:
+            checked = CheckedEmbedder(embedder, config.embedding_config)
+            if config.embedder not in (None, checked.fingerprint):
+                raise ConfigError(f"embedder is {config.embedder!r} in config, and {checked.fingerprint!r} was given")
+            self._answering = Answering(checked, responder, config.text_column)
+            dim = checked.dim if config.dim is None else config.dim
+            config = config.replace(embedding_dim=dim, hidden_dim=None, embedder=checked.fingerprint)
+        # Before anything runs: what a cycle would refuse is refused now.
+        check_loops(config)
+        super().__init__(*open_space(config), config)
+        self._responder = responder
+        self._cycles = run_cycles(self._database, self._space, config, self._stop)
 
     @classmethod
     def connect(
@@ -61,6 +107,8 @@ class SonaEngine(Learning, Applying, Looking):
         store: StoreConfig | None = None,
     ) -> Self:
         """Open a space, creating it if it is not there and `dim` says how large its vectors are.
+
+        The same as the constructor, with the settings that most applications need as arguments.
 
         Parameters
         ----------
@@ -98,29 +146,31 @@ class SonaEngine(Learning, Applying, Looking):
         DatabaseError
             If the database cannot be used; the message says why and what helps.
         """
-        answering: Answering | None = None
-        if embedder is not None and not isinstance(embedder, str):
-            checked = CheckedEmbedder(embedder, embedding)
-            answering = Answering(checked, responder, text_column)
-            dim, embedder = checked.dim if dim is None else dim, checked.fingerprint
-        elif not (responder is None and text_column is None and embedding is None):
-            raise ConfigError("responder, text_column and embedding are of process, which needs an embedder: give one")
-        opened = open_space(
-            url,
-            space,
-            dim,
-            embedder,
+        if embedder is None or isinstance(embedder, str):
+            if not (responder is None and text_column is None and embedding is None):
+                raise ConfigError(
+                    "responder, text_column and embedding are of process, which needs an embedder: give one"
+                )
+            model, fingerprint = None, embedder
+        else:
+            model, fingerprint = embedder, None
+        config = SonaConfig(
+            database_url=url,
             home=home,
-            instant=instant,
-            adapter=adapter,
-            strategy=strategy,
-            evidence=evidence,
+            space=space,
+            embedding_dim=dim,
+            embedder=fingerprint,
+            text_column=text_column,
+            learning_loops=LearningMode.INSTANT if background else LearningMode.MANUAL,
+            instant_config=instant,
+            adapter_config=adapter,
+            strategy_config=strategy,
             space_config=space_config,
-            store=store,
+            evidence_config=EvidenceConfig() if evidence is None else evidence,
+            store_config=StoreConfig() if store is None else store,
+            embedding_config=EmbeddingConfig() if embedding is None else embedding,
         )
-        engine = cls(*opened, background=background)
-        engine._answering = answering
-        return engine
+        return cls(config, embedder=model, responder=responder)
 
     def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:
         """Answer a text: embed it, recall items, ask what has proven good for such queries, respond, and record it.
@@ -151,8 +201,27 @@ class SonaEngine(Learning, Applying, Looking):
         """
         self._check_open()
         check_k(k)
-        if self._answering is None:
-            raise ConfigError("process needs an embedder: SonaEngine.connect(embedder=HashingEmbedder(), …)")
+        answering = self._answering or self._answering_by_letters()
         if context is not None and not isinstance(context, Context):
             raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
-        return self._answering.answer(self, query, Context() if context is None else context, k)
+        return answering.answer(self, query, Context() if context is None else context, k)
+
+    def query(self, text: str, k: int = SHOWN) -> Response:
+        """`process`, asked by nobody in particular."""
+        return self.process(text, k=k)
+
+    def _answering_by_letters(self) -> Answering:
+        """Where no embedder was given: hashes of letters, in a space that has nothing by which they could be wrong."""
+        with self._answering_made:
+            if self._answering is None:
+                embedder = HashingEmbedder(self._space.dim)
+                with self._search.connection() as connection:
+                    if not spaces.is_blank(connection, self._space, embedder.fingerprint):
+                        raise ConfigError(
+                            "process needs the embedder of the space, which has vectors already: "
+                            "SonaEngine(config, embedder=…), or SonaEngine.connect(embedder=…)"
+                        )
+                    spaces.check_embedder(connection, self._space, embedder.fingerprint)
+                checked = CheckedEmbedder(embedder, self._config.embedding_config)
+                self._answering = Answering(checked, self._responder, self._config.text_column)
+            return self._answering

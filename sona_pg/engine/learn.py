@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sona_pg.config import BackgroundConfig
+from sona_pg.engine.cycles import loop_of
 from sona_pg.engine.fitting import FitReport, fit_report
 from sona_pg.engine.record import Recording
 from sona_pg.engine.results import DeepLearningResult, LearningResult
@@ -92,7 +93,7 @@ class Learning(Recording):
         Parameters
         ----------
         loop
-            The loop with other settings, as `background_loop` makes it.
+            The loop with other settings than the engine's, as `background_loop` makes it.
         minimum
             New outcomes without which it is skipped; that of the loop if None.
         wait_seconds
@@ -103,13 +104,13 @@ class Learning(Recording):
         LearningError, DatabaseBusy, PermissionDenied, DatabaseError
             If the cycle fails, a worker is at it for longer, the role may not, or the database cannot be asked.
         """
-        # Here and not above: most processes never run a cycle, and need not have all of it in memory.
-        from sona_pg.loops.background import BACKGROUND, background_loop
-
         if loop is not None and minimum is not None:
             raise ConfigError("minimum is a setting of the loop that is given: set it there")
         if loop is None:
-            loop = BACKGROUND if minimum is None else background_loop(BackgroundConfig(minimum=minimum))
+            config = self._config
+            if minimum is not None:
+                config = config.replace(background_config=replace(config.background_config, minimum=minimum))
+            loop = loop_of("background", config)
         return LearningResult.of(self._learn_now(loop, wait_seconds))
 
     def deep_learn(self, loop: Loop | None = None, *, wait_seconds: float = 600.0) -> DeepLearningResult:
@@ -118,7 +119,7 @@ class Learning(Recording):
         Parameters
         ----------
         loop
-            The loop with other settings, as `deep_loop` makes it.
+            The loop with other settings than the engine's, as `deep_loop` makes it.
         wait_seconds
             How long is waited for a worker that is at it.
 
@@ -127,9 +128,8 @@ class Learning(Recording):
         LearningError, DatabaseBusy, PermissionDenied, DatabaseError
             As `background_learn`.
         """
-        from sona_pg.loops.deep import DEEP
-
-        return DeepLearningResult.of(self._learn_now(DEEP if loop is None else loop, wait_seconds))
+        loop = loop_of("deep", self._config) if loop is None else loop
+        return DeepLearningResult.of(self._learn_now(loop, wait_seconds))
 
     def _learn_now(self, loop: Loop, wait_seconds: float) -> Mapping[str, Any]:
         from sona_pg.loops.cycle import Loop

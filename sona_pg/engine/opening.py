@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
-from sona_pg.config import (
-    MAX_DIM,
-    EvidenceConfig,
-    InstantLoopConfig,
-    QueryAdapterConfig,
-    SpaceConfig,
-    StoreConfig,
-    StrategyConfig,
-)
+from sona_pg.config import MAX_DIM, QueryAdapterConfig, SonaConfig, SpaceConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
 from sona_pg.loops.admission import checked_text
 from sona_pg.loops.evidence import EvidenceLoop
@@ -24,22 +16,13 @@ from sona_pg.store.database import Database, open_database
 from sona_pg.store.spaces import Space
 
 
-def open_space(
-    url: str | None,
-    space: str,
-    dim: int | None,
-    embedder: str | None,
-    *,
-    home: Path | str | None,
-    instant: InstantLoopConfig | None,
-    adapter: QueryAdapterConfig | None,
-    strategy: StrategyConfig | None,
-    evidence: EvidenceConfig | None,
-    space_config: SpaceConfig | None,
-    store: StoreConfig | None,
-) -> tuple[Database, Space, InstantLoop, EvidenceLoop]:
-    """The space with its loops; parameters and errors as of `SonaEngine.connect`."""
-    database = open_database(url, home=home, config=store)
+def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, EvidenceLoop]:
+    """The space with its loops; errors as of `SonaEngine`."""
+    space, dim, embedder = config.space, config.dim, config.embedder
+    instant, adapter, strategy = config.instant_config, config.adapter_config, config.strategy_config
+    space_config = config.space_config
+    home = None if config.home is None else os.fspath(config.home)
+    database = open_database(config.database_url, home=home, config=config.store_config)
     with database.connect() as connection:
         found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
         if dim is not None and dim != found.dim:
@@ -60,7 +43,9 @@ def open_space(
         space=found.config,
         store=SpaceStore(found, database.connect, database.config, database.spool_directory),
     )
-    weighing = EvidenceLoop(SpaceStore(found, database.connect, database.config, None), strategy, adapter, evidence)
+    weighing = EvidenceLoop(
+        SpaceStore(found, database.connect, database.config, None), strategy, adapter, config.evidence_config
+    )
     return database, found, loop, weighing
 
 

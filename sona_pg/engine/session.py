@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from sona_pg.config import LearningMode, SonaConfig
 from sona_pg.errors import ConfigError, DatabaseError, EmbedderMismatch, SonaError, UnknownSpace
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.evidence import EvidenceLoop
@@ -35,13 +36,14 @@ class Session:
         The space.
     loop, evidence
         Loop A, and the loop that finds the strategy.
-    background
-        Whether they run in threads of this session.
+    config
+        Settings; by its learning mode they run in threads of this session, or do not.
     """
 
     def __init__(
-        self, database: Database, space: Space, loop: InstantLoop, evidence: EvidenceLoop, *, background: bool
+        self, database: Database, space: Space, loop: InstantLoop, evidence: EvidenceLoop, config: SonaConfig
     ) -> None:
+        self._config = config
         self._database = database
         self._space = space
         self._loop = loop
@@ -54,7 +56,7 @@ class Session:
         self._stop = threading.Event()
         self._crowded = threading.Event()
         self._threads: list[threading.Thread] = []
-        if background:
+        if config.learning_loops is not LearningMode.MANUAL:
             for work in (self._run, self._spill):
                 thread = threading.Thread(target=work, name=f"sona-instant-{space.name}", daemon=True)
                 self._threads.append(thread)
@@ -69,6 +71,11 @@ class Session:
     def space(self) -> Space:
         """The space as it was when the engine was connected."""
         return self._space
+
+    @property
+    def config(self) -> SonaConfig:
+        """The settings that it was opened with."""
+        return self._config
 
     @property
     def url(self) -> str:

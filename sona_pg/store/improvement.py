@@ -49,6 +49,9 @@ class ImprovementMetrics:
         1. Questions are the same whose best item is.
     novel_connections
         Edges by dreams that stand; None before the first cycle of the deep loop.
+    phi, phi_by_chance
+        Integration of the largest patterns as a system in the last deep cycle that could measure it, in nats, and the
+        largest of as many without relations: below that it is chance.
     overall
         Mean of `sona.improvement.overall` over the answers of the last 7 days, 0 to 1.
     """
@@ -66,6 +69,8 @@ class ImprovementMetrics:
     harmed_share_7d: float | None
     retention_rate_7d: float | None
     novel_connections: int | None
+    phi: float | None
+    phi_by_chance: float | None
     overall: float | None
 
 
@@ -151,6 +156,7 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
         days = _days(connection, space)
         arms = _arms(connection, space)
         connections = _novel_connections(connection, space)
+        phi, chance = _integration(connection, space)
     week, before = _aged(days, 0, 7), _aged(days, 7, 14)
     quality, quality_before = _mean_quality(week), _mean_quality(before)
     gain, over = _weekly_gain(arms, quality, quality_before)
@@ -169,6 +175,8 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
         harmed_share_7d=_mean(week, lambda day: day.judged, lambda day: day.harmed_share),
         retention_rate_7d=_retention(week),
         novel_connections=connections,
+        phi=phi,
+        phi_by_chance=chance,
         overall=_mean(week, lambda day: day.answers, lambda day: day.overall),
     )
 
@@ -180,6 +188,14 @@ def _novel_connections(connection: Connection, space: Space) -> int | None:
         (space.space_id,),
     ).fetchone()
     return None if row is None else int(row[0])
+
+
+def _integration(connection: Connection, space: Space) -> tuple[float | None, float | None]:
+    row = connection.execute(
+        "SELECT phi, chance FROM sona.integration WHERE space = %s",
+        (space.name,),
+    ).fetchone()
+    return (None, None) if row is None else (row[0], row[1])
 
 
 def _days(connection: Connection, space: Space) -> list[_Day]:

@@ -129,6 +129,18 @@ def check_embedder(connection: Connection, space: Space, embedder: str | None) -
         )
 
 
+def is_blank(connection: Connection, space: Space, embedder: str) -> bool:
+    """Whether the space is this embedder's, or nobody's, and has neither items nor trajectories."""
+    with translated():
+        row = connection.execute(
+            "SELECT s.embedder, EXISTS (SELECT FROM sona.item_source i WHERE i.space_id = s.space_id)"
+            " OR EXISTS (SELECT FROM sona.trajectory t WHERE t.space_id = s.space_id)"
+            " FROM sona.space s WHERE s.space_id = %s",
+            (space.space_id,),
+        ).fetchone()
+    return row is not None and (row[0] == embedder or (row[0] is None and not row[1]))
+
+
 def claim_settings(
     connection: Connection, space: Space, instant: InstantLoopConfig | None, adapter: QueryAdapterConfig | None
 ) -> tuple[InstantLoopConfig, QueryAdapterConfig]:

@@ -143,8 +143,10 @@ def test_another_model_is_refused(connect: Callable[..., SonaEngine]) -> None:
 
 
 def test_what_is_missing_is_said(connect: Callable[..., SonaEngine], url: str) -> None:
-    with SonaEngine.connect(url, space="without embedder", dim=3, background=False) as engine:
-        with pytest.raises(ConfigError, match="process needs an embedder"):
+    with SonaEngine.connect(url, space="without embedder", dim=8, background=False) as engine:
+        engine.record([1.0] * 8, ["1"])
+        engine.flush()
+        with pytest.raises(ConfigError, match="process needs the embedder of the space"):
             engine.process("a parcel")
     with pytest.raises(ConfigError, match="needs an embedder"):
         SonaEngine.connect(url, space="without embedder", text_column="body")

@@ -17,14 +17,15 @@ from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
 
-from . import budget, graph_values, python_values, text_values
+from . import budget, config_values, graph_values, python_values, text_values
 from .budget import tries
 from .python_values import ANSWER, DIM, anything
 from .sweep import learn_all, not_finite
 
-GOOD_OF = {**python_values.GOOD_OF, **graph_values.GOOD_OF, **text_values.GOOD_OF}
-HOSTILE_OF = {**python_values.HOSTILE_OF, **graph_values.HOSTILE_OF, **text_values.HOSTILE_OF}
-MAKERS = {**python_values.MAKERS, **graph_values.MAKERS, **text_values.MAKERS}
+OF = (python_values, graph_values, text_values, config_values)
+GOOD_OF = {entry: of for values in OF for entry, of in values.GOOD_OF.items()}
+HOSTILE_OF = {entry: of for values in OF for entry, of in values.HOSTILE_OF.items()}
+MAKERS = {entry: of for values in OF for entry, of in values.MAKERS.items()}
 NUMBERS_OF = {**python_values.NUMBERS_OF, **graph_values.NUMBERS_OF}
 
 PLAIN = {
@@ -41,6 +42,7 @@ PLAIN = {
         "ImprovementMetrics",
         "InstantLoopMetrics",
         "Item",
+        "LearningMode",
         "LearnedPattern",
         "LearningResult",
         "RecordedQuery",

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
     "files": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "kernels": {"errors"},
     "steps": {"errors"},
     "types": {"errors", "config", "ids", "kernels"},
