@@ -123,7 +123,7 @@ class SonaConfig:
         out where the space is there, or an embedder says it.
     num_heads, num_layers
         Shape of the model whose steps are recorded as trajectories: attention weights come in rows of so many heads,
-        and no trajectory has more steps with activations than layers; others are refused. None declares nothing.
+        and no trajectory has more steps without an item than layers; others are refused. None declares nothing.
     embedder
         Fingerprint of the embedding model; that of the embedder itself where one is given to the engine.
     text_column

@@ -86,6 +86,21 @@ class SonaEngine(Learning, Applying, Looking):
         self._responder = responder
         self._cycles = run_cycles(self._database, self._space, config, self._stop)
 
+    def close(self) -> None:
+        """Flush and disconnect. What the database does not take stays in the spool, for the next process.
+
+        A cycle of a slow loop that is at it here is not waited for longer than its phase, nor for long: whoever runs it
+        next goes on where it was.
+
+        Raises
+        ------
+        DatabaseError
+            If what was recorded could not be made durable, in neither of them; says how much that is.
+        """
+        super().close()
+        for thread in self._cycles:
+            thread.join(self._loop.config.patience_seconds)
+
     @classmethod
     def connect(
         cls,

@@ -92,6 +92,7 @@ class Recording(Session):
                 answered = answered.build(quality, user_id=user_id, session_id=session_id, metadata=metadata)
             elif quality is not None or user_id is not None or session_id is not None or metadata is not None:
                 raise InvalidInput("a trajectory that is built already brings its quality, ids and metadata itself")
+            self._check_shape(answered)
             return self._take(answered)
         scores: Sequence[float | None] = ()
         if isinstance(answered, Recall):
@@ -115,6 +116,19 @@ class Recording(Session):
                 answer=answer,
             )
         )
+
+    def _check_shape(self, trajectory: QueryTrajectory) -> None:
+        """Refuse steps that the model which the settings declare cannot have made."""
+        heads, layers = self._config.num_heads, self._config.num_layers
+        if heads is None and layers is None:
+            return
+        acted = [step for step in trajectory.steps if isinstance(step, TrajectoryStep) and step.item_id is None]
+        if layers is not None and len(acted) > layers:
+            raise InvalidInput(f"the trajectory has {len(acted)} steps of a model with {layers} layers: one for each")
+        for step in acted:
+            count = np.size(step.attention_weights)
+            if heads is not None and count % heads:
+                raise InvalidInput(f"a step has {count} attention weights, expected rows of num_heads, {heads}")
 
     def _take(self, trajectory: QueryTrajectory) -> uuid.UUID:
         taken = self._loop.on_inference(trajectory)

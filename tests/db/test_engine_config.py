@@ -1,0 +1,172 @@
+"""Engines by a `SonaConfig`: what is set is honoured, in the space, in the cycles and in the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sona_pg import (
+    ConfigError,
+    Context,
+    DeepLoopConfig,
+    DimensionMismatch,
+    EmbedderMismatch,
+    EwcConfig,
+    HashingEmbedder,
+    InvalidInput,
+    LearningMode,
+    PatternConfig,
+    QueryAdapterConfig,
+    SonaConfig,
+    SonaEngine,
+    SpaceConfig,
+    UnknownSpace,
+)
+from sona_pg.config import BackgroundConfig
+from sona_pg.store.connection import Connection
+
+
+@pytest.fixture
+def opened(url: str, space_name: str) -> Iterator[Callable[..., SonaEngine]]:
+    made: list[SonaEngine] = []
+
+    def make(**settings: Any) -> SonaEngine:  # noqa: ANN401
+        given = {"database_url": url, "space": space_name, "learning_loops": LearningMode.MANUAL, **settings}
+        made.append(SonaEngine(SonaConfig(**given)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def test_the_examples_of_the_reference(opened: Callable[..., SonaEngine]) -> None:
+    """Nobody has judged anything: there are kinds of queries, and nothing is known of them."""
+    sona = opened(hidden_dim=256, embedding_dim=256, num_heads=8, num_layers=12)
+    for i in range(100):
+        response = sona.process(f"Query {i}", Context())
+        assert (response.text, response.confidence) == ("", 0.0)
+    learned = sona.background_learn()
+    assert learned.patterns_learned > 0
+    assert sona.query("Query 1").patterns_used > 0
+    metrics = sona.improvement_metrics()
+    assert (metrics.weekly_gain, metrics.phi) == (None, None)
+    assert sona.deep_learn().dreams_generated > 0
+
+
+def test_phi_is_that_of_the_last_deep_cycle(opened: Callable[..., SonaEngine]) -> None:
+    sona = opened(embedding_dim=16, background_config=BackgroundConfig(minimum=1))
+    random = np.random.default_rng(0)
+    topics = random.standard_normal((6, 16))
+    for i in range(240):
+        sona.record(topics[i % 6] + 0.1 * random.standard_normal(16), [str(i % 6)], [1.0])
+    assert sona.background_learn().patterns == 6
+    deep = sona.deep_learn()
+    assert deep.phi is not None
+    metrics = sona.improvement_metrics()
+    assert (metrics.phi, metrics.phi_by_chance) == (deep.phi, deep.phi_by_chance)
+
+
+def test_settings_reach_the_cycles(opened: Callable[..., SonaEngine], connection: Connection) -> None:
+    sona = opened(
+        embedding_dim=16,
+        background_config=BackgroundConfig(minimum=20),
+        pattern_config=PatternConfig(k_clusters=2),
+        deep_config=DeepLoopConfig(dreams_per_cycle=7, dreams_per_node=0),
+    )
+    random = np.random.default_rng(0)
+    topics = np.eye(16)[:8]
+    for i in range(80):
+        sona.record(topics[i % 8] + 0.01 * random.standard_normal(16), [str(i % 8)], [1.0])
+    assert sona.background_learn().patterns == 2
+    assert sona.background_learn(minimum=3).reason == "0 of 3 new trajectories with an outcome"
+    assert sona.deep_learn().dreams_generated == 7
+
+
+def test_what_a_cycle_would_refuse_is_refused_at_once(opened: Callable[..., SonaEngine]) -> None:
+    with pytest.raises(ConfigError, match="fisher_kind"):
+        opened(embedding_dim=8, ewc_config=EwcConfig(fisher_kind="exact"))
+    with pytest.raises(UnknownSpace):
+        opened()
+    with pytest.raises(ConfigError, match="config is a dict"):
+        SonaEngine({})  # type: ignore[arg-type]
+
+
+def test_a_space_keeps_what_it_has_declared(opened: Callable[..., SonaEngine]) -> None:
+    first = opened(
+        embedding_dim=8, adapter_config=QueryAdapterConfig(rank=2), space_config=SpaceConfig(control_share=0)
+    )
+    assert opened().instant.adapter_config == first.instant.adapter_config == QueryAdapterConfig(rank=2)
+    with pytest.raises(ConfigError, match="rank"):
+        opened(adapter_config=QueryAdapterConfig(rank=3))
+    with pytest.raises(ConfigError, match="leave space_config out"):
+        opened(space_config=SpaceConfig())
+    with pytest.raises(DimensionMismatch):
+        opened(hidden_dim=9)
+    opened(embedder="a model")
+    with pytest.raises(EmbedderMismatch):
+        opened(embedder="another one")
+
+
+def test_an_embedder_says_what_the_settings_do_not(url: str, space_name: str) -> None:
+    config = SonaConfig(database_url=url, space=space_name, learning_loops=LearningMode.MANUAL)
+    with SonaEngine(config, embedder=HashingEmbedder(64)) as sona:
+        assert (sona.space.dim, sona.config.embedder) == (64, HashingEmbedder(64).fingerprint)
+    with pytest.raises(DimensionMismatch):
+        SonaEngine(config.replace(embedding_dim=32), embedder=HashingEmbedder(64))
+    with pytest.raises(ConfigError, match="embedder is 'another' in config"):
+        SonaEngine(config.replace(embedder="another"), embedder=HashingEmbedder(64))
+
+
+def test_steps_of_another_model_are_refused(opened: Callable[..., SonaEngine]) -> None:
+    sona = opened(embedding_dim=8, num_heads=4, num_layers=2)
+
+    def steps(*weights: int) -> object:
+        builder = sona.start(np.ones(8))
+        for count in weights:
+            builder.add_step(np.ones(8), np.ones(count), 0.5)
+        return sona.record(builder, quality=0.5)
+
+    assert steps(4, 8)
+    assert steps(4, 0)
+    with pytest.raises(InvalidInput, match="6 attention weights, expected rows of num_heads, 4"):
+        steps(4, 6)
+    with pytest.raises(InvalidInput, match="3 steps of a model with 2 layers"):
+        steps(4, 4, 4)
+    # What was shown is no layer.
+    assert sona.record(np.ones(8), ["1", "2", "3"], [1.0, 0.0, None])
+
+
+def last_run(connection: Connection, sona: SonaEngine, loop: str) -> str | None:
+    rows = connection.execute(
+        "SELECT state FROM sona.runs WHERE space = %s AND loop = %s ORDER BY run_id DESC LIMIT 1",
+        (sona.space.name, loop),
+    ).fetchall()
+    return rows[0][0] if rows else None
+
+
+def test_an_engine_runs_the_slow_loops_that_it_is_told(
+    opened: Callable[..., SonaEngine], connection: Connection
+) -> None:
+    sona = opened(
+        embedding_dim=8,
+        learning_loops=LearningMode.ALL_THREE_TIERS,
+        background_config=BackgroundConfig(minimum=10),
+    )
+    for i in range(30):
+        sona.record(np.eye(8)[i % 2] + 0.01, ["1"], [1.0])
+    sona.flush()
+    for loop in ("background", "deep"):
+        # Nobody waits for the hour.
+        connection.execute("SELECT sona.run_cycle(%s, %s)", (sona.space.name, loop))
+        until = time.monotonic() + 120
+        while (state := last_run(connection, sona, loop)) not in ("done", "skipped", "failed"):
+            assert time.monotonic() < until, state
+            time.sleep(0.1)
+        assert state == "done"
+    sona.close()
+    assert not [thread for thread in sona._cycles if thread.is_alive()]
