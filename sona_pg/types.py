@@ -255,11 +255,21 @@ class SignalMetadata:
         How many steps were behind it.
     has_advantage
         Whether the gradient already says better or worse, so that quality must not sign it again.
+    explicit_feedback
+        What somebody has said that the whole answer was worth; None where only its items were judged, or nothing.
+    latency_us
+        Time that the answer took, microseconds; 0 where nobody has measured it.
+    model_tier
+        Which model answered, as the application has recorded it: ``model_tier`` of the metadata, or of the parameters
+        in them.
     """
 
     trajectory_id: uuid.UUID | None = None
     step_count: int = 0
     has_advantage: bool = False
+    explicit_feedback: float | None = None
+    latency_us: int = 0
+    model_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +335,14 @@ class LearningSignal:
             query_embedding=query,
             gradient_estimate=gradient.astype(np.float32),
             quality_score=quality,
-            metadata=SignalMetadata(trajectory.id, len(trajectory.steps), has_advantage=True),
+            metadata=SignalMetadata(
+                trajectory.id,
+                len(trajectory.steps),
+                has_advantage=True,
+                explicit_feedback=trajectory.final_quality,
+                latency_us=trajectory.latency_us,
+                model_tier=_model_tier(trajectory.metadata),
+            ),
         )
 
     @classmethod
@@ -336,6 +353,12 @@ class LearningSignal:
         if score is None:
             raise InvalidInput("quality is None: a signal needs a number")
         return cls(query, _owned(gradient, query.size, "gradient"), score)
+
+
+def _model_tier(metadata: Mapping[str, Json]) -> str | None:
+    parameters = metadata.get("parameters")
+    given = metadata.get("model_tier", parameters.get("model_tier") if isinstance(parameters, Mapping) else None)
+    return given if isinstance(given, str) else None
 
 
 def finite_or_none(value: float | None, what: str) -> float | None:

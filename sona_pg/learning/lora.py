@@ -104,6 +104,9 @@ class MicroLoRA(LowRank):
         """How many signals wait for `apply_accumulated`."""
         return self._accumulated
 
+    forward_simd = LowRank.forward
+    """`forward`, which takes the widest instructions that the processor has."""
+
     def forward_scalar(self, x: ArrayLike, out: FloatVector) -> None:
         """`forward` without SIMD, in NumPy: ``out += scale * (x @ A) @ B``."""
         usable = isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.writeable
