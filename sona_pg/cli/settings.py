@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import click
 
@@ -18,14 +19,13 @@ from sona_pg.config import (
     GateConfig,
     PatternConfig,
     ShardConfig,
+    SonaConfig,
 )
+from sona_pg.config.sona import PART_TYPES
+from sona_pg.engine import cycles
 from sona_pg.errors import ConfigError
-from sona_pg.learning.base_cycle import BaseConfig
-from sona_pg.loops.background import background_loop
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
-from sona_pg.loops.deep import deep_loop
-from sona_pg.loops.deep_config import DeepConfig
 
 Value = int | float | str
 Kind = (
@@ -126,7 +126,7 @@ SETTINGS: Mapping[str, Sequence[Setting]] = {
 
 
 def settings_options(loop: str) -> Callable[[Command], Command]:
-    """A decorator that gives a command the options of a loop's settings; none where it has none."""
+    """A decorator that gives a command the options of a loop's settings, and the file that says others."""
 
     def decorate(command: Command) -> Command:
         for setting in reversed(SETTINGS.get(loop, ())):
@@ -139,9 +139,45 @@ def settings_options(loop: str) -> Callable[[Command], Command]:
                 show_envvar=True,
                 help=setting.help,
             )(command)
-        return command
+        return click.option(
+            "--config",
+            metavar="FILE",
+            # Before the others: it says what they are where they are not given.
+            is_eager=True,
+            callback=partial(_read_config, loop),
+            help="A file of settings, see docs/configuration.md; options and variables come before it.",
+        )(command)
 
     return decorate
+
+
+class SettingsFile(NamedTuple):
+    """A file of settings that a command was given, and what it says."""
+
+    path: str
+    config: SonaConfig
+
+
+def _read_config(loop: str, context: click.Context, _: click.Parameter, path: str | None) -> SettingsFile | None:
+    if path is None:
+        return None
+    config = SonaConfig.from_toml(path)
+    context.default_map = {**(context.default_map or {}), **of_config(loop, config)}
+    return SettingsFile(path, config)
+
+
+def of_config(loop: str, config: SonaConfig) -> dict[str, Value]:
+    """The settings of a loop as a configuration has them."""
+    return {setting.field: getattr(_part(config, setting.config), setting.field) for setting in SETTINGS.get(loop, ())}
+
+
+def _part(config: SonaConfig, kind: Kind) -> object:
+    if kind is BaseTrainingConfig:
+        return config.base_training
+    return config.deep_loop if kind is DeepLoopConfig else getattr(config, _FIELDS[kind])
+
+
+_FIELDS = {kind: field for field, kind in PART_TYPES.items()}
 
 
 def as_options(loop: str, given: Mapping[str, Value]) -> list[str]:
@@ -149,65 +185,57 @@ def as_options(loop: str, given: Mapping[str, Value]) -> list[str]:
     return [f"{setting.option}={given[setting.field]}" for setting in SETTINGS.get(loop, ())]
 
 
-def loop_of(name: str, given: Mapping[str, Value]) -> Loop:
+def loop_of(name: str, given: Mapping[str, Value], config: SonaConfig | None = None) -> Loop:
     """A loop with its settings.
+
+    Parameters
+    ----------
+    name
+        Of the loop.
+    given
+        By field, the settings that operators may give.
+    config
+        All others; the defaults if None.
 
     Raises
     ------
     ConfigError
         If a setting is out of range, or there is no such loop.
     """
-    if name == "background":
-        background = _config(BackgroundConfig, name, given)
-        training = replace(_config(BaseTrainingConfig, name, given), max_vector_bytes=background.max_vector_bytes)
-        base = BaseConfig(training, _config(GateConfig, name, given))
-        shards = _config(ShardConfig, name, given)
-        return background_loop(background, _config(PatternConfig, name, given), base=base, shards=shards)
-    if name == "deep":
-        return deep_loop(
-            DeepConfig(
-                _config(DeepLoopConfig, name, given),
-                consolidation=_config(ConsolidationConfig, name, given),
-                dreams=_config(DreamConfig, name, given),
-            )
-        )
     if name not in LOOPS:
         there = " or ".join(["instant", *LOOPS])
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
-    return LOOPS[name]
+    config = SonaConfig() if config is None else config
+    values: dict[Kind, dict[str, Value]] = {}
+    for setting in SETTINGS.get(name, ()):
+        values.setdefault(setting.config, {})[setting.field] = given[setting.field]
+    # What has two names in a configuration has been read from either, and is said once.
+    changes: dict[str, object] = {"lora_config": None, "phi_threshold": None}
+    for kind, own in values.items():
+        changes[_FIELDS[kind]] = replace(_part(config, kind), **own)  # type: ignore[type-var]
+    if name == "background":
+        training = changes["training_config"]
+        assert isinstance(training, BaseTrainingConfig)
+        # The memory of a cycle is one number for whoever operates it.
+        most = int(given["max_vector_bytes"])
+        changes["training_config"] = replace(training, max_vector_bytes=most)
+    return cycles.loop_of(name, config.replace(**changes)) if name in SETTINGS else LOOPS[name]
 
 
-def from_environment(loop: str) -> dict[str, Value]:
-    """The settings of a loop as the environment has them, where it says nothing the defaults.
+def from_environment(loop: str, config: SonaConfig | None = None) -> dict[str, Value]:
+    """The settings of a loop as the environment has them, where it says nothing those of `config`, or the defaults.
 
     Raises
     ------
     ConfigError
         If a variable is no number.
     """
-    found: dict[str, Value] = {}
+    found = of_config(loop, SonaConfig() if config is None else config)
     for setting in SETTINGS.get(loop, ()):
         given = os.environ.get(setting.variable(loop))
         try:
-            found[setting.field] = setting.default if not given else type(setting.default)(given)
+            if given:
+                found[setting.field] = type(setting.default)(given)
         except ValueError as cause:
             raise ConfigError(f"{setting.variable(loop)} is {given!r}, expected a number") from cause
     return found
-
-
-Config = TypeVar(
-    "Config",
-    BackgroundConfig,
-    PatternConfig,
-    BaseTrainingConfig,
-    GateConfig,
-    DeepLoopConfig,
-    ConsolidationConfig,
-    DreamConfig,
-    ShardConfig,
-)
-
-
-def _config(config: type[Config], loop: str, given: Mapping[str, Value]) -> Config:
-    own = {setting.field: given[setting.field] for setting in SETTINGS[loop] if setting.config is config}
-    return config(**own)  # type: ignore[arg-type]

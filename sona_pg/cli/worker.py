@@ -8,7 +8,7 @@ import threading
 import click
 
 from sona_pg.cli import logs
-from sona_pg.cli.settings import Value, as_options, from_environment, loop_of, settings_options
+from sona_pg.cli.settings import SettingsFile, Value, as_options, from_environment, loop_of, settings_options
 from sona_pg.cli.spaces import url_option
 from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import LearningError
@@ -126,9 +126,10 @@ def _cycles_command(name: str, does: str) -> None:
         metrics_port: int | None,
         metrics_host: str,
         url: str | None,
+        config: SettingsFile | None,
         **settings: Value,
     ) -> None:
-        loop = loop_of(name, settings)
+        loop = loop_of(name, settings, config and config.config)
         stop = stop_at_signals(drain_seconds)
         database = _open(name, url, StoreConfig())
         with contextlib.ExitStack() as stack:
@@ -155,18 +156,23 @@ _cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 @poll_option
 @drain_option
 @url_option
-def run_all(poll_interval: float, drain_seconds: float, url: str | None, **settings: Value) -> None:
+def run_all(
+    poll_interval: float, drain_seconds: float, url: str | None, config: SettingsFile | None, **settings: Value
+) -> None:
     """All loops, a process for each; one that dies is started again. SIGTERM ends them all.
 
     The options are those of the background loop; the deep loop takes its own from the environment, see 'deep --help'.
     """
-    given = {loop: settings if loop == "background" else from_environment(loop) for loop in LOOPS}
+    others = config and config.config
+    given = {loop: settings if loop == "background" else from_environment(loop, others) for loop in LOOPS}
     for loop, own in given.items():
-        loop_of(loop, own)  # what is out of range is refused before anything is started
+        loop_of(loop, own, others)  # what is out of range is refused before anything is started
     stop = stop_at_signals(None)
     database = open_database(url)  # what is wrong with it is said once
     common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds)]
-    workers = {loop: [*common, *as_options(loop, given.get(loop, {}))] for loop in ("instant", *LOOPS)}
+    file = [f"--config={config.path}"] if config else []
+    workers = {loop: [*common, *file, *as_options(loop, own)] for loop, own in given.items()}
+    workers["instant"] = common
     Supervisor(workers, drain_seconds, {ENV_URL: database.url}).run(stop)
 
 

@@ -11,11 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from sona_pg.cli import settings
-from sona_pg.cli.settings import SETTINGS, Setting, Value, as_options, loop_of
+from sona_pg.cli.settings import SETTINGS, Setting, SettingsFile, Value, as_options, loop_of
 from sona_pg.cli.worker import worker
-from sona_pg.config import ShardConfig
+from sona_pg.config import SonaConfig
 from sona_pg.errors import ConfigError
-from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
 
@@ -49,13 +48,11 @@ def test_help_says_default_and_variable_of_every_setting(command: str) -> None:
 def test_settings_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: dict[str, Value] = {}
 
-    def loop(*configs: object, base: BaseConfig, shards: ShardConfig) -> Loop:
-        every = (*configs, base.training, base.gate, shards)
-        for setting, config in ((s, c) for s in SETTINGS["background"] for c in every if isinstance(c, s.config)):
-            reached[setting.field] = getattr(config, setting.field)
-        return LOOPS["background"]
+    def loop(name: str, config: SonaConfig) -> Loop:
+        reached.update(settings.of_config(name, config))
+        return LOOPS[name]
 
-    monkeypatch.setattr(settings, "background_loop", loop)
+    monkeypatch.setattr(settings.cycles, "loop_of", loop)
     given = _given("background")
     assert all(given[name] != DEFAULTS[name] for name in given)
     loop_of("background", given)
@@ -66,13 +63,54 @@ def test_options_give_another_process_the_same() -> None:
     reached: dict[str, Value] = {}
 
     @settings.settings_options("background")
-    def command(**given: Value) -> None:
+    def command(config: SettingsFile | None, **given: Value) -> None:
         reached.update(given)
 
     given = _given("background")
     assert CliRunner().invoke(click.command(command), as_options("background", given)).exit_code == 0
     assert reached == given
     assert as_options("instant", given) == []
+
+
+def test_a_file_comes_after_options_and_variables_and_says_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "sona.toml"
+    path.write_text("""
+        phi_threshold = 0.4
+        [background_config]
+        minimum = 3
+        max_trajectories = 50
+        [pattern_config]
+        k_clusters = 9
+        [verdict_config]
+        max_values = 5
+        [lora_config]
+        rank = 6
+    """)
+    made: list[SonaConfig] = []
+
+    def loop(name: str, config: SonaConfig) -> Loop:
+        made.append(config)
+        return LOOPS[name]
+
+    monkeypatch.setattr(settings.cycles, "loop_of", loop)
+
+    @settings.settings_options("background")
+    def command(config: SettingsFile | None, **given: Value) -> None:
+        assert config is not None
+        assert config.path == str(path)
+        loop_of("background", given, config.config)
+        loop_of("deep", settings.from_environment("deep", config.config), config.config)
+
+    monkeypatch.setenv("SONA_BACKGROUND_K_CLUSTERS", "8")
+    run = CliRunner().invoke(click.command(command), [f"--config={path}", "--minimum=4"], catch_exceptions=False)
+    assert run.exit_code == 0
+    background, deep = made
+    assert (background.background_config.minimum, background.background_config.max_trajectories) == (4, 50)
+    assert (background.pattern_config.k_clusters, background.verdict_config.max_values) == (8, 5)
+    assert background.base_training.rank == 6
+    assert deep.deep_loop.phi_threshold == 0.4
 
 
 @pytest.mark.parametrize(("loop", "setting"), EVERY, ids=lambda it: it.field if isinstance(it, Setting) else it)
