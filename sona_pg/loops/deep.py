@@ -92,6 +92,7 @@ class _Grow(DeepPhase[_Learned, Sequence[tuple[int, str, float]], GrowthTransact
             "nodes_gone": grown.gone,
             "pattern_edges": grown.pattern_edges,
             "items_embedded": grown.embedded,
+            "items_lost": grown.lost,
             "items_refused": grown.refusal,
         }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.learning.hierarchy import FIRST_CONCEPT
@@ -28,6 +29,8 @@ class Growth:
         Edges between patterns and the items that helped there.
     embedded
         Items whose embedding was read.
+    lost
+        Items that had an embedding and are not in the table any more.
     refusal
         Why the table of items could not be read; None if it could.
     """
@@ -36,6 +39,7 @@ class Growth:
     gone: int
     pattern_edges: int
     embedded: int
+    lost: int
     refusal: str | None
 
 
@@ -90,38 +94,56 @@ class GrowthTransaction(MemoryTransaction):
         ).fetchall()
         return dict(rows)
 
-    def _embed_items(self) -> tuple[int, str | None]:
-        """Read embeddings of items from the application's table; how many, and what is wrong.
+    def _embed_items(self) -> tuple[int, int, str | None]:
+        """Look items up in the application's table: how many were read there, how many are gone, and what is wrong.
 
-        Those of items that have none here; of all, where the table was named anew since the last cycle.
+        The embedding is read of items that have none here; of all, where the table was named anew since the last cycle.
+        One that the table does not have any more has none here, either.
         """
-        done, after = 0, ""
+        row = self._connection.execute(
+            "SELECT coalesce(i.sampled_at > m.consolidated_at, false) FROM sona.item_source i"
+            " LEFT JOIN sona.memory_state m USING (space_id) WHERE i.space_id = %(space)s",
+            self._key,
+        ).fetchone()
+        if row is None:
+            # Where there is no table, somebody may have said by hand where items lie.
+            return 0, 0, None
+        done, gone, after = 0, 0, ""
         while True:
             rows = self._connection.execute(
-                "SELECT n.key FROM sona.memory_node n WHERE n.space_id = %(space)s AND n.kind = 'item'"
-                " AND n.key > %(after)s AND (n.embedding IS NULL OR EXISTS (SELECT FROM sona.item_source i"
-                "  JOIN sona.memory_state m USING (space_id)"
-                "  WHERE i.space_id = n.space_id AND i.sampled_at > m.consolidated_at))"
-                " ORDER BY n.key LIMIT %(most)s",
+                "SELECT n.key, n.embedding IS NULL FROM sona.memory_node n WHERE n.space_id = %(space)s"
+                " AND n.kind = 'item' AND n.key > %(after)s ORDER BY n.key LIMIT %(most)s",
                 self._key | {"after": after, "most": _READ_AT_ONCE},
             ).fetchall()
             if not rows:
-                return done, None
-            items = [item for (item,) in rows]
-            after = items[-1]
+                return done, gone, None
+            items, after = [item for item, _ in rows], rows[-1][0]
+            unread = [item for item, lacks in rows if lacks or row[0]]
             try:
-                found = spaces.item_embeddings(self._connection, self._space, items)
+                found = spaces.item_embeddings(self._connection, self._space, unread)
+                there = spaces.items_present(self._connection, self._space, sorted(set(items) - set(unread)))
             except (DatabaseBusy, DatabaseUnavailable):
                 raise
             except SonaError as error:
-                # The table is gone, or another one: its items have no place until it is set anew.
-                return done, str(error)
+                # Whether it has the items is not known of a table that is another one, only of one that is gone.
+                return done, gone + self._forget_embeddings(_NO_TABLE), str(error)
             cursor = self._connection.cursor()
             cursor.executemany(
                 "UPDATE sona.memory_node SET embedding = %s WHERE space_id = %s AND kind = 'item' AND key = %s",
                 [(vector, self._space.space_id, item) for item, vector in found.items()],
             )
             done += len(found)
+            gone += self._forget_embeddings(
+                "n.key = ANY(%(lacking)s)", {"lacking": sorted(set(items) - there - found.keys())}
+            )
+
+    def _forget_embeddings(self, which: LiteralString, key: Mapping[str, object] | None = None) -> int:
+        """Let items have no place any more; how many had one."""
+        return self._connection.execute(
+            "UPDATE sona.memory_node n SET embedding = NULL WHERE n.space_id = %(space)s AND n.kind = 'item'"
+            f" AND n.embedding IS NOT NULL AND {which}",
+            self._key | dict(key or {}),
+        ).rowcount
 
     def write_hierarchy(self, concepts: Sequence[LearnedPattern]) -> int:
         """Let these be all patterns of patterns, with edges to what they are made of; how many are new."""
@@ -160,6 +182,11 @@ def _node_name(pattern_id: int) -> tuple[str, str]:
 def _concept_key(pattern_id: int) -> str:
     return f"{LEARNED}{pattern_id - FIRST_CONCEPT}"
 
+
+_NO_TABLE = (
+    "NOT EXISTS (SELECT FROM sona.item_source i JOIN pg_class c ON c.oid = i.items WHERE i.space_id = n.space_id)"
+)
+"""Of the space of a node n: the table that it has named is gone."""
 
 _ITEMS = (
     "WITH merged AS MATERIALIZED (SELECT m.key, m.into_key FROM sona._merged_nodes(%(space)s) m WHERE m.kind = 'item'),"

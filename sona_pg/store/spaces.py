@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, LiteralString
 
 import numpy as np
 from psycopg import sql
@@ -296,22 +297,41 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
     ConfigError
         If the table, or a column that was named, is gone.
     """
+    rows = _of_items(connection, space, ids, "SELECT DISTINCT ON (1) {id}::text, {embedding}", "ORDER BY 1, 2")
+    return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}
+
+
+def items_present(connection: Connection, space: Space, ids: list[str]) -> set[str]:
+    """Which of these items have an embedding in the application's table.
+
+    Raises
+    ------
+    ConfigError
+        If the table, or a column that was named, is gone.
+    """
+    rows = _of_items(connection, space, ids, "SELECT DISTINCT {id}::text", "AND {embedding} IS NOT NULL")
+    return {item for (item,) in rows}
+
+
+def _of_items(
+    connection: Connection, space: Space, ids: list[str], select: LiteralString, rest: LiteralString
+) -> list[tuple[Any, ...]]:
+    """Rows of these items of the application's table; none where no table was named."""
     if not ids:
-        return {}
+        return []
     # A savepoint: what is wrong with the application's table must not undo the transaction around.
     with translated(), connection.transaction():
         source = connection.execute(
             "SELECT items::text, id_column, id_type, embedding_column FROM sona._items_of(%s)", (space.space_id,)
         ).fetchone()
         if source is None or source[0] is None:
-            return {}
+            return []
         table, id_column, id_type, embedding_column = source
         # The ids are cast to the column's type, so that its index serves; one that is no value of it is no item.
         # Of several rows with the same id, the one that the sample would hold.
         statement = sql.SQL(
-            "SELECT DISTINCT ON (1) {id}::text, {embedding} FROM {table} WHERE {id} = ANY(ARRAY("
-            "SELECT CASE WHEN pg_input_is_valid(i, {type_name}) THEN i::{type} END FROM unnest(%s::text[]) i))"
-            " ORDER BY 1, 2"
+            select + " FROM {table} WHERE {id} = ANY(ARRAY("
+            "SELECT CASE WHEN pg_input_is_valid(i, {type_name}) THEN i::{type} END FROM unnest(%s::text[]) i)) " + rest
         ).format(
             id=sql.Identifier(id_column),
             embedding=sql.Identifier(embedding_column),
@@ -319,8 +339,7 @@ def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dic
             type=sql.SQL(id_type),
             type_name=sql.Literal(id_type),
         )
-        rows = connection.execute(statement, (ids,), binary=True).fetchall()
-    return {item: vector for item, vector in rows if vector is not None and vector.size == space.dim}
+        return connection.execute(statement, (ids,), binary=True).fetchall()
 
 
 def set_strategy(connection: Connection, name: str, strategy: str, reason: str | None = None) -> None:

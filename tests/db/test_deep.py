@@ -483,6 +483,60 @@ def test_a_table_of_items_that_cannot_be_read_is_said(world: World, connection: 
     assert (facts["items_embedded"] > 0, facts["items_refused"]) == (True, None)
 
 
+WITH_EMBEDDING = "SELECT key FROM sona.memory WHERE space = %s AND kind = 'item' AND embedding IS NOT NULL ORDER BY 1"
+
+
+def test_an_item_that_is_gone_from_the_table_has_no_embedding_until_it_is_back(
+    world: World, connection: Connection
+) -> None:
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    world.teach(60)
+    before = world.cycle(quiet)["grow"]["items_embedded"]
+    known = _rows(connection, WITH_EMBEDDING, world.name)
+    assert len(known) == before
+    gone, emptied = known[0][0], known[1][0]
+    connection.execute(f"DELETE FROM {world.table} WHERE id = %s", (int(gone),))
+    connection.execute(f"UPDATE {world.table} SET embedding = NULL WHERE id = %s", (int(emptied),))
+    facts = world.cycle(quiet)["grow"]
+    assert (facts["items_embedded"], facts["items_lost"], facts["items_refused"]) == (0, 2, None)
+    assert _rows(connection, WITH_EMBEDDING, world.name) == known[2:]
+    near = "SELECT count(*) FROM sona.related(%s, %s, 0, 1000, 100) WHERE key = %s"
+    assert _rows(connection, near, world.name, world.items[int(gone)], gone) == [(0,)]
+    assert world.cycle(quiet)["grow"]["items_lost"] == 0
+    connection.execute(f"INSERT INTO {world.table} VALUES (%s, %s)", (int(gone), world.items[int(gone)]))
+    assert world.cycle(quiet)["grow"]["items_embedded"] == 1
+    assert _rows(connection, WITH_EMBEDDING, world.name) == [known[0], *known[2:]]
+
+
+def test_a_table_of_items_that_is_dropped_is_said_and_takes_its_embeddings_with_it(
+    world: World, connection: Connection
+) -> None:
+    quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
+    world.teach(60)
+    items = world.cycle(quiet)["grow"]["items_embedded"]
+    connection.execute(f"ALTER TABLE {world.table} RENAME TO {world.table.split('.')[1]}_renamed")
+    facts = world.cycle(quiet)["grow"]
+    assert (facts["items_lost"], facts["items_refused"]) == (0, None)
+    connection.execute(f"DROP TABLE {world.table}_renamed")
+    for lost in (items, 0):
+        facts = world.cycle()["grow"]
+        assert (facts["items_embedded"], facts["items_lost"]) == (0, lost)
+        assert "the items table of the space is gone" in facts["items_refused"]
+        assert _rows(connection, WITH_EMBEDDING, world.name) == []
+    connection.execute(f"CREATE TABLE {world.table} (id integer PRIMARY KEY, embedding vector)")
+    connection.cursor().executemany(f"INSERT INTO {world.table} VALUES (%s, %s)", list(enumerate(world.items)))
+    world.engine.set_items(world.table, "id", "embedding")
+    assert world.cycle(quiet)["grow"]["items_embedded"] == items
+
+
+def test_embeddings_that_were_given_by_hand_stay_where_there_is_no_table(world: World, connection: Connection) -> None:
+    connection.execute("DELETE FROM sona.item_source WHERE space_id = %s", (world.engine.space.space_id,))
+    connection.execute("SELECT sona.add_memory_node(%s, 'item', 'x', %s)", (world.name, world.items[0]))
+    facts = world.cycle()["grow"]
+    assert (facts["items_lost"], facts["items_refused"]) == (0, None)
+    assert _rows(connection, WITH_EMBEDDING, world.name) == [("x",)]
+
+
 def test_items_that_are_embedded_anew_move_once_the_table_is_named_anew(world: World, connection: Connection) -> None:
     world.teach(60)
     quiet = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
