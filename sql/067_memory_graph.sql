@@ -36,13 +36,18 @@ CREATE OR REPLACE FUNCTION sona._check_node_kind(kind text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
-    IF kind IS NULL OR kind NOT IN ('concept', 'pattern', 'episode', 'procedure', 'item', 'dream') THEN
+    -- The next cycle would archive it: it keeps a node for each pattern, and none without.
+    IF kind = 'pattern' THEN
+        PERFORM sona._refuse('SN003', 'a memory node of kind ''pattern''',
+                             'the deep loop makes those of the patterns that there are: choose another kind');
+    END IF;
+    IF kind IS NULL OR kind NOT IN ('concept', 'episode', 'procedure', 'item', 'dream') THEN
         PERFORM sona._refuse('SN003', format('a memory node of kind %L', kind),
-                             'expected concept, pattern, episode, procedure, item or dream');
+                             'expected concept, episode, procedure, item or dream');
     END IF;
     RETURN kind;
 END $$;
-COMMENT ON FUNCTION sona._check_node_kind IS 'A kind of memory nodes. Raises SN003 for what is none.';
+COMMENT ON FUNCTION sona._check_node_kind IS 'A kind of memory nodes that can be added. Raises SN003 for others.';
 
 CREATE OR REPLACE FUNCTION sona._share(value double precision, what text) RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -155,19 +160,25 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     s sona.space%ROWTYPE := sona._changeable_space(forget_dreams.space);
-    gone bigint;
-    faded bigint;
+    standing bigint[];
+    archived bigint[];
 BEGIN
-    DELETE FROM sona.memory_edge e WHERE e.space_id = s.space_id AND e.kind = 'creative';
-    GET DIAGNOSTICS gone = ROW_COUNT;
-    DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.entity IN ('edge', 'edge before')
-        AND a.content ->> 'kind' = 'creative';
-    GET DIAGNOSTICS faded = ROW_COUNT;
-    RETURN gone + faded;
+    WITH gone AS (
+        DELETE FROM sona.memory_edge e WHERE e.space_id = s.space_id AND e.kind = 'creative'
+        RETURNING sona._edge_key(e.kind, e.source_kind, e.source, e.target_kind, e.target) AS edge)
+    SELECT array_agg(edge) INTO standing FROM gone;
+    WITH gone AS (
+        DELETE FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.entity IN ('edge', 'edge before')
+            AND a.content ->> 'kind' = 'creative'
+        RETURNING a.entity, a.is_merge, sona._edge_key('creative', a.content ->> 'source_kind', a.content ->> 'source',
+                                                       a.content ->> 'target_kind', a.content ->> 'target') AS edge)
+    -- What became part of another edge is counted with that.
+    SELECT array_agg(edge) INTO archived FROM gone WHERE entity = 'edge' AND NOT is_merge;
+    RETURN (SELECT count(DISTINCT edge) FROM unnest(standing || archived) edge);
 END $$;
 COMMENT ON FUNCTION sona.forget_dreams IS
-    'Deletes all edges that dreams have made, those in the archive, too; how many. What is dreamt later may make others: see the settings of the deep '
-    'loop.';
+    'Deletes all edges that dreams have made, those in the archive, too; how many. What is dreamt later may make others: '
+    'see the settings of the deep loop.';
 
 CREATE OR REPLACE FUNCTION sona._restore_node(content jsonb, was_merged boolean) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -236,6 +247,8 @@ BEGIN
     SELECT x.* INTO e FROM sona.memory_edge x WHERE x.space_id = b.space_id AND x.kind = b.kind AND x.source = b.source
         AND x.target = b.target AND x.source_kind = b.source_kind AND x.target_kind = b.target_kind FOR UPDATE;
     IF NOT FOUND THEN RETURN false; END IF;
+    -- What somebody has set since the merge is theirs; cycles change no weight that was given.
+    IF e.kind = 'given' AND (e.weight <> a OR e.updated_at IS DISTINCT FROM b.updated_at) THEN RETURN true; END IF;
     -- What it has gained since the merge is its own; of what it has lost it bears its share.
     IF e.weight = a THEN
         e.decayed_at := b.decayed_at;
@@ -256,7 +269,8 @@ BEGIN
     RETURN true;
 END $$;
 COMMENT ON FUNCTION sona._restore_edge_before IS
-    'Takes out of an edge what others have brought into it; false if it is not there. One that was only moved there goes.';
+    'Takes out of an edge what others have brought into it; false if it is not there. One that was only moved there goes; '
+    'one whose weight somebody has set since stays.';
 
 CREATE OR REPLACE FUNCTION sona.restore_memory(space text, archive_ids bigint[] DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -269,6 +283,8 @@ DECLARE
     entry sona.memory_archive%ROWTYPE;
     done bigint[] := '{}';
     is_back boolean;
+    wrong text;
+    dreams_are_out boolean;
 BEGIN
     -- In the order of a cycle that writes, and of a deploy: flushes, which change edges too, wait, and nobody for each other.
     SELECT * INTO s FROM sona.space x WHERE x.name = restore_memory.space;
@@ -279,6 +295,21 @@ BEGIN
     PERFORM FROM sona.memory_state m WHERE m.space_id = s.space_id FOR UPDATE;
     -- What the archive says of the space is not trusted: it is no way into another one.
     own := jsonb_build_object('space_id', s.space_id);
+    SELECT coalesce(u.id::text, 'NULL') INTO wrong FROM unnest(restore_memory.archive_ids) WITH ORDINALITY u (id, at)
+    WHERE NOT EXISTS (SELECT FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.archive_id = u.id)
+    ORDER BY u.at LIMIT 1;
+    IF FOUND THEN
+        PERFORM sona._refuse('SN003', format('there is no entry %s in the archive of space %L', wrong, restore_memory.space),
+                             'expected ids that the column archive_id of sona.archive has for this space');
+    END IF;
+    -- Edges by dreams come back by new evidence alone.
+    SELECT m.evidence ->> 'confirmed' = 'false' INTO dreams_are_out FROM sona.memory_state m WHERE m.space_id = s.space_id;
+    SELECT a.archive_id::text INTO wrong FROM sona.memory_archive a WHERE a.space_id = s.space_id AND dreams_are_out
+        AND a.archive_id = ANY (restore_memory.archive_ids) AND a.entity = 'edge' AND a.content ->> 'kind' = 'creative';
+    IF FOUND THEN
+        PERFORM sona._refuse('SN003', format('entry %s is an edge by dreams, and dreams do not help in this space', wrong),
+                             'leave it out until a cycle has found that they do: see dreams_help of sona.integration');
+    END IF;
     -- What became part of another comes back with all of that cycle, and of those since: what they left is made of it.
     SELECT min(a.run_id) INTO first_merge FROM sona.memory_archive a WHERE a.space_id = s.space_id AND a.is_merge
         AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids));
@@ -287,6 +318,7 @@ BEGIN
         AND (restore_memory.archive_ids IS NULL OR a.archive_id = ANY (restore_memory.archive_ids)
              OR (a.is_merge AND a.run_id >= first_merge)) ORDER BY a.archive_id DESC
     LOOP
+        CONTINUE WHEN dreams_are_out AND entry.entity = 'edge' AND entry.content ->> 'kind' = 'creative';
         IF entry.entity = 'node' THEN is_back := sona._restore_node(entry.content || own, entry.is_merge);
         ELSIF entry.entity = 'edge' THEN is_back := sona._restore_edge(entry.content || own, entry.is_merge);
         ELSIF entry.entity = 'node before' THEN is_back := sona._restore_node_before(entry.content || own);
@@ -311,8 +343,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sona.restore_memory IS
     'Brings back what consolidation has removed from the memory graph, all of it or these entries of sona.archive, as it '
-    'was; how many rows. What is there again meanwhile stays as it is, and its entry stays in the archive. What was merged '
-    'comes back with all merges of that cycle and since, and is not merged again.';
+    'was; how many rows. What is there again meanwhile stays as it is, and its entry stays in the archive; so do edges by '
+    'dreams, while these do not help. What was merged comes back with all merges of that cycle and since, and is not merged '
+    'again. Raises SN003 for an entry that is not in the archive.';
 
 CREATE OR REPLACE FUNCTION sona._near_nodes(space_id bigint, dim integer) RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE

@@ -11,8 +11,9 @@ import numpy as np
 from sona_pg.config import DreamConfig, DreamEvidenceConfig, PhiConfig
 from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning.dreams import Dream, dreamt_edges, generate_dreams
-from sona_pg.learning.growing_graph import GrowingGraph, Pair, Weight, time_or_none
+from sona_pg.learning.growing_graph import GrowingGraph, Pair, time_or_none
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
+from sona_pg.learning.memory_archive import WITHDRAWN, ArchivedEdge
 from sona_pg.learning.memory_graph import MemoryNode
 
 
@@ -182,7 +183,7 @@ class DreamEngine(GrowingGraph):
         made = dreamt_edges(self.graph, placed, self.config, standing=(ends[:, 0], ends[:, 1]))
         numbers = list(self._nodes)
         pairs = [(numbers[a], numbers[b]) for a, b in zip(made.source.tolist(), made.target.tolist(), strict=True)]
-        self._creative |= dict.fromkeys(pairs, Weight(self.config.edge_weight, since))
+        self._creative |= {pair: self._weight(self.config.edge_weight, since) for pair in pairs}
         return [self._as_edge(pair) for pair in pairs]
 
     def _placed(self, dream: Dream) -> Dream:
@@ -210,6 +211,15 @@ class DreamEngine(GrowingGraph):
         removed = len(self._creative)
         self._creative.clear()
         return removed
+
+    def withdraw_creative_edges(self) -> tuple[ArchivedEdge, ...]:
+        """Remove all edges by dreams, as these do not help any more; as they were."""
+        gone = tuple(
+            ArchivedEdge(edge.a, edge.b, weight.value, weight.decayed_at, True, WITHDRAWN, version=weight.version)
+            for edge, weight in zip(self.creative_edges, self._creative.values(), strict=True)
+        )
+        self._creative.clear()
+        return gone
 
     def _as_edge(self, pair: Pair) -> CreativeEdge:
         return CreativeEdge(self._nodes[pair[0]].id, self._nodes[pair[1]].id, self._creative[pair].value)

@@ -19,6 +19,8 @@ from sona_pg.learning.memory_archive import (
     ArchivedEdge,
     ArchivedNode,
     Consolidation,
+    EdgeBefore,
+    NodeBefore,
 )
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
@@ -29,10 +31,14 @@ Pair = tuple[int, int]
 
 
 class Weight(NamedTuple):
-    """Of an edge, and up to when it is strengthened or decayed; None: nobody has said since when it is there."""
+    """Of an edge, and up to when it is strengthened or decayed; None: nobody has said since when it is there.
+
+    Its version is another one whenever somebody sets it, not when it is strengthened or decays.
+    """
 
     value: float
     decayed_at: float | None
+    version: int
 
 
 class GrowingGraph:
@@ -48,6 +54,7 @@ class GrowingGraph:
         self._distinct: set[int] = set()
         self._edges: dict[Pair, Weight] = {}
         self._creative: dict[Pair, Weight] = {}
+        self._versions = 0
         self._graph: MemoryGraph | None = None
 
     # ---- growth ------------------------------------------------------------------------------------------------------
@@ -107,9 +114,14 @@ class GrowingGraph:
         if not isinstance(weight, int | float) or not 0 < weight <= 1:
             raise MemoryGraphError(f"the weight of the edge {a} - {b} is {weight!r}, expected above 0 to 1")
         edge = self._edge(a, b)
-        self._edges[edge] = Weight(float(weight), time_or_none(at))
+        self._edges[edge] = self._weight(weight, time_or_none(at))
         self._creative.pop(edge, None)
         self._graph = None
+
+    def _weight(self, value: float, decayed_at: float | None) -> Weight:
+        """One that somebody sets."""
+        self._versions += 1
+        return Weight(float(value), decayed_at, self._versions)
 
     @property
     def node_count(self) -> int:
@@ -161,7 +173,7 @@ class GrowingGraph:
         now = as_seconds(now, "the time")
         nodes, facts = self.nodes, NodeFacts.of(self.nodes)
         rows = embedding_rows(nodes)
-        every = [*self._edges.items(), *self._creative.items()]
+        every = self._every_edge()
         ends = self._places([pair for pair, _ in every])
         since = [now if weight.decayed_at is None else weight.decayed_at for _, weight in every]
         return MemoryNodes(
@@ -202,43 +214,65 @@ class GrowingGraph:
         distinct = np.isin(nodes.ids, list(self._distinct))
         compared = replace(nodes, has_embedding=nodes.has_embedding & ~distinct)
         plan = consolidation_plan(compared, edges, now, config)
-        done = Consolidation(plan, compression(nodes, plan), (*self._gone_nodes(plan), *self._gone_edges(edges, plan)))
+        edges_removed, versions = self._gone_edges(edges, plan), self._versions_of(plan)
+        nodes_removed, before = self._gone_nodes(plan), self.nodes
         left, joined = apply_plan(nodes, edges, plan)
         strengthened = np.zeros(len(nodes), dtype=bool)
         strengthened[plan.edges.source[plan.strengthened]] = True
         strengthened[plan.edges.target[plan.strengthened]] = True
-        stays = np.flatnonzero(plan.node_stays).tolist()
-        before, numbers = self.nodes, left.ids.tolist()
+        stays, numbers = np.flatnonzero(plan.node_stays).tolist(), left.ids.tolist()
         self._nodes = {
             number: _consolidated(before[row], left, place, bool(strengthened[row]))
             for place, (number, row) in enumerate(zip(numbers, stays, strict=True))
         }
         self._number = {node.id: number for number, node in self._nodes.items()}
         pairs = zip(left.ids[joined.source].tolist(), left.ids[joined.target].tolist(), strict=True)
-        weights = zip(joined.weight.tolist(), joined.decayed_at.tolist(), strict=True)
+        weights = zip(joined.weight.tolist(), joined.decayed_at.tolist(), versions, strict=True)
         self._edges, self._creative = {}, {}
         for pair, weight, is_creative in zip(pairs, weights, (joined.origin == Origin.CREATIVE).tolist(), strict=True):
             (self._creative if is_creative else self._edges)[pair] = Weight(*weight)
         self._graph = None
-        return done
+        grown = [before[row] for row in np.unique(plan.merged[:, 1]).tolist() if plan.node_stays[row]]
+        after = [NodeBefore(node, self._nodes[self._number[node.id]]) for node in grown]
+        return Consolidation(plan, compression(nodes, plan), (*edges_removed, *nodes_removed, *after))
 
     def _gone_nodes(self, plan: ConsolidationPlan) -> list[ArchivedNode]:
         nodes, numbers = self.nodes, list(self._nodes)
         merged = [ArchivedNode(nodes[row], numbers[row], MERGED, nodes[into].id) for row, into in plan.merged.tolist()]
         return merged + [ArchivedNode(nodes[row], numbers[row], OF_LITTLE_VALUE) for row in plan.archived.tolist()]
 
-    def _gone_edges(self, edges: MemoryEdges, plan: ConsolidationPlan) -> list[ArchivedEdge]:
-        """As they were: also those that lead elsewhere from now on."""
+    def _every_edge(self) -> list[tuple[Pair, Weight]]:
+        """In the order of the columns."""
+        return [*self._edges.items(), *self._creative.items()]
+
+    def _versions_of(self, plan: ConsolidationPlan) -> list[int]:
+        """Of the weights of the edges that stay."""
+        every = self._every_edge()
+        return [every[row][1].version for row in np.flatnonzero(plan.edge_stays).tolist()]
+
+    def _gone_edges(self, edges: MemoryEdges, plan: ConsolidationPlan) -> list[ArchivedEdge | EdgeBefore]:
+        """As they were: also those that lead elsewhere from now on; behind them what has taken them in."""
+        stays, folds = plan.edge_stays, ~plan.edge_stays & (plan.edge_into >= 0)
         is_moved = (plan.edges.source != edges.source) | (plan.edges.target != edges.target)
         is_weak = np.zeros(len(edges), dtype=bool)
         is_weak[plan.pruned] = True
-        every = [*self._edges.items(), *self._creative.items()]
-        gone = []
-        for row in np.flatnonzero(~plan.edge_stays | is_moved).tolist():
-            pair, weight = every[row]
-            a, b = (self._nodes[number].id for number in pair)
+        is_merge = (is_moved | folds) & ~is_weak
+        every, ids = self._every_edge(), [node.id for node in self._nodes.values()]
+        gone: list[ArchivedEdge | EdgeBefore] = []
+        for row in np.flatnonzero(~stays | is_moved).tolist():
+            (a, b), weight = every[row]
             reason = TOO_WEAK if is_weak[row] else WITH_ITS_NODE
-            gone.append(ArchivedEdge(a, b, *weight, row >= len(self._edges), reason))
+            ends = self._nodes[a].id, self._nodes[b].id
+            is_creative, value, since = row >= len(self._edges), weight.value, weight.decayed_at
+            gone.append(ArchivedEdge(*ends, value, since, is_creative, reason, bool(is_merge[row]), weight.version))
+        takes_in = is_moved & stays
+        takes_in[plan.edge_into[folds]] = True
+        for row in np.flatnonzero(takes_in).tolist():
+            _, weight = every[row]
+            value, since = (0.0, None) if is_moved[row] else (weight.value, weight.decayed_at)
+            ends = ids[plan.edges.source[row]], ids[plan.edges.target[row]]
+            is_creative, after = row >= len(self._edges), float(plan.edges.weight[row])
+            gone.append(EdgeBefore(*ends, value, since, is_creative, after, weight.version))
         return gone
 
     def restore_node(self, archived: ArchivedNode) -> bool:
@@ -290,7 +324,75 @@ class GrowingGraph:
         if pair in self._edges or pair in self._creative:
             return False
         kept = self._creative if archived.is_creative else self._edges
-        kept[pair] = Weight(archived.weight, since)
+        kept[pair] = Weight(archived.weight, since, archived.version)
+        self._graph = None
+        return True
+
+    def restore_node_before(self, archived: NodeBefore) -> bool:
+        """Take out of a node what others have brought into it; False if it is not here.
+
+        What came since is its own.
+
+        Raises
+        ------
+        InvalidInput
+            If it is none from an archive.
+        """
+        if not isinstance(archived, NodeBefore) or not all(
+            isinstance(node, MemoryNode) for node in (archived.node, archived.after)
+        ):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected a NodeBefore")
+        before, after = archived.node, archived.after
+        number = self._number.get(before.id)
+        if number is None:
+            return False
+        node = self._nodes[number]
+        taken = {
+            name: getattr(before, name)
+            for name in ("timestamp", "quality", "created")
+            if getattr(node, name) == getattr(after, name)
+        }
+        count = max(node.access_count - (after.access_count - before.access_count), 0)
+        self._nodes[number] = replace(node, access_count=count, **taken)
+        self._graph = None
+        return True
+
+    def restore_edge_before(self, archived: EdgeBefore) -> bool:
+        """Take out of an edge what others have brought into it; False if it is not here.
+
+        One that was only moved there goes. What it has gained since is its own, and of what it has lost it bears its
+        share; a weight that somebody has set since stays.
+
+        Raises
+        ------
+        InvalidInput
+            If it is none from an archive.
+        """
+        if not isinstance(archived, EdgeBefore) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
+            raise InvalidInput(f"a {type(archived).__name__} was given, expected an EdgeBefore")
+        weights = (archived.weight, archived.after)
+        if not all(isinstance(weight, int | float) and 0 <= weight <= 1 for weight in weights) or not archived.after:
+            raise InvalidInput(f"{archived} is no edge: expected weights from 0 to 1")
+        since, kept = time_or_none(archived.decayed_at), self._creative if archived.is_creative else self._edges
+        if archived.a not in self._number or archived.b not in self._number:
+            return False
+        pair = self._edge(archived.a, archived.b)
+        edge = kept.get(pair)
+        if edge is None:
+            return False
+        if edge.version != archived.version:
+            return True
+        before, after = weights
+        if edge.value == after:
+            edge = edge._replace(value=before, decayed_at=since)
+        elif edge.value > after:
+            edge = edge._replace(value=1 - (1 - before) * (1 - (edge.value - after) / (1 - after)))
+        else:
+            edge = edge._replace(value=before * edge.value / after)
+        if edge.value > 0:
+            kept[pair] = edge
+        else:
+            del kept[pair]
         self._graph = None
         return True
 

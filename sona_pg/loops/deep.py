@@ -249,13 +249,16 @@ class _Dream(DeepPhase[_Memory, _Dreamt, DreamTransaction]):
             dreamt=len(made.night.dreams),
             keep_runs=self.config.loop.keep_dreams,
         )
-        weight = self.config.dreams.edge_weight
+        confirmed, weight = made.night.evidence.confirmed, self.config.dreams.edge_weight
+        # What earlier dreams have made rests on the same evidence.
+        withdrawn = 0 if confirmed else transaction.withdraw_creative()
         connected = transaction.write_creative(made.ids[made.edges.source], made.ids[made.edges.target], weight)
         return {
             "dreams": len(made.night.dreams),
             "integrated": len(made.night.integrated),
             "edges_proposed": connected,
-            "confirmed": made.night.evidence.confirmed,
+            "edges_withdrawn": withdrawn,
+            "confirmed": confirmed,
             "reason": made.night.evidence.reason,
         }
 

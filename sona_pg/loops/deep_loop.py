@@ -27,6 +27,9 @@ from sona_pg.learning.memory_archive import (
     ArchivedNode,
     ArchivedPattern,
     ArchiveEntry,
+    EdgeBefore,
+    MemoryArchive,
+    NodeBefore,
 )
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.reasoning_bank import ReasoningBank
@@ -57,6 +60,8 @@ class DeepResult:
         Memory nodes that became part of another, and those that went since nothing speaks for them.
     edges_strengthened, edges_decayed, edges_pruned, edges_created
         Edges that gained weight, that lost some, that went since they were weak, and that dreams have made.
+    edges_withdrawn
+        Edges by earlier dreams that went, since dreams do not help any more.
     tasks_consolidated
         Tasks of the EWC that became one.
     phi, phi_by_chance
@@ -86,6 +91,7 @@ class DeepResult:
     edges_decayed: int = 0
     edges_pruned: int = 0
     edges_created: int = 0
+    edges_withdrawn: int = 0
     tasks_consolidated: int = 0
     phi: float | None = None
     phi_by_chance: float | None = None
@@ -183,8 +189,8 @@ class DeepLoop:
         self._ewc, self._bank = ewc, bank
         self._hierarchy: tuple[LearnedPattern, ...] = ()
         self._last_concept = FIRST_CONCEPT
-        self._archive: dict[int, ArchiveEntry] = {}
-        self._archived = 0
+        self._archive = MemoryArchive()
+        self._dreams_are_out = False
 
     @property
     def config(self) -> DeepLoopConfig:
@@ -241,6 +247,7 @@ class DeepLoop:
         cycle = _Cycle(at, began + seconds, seconds, activity, None if events is None else as_events(events))
         phases: dict[str, str] = {}
         result = DeepResult(phases)
+        self._archive.begin_cycle()
         for name, phase in self._phases().items():
             try:
                 cycle.check_time()
@@ -261,11 +268,11 @@ class DeepLoop:
         }
 
     def _consolidate(self, cycle: _Cycle, result: DeepResult, /) -> DeepResult:
-        self._drop_old_archive(cycle.now)
+        self._archive.drop_before(cycle.now - self.config.keep_archive_seconds)
         if not self._engine.node_count:
             raise _Skipped("there are no memory nodes")
         done = self._engine.consolidate(cycle.now, self.settings.consolidation)
-        self._keep(done.removed, cycle.now)
+        self._archive.keep(done.removed, cycle.now)
         return replace(
             result,
             nodes_merged=len(done.plan.merged),
@@ -285,8 +292,10 @@ class DeepLoop:
         before |= {pattern.id: pattern for pattern in bank.patterns}
         verdicts |= {id: bank.verdicts(id) for id in set(merged.values())}
         pruned = bank.prune_patterns(now=cycle.now)
-        self._keep([ArchivedPattern(before[id], verdicts[id], MERGED, into) for id, into in merged.items()], cycle.now)
-        self._keep([ArchivedPattern(before[id], verdicts[id], OF_LITTLE_VALUE) for id in pruned], cycle.now)
+        self._archive.keep(
+            [ArchivedPattern(before[id], verdicts[id], MERGED, into) for id, into in merged.items()], cycle.now
+        )
+        self._archive.keep([ArchivedPattern(before[id], verdicts[id], OF_LITTLE_VALUE) for id in pruned], cycle.now)
         return replace(
             result,
             patterns_strengthened=len(set(merged.values())),
@@ -338,11 +347,16 @@ class DeepLoop:
             # Anchors without embeddings; φ without a ridge of nodes that are alike.
             raise _Skipped(str(error)) from error
         made = self._engine.integrate_dreams(night.integrated, at=cycle.now)
+        # What earlier dreams have made rests on the same evidence.
+        self._dreams_are_out = not night.evidence.confirmed
+        withdrawn = self._engine.withdraw_creative_edges() if self._dreams_are_out else ()
+        self._archive.keep(withdrawn, cycle.now)
         return replace(
             result,
             dreams_generated=len(night.dreams),
             dreams_integrated=len(night.integrated),
             edges_created=len(made),
+            edges_withdrawn=len(withdrawn),
             dreams=night.dreams,
             evidence=night.evidence,
         )
@@ -353,7 +367,7 @@ class DeepLoop:
             return None
         here = {node.id for node in self._engine.nodes}
         into = {}
-        for entry in self._archive.values():
+        for entry in self._archive.entries:
             if isinstance(entry.content, ArchivedNode) and entry.content.into is not None:
                 into[entry.content.node.id] = entry.content.into
 
@@ -391,13 +405,15 @@ class DeepLoop:
 
     def archive(self) -> tuple[ArchiveEntry, ...]:
         """What cycles have removed and can be restored, the oldest first."""
-        return tuple(self._archive.values())
+        return self._archive.entries
 
     def restore(self, ids: Iterable[int] | None = None) -> int:
         """Bring back what was removed, as it was; how many entries.
 
-        What is there again meanwhile stays as it is, and its entry goes. What was removed twice comes back as it was
-        the last time. An edge whose node is neither here nor restored with it stays in the archive.
+        What was merged comes back with all merges of that cycle and since, and is not merged again: what stands gives
+        back what it has taken in, and keeps what it has gained since. What is there again meanwhile stays as it is, and
+        its entry goes. What was removed twice comes back as it was the last time. An edge whose node is neither here
+        nor restored with it stays in the archive; so do edges by dreams, while these do not help.
 
         Parameters
         ----------
@@ -407,40 +423,43 @@ class DeepLoop:
         Raises
         ------
         InvalidInput
-            If there is no such entry; nothing was restored.
+            If there is no such entry, or one is an edge by dreams, which do not help; nothing was restored.
         """
-        chosen = list(self._archive) if ids is None else _entries(ids)
-        unknown = [id for id in chosen if id not in self._archive]
-        if unknown:
-            raise InvalidInput(f"there is no entry {unknown[0]!r} in the archive: see archive()")
-        entries = [self._archive[id] for id in sorted(set(chosen), reverse=True)]
+        out = [] if ids is None else [entry.id for entry in self._archive.named(ids) if self._is_out(entry)]
+        if out:
+            raise InvalidInput(
+                f"entry {out[0]} is an edge by dreams, and dreams do not help here: leave it out until a cycle has "
+                "found that they do"
+            )
         restored = 0
-        for kind in (ArchivedNode, ArchivedEdge, ArchivedPattern):
-            for entry in entries:
-                if isinstance(entry.content, kind):
-                    try:
-                        restored += self._put_back(entry.content)
-                    except MemoryGraphError:
-                        continue
-                    del self._archive[entry.id]
+        for entry in self._archive.with_merges(ids):
+            if self._is_out(entry):
+                continue
+            try:
+                is_back = self._put_back(entry.content)
+            except MemoryGraphError:
+                continue
+            restored += is_back
+            if is_back or not isinstance(entry.content, NodeBefore | EdgeBefore):
+                self._archive.drop(entry)
         return restored
+
+    def _is_out(self, entry: ArchiveEntry) -> bool:
+        """Whether it is an edge by dreams, which come back by new evidence alone."""
+        content = entry.content
+        return self._dreams_are_out and isinstance(content, ArchivedEdge) and content.is_creative
 
     def _put_back(self, content: Archived) -> bool:
         if isinstance(content, ArchivedNode):
             return self._engine.restore_node(content)
         if isinstance(content, ArchivedEdge):
             return self._engine.restore_edge(content)
+        if isinstance(content, NodeBefore):
+            return self._engine.restore_node_before(content)
+        if isinstance(content, EdgeBefore):
+            return self._engine.restore_edge_before(content)
         assert self._bank is not None
         return self._bank.put_back(content.pattern, content.verdicts)
-
-    def _keep(self, removed: Sequence[Archived], now: float) -> None:
-        for content in removed:
-            self._archived += 1
-            self._archive[self._archived] = ArchiveEntry(self._archived, now, content)
-
-    def _drop_old_archive(self, now: float) -> None:
-        oldest = now - self.config.keep_archive_seconds
-        self._archive = {id: entry for id, entry in self._archive.items() if entry.archived_at >= oldest}
 
 
 def _check_same(given: object, other: object, default: object, what: str) -> None:
@@ -462,14 +481,3 @@ def _refuse_settings_of_postgres(settings: DeepConfig) -> None:
         useless.append("transfer")
     if useless:
         raise ConfigError(f"{useless[0]} has no effect on a loop in memory, only on the one in Postgres: leave it out")
-
-
-def _entries(ids: Iterable[int]) -> list[int]:
-    try:
-        chosen = list(ids)
-    except TypeError as cause:
-        raise InvalidInput(f"ids are a {type(ids).__name__}, expected ids of entries of the archive") from cause
-    for id in chosen:
-        if not isinstance(id, int) or isinstance(id, bool):
-            raise InvalidInput(f"an entry of the archive is {id!r}, expected its id")
-    return chosen

@@ -198,7 +198,8 @@ class ConsolidationTransaction(MemoryTransaction):
         same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in _EDGE_NAME)
         self._archive_before(
             "edge",
-            f"to_jsonb(m) || jsonb_build_object('weight', coalesce(e.weight, 0), 'after', {weight})",
+            f"to_jsonb(m) || jsonb_build_object('weight', coalesce(e.weight, 0), 'after', {weight},"
+            " 'updated_at', coalesce(e.updated_at, m.updated_at))",
             f"pg_temp.sona_moved m LEFT JOIN sona.memory_edge e ON {same.format('m', 'e')}"
             f" WHERE m.kind <> ALL({_DERIVED}) ORDER BY m.kind, m.source, m.target",
         )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_pg.learning.dreams import Dream
-from sona_pg.store.memory_transaction import MemoryTransaction
+from sona_pg.store.memory_transaction import TO_TIME, MemoryTransaction
 
 Rows = NDArray[np.int64]
 
@@ -71,6 +71,16 @@ class DreamTransaction(MemoryTransaction):
                 first, second = sorted((names[2 * pair], names[2 * pair + 1]), key=lambda name: (name[1], name[0]))
                 edges.append((*first, *second, weight))
         return self._insert_edges("creative", f"dreams of run {self._run.run_id}", edges, replaces=False)
+
+    def withdraw_creative(self) -> int:
+        """Move all edges by dreams to the archive, as dreams do not help any more; how many."""
+        return self._connection.execute(
+            "WITH gone AS (DELETE FROM sona.memory_edge WHERE space_id = %(space)s AND kind = 'creative' RETURNING *)"
+            " INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at)"
+            f" SELECT space_id, %(run)s, 'edge', to_jsonb(gone), 'dreams do not help any more', {TO_TIME} FROM gone"
+            " ORDER BY source, target, source_kind, target_kind",
+            self._key,
+        ).rowcount
 
     def write_analogies(self, found: Sequence[tuple[int, str, int, float]]) -> None:
         """Let these be all analogies: own pattern, other space, its pattern, similarity 0 to 1."""

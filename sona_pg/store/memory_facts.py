@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sona_pg.errors import InvalidInput
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, transaction, translated
 from sona_pg.store.spaces import Space
@@ -59,9 +60,19 @@ def restore_memory(connection: Connection, name: str, archive_ids: Sequence[int]
     Raises
     ------
     UnknownSpace, PermissionDenied
+    InvalidInput
+        If an entry is not in the archive, or is an edge by dreams while these do not help; nothing was restored.
     """
+    none = [id for id in archive_ids if not -(1 << 63) <= id < 1 << 63]
+    if none:
+        raise InvalidInput(
+            f"there is no entry {none[0]} in the archive of space {name!r}: expected ids that the column archive_id of"
+            " sona.archive has for this space"
+        )
     with translated():
-        row = connection.execute("SELECT sona.restore_memory(%s, %s)", (name, list(archive_ids) or None)).fetchone()
+        row = connection.execute(
+            "SELECT sona.restore_memory(%s, %s::bigint[])", (name, list(archive_ids) or None)
+        ).fetchone()
     return 0 if row is None else int(row[0])
 
 

@@ -71,7 +71,7 @@ class World:
             url, space=name, dim=DIM, background=False, embedder=embedder, space_config=SpaceConfig(control_share=0.0)
         )
         self.engine.set_items(table, "id", "embedding")
-        self.name = name
+        self.name, self.space_id = name, self.engine.space.space_id
 
     def teach(self, events: int, user: str | None = None) -> None:
         for topic in self.rng.integers(0, TOPICS, events):

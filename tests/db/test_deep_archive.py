@@ -311,6 +311,111 @@ def test_dreams_that_are_forgotten_do_not_come_back(world: World, connection: Co
     assert _rows(connection, creative, world.name) == [(0,)]
 
 
+def test_an_edge_by_dreams_is_counted_once_whatever_became_of_it(world: World, connection: Connection) -> None:
+    """One is moved to another node, one becomes part of another, and one fades and is dreamt again."""
+    _near_duplicates(world, connection, "a", "b")
+    for key, place in (("near", 90), ("off", 130)):
+        _add(connection, world, key, _unit(world.items[place]))
+    dream = (
+        "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight, origin,"
+        " decayed_at) SELECT space_id, 'creative', 'episode', %s, 'episode', %s, 0.15, 'dreams', now() - %s::interval"
+        " FROM sona.space WHERE name = %s"
+    )
+    for source, target in (("a", "off"), ("b", "off"), ("b", "near"), ("a", "near")):
+        connection.execute(dream, (source, target, "0", world.name))
+    connection.execute(dream, ("near", "off", "400 days", world.name))
+    graph, archive = "SELECT count(*) FROM sona.edges", "SELECT count(*) FROM sona.archive"
+    assert world.cycle(_without_dreaming())["consolidate"]["nodes_merged"] == 1
+    assert _rows(connection, f"{graph} WHERE space = %s AND kind = 'creative'", world.name) == [(2,)]
+    assert _rows(connection, f"{archive} WHERE space = %s AND content ->> 'kind' = 'creative'", world.name)[0][0] >= 3
+    connection.execute(dream, ("near", "off", "0", world.name))
+    assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(3,)]
+    assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(0,)]
+
+
+def _without_dreaming() -> Loop:
+    """A cycle that does not ask whether dreams help."""
+    return replace(QUIET, phases=tuple(phase for phase in QUIET.phases if phase.name != "dream"))
+
+
+def test_edges_by_dreams_go_when_dreams_do_not_help_any_more_and_wait_for_new_evidence(
+    world: World, connection: Connection
+) -> None:
+    creative = "SELECT count(*) FROM sona.edges WHERE space = %s AND kind = 'creative'"
+    archived = "SELECT archive_id FROM sona.archive WHERE space = %s AND content ->> 'kind' = 'creative' ORDER BY 1"
+    world.teach(300)
+    facts = world.cycle()["dream"]
+    assert (facts["confirmed"], facts["edges_withdrawn"]) == (True, 0)
+    ((edges,),) = _rows(connection, creative, world.name)
+    assert edges == facts["edges_proposed"] > 0
+    # What they were confirmed by is gone.
+    queries = "FROM sona.remembered_query WHERE space_id = (SELECT space_id FROM sona.space WHERE name = %s)"
+    kept = _rows(connection, f"SELECT ordinal, helped {queries}", world.name)
+    connection.execute("UPDATE sona.remembered_query SET helped = '{}' WHERE space_id = %s", (world.space_id,))
+    facts = world.cycle()["dream"]
+    assert (facts["confirmed"], facts["edges_withdrawn"], facts["edges_proposed"]) == (False, edges, 0)
+    assert _rows(connection, creative, world.name) == [(0,)]
+    ids = [id for (id,) in _rows(connection, archived, world.name)]
+    assert len(ids) == edges
+    facts = world.cycle()["dream"]
+    assert facts["edges_withdrawn"] == 0
+    with pytest.raises(psycopg.DatabaseError, match="dreams do not help in this space"):
+        _restore(connection, world, ids[:1])
+    _restore(connection, world)
+    assert _rows(connection, creative, world.name) == [(0,)]
+    assert [id for (id,) in _rows(connection, archived, world.name)] == ids
+    for ordinal, helped in kept:
+        connection.execute(
+            "UPDATE sona.remembered_query SET helped = %s WHERE space_id = %s AND ordinal = %s",
+            (helped, world.space_id, ordinal),
+        )
+    assert world.cycle()["dream"]["confirmed"]
+    _restore(connection, world)
+    assert _rows(connection, creative, world.name)[0][0] >= edges
+
+
+def test_entries_that_are_not_in_the_archive_are_refused(world: World, connection: Connection) -> None:
+    _near_duplicates(world, connection, "a", "b")
+    world.cycle(QUIET)
+    known = [id for (id,) in _rows(connection, "SELECT archive_id FROM sona.archive WHERE space = %s", world.name)]
+    for ids, named in (([*known, max(known) + 1], str(max(known) + 1)), ([-1], "-1"), ([None], "NULL")):
+        with pytest.raises(psycopg.errors.DatabaseError, match=f"no entry {named} in the archive") as refused:
+            connection.execute("SELECT sona.restore_memory(%s, %s::bigint[])", (world.name, ids))
+        assert refused.value.sqlstate == "SN003"
+    assert _restore(connection, world, known) == len(known)
+    with pytest.raises(psycopg.errors.DatabaseError, match=f"no entry {known[0]} in the archive"):
+        _restore(connection, world, known)
+
+
+def test_a_node_of_a_pattern_is_not_added_by_hand(world: World, connection: Connection) -> None:
+    with pytest.raises(psycopg.errors.DatabaseError, match="kind 'pattern'") as refused:
+        connection.execute("SELECT sona.add_memory_node(%s, 'pattern', '1')", (world.name,))
+    assert (refused.value.sqlstate, "choose another kind" in str(refused.value.diag.message_hint)) == ("SN003", True)
+
+
+@pytest.mark.parametrize(("edge", "weight"), [("far", 0.9), ("far", 0.75), ("near", 0.2), ("near", 0.5)])
+def test_a_weight_that_was_set_since_a_merge_stays(
+    world: World, connection: Connection, edge: str, weight: float
+) -> None:
+    """0.75 is what the edges to `far` become, and 0.5 what the one to `near` has where it is moved."""
+    _near_duplicates(world, connection, "a", "b")
+    _add(connection, world, "near", _unit(world.items[90]))
+    merged_away = "SELECT content ->> 'key' FROM sona.archive WHERE space = %s AND entity = 'node'"
+    add = "SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', %s, %s)"
+    for key in ("a", "b"):
+        connection.execute(add, (world.name, key, "near", 0.5 if key == "b" else 1e-9))
+    connection.execute("DELETE FROM sona.memory_edge WHERE space_id = %s AND weight = 1e-9", (world.space_id,))
+    before = _rows(connection, GIVEN, world.name)
+    assert world.cycle(_without_dreaming())["consolidate"]["nodes_merged"] == 1
+    ((gone,),) = _rows(connection, merged_away, world.name)
+    kept = "a" if gone == "b" else "b"
+    connection.execute(add, (world.name, kept, edge, weight))
+    _restore(connection, world)
+    after = {row[:2]: row[2] for row in _rows(connection, GIVEN, world.name)}
+    assert after.pop((kept, edge)) == weight
+    assert after == {row[:2]: row[2] for row in before if row[:2] != (kept, edge)}
+
+
 def test_what_every_cycle_makes_anew_fills_no_archive(world: World, connection: Connection) -> None:
     _twins(world, connection)
     _help(world, "0", "5", times=6)

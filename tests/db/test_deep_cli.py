@@ -144,7 +144,12 @@ def test_memory_is_shown_restored_and_rid_of_dreams(sona: Sona, connection: Conn
     assert (shown["nodes"], shown["nodes, concept"], shown["edges, creative"], shown["archived"]) == (11, 5, 1, 1)
     assert "dream_reason" in sona("memory", "show", "desk").stdout
     assert sona("memory", "forget-dreams", "desk").stdout == "1 edges are gone\n"
-    assert sona("memory", "restore", "desk", "999999").stdout == "0 rows are back\n"
+    for unknown in (999_999, 1 << 62, 1 << 63, 10**30):
+        refused = sona("memory", "restore", "desk", str(unknown))
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"there is no entry {unknown} in the archive of space 'desk'" in refused.stderr
+        assert "archive_id of sona.archive" in refused.stderr
+        assert "Traceback" not in refused.stderr
     assert sona("memory", "restore", "desk").stdout == "1 rows are back\n"
     assert json.loads(sona("memory", "show", "desk", "--json").stdout)["nodes"] == 12
     assert sona("memory", "show", "nowhere").returncode == 1

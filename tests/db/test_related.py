@@ -175,8 +175,12 @@ def test_sql_scores_as_the_strategist_does(world: World, connection: Connection)
 
 def test_activation_passes_through_patterns_by_both_ends_of_an_edge(world: World, connection: Connection) -> None:
     _set(world, connection, "related")
-    for kind, key in (("item", "3"), ("item", "400"), ("pattern", "7")):
-        connection.execute("SELECT sona.add_memory_node(%s, %s, %s)", (world.name, kind, key))
+    for item in ("3", "400"):
+        connection.execute("SELECT sona.add_memory_node(%s, 'item', %s)", (world.name, item))
+    connection.execute(
+        "INSERT INTO sona.memory_node (space_id, node_id, kind, key) VALUES (%s, 1000, 'pattern', '7')",
+        (world.engine.space.space_id,),
+    )
     for item in ("3", "400"):
         connection.execute("SELECT sona.add_memory_edge(%s, 'pattern', '7', 'item', %s, 0.5)", (world.name, item))
     query = world.items[3]

@@ -136,7 +136,7 @@ CALLS = {
     "add_memory_node": "SELECT sona.add_memory_node({space}, 'concept', 'a', {query}, 0.5, 0.5, 'title')",
     "add_memory_edge": "SELECT sona.add_memory_edge({space}, 'item', '1', 'item', '2', 0.5)",
     "forget_dreams": "SELECT sona.forget_dreams({space})",
-    "restore_memory": "SELECT sona.restore_memory({space}, '{{1,2}}')",
+    "restore_memory": "SELECT sona.restore_memory({space}, '{{}}')",
     "_restore_node": f"SELECT sona._restore_node('{ARCHIVED_NODE}', true)",
     "_restore_node_before": f"SELECT sona._restore_node_before('{ARCHIVED_NODE}')",
     "_restore_edge": f"SELECT sona._restore_edge('{ARCHIVED_EDGE}', true)",

@@ -406,6 +406,51 @@ def test_what_was_merged_and_restored_is_not_merged_again() -> None:
     assert loop.run_cycle(now=1.0).nodes_merged == 1
 
 
+def test_merges_are_undone_from_the_last_one_back() -> None:
+    """1 becomes part of 0, and 0 of 3 later; with the first merge the second is undone, too."""
+    loop = DeepLoop(DeepLoopConfig(dreams_per_cycle=0))
+    engine = loop.dream_engine()
+    for id, vector, accesses in ((0, [1.0, 0.0], 10), (1, [1.0, 1e-3], 4), (2, [0.0, 1.0], 5)):
+        engine.add_memory_node(MemoryNode(id, floats(vector), access_count=accesses, created=0.0))
+    engine.add_edge(0, 2, 0.5)
+    engine.add_edge(1, 2, 0.2)
+    assert loop.run_cycle(now=0.0).nodes_merged == 1
+    engine.add_memory_node(MemoryNode(3, floats([1.0, 2e-3]), access_count=100, quality=1.0, created=0.0))
+    engine.add_edge(3, 2, 0.9)
+    assert loop.run_cycle(now=0.0).nodes_merged == 1
+    assert [(node.id, node.access_count) for node in engine.nodes] == [(2, 5), (3, 114)]
+    middle = [entry.id for entry in loop.archive() if entry.cycle == 2]
+    assert loop.restore([middle[-1]]) == len(middle)
+    assert [(node.id, node.access_count) for node in engine.nodes] == [(0, 14), (2, 5), (3, 100)]
+    assert engine.graph.edges()[2].tolist() == pytest.approx([0.6, 0.9])
+    loop.restore()
+    assert [(node.id, node.access_count) for node in engine.nodes] == [(0, 10), (1, 4), (2, 5), (3, 100)]
+    assert engine.graph.edges()[2].tolist() == pytest.approx([0.5, 0.2, 0.9])
+    assert loop.archive() == ()
+
+
+def test_edges_by_dreams_go_when_dreams_do_not_help_any_more_and_wait_for_new_evidence() -> None:
+    engine = topical()
+    loop = DeepLoop(engine=engine, settings=QUICK)
+    first = loop.run_cycle(now=7 * DAY)
+    made = engine.creative_edges
+    assert (first.edges_created, first.edges_withdrawn) == (len(made), 0)
+    second = loop.run_cycle(now=7 * DAY, events=[])
+    assert second.evidence is not None
+    assert not second.evidence.confirmed
+    assert (second.edges_withdrawn, engine.creative_edges) == (len(made), [])
+    gone = [entry.id for entry in loop.archive() if isinstance(entry.content, ArchivedEdge)]
+    assert len(gone) == len(made) > 0
+    assert loop.run_cycle(now=7 * DAY, events=[]).edges_withdrawn == 0
+    with pytest.raises(InvalidInput, match="dreams do not help here"):
+        loop.restore(gone[:1])
+    loop.restore()
+    assert (engine.creative_edges, len(loop.archive())) == ([], len(made))
+    assert loop.run_cycle(now=7 * DAY).edges_withdrawn == 0
+    loop.restore()
+    assert {(edge.a, edge.b) for edge in made} <= {(edge.a, edge.b) for edge in engine.creative_edges}
+
+
 def test_what_was_removed_twice_comes_back_as_it_was_the_last_time() -> None:
     loop = DeepLoop(settings=STRICT)
     engine = loop.dream_engine()

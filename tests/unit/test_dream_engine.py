@@ -12,7 +12,7 @@ from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
 from sona_pg.learning.consolidation import apply_plan, consolidation_plan
 from sona_pg.learning.dream_engine import DreamEngine
 from sona_pg.learning.dreams import generate_dreams
-from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode
+from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode, Consolidation, EdgeBefore, NodeBefore
 from sona_pg.learning.memory_columns import MemoryEdges
 from sona_pg.learning.memory_graph import MemoryNode
 
@@ -38,9 +38,20 @@ def snapshot(engine: DreamEngine) -> dict[str, object]:
     }
 
 
-def restored(engine: DreamEngine, removed: tuple[ArchivedNode | ArchivedEdge, ...]) -> list[bool]:
-    back = [engine.restore_node(gone) for gone in removed if isinstance(gone, ArchivedNode)]
-    return back + [engine.restore_edge(gone) for gone in removed if isinstance(gone, ArchivedEdge)]
+def restored(
+    engine: DreamEngine, removed: tuple[ArchivedNode | NodeBefore | ArchivedEdge | EdgeBefore, ...]
+) -> list[bool]:
+    back = []
+    for gone in reversed(removed):
+        if isinstance(gone, ArchivedNode):
+            back.append(engine.restore_node(gone))
+        elif isinstance(gone, NodeBefore):
+            back.append(engine.restore_node_before(gone))
+        elif isinstance(gone, EdgeBefore):
+            back.append(engine.restore_edge_before(gone))
+        else:
+            back.append(engine.restore_edge(gone))
+    return back
 
 
 def test_an_engine_does_what_the_plan_of_its_columns_says() -> None:
@@ -124,7 +135,7 @@ def test_near_duplicates_become_one_and_both_again() -> None:
         engine.add_memory_node(MemoryNode(id, vector, access_count=id, timestamp=float(id), quality=0.5, created=0.0))
     engine.add_edge(7, 9, 0.5, at=0.0)
     engine.add_edge(8, 9, 0.5, at=0.0)
-    seven = engine.nodes[0]
+    before, seven = snapshot(engine), engine.nodes[0]
     done = engine.consolidate(0.0)
     assert [(node.id, node.access_count, node.timestamp) for node in engine.nodes] == [(8, 15, 8.0), (9, 9, 9.0)]
     assert engine.graph.edges()[2].tolist() == [0.75]
@@ -135,11 +146,59 @@ def test_near_duplicates_become_one_and_both_again() -> None:
     assert (other.a, other.b) == (8, 9)
     with pytest.raises(MemoryGraphError, match="restore that first"):
         engine.restore_edge(edge)
-    assert restored(engine, done.removed) == [True, True, False]
-    # Where it was; the other one keeps what it has taken in.
-    assert [node.id for node in engine.nodes] == [7, 8, 9]
+    assert all(restored(engine, done.removed))
     assert engine.nodes[0] is seven
-    assert engine.graph.edges()[2].tolist() == [0.5, 0.75]
+    # But for what nodes are worth, which every consolidation says anew.
+    after = snapshot(engine)
+    assert {name for name in before if before[name] != after[name]} <= {"importance", "walked"}
+
+
+def test_what_came_since_a_merge_is_its_own_where_it_is_undone() -> None:
+    def merged() -> tuple[DreamEngine, Consolidation]:
+        engine = DreamEngine()
+        for id, vector, accesses in ((0, [1.0, 0.0], 10), (1, [1.0, 1e-3], 4), (2, [0.0, 1.0], 5)):
+            engine.add_memory_node(MemoryNode(id, vector, access_count=accesses, timestamp=float(id), created=0.0))
+        engine.add_edge(0, 2, 0.5, at=0.0)
+        engine.add_edge(1, 2, 0.2, at=0.0)
+        return engine, engine.consolidate(0.0)
+
+    def weights(engine: DreamEngine) -> list[float]:
+        return engine.graph.edges()[2].tolist()
+
+    engine, done = merged()
+    assert weights(engine) == pytest.approx([0.6])
+    (both,) = (node for node in engine.nodes if node.id == 0)
+    assert (both.access_count, both.timestamp) == (14, 1.0)
+    engine.add_memory_node(replace(both, access_count=17, timestamp=9.0))
+    # It fades to a half, of which each bears its share.
+    engine.consolidate(90 * DAY, ConsolidationConfig(threshold=1.0, half_life_seconds=90 * DAY, prune_value=0.0))
+    restored(engine, done.removed)
+    assert [(node.id, node.access_count, node.timestamp) for node in engine.nodes[:2]] == [(0, 13, 9.0), (1, 4, 1.0)]
+    assert weights(engine) == pytest.approx([0.25, 0.2])
+    # It has gained a tenth of what it lacked, and only that is its own.
+    engine, done = merged()
+    engine.consolidate(7 * DAY, ConsolidationConfig(threshold=0.0, strengthening=0.1))
+    assert weights(engine) == pytest.approx([0.64])
+    restored(engine, done.removed)
+    assert weights(engine) == pytest.approx([0.55, 0.2])
+
+
+@pytest.mark.parametrize("weight", [0.9, 0.6, 0.1])
+def test_a_weight_that_was_set_since_a_merge_stays(weight: float) -> None:
+    """0.6 is what it has become."""
+    engine = DreamEngine()
+    for id, vector in ((0, [1.0, 0.0]), (1, [1.0, 1e-3]), (2, [0.0, 1.0]), (3, [-1.0, 0.0])):
+        engine.add_memory_node(MemoryNode(id, vector, access_count=(90, 4, 5, 6)[id], created=0.0))
+    for a, b, value in ((0, 2, 0.5), (1, 2, 0.2), (1, 3, 0.6)):
+        engine.add_edge(a, b, value, at=0.0)
+    done = engine.consolidate(0.0)
+    assert [node.id for node in engine.nodes] == [0, 2, 3]
+    for other in (2, 3):
+        engine.add_edge(0, other, weight, at=0.0)
+    restored(engine, done.removed)
+    source, target, weights = engine.graph.edges()
+    assert list(zip(source.tolist(), target.tolist(), strict=True)) == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert weights.tolist() == pytest.approx([weight, weight, 0.2, 0.6])
 
 
 def test_what_took_part_in_what_was_strengthened_is_counted() -> None:
@@ -246,3 +305,10 @@ def test_what_is_no_dream_time_or_count_is_refused() -> None:
     gone = ArchivedNode(MemoryNode(1000, [1.0]), 5000, "gone")
     with pytest.raises(DimensionMismatch):
         engine.restore_node(gone)
+    for wrong in (None, "x", gone, NodeBefore(gone.node, None), EdgeBefore(0, 1, 0.5, None, False, 0.0, 1)):  # type: ignore[arg-type]
+        for restore in (engine.restore_node_before, engine.restore_edge_before):
+            with pytest.raises(InvalidInput):
+                restore(wrong)  # type: ignore[arg-type, operator]
+    assert not engine.restore_node_before(NodeBefore(gone.node, gone.node))
+    assert not engine.restore_edge_before(EdgeBefore(0, 1000, 0.5, None, False, 0.7, 1))
+    assert snapshot(engine) == before
