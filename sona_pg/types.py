@@ -373,6 +373,16 @@ def finite_or_none(value: float | None, what: str) -> float | None:
     return single(value)
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number of Python or NumPy; a truth value is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number of Python or NumPy; a truth value is none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def as_seconds(time: float, what: str = "now") -> float:
     """A time as it is, seconds since the epoch: single precision would lose minutes of it.
 
@@ -381,7 +391,7 @@ def as_seconds(time: float, what: str = "now") -> float:
     InvalidInput
         If it is none.
     """
-    if not isinstance(time, float | int) or isinstance(time, bool) or not -1e15 < time < 1e15:
+    if not is_number(time) or not -1e15 < time < 1e15:
         raise InvalidInput(f"{what} is {time!r}, expected seconds since the epoch")
     return float(time)
 

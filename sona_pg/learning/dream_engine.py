@@ -15,6 +15,7 @@ from sona_pg.learning.growing_graph import GrowingGraph, Pair, time_or_none
 from sona_pg.learning.judged_dreams import DreamNight, dream_night
 from sona_pg.learning.memory_archive import WITHDRAWN, ArchivedEdge
 from sona_pg.learning.memory_graph import MemoryNode
+from sona_pg.types import is_whole
 
 
 class CreativeEdge(NamedTuple):
@@ -39,7 +40,7 @@ def as_events(events: Iterable[Iterable[int]]) -> list[list[int]]:
         raise InvalidInput(f"events are no sequences of ids of nodes ({cause})") from cause
     for number, event in enumerate(found):
         for id in event:
-            if isinstance(id, bool) or not isinstance(id, int | np.integer):
+            if not is_whole(id):
                 raise InvalidInput(f"event {number} has {id!r}, expected ids of nodes, whole numbers")
     return [[int(id) for id in event] for event in found]
 

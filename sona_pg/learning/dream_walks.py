@@ -12,6 +12,7 @@ from sona_pg.config import DreamConfig
 from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning.arrays import normalized_rows, rows_at
 from sona_pg.learning.memory_graph import Doubles, Flags, MemoryGraph, NodeFacts, Nodes, Rows
+from sona_pg.types import is_whole
 
 Kinds = NDArray[np.uint8]
 
@@ -62,7 +63,7 @@ def starts(graph: MemoryGraph, count: int, config: DreamConfig, *, first: int = 
     """
     if not len(graph):
         raise MemoryGraphError("the memory graph is empty: there is nothing to dream of, add nodes first")
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_DREAMS:
+    if not is_whole(count) or not 0 <= count <= MAX_DREAMS:
         raise InvalidInput(f"count is {count!r}, expected a whole number from 0 to {MAX_DREAMS}")
     active = activation(graph.facts, config.half_life_seconds)
     if config.start == "anchors":

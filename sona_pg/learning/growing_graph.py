@@ -24,7 +24,7 @@ from sona_pg.learning.memory_archive import (
 )
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.memory_graph import MemoryGraph, MemoryNode, NodeFacts, Rows, embedding_rows
-from sona_pg.types import as_seconds
+from sona_pg.types import as_seconds, is_number, is_whole
 
 Pair = tuple[int, int]
 """Numbers of two nodes, the older one first."""
@@ -107,11 +107,11 @@ class GrowingGraph:
             If `at` is no time.
         """
         for id in (a, b):
-            if not isinstance(id, int) or id not in self._number:
+            if not is_whole(id) or int(id) not in self._number:
                 raise MemoryGraphError(f"there is no memory node {id!r}: add it before its edges")
         if a == b:
             raise MemoryGraphError(f"node {a} cannot have an edge to itself")
-        if not isinstance(weight, int | float) or not 0 < weight <= 1:
+        if not is_number(weight) or not 0 < weight <= 1:
             raise MemoryGraphError(f"the weight of the edge {a} - {b} is {weight!r}, expected above 0 to 1")
         edge = self._edge(a, b)
         self._edges[edge] = self._weight(weight, time_or_none(at))
@@ -290,11 +290,12 @@ class GrowingGraph:
         if not isinstance(archived, ArchivedNode) or not isinstance(archived.node, MemoryNode):
             raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedNode")
         node, number = archived.node, archived.number
-        if not isinstance(number, int) or not 0 <= number < 1 << 62:
+        if not is_whole(number) or not 0 <= number < 1 << 62:
             raise InvalidInput(f"node {node.id} has the number {number!r}, expected one that this engine gave")
         if node.id in self._number or number in self._nodes:
             return False
         self._check_dimension(node)
+        number = int(number)
         self._nodes = dict(sorted({**self._nodes, number: node}.items()))
         self._number[node.id] = number
         if archived.into is not None:
@@ -313,9 +314,11 @@ class GrowingGraph:
         InvalidInput
             If it is none from an archive.
         """
-        if not isinstance(archived, ArchivedEdge) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
+        if not isinstance(archived, ArchivedEdge) or not all(
+            is_whole(number) for number in (archived.a, archived.b, archived.version)
+        ):
             raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedEdge")
-        if not isinstance(archived.weight, int | float) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
+        if not is_number(archived.weight) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
             raise InvalidInput(f"{archived} is no edge: expected two nodes, and a weight from 0 to 1")
         since = time_or_none(archived.decayed_at)
         if archived.a not in self._number or archived.b not in self._number:
@@ -368,10 +371,12 @@ class GrowingGraph:
         InvalidInput
             If it is none from an archive.
         """
-        if not isinstance(archived, EdgeBefore) or not all(isinstance(id, int) for id in (archived.a, archived.b)):
+        if not isinstance(archived, EdgeBefore) or not all(
+            is_whole(number) for number in (archived.a, archived.b, archived.version)
+        ):
             raise InvalidInput(f"a {type(archived).__name__} was given, expected an EdgeBefore")
         weights = (archived.weight, archived.after)
-        if not all(isinstance(weight, int | float) and 0 <= weight <= 1 for weight in weights) or not archived.after:
+        if not all(is_number(weight) and 0 <= weight <= 1 for weight in weights) or not archived.after:
             raise InvalidInput(f"{archived} is no edge: expected weights from 0 to 1")
         since, kept = time_or_none(archived.decayed_at), self._creative if archived.is_creative else self._edges
         if archived.a not in self._number or archived.b not in self._number:

@@ -15,6 +15,7 @@ from sona_pg.learning.dream_evidence import DreamEvidence, dreams_help
 from sona_pg.learning.dream_gate import PhiEvaluator
 from sona_pg.learning.dreams import Dream, generate_dreams
 from sona_pg.learning.memory_graph import MemoryGraph
+from sona_pg.types import is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def dream_night(
     MemoryGraphError
         If dreams are to start at anchors and no node has an embedding.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+    if not is_whole(count) or count < 0:
         raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
     tested = graph if observed is None else observed
     found = dreams_help(tested, dreams, evidence, events=events, seed=dreams.seed, check_stop=check_stop)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.consolidation import Compression, ConsolidationPlan
 from sona_pg.learning.memory_graph import MemoryNode
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.verdicts import Verdict
+from sona_pg.types import is_whole
 
 MERGED = "a near duplicate"
 OF_LITTLE_VALUE = "of little value, unused and old"
@@ -232,7 +231,7 @@ class MemoryArchive:
         except TypeError as cause:
             raise InvalidInput(f"ids are a {type(ids).__name__}, expected ids of entries of the archive") from cause
         for id in chosen:
-            if not isinstance(id, int | np.integer) or isinstance(id, bool):
+            if not is_whole(id):
                 raise InvalidInput(f"an entry of the archive is {id!r}, expected its id")
             if id not in self._entries:
                 raise InvalidInput(f"there is no entry {id} in the archive: see archive()")

@@ -18,7 +18,7 @@ from sona_pg import kernels
 from sona_pg.config import NODE_KINDS
 from sona_pg.errors import DimensionMismatch, InvalidInput, MemoryGraphError
 from sona_pg.learning.arrays import as_matrix, rows_at
-from sona_pg.types import FloatVector
+from sona_pg.types import FloatVector, is_number, is_whole
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -70,28 +70,34 @@ class MemoryNode:
     created: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, int) or isinstance(self.id, bool):
+        if not is_whole(self.id):
             raise InvalidInput(f"the id of a memory node is {self.id!r}, expected a whole number")
+        kept: dict[str, float | None] = {"id": int(self.id)}
         for name in ("access_count", "consolidation_count"):
             count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST:
+            if not is_whole(count) or not 0 <= count <= _MOST:
                 raise InvalidInput(f"{name} of node {self.id} is {count!r}, expected a whole number from 0 to {_MOST}")
+            kept[name] = int(count)
         for name in ("importance", "quality"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise InvalidInput(f"{name} of node {self.id} is {value!r}, expected 0 to 1")
+            kept[name] = float(value)
         for name in ("timestamp", "created"):
             time = getattr(self, name)
             is_unknown = time is None and name == "created"
-            if not is_unknown and (not isinstance(time, int | float) or not -1e15 < time < 1e15):
+            if not is_unknown and (not is_number(time) or not -1e15 < time < 1e15):
                 raise InvalidInput(f"{name} of node {self.id} is {time!r}, expected seconds since the epoch")
+            kept[name] = None if is_unknown else float(time)
+        for name, number in kept.items():
+            object.__setattr__(self, name, number)
         if not isinstance(self.kind, str) or self.kind not in NODE_KINDS:
             raise InvalidInput(f"kind of node {self.id} is {self.kind!r}, expected one of {', '.join(NODE_KINDS)}")
         if self.embedding is not None:
-            kept = kernels.owned(self.embedding, -1, f"the embedding of node {self.id}")
-            if not len(kept):
+            embedding = kernels.owned(self.embedding, -1, f"the embedding of node {self.id}")
+            if not len(embedding):
                 raise InvalidInput(f"the embedding of node {self.id} has no number, expected (dim,), or None")
-            object.__setattr__(self, "embedding", kept)
+            object.__setattr__(self, "embedding", embedding)
 
 
 class NodeFacts(NamedTuple):
@@ -230,8 +236,9 @@ class MemoryGraph:
         >>> graph.neighbours(1).tolist(), graph.weight(0, 1), graph.self_loops
         ([0, 2], 0.75, 1)
         """
-        if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**31 - 1:
+        if not is_whole(n) or not 0 <= n < 2**31 - 1:
             raise MemoryGraphError(f"n is {n!r}, expected a whole number from 0: how many nodes there are")
+        n = int(n)
         ends = []
         for name, given in (("source", source), ("target", target)):
             nodes = _as_array(name, given)
@@ -444,7 +451,7 @@ class MemoryGraph:
         return np.ascontiguousarray(nodes, dtype=np.int32)
 
     def _row(self, node: int) -> slice:
-        if not isinstance(node, int | np.integer) or isinstance(node, bool) or not 0 <= node < len(self):
+        if not is_whole(node) or not 0 <= node < len(self):
             raise MemoryGraphError(f"there is no node {node!r}, expected 0 to below {len(self)}")
         return slice(int(self.indptr[node]), int(self.indptr[node + 1]))
 
@@ -484,10 +491,10 @@ def _as_mass(given: ArrayLike) -> Doubles:
 
 
 def _check_whole(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not is_whole(value) or not low <= value <= high:
         raise InvalidInput(f"{name} is {value!r}, expected a whole number from {low} to {high}")
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise InvalidInput(f"{name} is {value!r}, expected {low:g} to {high:g}")

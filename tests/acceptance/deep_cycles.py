@@ -49,6 +49,13 @@ _ALWAYS = {
         " FROM sona.memory_state m LEFT JOIN sona.dream d USING (space_id) WHERE m.space_id = %(space)s"
         " GROUP BY m.space_id, m.last_dream_id"
     ),
+    "the snapshot of the last cycle is lost, or another one than the cycle has made": (
+        "SELECT NOT EXISTS (SELECT FROM (SELECT x.run_id, x.facts -> 'snapshot' AS made FROM sona.loop_run x"
+        "  WHERE x.space_id = %(space)s AND x.loop = 'deep' AND x.state = 'done' ORDER BY x.run_id DESC LIMIT 1) r"
+        " LEFT JOIN sona.memory_snapshot m ON m.space_id = %(space)s AND m.run_id = r.run_id"
+        " WHERE jsonb_typeof(r.made) = 'object' AND (m.ordinal IS DISTINCT FROM (r.made ->> 'ledger_entries')::bigint"
+        "  OR octet_length(m.content) IS DISTINCT FROM (r.made ->> 'bytes')::integer))"
+    ),
     "an edge between two nodes stands twice": (
         "SELECT NOT EXISTS (SELECT FROM sona.memory_edge e JOIN sona.memory_edge f ON f.space_id = e.space_id"
         " AND f.kind = e.kind AND (f.source_kind, f.source, f.target_kind, f.target)"

@@ -48,6 +48,7 @@ BOOKKEEPING = {
     "memory_edge": (),
     "dream": (),
     "memory_archive": ("archive_id",),
+    "memory_snapshot": ("created_at",),
     "memory_state": ("updated_at",),
 }
 """What a cycle writes, and the columns that say when it was written, or how often somebody has tried."""

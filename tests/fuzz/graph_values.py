@@ -22,7 +22,7 @@ from sona_pg import (
 )
 from sona_pg.config import NODE_KINDS, ConsolidationConfig, HierarchyConfig
 from sona_pg.learning.dreams import DreamQuality
-from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode
+from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode, EdgeBefore, NodeBefore
 from sona_pg.learning.memory_graph import NodeFacts
 
 from .python_values import DIM, Any_, anything, arrays, bank, ewc, numbers, texts, typed_arrays, vectors
@@ -94,6 +94,11 @@ _archived_nodes = st.builds(ArchivedNode, _nodes, st.integers(0, 9), st.just("go
 _archived_edges = st.builds(
     ArchivedEdge, st.integers(0, 9), st.integers(0, 9), st.floats(0, 1), st.none(), st.booleans(), st.just("gone")
 )
+_nodes_before = st.builds(NodeBefore, _nodes, _nodes)
+_edges_before = st.builds(
+    EdgeBefore, st.integers(0, 9), st.integers(0, 9), st.floats(0, 1), st.none(), st.booleans(),
+    st.floats(0.1, 1), st.integers(0, 3),
+)  # fmt: skip
 _walks: dict[str, Any_] = {
     "starts": _places,
     "length": st.just(5),
@@ -173,7 +178,9 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     },
     "DreamEngine.judged_dreams": {"count": st.integers(0, 3), "events": _events, **_judged},
     "DreamEngine.restore_edge": {"archived": _archived_edges},
+    "DreamEngine.restore_edge_before": {"archived": _edges_before},
     "DreamEngine.restore_node": {"archived": _archived_nodes},
+    "DreamEngine.restore_node_before": {"archived": _nodes_before},
     "MemoryEdges.__init__": _edge_columns,
     "MemoryEdges.check": {"nodes": st.just(2)},
     "MemoryEdges.where": {"chosen": st.just(np.array([True, False]))},
@@ -253,10 +260,38 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "DreamEngine.judged_dreams": {"count": _counts, **_judged},
     "DreamEngine.restore_edge": {
         "archived": st.one_of(
-            st.builds(ArchivedEdge, numbers, numbers, numbers, st.one_of(st.none(), numbers), anything, texts), anything
+            st.builds(
+                ArchivedEdge,
+                numbers,
+                numbers,
+                numbers,
+                st.one_of(st.none(), numbers),
+                anything,
+                texts,
+                version=st.one_of(st.just(0), anything),
+            ),
+            anything,
+        )
+    },
+    "DreamEngine.restore_edge_before": {
+        "archived": st.one_of(
+            st.builds(
+                EdgeBefore,
+                st.one_of(st.integers(0, 9), numbers),
+                st.integers(0, 9),
+                numbers,
+                st.one_of(st.none(), numbers),
+                anything,
+                numbers,
+                st.one_of(st.integers(0, 3), anything),
+            ),
+            anything,
         )
     },
     "DreamEngine.restore_node": {"archived": st.one_of(st.builds(ArchivedNode, _nodes, numbers, texts), anything)},
+    "DreamEngine.restore_node_before": {
+        "archived": st.one_of(st.builds(NodeBefore, st.one_of(_nodes, anything), _nodes), anything)
+    },
     "MemoryEdges.__init__": dict.fromkeys(_edge_columns, _hostile_columns),
     "MemoryGraph.__init__": {
         **{name: GOOD_OF["MemoryGraph.__init__"][name] for name in ("indptr", "indices", "weights")},

@@ -224,6 +224,21 @@ def test_the_stronger_the_penalty_the_more_is_held() -> None:
     assert held[0] < held[1] < held[2], held
 
 
+def test_tasks_hold_a_base_as_one_that_was_made_of_all_of_them_would() -> None:
+    """A cycle brings tasks of different frames into its own and adds them up: to merge them before saves nothing."""
+    rng = np.random.default_rng(8)
+    tasks = [_task(rng) for _ in range(5)]
+    weights = np.vstack([_frame(rng), rng.standard_normal((RANK, DIM)).astype(np.float32)])
+    single, merged = (TaskConstraint(weights, tasks, EwcConfig(), 1000.0) for _ in range(2))
+    merged.ewc.consolidate_all_tasks()
+    assert (single.ewc.task_count, merged.ewc.task_count) == (5, 1)
+    held = [weights + 1, weights + 1]
+    for constraint, theta in zip((single, merged), held, strict=True):
+        constraint.proximal_step(theta, 1e-3)
+    assert np.abs(held[0] - weights - 1).max() > 0.01
+    np.testing.assert_allclose(held[0], held[1], rtol=1e-5, atol=1e-5)
+
+
 def test_the_strength_grows_where_the_tasks_lose() -> None:
     rng = np.random.default_rng(6)
     task = _task(rng)

@@ -278,6 +278,50 @@ def test_judged_dreams_are_the_next_ones() -> None:
     assert DreamEngine().judged_dreams(5).dreams == ()
 
 
+def test_numbers_of_numpy_are_numbers_and_truth_values_are_none() -> None:
+    engine, other = DreamEngine(), DreamEngine()
+    for id in range(3):
+        engine.add_memory_node(MemoryNode(id, access_count=id, importance=0.5, timestamp=2.0, created=1.0))
+        other.add_memory_node(
+            MemoryNode(
+                np.int64(id),  # type: ignore[arg-type]
+                access_count=np.uint8(id),  # type: ignore[arg-type]
+                importance=np.float32(0.5),  # type: ignore[arg-type]
+                timestamp=np.int32(2),
+                created=np.float32(1.0),  # type: ignore[arg-type]
+            )
+        )
+    engine.add_edge(0, 1, 0.5, at=0.0)
+    other.add_edge(np.int64(0), np.int32(1), np.float32(0.5), at=np.int64(0))  # type: ignore[arg-type]
+    assert snapshot(engine) == snapshot(other)
+    assert {type(getattr(node, name)) for node in other.nodes for name in ("id", "access_count")} == {int}
+    assert {type(getattr(node, name)) for node in other.nodes for name in ("importance", "created")} == {float}
+    dreams = [dream.nodes for dream in engine.generate_dreams(3)]
+    assert [dream.nodes for dream in other.generate_dreams(np.int64(3))] == dreams  # type: ignore[arg-type]
+    assert len(other.judged_dreams(np.int64(2)).dreams) == 2  # type: ignore[arg-type]
+    gone = ArchivedNode(MemoryNode(np.int64(7)), np.int64(9), "gone")  # type: ignore[arg-type]
+    assert other.restore_node(gone)
+    assert other.restore_edge(ArchivedEdge(np.int64(7), 0, np.float32(0.5), None, False, "gone"))  # type: ignore[arg-type]
+    before = snapshot(other)
+    for ends in ((True, 0, 0.5), (0, np.True_, 0.5), (1, 2, True), (1, 2, np.True_), (1, 2, "0.5"), (1.0, 2, 0.5)):
+        with pytest.raises(MemoryGraphError):
+            other.add_edge(*ends)  # type: ignore[arg-type]
+    for wrong in (True, np.True_, 1.5):
+        for fields in ({"id": wrong}, {"id": 1, "access_count": wrong}, {"id": 1, "consolidation_count": wrong}):
+            with pytest.raises(InvalidInput):
+                MemoryNode(**fields)  # type: ignore[arg-type]
+    for name in ("importance", "quality", "timestamp", "created"):
+        for wrong in (True, np.True_, float("nan"), "1"):
+            with pytest.raises(InvalidInput):
+                MemoryNode(1, **{name: wrong})  # type: ignore[arg-type]
+    for archived in (ArchivedEdge(1, 2, True, None, False, ""), ArchivedEdge(1, True, 0.5, None, False, "")):
+        with pytest.raises(InvalidInput):
+            other.restore_edge(archived)
+    with pytest.raises(InvalidInput):
+        other.restore_node(ArchivedNode(MemoryNode(8), True, ""))
+    assert snapshot(other) == before
+
+
 def test_what_is_no_dream_time_or_count_is_refused() -> None:
     engine = topical()
     before = snapshot(engine)
