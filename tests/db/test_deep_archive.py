@@ -333,6 +333,26 @@ def test_an_edge_by_dreams_is_counted_once_whatever_became_of_it(world: World, c
     assert _rows(connection, "SELECT sona.forget_dreams(%s)", world.name) == [(0,)]
 
 
+def test_what_is_observed_takes_the_place_of_an_edge_by_dreams_with_the_next_cycle(
+    world: World, connection: Connection
+) -> None:
+    _help(world, "0", "7")
+    _help(world, "5", "9")
+    world.cycle(QUIET)
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin)"
+        " VALUES (%s, 'creative', '0', '5', 0.15, 'dreams of run 1')",
+        (world.space_id,),
+    )
+    _help(world, "0", "5")
+    between = "SELECT kind, weight FROM sona.edges WHERE space = %s AND source = '0' AND target = '5' ORDER BY 1"
+    observed, dreamt = _rows(connection, between, world.name)
+    assert (observed[0], dreamt) == ("co_access", ("creative", 0.15))
+    world.cycle(_without_dreaming())
+    ((kind, weight),) = _rows(connection, between, world.name)
+    assert (kind, weight) == ("co_access", pytest.approx(observed[1], abs=1e-4))
+
+
 def _without_dreaming() -> Loop:
     """A cycle that does not ask whether dreams help."""
     return replace(QUIET, phases=tuple(phase for phase in QUIET.phases if phase.name != "dream"))
