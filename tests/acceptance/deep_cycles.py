@@ -53,7 +53,9 @@ _ALWAYS = {
         "SELECT NOT EXISTS (SELECT FROM (SELECT x.run_id, x.facts -> 'snapshot' AS made FROM sona.loop_run x"
         "  WHERE x.space_id = %(space)s AND x.loop = 'deep' AND x.state = 'done' ORDER BY x.run_id DESC LIMIT 1) r"
         " LEFT JOIN sona.memory_snapshot m ON m.space_id = %(space)s AND m.run_id = r.run_id"
-        " WHERE jsonb_typeof(r.made) = 'object' AND (m.ordinal IS DISTINCT FROM (r.made ->> 'ledger_entries')::bigint"
+        # Once the next cycle has made one, the strategist needs no earlier one.
+        " WHERE NOT EXISTS (SELECT FROM sona.memory_snapshot n WHERE n.space_id = %(space)s AND n.run_id > r.run_id)"
+        " AND jsonb_typeof(r.made) = 'object' AND (m.ordinal IS DISTINCT FROM (r.made ->> 'ledger_entries')::bigint"
         "  OR octet_length(m.content) IS DISTINCT FROM (r.made ->> 'bytes')::integer))"
     ),
     "an edge between two nodes stands twice": (
@@ -202,9 +204,13 @@ class DeepChaos(PatternChaos):
             " (SELECT count(*) FROM sona.memory_edge WHERE kind = 'creative'), (SELECT count(*) FROM sona.dream),"
             " (SELECT count(*) FROM sona.memory_archive WHERE entity = 'node'),"
             " (SELECT count(*) FROM sona.memory_archive WHERE entity = 'edge'),"
+            " (SELECT count(*) FROM sona.memory_archive WHERE reason = 'dreams do not help any more'),"
             " (SELECT count(*) FROM sona.loop_run WHERE state = 'done' AND loop = 'deep')"
         ).fetchall()[0]
-        said = "{} nodes and {} edges, {} of them creative; {} dreams; {} nodes and {} edges archived; {} deep cycles"
+        said = (
+            "{} nodes and {} edges, {} of them creative; {} dreams; {} nodes and {} edges archived,"
+            " {} of them withdrawn; {} deep cycles"
+        )
         return f"{super().report()}\n{said.format(*counts)}"
 
 
