@@ -197,6 +197,36 @@ def test_a_cycle_that_dies_at_every_step_of_a_phase_comes_to_the_same(phase: int
     assert _state(url) == clones.expected
 
 
+def test_edges_by_dreams_that_are_withdrawn_go_once_whenever_the_cycle_dies(clones: Clones) -> None:
+    (dream,) = [place for place, phase in enumerate(DEEP.phases, 1) if phase.name == "dream"]
+    states = []
+    for steps in ((), OF_PHASES):
+        url = clones.make()
+        _work(url)
+        with connect(url) as connection:
+            # What dreams were confirmed by is gone.
+            connection.execute("UPDATE sona.remembered_query SET helped = '{}'")
+            ((standing,),) = connection.execute("SELECT count(*) FROM sona.edges WHERE kind = 'creative'").fetchall()
+            connection.execute("SELECT sona.run_cycle(%s, 'deep')", (SPACE,))
+            connection.execute(
+                "UPDATE sona.loop_run SET requested_at = (SELECT max(requested_at) FROM sona.loop_run"
+                " WHERE loop = 'deep' AND state = 'done') WHERE loop = 'deep' AND state = 'requested'"
+            )
+        for number, step in enumerate(steps):
+            _work(url, f"{step}:{1 if number else dream}")
+        _work(url)
+        states.append(_state(url))
+        with connect(url) as connection:
+            ((withdrawn,),) = connection.execute(
+                "SELECT count(*) FROM sona.archive WHERE reason = 'dreams do not help any more'"
+            ).fetchall()
+            assert not connection.execute("SELECT FROM sona.edges WHERE kind = 'creative'").fetchall()
+        facts = json.loads(states[-1]["run"][-1][2])["dream"]
+        assert (facts["confirmed"], facts["edges_withdrawn"]) == (False, withdrawn)
+        assert withdrawn == standing > 0
+    assert states[0] == states[1]
+
+
 def test_a_cycle_that_dies_before_its_first_phase_and_after_its_last_comes_to_the_same(clones: Clones) -> None:
     url = clones.make()
     for step in CYCLE:
