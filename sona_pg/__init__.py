@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from sona_pg.learning.task_boundary import TaskBoundary
     from sona_pg.learning.task_memory import TaskMemory
     from sona_pg.learning.transfer import analogies
+    from sona_pg.loops.archiving import LoadReport, SaveReport
     from sona_pg.loops.background_loop import BackgroundLoop, BackgroundResult
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.deep_config import DeepConfig
@@ -227,6 +228,7 @@ _MODULES = {
     "sona_pg.learning.task_boundary": ("TaskBoundary",),
     "sona_pg.learning.task_memory": ("TaskMemory",),
     "sona_pg.learning.transfer": ("analogies",),
+    "sona_pg.loops.archiving": ("LoadReport", "SaveReport"),
     "sona_pg.loops.background_loop": (
         "BackgroundLoop",
         "BackgroundResult",
@@ -309,6 +311,7 @@ __all__ = [
     "LearningMode",
     "LearningResult",
     "LearningSignal",
+    "LoadReport",
     "LockLost",
     "LoraConfig",
     "MemoryEdges",
@@ -331,6 +334,7 @@ __all__ = [
     "RecordedQuery",
     "ResponderError",
     "Response",
+    "SaveReport",
     "SchedulerUnavailable",
     "SchemaMismatch",
     "Score",

@@ -147,7 +147,9 @@ BEGIN
         GRANT UPDATE (admitted, helped, rewards, unhelpful) ON sona.remembered_query TO sona_worker;
         -- FOR UPDATE asks for the right to change at least one column.
         GRANT UPDATE (created_at) ON sona.pending_trajectory TO sona_worker;
-        -- USAGE draws ids of new spaces; it does not turn the sequence back to those of others.
-        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO sona_worker', pg_get_serial_sequence('sona.space', 'space_id'));
+        -- USAGE draws ids, of new spaces and of runs that come from a file; it does not turn the sequence back to others.
+        FOR part IN SELECT * FROM (VALUES ('sona.space', 'space_id'), ('sona.loop_run', 'run_id')) d (named, drawn) LOOP
+            EXECUTE format('GRANT USAGE ON SEQUENCE %s TO sona_worker', pg_get_serial_sequence(part.named, part.drawn));
+        END LOOP;
     END IF;
 END $$;

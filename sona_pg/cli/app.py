@@ -6,6 +6,7 @@ import click
 
 from sona_pg import __version__
 from sona_pg.cli import logs
+from sona_pg.cli.archive import load, save
 from sona_pg.cli.cycles import cycle
 from sona_pg.cli.demo import demo
 from sona_pg.cli.doctor import doctor
@@ -94,7 +95,8 @@ def migrate(given: str | None, dry_run: bool) -> None:
     click.echo(f"schema {verb} at revision {reached}; it was at {before or 'none'}")
 
 
-space.add_command(re_embed)
+for command in (re_embed, save, load):
+    space.add_command(command)
 app.add_command(space)
 app.add_command(status)
 app.add_command(doctor)

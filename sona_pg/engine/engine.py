@@ -24,13 +24,17 @@ from sona_pg.engine.cycles import check_loops, run_cycles
 from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
+from sona_pg.engine.saving import Saving
 from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.files import FilePath
+from sona_pg.loops.archiving import load_space
 from sona_pg.store import spaces
+from sona_pg.store.database import open_database
 from sona_pg.text.embedders import CheckedEmbedder, Embedder, HashingEmbedder
 from sona_pg.text.responders import Context, Responder
 
 
-class SonaEngine(Learning, Applying, Looking):
+class SonaEngine(Learning, Applying, Looking, Saving):
     """Records what was answered and what it was worth, learns from it, and adapts queries by it.
 
     Safe to use from several threads; recording never waits for the database.
@@ -186,6 +190,76 @@ class SonaEngine(Learning, Applying, Looking):
             embedding_config=EmbeddingConfig() if embedding is None else embedding,
         )
         return cls(config, embedder=model, responder=responder)
+
+    @classmethod
+    def load(
+        cls,
+        path: FilePath,
+        url: str | None = None,
+        *,
+        space: str | None = None,
+        embedder: str | Embedder | None = None,
+        responder: Responder | None = None,
+        text_column: str | None = None,
+        embedding: EmbeddingConfig | None = None,
+        home: Path | str | None = None,
+        background: bool = True,
+        evidence: EvidenceConfig | None = None,
+        store: StoreConfig | None = None,
+    ) -> Self:
+        """Make a space of a file that `save` has written, and open it: it answers and learns on as the one that was.
+
+        All of the file is checked before anything is written, and all of it is written or nothing. The application's
+        items are not in it: where their table is not in this database, or is another one, the engine says so
+        (`loaded.items_missing`), and answers once `set_items` has named one. Nor is who may use the space: whoever
+        loads it may, and grants it to others.
+
+        Parameters
+        ----------
+        path
+            The file.
+        url, home
+            The database, as of `connect`.
+        space
+            What the space is to be called; as it was, if None.
+        embedder
+            The embedding model or its fingerprint, as of `connect`: that of the file must be the same.
+        responder, text_column, embedding, background, evidence, store
+            As of `connect`.
+
+        Raises
+        ------
+        IoError
+            If the file cannot be read, or is not what was saved; nothing was written.
+        SchemaMismatch
+            If it was saved from a schema of another revision.
+        EmbedderMismatch
+            If it belongs to another embedding model.
+        InvalidInput
+            If there is a space of that name.
+        DatabaseError
+            If the database cannot be used, or does not take it.
+        """
+        if embedder is None or isinstance(embedder, str):
+            fingerprint = embedder
+        else:
+            fingerprint = CheckedEmbedder(embedder, embedding).fingerprint
+        database = open_database(url, home=home, config=store)
+        report = load_space(database, path, space, embedder=fingerprint)
+        engine = cls.connect(
+            database.url,
+            space=report.space,
+            embedder=embedder,
+            responder=responder,
+            text_column=text_column,
+            embedding=embedding,
+            home=home,
+            background=background,
+            evidence=evidence,
+            store=store,
+        )
+        engine._loaded = report
+        return engine
 
     def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:
         """Answer a text: embed it, recall items, ask what has proven good for such queries, respond, and record it.

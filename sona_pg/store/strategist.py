@@ -707,6 +707,16 @@ def standing(connection: Connection, space: Space) -> Standing:
     return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
 
 
+def read_states(connection: Connection, space: Space) -> tuple[bytes | None, bytes | None]:
+    """The strategist's state, and that of the lift; None before the first event, and the first answer."""
+    with translated():
+        row = connection.execute(
+            "SELECT state, lift FROM sona.strategist WHERE space_id = %s", (space.space_id,)
+        ).fetchone()
+    state, lift = (None, None) if row is None else row
+    return None if state is None else bytes(state), None if lift is None else bytes(lift)
+
+
 @contextlib.contextmanager
 def strategist_transaction(connection: Connection, space: Space) -> Iterator[StrategistTransaction | None]:
     """Begin a transaction of the strategist; None if another process is at it, or the space is gone.
