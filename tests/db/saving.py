@@ -54,7 +54,7 @@ def make_items(url: str, table: str = "public.doc", dim: int = DIM) -> None:
 
 
 def record(engine: SonaEngine, first: int, count: int) -> None:
-    """Record events by number: the same ones whenever the numbers are the same. What helps is a turned neighbourhood."""
+    """Record events by number, the same ones whenever the numbers are the same: what helps is not what is nearest."""
     turn = np.linalg.qr(np.random.default_rng(3).standard_normal((DIM, DIM)))[0].astype(np.float32)
     for number in range(first, first + count):
         rng = np.random.default_rng(number)
@@ -64,7 +64,14 @@ def record(engine: SonaEngine, first: int, count: int) -> None:
         items = list(dict.fromkeys([*shown, best]))
         id = uuid.UUID(int=number + 1)
         rewards = [1.0 if item == best else None if number % 3 else 0.0 for item in items]
-        engine.record(query, list(map(str, items)), rewards, trajectory_id=id, user_id=f"user {number % 7}")
+        engine.record(
+            query,
+            list(map(str, items)),
+            rewards,
+            trajectory_id=id,
+            user_id=f"user {number % 7}",
+            metadata={"parameters": {"model": "ab"[number % 2]}},
+        )
         if number % 4 == 3:
             engine.score(id, 0.75, str(shown[1]), score_id=f"late {number}")
 
@@ -108,8 +115,8 @@ def build(url: str, name: str) -> None:
         connection.execute("SELECT sona.grant_space(%s, 'sona_reader', false)", (name,))
         for statement in (
             "INSERT INTO sona.error_log (space_id, source, worker, message) VALUES (%(s)s, 'a', 'b', E'c\\t\\\\.\\n')",
-            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT %(s)s, r.run_id, 'node',"
-            ' \'{"kind": "item", "key": "gone", "node_id": 9999}\', \'a test\' FROM sona.loop_run r'
+            "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT %(s)s, r.run_id,"
+            ' \'node\', \'{"kind": "item", "key": "gone", "node_id": 9999}\', \'a test\' FROM sona.loop_run r'
             " WHERE r.space_id = %(s)s AND r.state = 'done'",
             "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
             " VALUES (%(s)s, 0, gen_random_uuid(), 'frozen', 'fusion', 'a test'),"
@@ -117,9 +124,6 @@ def build(url: str, name: str) -> None:
             "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin) SELECT %(s)s, 'creative',"
             " 'no ' || min(d.run_id), 'other', 0.5, 'dreams of run ' || min(d.run_id) FROM sona.dream d"
             " WHERE d.space_id = %(s)s",
-            "INSERT INTO sona.verdict (space_id, pattern_id, parameter, state, evidence, best_value, best_confidence)"
-            " SELECT p.space_id, p.pattern_id, 'model', '{}', '[{\"value\": \"a\", \"decision\": 0}]', '\"a\"', 0.5"
-            " FROM sona.pattern p WHERE p.space_id = %(s)s",
             "INSERT INTO sona.fisher_snapshot (space_id, snapshot_id, signature, layout, kind, fisher, anchor, lambda,"
             " samples, quality) SELECT %(s)s, 99, r.embedding, 'test', 'test', '', '', 1, 1, 0.5"
             " FROM sona.remembered_query r WHERE r.space_id = %(s)s LIMIT 1",
