@@ -108,6 +108,11 @@ class ArchiveWriter:
         self._archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(held, indent=1))
         self._archive.close()
 
+    def end(self) -> None:
+        """Write nothing more, whatever has become of it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._archive.close()
+
     @property
     def bytes(self) -> int:
         """Size of what was written."""
@@ -129,7 +134,11 @@ def writing_archive(path: FilePath) -> Iterator[ArchiveWriter]:
         If it cannot be written.
     """
     with replacing(path) as file:
-        yield ArchiveWriter(file)
+        writer = ArchiveWriter(file)
+        try:
+            yield writer
+        finally:
+            writer.end()
 
 
 class ArchiveReader:

@@ -159,6 +159,20 @@ def owned_url(empty_url: str, role: Callable[..., str]) -> str:
     return make_conninfo(empty_url, user=owner)
 
 
+@pytest.fixture(scope="session")
+def saved_space(make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A database with a space that has everything in it, and the file that it was saved to."""
+    from . import saving
+
+    made, path = make_database(), tmp_path_factory.mktemp("saved") / "space.sona"
+    migrate(made)
+    saving.make_items(made)
+    saving.build(made, saving.NAME)
+    with SonaEngine.connect(made, space=saving.NAME, background=False) as engine:
+        engine.save(path)
+    return made, path
+
+
 @pytest.fixture
 def connection(url: str) -> Iterator[Connection]:
     with connect(url) as made:

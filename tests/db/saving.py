@@ -22,6 +22,7 @@ from sona_pg.loops.deep import DEEP
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 
+NAME = "saved"
 DIM, ITEMS, EVENTS = 16, 60, 120
 BACKGROUND = background_loop(BackgroundConfig(minimum=1), PatternConfig(k_clusters=4, min_cluster_size=2))
 

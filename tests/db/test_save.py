@@ -19,10 +19,8 @@ from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
 from . import saving
-from .saving import DIM, QUERIES
+from .saving import DIM, NAME, QUERIES
 from .test_cli import sona
-
-NAME = "saved"
 
 
 @pytest.fixture(scope="module")

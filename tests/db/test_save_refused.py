@@ -18,26 +18,19 @@ from sona_pg.store.connection import connect
 from sona_pg.store.migrate import migrate
 
 from . import saving
+from .saving import NAME
 
-NAME = "kept"
 PG_COPY = b"PGCOPY\n\xff\r\n\0"
 
 
-@pytest.fixture(scope="module")
-def origin(make_database: Callable[[], str]) -> str:
-    url = make_database()
-    migrate(url)
-    saving.make_items(url)
-    saving.build(url, NAME)
-    return url
+@pytest.fixture
+def origin(saved_space: tuple[str, Path]) -> str:
+    return saved_space[0]
 
 
-@pytest.fixture(scope="module")
-def file(origin: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("files") / "space.sona"
-    with SonaEngine.connect(origin, space=NAME, background=False) as engine:
-        engine.save(path)
-    return path
+@pytest.fixture
+def file(saved_space: tuple[str, Path]) -> Path:
+    return saved_space[1]
 
 
 @pytest.fixture(scope="module")

@@ -15,25 +15,17 @@ from sona_pg.store.connection import connect
 from sona_pg.store.migrate import migrate
 
 from . import saving
-
-NAME = "guarded"
-
-
-@pytest.fixture(scope="module")
-def origin(make_database: Callable[[], str]) -> str:
-    url = make_database()
-    migrate(url)
-    saving.make_items(url)
-    saving.build(url, NAME)
-    return url
+from .saving import NAME
 
 
-@pytest.fixture(scope="module")
-def file(origin: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("files") / "space.sona"
-    with connect(origin) as connection:
-        save_space(connection, NAME, path)
-    return path
+@pytest.fixture
+def origin(saved_space: tuple[str, Path]) -> str:
+    return saved_space[0]
+
+
+@pytest.fixture
+def file(saved_space: tuple[str, Path]) -> Path:
+    return saved_space[1]
 
 
 def deployments(url: str, name: str) -> list[tuple[object, ...]]:
