@@ -166,10 +166,7 @@ class SonaEngine(Learning, Applying, Looking, Saving):
             If the database cannot be used; the message says why and what helps.
         """
         if embedder is None or isinstance(embedder, str):
-            if not (responder is None and text_column is None and embedding is None):
-                raise ConfigError(
-                    "responder, text_column and embedding are of process, which needs an embedder: give one"
-                )
+            _refuse_without_embedder(responder, text_column, embedding)
             model, fingerprint = None, embedder
         else:
             model, fingerprint = embedder, None
@@ -241,6 +238,7 @@ class SonaEngine(Learning, Applying, Looking, Saving):
             If the database cannot be used, or does not take it.
         """
         if embedder is None or isinstance(embedder, str):
+            _refuse_without_embedder(responder, text_column, embedding)
             fingerprint = embedder
         else:
             fingerprint = CheckedEmbedder(embedder, embedding).fingerprint
@@ -314,3 +312,10 @@ class SonaEngine(Learning, Applying, Looking, Saving):
                 checked = CheckedEmbedder(embedder, self._config.embedding_config)
                 self._answering = Answering(checked, self._responder, self._config.text_column)
             return self._answering
+
+
+def _refuse_without_embedder(
+    responder: Responder | None, text_column: str | None, embedding: EmbeddingConfig | None
+) -> None:
+    if not (responder is None and text_column is None and embedding is None):
+        raise ConfigError("responder, text_column and embedding are of process, which needs an embedder: give one")

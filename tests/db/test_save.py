@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sona_pg import EmbedderMismatch, InvalidInput, SonaEngine, StoreConfig
+from sona_pg import ConfigError, EmbedderMismatch, InvalidInput, SonaEngine, StoreConfig
 from sona_pg.config import STRATEGIES
 from sona_pg.store.connection import connect
 from sona_pg.store.migrate import migrate
@@ -301,6 +301,13 @@ def test_items_that_are_not_there_are_said_and_named_later(
                 if name == "view":
                     engine.set_items("public.articles", "id", "embedding")
                     assert [i.item_id for i in engine.recall(QUERIES[0], 60).items] != []
+
+
+def test_what_cannot_be_opened_is_not_loaded(migrated: str, file: Path) -> None:
+    with pytest.raises(ConfigError, match="needs an embedder"):
+        SonaEngine.load(file, migrated, space="of no text", text_column="body")
+    with connect(migrated) as connection:
+        assert connection.execute("SELECT FROM sona.space WHERE name = 'of no text'").fetchone() is None
 
 
 def test_a_space_of_another_embedder_is_refused(migrated: str, file: Path) -> None:

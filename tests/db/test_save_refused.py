@@ -63,7 +63,7 @@ def everything(url: str) -> list[tuple[object, ...]]:
         return [(t, connection.execute(f"SELECT count(*) FROM {t}").fetchone()) for t in sorted(tables)]
 
 
-def refused(target: str, path: Path, match: str = "", kind: type[SonaError] = IoError) -> None:
+def refused(target: str, path: Path, match: str | None = None, kind: type[SonaError] = IoError) -> None:
     with pytest.raises(kind, match=match):
         SonaEngine.load(path, target)
 

@@ -487,7 +487,16 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "text_column": st.none(),
     },
     "SonaEngine.forget": {"user_id": texts},
+    "SonaEngine.load": {
+        "path": st.just("/nonexistent/space"),
+        "url": st.none(),
+        "home": st.none(),
+        "background": st.just(False),
+        "responder": st.none(),
+        "text_column": st.none(),
+    },
     "SonaEngine.optimized_params": {"defaults": st.sampled_from((None, {"a": 1, "z": None}))},
+    "SonaEngine.save": {"path": st.just("/dev/null/space")},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "SonaEngine.why": {"trajectory_id": st.sampled_from((ANSWER, uuid.UUID(int=1)))},
     "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
@@ -544,6 +553,14 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
         "strategy": st.sampled_from((None, StrategyConfig(), StrategyConfig(stake_rank=1))),
         **{name: settings_of[name] for name in ("instant", "adapter", "evidence", "store", "space_config")},
     },
+    "SonaEngine.load": {
+        "path": st.one_of(_no_paths, texts),
+        "url": st.none(),
+        "home": st.none(),
+        "background": st.just(False),
+        **{name: settings_of[name] for name in ("evidence", "store")},
+    },
+    "SonaEngine.save": {"path": _no_paths},
     "SonaEngine.record": {
         "answered": st.one_of(hostile_recalls, hostile_trajectories, typed_trajectories, good_trajectories, anything)
     },
