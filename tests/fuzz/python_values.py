@@ -499,6 +499,10 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "SonaEngine.save": {"path": st.just("/dev/null/space")},
     "SonaEngine.set_items": {"items": st.just("public.fuzz_python")},
     "SonaEngine.why": {"trajectory_id": st.sampled_from((ANSWER, uuid.UUID(int=1)))},
+    "SignalMetadata.__init__": {
+        "explicit_feedback": st.one_of(st.none(), st.floats(0, 1)),
+        "model_tier": st.one_of(st.none(), texts),
+    },
     "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
     "TaskBoundary.load_state": {"state": st.builds(lambda: boundary().state())},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
