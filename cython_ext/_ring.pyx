@@ -14,7 +14,7 @@ cdef extern from "ring.h":
     uint64_t sona_ring_size(sona_ring *ring) noexcept nogil
     uint64_t sona_ring_dropped(sona_ring *ring) noexcept nogil
     uint64_t sona_ring_taken(sona_ring *ring) noexcept nogil
-    void sona_ring_refuse(sona_ring *ring) noexcept nogil
+    void sona_ring_refuse(sona_ring *ring, uint64_t count) noexcept nogil
     int sona_ring_push(sona_ring *ring, void *value) noexcept nogil
     void *sona_ring_pop(sona_ring *ring) noexcept nogil
 
@@ -51,11 +51,29 @@ cdef class Ring:
         if sona_ring_push(self.ring, <PyObject *>value):
             return True
         Py_DECREF(value)
-        return False
+        return self.refuse()
 
-    def refuse(self):
-        """Count one as refused, for another reason than that it is full; False."""
-        sona_ring_refuse(self.ring)
+    def push_from(self, list values not None, Py_ssize_t start):
+        """Append `values` from a place on, as far as there is room; the place of the first that was not taken.
+
+        What was not taken is not counted as refused: it may be offered again.
+        """
+        cdef Py_ssize_t place, n = len(values)
+        if not 0 <= start <= n:
+            raise ConfigError(f"start is {start}, expected 0 to {n}")
+        for place in range(start, n):
+            value = values[place]
+            if value is None:
+                raise TypeError("a value is None: the ring could not tell it from nothing")
+            Py_INCREF(value)
+            if not sona_ring_push(self.ring, <PyObject *>value):
+                Py_DECREF(value)
+                return place
+        return n
+
+    def refuse(self, uint64_t count=1):
+        """Count so many as refused; False."""
+        sona_ring_refuse(self.ring, count)
         return False
 
     def pop(self):

@@ -56,12 +56,14 @@ static uint64_t sona_ring_size(sona_ring *ring) {
 /* How many were taken since the beginning: the tickets given to producers. */
 static uint64_t sona_ring_taken(sona_ring *ring) { return __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE); }
 
-/* Counts one that was refused for another reason than a full ring. */
-static void sona_ring_refuse(sona_ring *ring) { __atomic_fetch_add(&ring->dropped, 1, __ATOMIC_RELAXED); }
+/* Counts so many as refused. */
+static void sona_ring_refuse(sona_ring *ring, uint64_t count) {
+    __atomic_fetch_add(&ring->dropped, count, __ATOMIC_RELAXED);
+}
 
 static uint64_t sona_ring_dropped(sona_ring *ring) { return __atomic_load_n(&ring->dropped, __ATOMIC_RELAXED); }
 
-/* 1 if taken, 0 if full (and counted as dropped). */
+/* 1 if taken, 0 if full. */
 static int sona_ring_push(sona_ring *ring, void *value) {
     uint64_t ticket = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);
     for (;;) {
@@ -70,10 +72,7 @@ static int sona_ring_push(sona_ring *ring, void *value) {
         /* The capacity asked for need not be a power of two, hence the second test. */
         if (lag < 0 || ticket - __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) >= ring->capacity) {
             const uint64_t now = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);
-            if (now == ticket) {
-                __atomic_fetch_add(&ring->dropped, 1, __ATOMIC_RELAXED);
-                return 0;
-            }
+            if (now == ticket) return 0;
             ticket = now;
         } else if (lag > 0) {
             ticket = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);

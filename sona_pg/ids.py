@@ -13,12 +13,23 @@ _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
+_VERSION = 0x7 << 76 | 0x2 << 62
+"""Version 7, and the variant of RFC 9562."""
+
+_FREE = ~(0xF << 76 | 0x3 << 62)
+"""The bits that these do not take."""
+
+
 def new_trajectory_id() -> uuid.UUID:
     """A UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds, then randomness."""
-    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | _random.getrandbits(80)
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return uuid.UUID(int=value)
+    return new_trajectory_ids(1)[0]
+
+
+def new_trajectory_ids(count: int) -> list[uuid.UUID]:
+    """So many of them, of the same millisecond."""
+    now = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | _VERSION
+    draw, make = _random.getrandbits, uuid.UUID
+    return [make(int=now | draw(80) & _FREE) for _ in range(count)]
 
 
 def time_of(trajectory_id: uuid.UUID) -> datetime | None:

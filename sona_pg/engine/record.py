@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.engine.recalled import Recall
 from sona_pg.engine.session import Session
 from sona_pg.errors import InvalidInput
-from sona_pg.ids import new_trajectory_id
-from sona_pg.kernels import as_vector
+from sona_pg.ids import new_trajectory_id, new_trajectory_ids
+from sona_pg.kernels import as_vector, owned
+from sona_pg.learning.arrays import as_matrix
 from sona_pg.loops.admission import admitted_score
 from sona_pg.types import (
     EMPTY,
@@ -25,6 +27,9 @@ from sona_pg.types import (
     TrajectoryStep,
     finite_or_none,
 )
+
+Rewards = Sequence[float | None] | Mapping[str, float | None]
+"""What items were worth: one for each that was shown, or by item id."""
 
 log = logging.getLogger("sona_pg")
 
@@ -40,7 +45,7 @@ class Recording(Session):
         self,
         answered: Recall | TrajectoryBuilder | QueryTrajectory | ArrayLike,
         item_ids: Sequence[str] | None = None,
-        rewards: Sequence[float | None] | Mapping[str, float | None] | None = None,
+        rewards: Rewards | None = None,
         quality: float | None = None,
         *,
         latency_us: int = 0,
@@ -130,6 +135,81 @@ class Recording(Session):
             if heads is not None and count % heads:
                 raise InvalidInput(f"a step has {count} attention weights, expected rows of num_heads, {heads}")
 
+    def record_batch(
+        self,
+        queries: ArrayLike,
+        item_ids: Sequence[Sequence[str]] | None = None,
+        rewards: Sequence[Rewards | None] | NDArray[np.floating] | None = None,
+        qualities: Sequence[float | None] | NDArray[np.floating] | None = None,
+        *,
+        latencies_us: Sequence[int] | None = None,
+        user_ids: Sequence[str | None] | None = None,
+        session_ids: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Json] | None] | None = None,
+        trajectory_ids: Sequence[uuid.UUID] | None = None,
+        wait: bool = False,
+    ) -> list[uuid.UUID]:
+        """`record` for several queries at once, whose items were found in another way: all of them, or none.
+
+        Parameters
+        ----------
+        queries
+            Matrix (n, dim) of finite numbers.
+        item_ids, rewards, qualities, latencies_us, user_ids, session_ids, metadata, trajectory_ids
+            What `record` takes, for each query; `rewards` may be a matrix (n, k) where each was shown k items.
+        wait
+            Whether to wait where the buffers are full: this thread then learns and flushes what is in them. Without,
+            nothing here waits, and what does not fit is dropped and counted in `metrics`.
+
+        Returns
+        -------
+        list of uuid.UUID
+            Ids of the trajectories, for `score`.
+
+        Raises
+        ------
+        DimensionMismatch, InvalidInput
+            If something is not valid; says which row. Nothing was recorded.
+        DatabaseError
+            With `wait`, if neither the database nor the spool takes what the buffers hold; says how many rows, the
+            first ones, were recorded.
+        ConfigError
+            If the engine is closed.
+        """
+        self._check_open()
+        rows = as_matrix(queries, self._space.dim, "queries")
+        n = len(rows)
+        columns = (
+            _column(item_ids, n, "item_ids"),
+            _column(rewards, n, "rewards"),
+            _column(qualities, n, "qualities"),
+            _column(latencies_us, n, "latencies_us", 0),
+            _column(user_ids, n, "user_ids"),
+            _column(session_ids, n, "session_ids"),
+            _column(metadata, n, "metadata"),
+        )
+        ids = new_trajectory_ids(n) if trajectory_ids is None else list(_column(trajectory_ids, n, "trajectory_ids"))
+        made = (
+            QueryTrajectory(
+                id,
+                owned(query),
+                _item_steps(() if items is None else items, worth, ()),
+                quality,
+                latency,
+                user,
+                session,
+                {} if meta is None else meta,
+            )
+            for id, query, items, worth, quality, latency, user, session, meta in zip(ids, rows, *columns, strict=False)
+        )
+        try:
+            taken = self._loop.on_inferences(made, wait=wait)
+        finally:
+            self._notify()
+        if taken < n:
+            log.warning("%d trajectories were dropped: the buffers are full, the database is behind", n - taken)
+        return ids
+
     def _take(self, trajectory: QueryTrajectory) -> uuid.UUID:
         taken = self._loop.on_inference(trajectory)
         if not taken:
@@ -169,40 +249,66 @@ class Recording(Session):
         self._notify()
 
 
+T = TypeVar("T")
+
+
+def _column(
+    given: Sequence[T] | NDArray[np.generic] | None, n: int, what: str, default: T | None = None
+) -> Sequence[T]:
+    """What is given for each of n rows; the default for each where nothing is."""
+    if given is None:
+        return [default] * n  # type: ignore[list-item]
+    if isinstance(given, np.ndarray) and given.ndim:
+        # Numbers of Python are checked faster than those of NumPy.
+        given = cast("list[T]", given.tolist())
+    if isinstance(given, np.ndarray) or not _is_list(given):
+        raise InvalidInput(f"{what} is a {type(given).__name__}, expected one for each row")
+    if len(given) != n:
+        raise InvalidInput(f"{n} queries with {len(given)} {what}: one for each")
+    return given
+
+
 def _item_steps(
     item_ids: Sequence[str],
-    rewards: Sequence[float | None] | Mapping[str, float | None] | None,
+    rewards: Rewards | None,
     scores: Sequence[float | None],
 ) -> tuple[TrajectoryStep, ...]:
-    if isinstance(item_ids, str) or not isinstance(item_ids, Sequence):
+    if not _is_list(item_ids):
         raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
-    if rewards is not None and not isinstance(rewards, Mapping | Sequence | np.ndarray):
-        raise InvalidInput(f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id")
-    if isinstance(rewards, np.ndarray) and rewards.ndim != 1:
-        raise InvalidInput(f"rewards have shape {rewards.shape}, expected one for each item")
+    n = len(item_ids)
+    by_item: Sequence[float | None]
     marked: list[tuple[str, float | None]] = []
-    if isinstance(rewards, Mapping):
-        shown = set(item_ids)
+    if rewards is None:
+        by_item = [None] * n
+    elif isinstance(rewards, dict) or not (_is_list(rewards) or isinstance(rewards, np.ndarray)):
+        if not isinstance(rewards, Mapping):
+            raise InvalidInput(
+                f"rewards is a {type(rewards).__name__}, expected a list of numbers, or a dict by item id"
+            )
+        try:
+            shown = set(item_ids)
+        except TypeError as cause:
+            raise InvalidInput(f"an item id is no string ({cause})") from cause
         marked = [(item, reward) for item, reward in rewards.items() if item not in shown]
-        by_item: Sequence[float | None] = [rewards.get(item) for item in item_ids]
-    elif rewards is None:
-        by_item = [None] * len(item_ids)
+        by_item = [rewards.get(item) for item in item_ids]
+    elif isinstance(rewards, np.ndarray) and rewards.ndim != 1:
+        raise InvalidInput(f"rewards have shape {rewards.shape}, expected one for each item")
+    elif len(rewards) != n:
+        raise InvalidInput(f"{n} items with {len(rewards)} rewards: one reward, or None, for each item")
     else:
-        by_item = rewards
-        if len(by_item) != len(item_ids):
-            raise InvalidInput(f"{len(item_ids)} items with {len(by_item)} rewards: one reward, or None, for each item")
+        by_item = cast(Sequence[float | None], rewards)
+    weights = [np.array([score], dtype=np.float32) for score in scores] if scores else [EMPTY] * n
     steps = [
-        TrajectoryStep(
-            EMPTY,
-            np.array([scores[place]], dtype=np.float32) if scores else EMPTY,
-            finite_or_none(reward, "reward"),
-            0.0,
-            item,
-            place + 1,
-        )
-        for place, (item, reward) in enumerate(zip(item_ids, by_item, strict=True))
+        TrajectoryStep(EMPTY, weight, finite_or_none(reward, "reward"), 0.0, item, place)
+        for place, item, reward, weight in zip(range(1, n + 1), item_ids, by_item, weights, strict=True)
     ]
-    steps += [
-        TrajectoryStep(EMPTY, EMPTY, finite_or_none(reward, "reward"), 0.0, item, None) for item, reward in marked
-    ]
+    if marked:
+        steps += [
+            TrajectoryStep(EMPTY, EMPTY, finite_or_none(worth, "reward"), 0.0, item, None) for item, worth in marked
+        ]
     return tuple(steps)
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a sequence of things; the usual ones are told at once."""
+    return isinstance(value, list | tuple) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))

@@ -151,7 +151,7 @@ def checked_text(text: str, what: str) -> str:
 
 
 def _check_whole(value: int, what: str, low: int, end: int) -> None:
-    if not isinstance(value, Integral) or not low <= value < end:
+    if (type(value) is not int and not isinstance(value, Integral)) or not low <= value < end:
         raise InvalidInput(f"{what} is {value!r}, expected a whole number from {low} to {end - 1}")
 
 

@@ -39,9 +39,24 @@ class TrajectoryBuffer:
             raise InvalidInput("the trajectory is None: the buffer could not tell it from nothing")
         return self._ring.push(trajectory)
 
-    def refuse(self) -> bool:
-        """Count a trajectory as refused, for another reason than that it is full; False."""
-        return self._ring.refuse()
+    def record_from(self, trajectories: list[QueryTrajectory], start: int) -> int:
+        """Append those from a place on, as far as there is room; the place of the first that was not taken.
+
+        What was not taken is not counted: it may be offered again.
+        """
+        if not isinstance(trajectories, list) or any(t is None for t in trajectories):
+            raise InvalidInput(
+                "the trajectories are no list, or one is None: the buffer could not tell it from nothing"
+            )
+        if not isinstance(start, int) or not 0 <= start <= len(trajectories):
+            raise InvalidInput(f"start is {start!r}, expected a place from 0 to {len(trajectories)}")
+        return self._ring.push_from(trajectories, start)
+
+    def refuse(self, count: int = 1) -> bool:
+        """Count so many trajectories as refused; False."""
+        if not isinstance(count, int) or not 0 <= count < 1 << 32:
+            raise InvalidInput(f"count is {count!r}, expected a whole number from 0")
+        return self._ring.refuse(count)
 
     def drain(self) -> list[QueryTrajectory]:
         """Take out everything that is in it, oldest first."""

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -27,6 +27,7 @@ from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SignalConfig, 
 from sona_pg.errors import (
     ConfigError,
     DatabaseBusy,
+    DatabaseError,
     DatabaseUnavailable,
     DimensionMismatch,
     EmbedderMismatch,
@@ -178,6 +179,59 @@ class InstantLoop:
         """
         trajectory = admitted(trajectory, self._dim, self._space_config)
         return self._buffer.refuse() if self._is_full else self._buffer.record(trajectory)
+
+    def on_inferences(self, trajectories: Iterable[QueryTrajectory], *, wait: bool = False) -> int:
+        """Record trajectories, all or, where one is not valid, none; gives how many the buffers took, the first ones.
+
+        Parameters
+        ----------
+        wait
+            Whether to make room where the buffers are full: whoever waits learns and flushes. Without, it never blocks,
+            and what does not fit is counted as dropped.
+
+        Raises
+        ------
+        InvalidInput
+            If one of them cannot belong to the space, or is no trajectory: says which row; nothing was recorded.
+        DatabaseError
+            With `wait`, if the database does not take what the buffers hold, and the spool has no room: says how many
+            were recorded; the others are counted as dropped.
+        """
+        if not isinstance(wait, bool):
+            raise InvalidInput(f"wait is {wait!r}, expected True or False")
+        if not isinstance(trajectories, Iterable):
+            raise InvalidInput(f"a {type(trajectories).__name__} was given, expected trajectories")
+        checked: list[QueryTrajectory] = []
+        try:
+            for trajectory in trajectories:
+                checked.append(admitted(trajectory, self._dim, self._space_config))
+        except _REFUSALS as error:
+            raise InvalidInput(f"row {len(checked)}: {error}; nothing was recorded") from error
+        taken = 0
+        try:
+            while True:
+                if not self._is_full:
+                    taken = self._buffer.record_from(checked, taken)
+                if not wait or taken == len(checked):
+                    return taken
+                self._make_room()
+        except DatabaseError as error:
+            raise DatabaseError(
+                f"{taken} of {len(checked)} rows were recorded, the others dropped: the buffers are full, and {error}"
+            ) from error
+        finally:
+            self._buffer.refuse(len(checked) - taken)
+
+    def _make_room(self) -> None:
+        """Learn what the buffers hold; where that is as much as may wait for the database, flush it."""
+        if not self._is_full:
+            self.learn_pending()
+            return
+        try:
+            self.flush_updates()
+        except DatabaseError:
+            if self._is_full:
+                raise
 
     def on_score(self, score: Score) -> bool:
         """Record a late outcome; never blocks. False, and counted, if the buffers are full.

@@ -506,7 +506,22 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
     "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
     "TaskBoundary.load_state": {"state": st.builds(lambda: boundary().state())},
     "TrajectoryBuffer.drain_into": {"target": st.one_of(st.builds(list), st.builds(deque))},
+    "InstantLoop.on_inferences": {"trajectories": st.lists(good_trajectories, max_size=3), "wait": st.booleans()},
+    "SonaEngine.record_batch": {
+        "queries": st.builds(lambda n: np.ones((2, n)), st.just(DIM)),
+        "item_ids": st.sampled_from((None, [["1", "2"], ["3", "4"]], [None, ["1"]])),
+        "rewards": st.sampled_from((None, [[1.0, 0.0], [None, 0.5]], np.ones((2, 2)), [{"1": 1.0}, None])),
+        "qualities": st.sampled_from((None, [0.5, None], np.ones(2))),
+        "latencies_us": st.sampled_from((None, [0, 5])),
+        "user_ids": st.sampled_from((None, ["ann", None])),
+        "session_ids": st.sampled_from((None, ["s", None])),
+        "metadata": st.sampled_from((None, [None, {"a": 1}])),
+        "trajectory_ids": st.one_of(st.none(), st.lists(st.uuids(), min_size=2, max_size=2)),
+        "wait": st.booleans(),
+    },
     "TrajectoryBuffer.record": {"trajectory": good_trajectories},
+    "TrajectoryBuffer.record_from": {"trajectories": st.lists(good_trajectories, max_size=3), "start": st.just(0)},
+    "TrajectoryBuffer.refuse": {"count": st.just(1)},
 }
 
 HOSTILE_OF: dict[str, dict[str, Any_]] = {
@@ -533,6 +548,9 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "EwcPlusPlus.load_state": {"state": _state_of(ewc)},
     "EwcPlusPlus.remember": {"task": _tasks},
     "InstantLoop.on_inference": {"trajectory": st.one_of(hostile_trajectories, typed_trajectories, anything)},
+    "InstantLoop.on_inferences": {
+        "trajectories": st.one_of(st.lists(st.one_of(typed_trajectories, anything), max_size=3), anything),
+    },
     "InstantLoop.on_score": {"score": st.builds(Score, anything, anything, anything, anything, anything)},
     "LearningSignal.from_trajectory": {
         "trajectory": typed_trajectories,
@@ -567,6 +585,19 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     "SonaEngine.save": {"path": _no_paths},
     "SonaEngine.record": {
         "answered": st.one_of(hostile_recalls, hostile_trajectories, typed_trajectories, good_trajectories, anything)
+    },
+    "SonaEngine.record_batch": {
+        "queries": st.one_of(st.lists(st.one_of(vectors, arrays), max_size=2), typed_arrays, anything),
+        "item_ids": st.one_of(st.lists(st.lists(anything, max_size=2), min_size=2, max_size=2), anything),
+        "rewards": st.one_of(
+            st.lists(st.one_of(st.lists(anything, min_size=2, max_size=2), anything), min_size=2, max_size=2),
+            typed_arrays,
+            anything,
+        ),
+        **{
+            name: st.one_of(st.lists(anything, min_size=2, max_size=2), anything)
+            for name in ("qualities", "latencies_us", "user_ids", "session_ids", "metadata", "trajectory_ids")
+        },
     },
     "TaskBoundary.__init__": {"config": _ewcs["boundary"]},
     "TaskBoundary.load_state": {"state": _state_of(boundary)},

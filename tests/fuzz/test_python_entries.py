@@ -151,6 +151,7 @@ def test_hostile_arguments_are_refused_with_an_error_of_ours(
     monkeypatch.setenv(ENV_URL, url)
     often = {
         "SonaEngine.record": 6,
+        "SonaEngine.record_batch": 6,
         "SonaEngine.score": 3,
         "TrajectoryBuilder.add_step": 2,
         "InstantLoop.on_inference": 4,

@@ -55,6 +55,33 @@ def test_order_is_kept_while_it_goes_round(capacity: int) -> None:
     assert [ring.pop() for _ in range(capacity)] == [next(expected) for _ in range(capacity)]
 
 
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_several_are_appended_as_far_as_there_is_room(capacity: int) -> None:
+    ring, things = Ring(capacity), [Thing() for _ in range(capacity + 5)]
+    counts = [sys.getrefcount(thing) for thing in things]
+    assert ring.push_from(things, 0) == capacity
+    assert ring.push_from(things, capacity) == capacity
+    # What was not taken may be offered again: it is counted by whoever gives up.
+    assert (len(ring), ring.dropped, ring.taken) == (capacity, 0, capacity)
+    assert ring.refuse(5) is False
+    assert ring.dropped == 5
+    assert [ring.pop() for _ in range(capacity)] == things[:capacity]
+    assert ring.push_from(things, len(things)) == len(things)
+    assert ring.push_from([], 0) == len(ring) == 0
+    del ring
+    assert [sys.getrefcount(thing) for thing in things] == counts
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    ring = Ring(4)
+    for values, start in (([1], 2), ([1], -1)):
+        with pytest.raises(ConfigError, match="start"):
+            ring.push_from(values, start)
+    with pytest.raises(TypeError):
+        ring.push_from([None], 0)
+    assert len(ring) == 0
+
+
 @settings(deadline=None, database=None, max_examples=150)
 @given(capacity=st.integers(1, 9), pushes=st.lists(st.booleans(), max_size=120))
 def test_behaves_as_a_bounded_deque(capacity: int, pushes: list[bool]) -> None:
