@@ -43,8 +43,7 @@ class Applying(Session):
         if self._evidence.served.strategy == "adapted":
             return self._loop.serving.adapt(query)
         if is_matrix(query):
-            rows = as_matrix(query, self._space.dim, "queries")
-            return np.stack([self._evidence.served.adapt(row) for row in rows]) if len(rows) else rows.copy()
+            return self._evidence.served.adapt_rows(as_matrix(query, self._space.dim, "queries"))
         vector = as_vector(query, self._space.dim, "query")
         return self._evidence.served.adapt(vector).copy()
 

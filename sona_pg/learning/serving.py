@@ -120,13 +120,51 @@ class ServedStrategy:
 
     def adapt(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """The query (dim,) as the strategy in force asks it; itself where that is the frozen one."""
+        strategy, base, share = self._asked(query)
+        if share < _NOTHING:
+            return query
+        return _blend(base, self._map_of(strategy).adapt(base), share)
+
+    def adapt_rows(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`adapt` of queries (n, dim), bit for bit, in a new array; each map is asked once."""
+        out = queries.copy()
+        if self.strategy in _UNCHANGED and not any(self.exceptions):
+            return out
+        asked = [self._asked(query) for query in queries]
+        for serving in {id(m): m for m in (self.proven, self.careful)}.values():
+            rows = [
+                row
+                for row, (strategy, _, share) in enumerate(asked)
+                if share >= _NOTHING and self._map_of(strategy) is serving
+            ]
+            if rows:
+                mapped = serving.adapt(np.stack([asked[row][1] for row in rows]))
+                for row, other in zip(rows, mapped, strict=True):
+                    out[row] = _blend(asked[row][1], other, asked[row][2])
+        return out
+
+    def _asked(self, query: NDArray[np.float32]) -> tuple[str, NDArray[np.float32], float]:
+        """What answers a query (dim,), the query at unit length, and the share of the map in what is asked."""
         strategy, base = self.strategy_for(query), unit(query)
+        if strategy in _UNCHANGED:
+            return strategy, base, 0.0
         near = float((self.prototypes @ base).max(initial=-1.0))
         c = self.config
         share = min(max((max(near, 0.0) - c.familiar_from) / c.familiar_width, 0.0), 1.0)
         if strategy == "stake":
             share = share * self.known + (1 - share) * self.strange
-        if strategy in ("frozen", "boosted", "related") or share < 1e-6:
-            return query
-        other = unit((self.careful if strategy == "stake" else self.proven).adapt(base))
-        return np.float32(1 - share) * base + np.float32(share) * other
+        return strategy, base, share
+
+    def _map_of(self, strategy: str) -> Serving:
+        return self.careful if strategy == "stake" else self.proven
+
+
+_UNCHANGED = ("frozen", "boosted", "related")
+"""Strategies that ask for the query as it is."""
+
+_NOTHING = 1e-6
+"""A share of a map that changes nothing."""
+
+
+def _blend(base: NDArray[np.float32], mapped: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    return np.float32(1 - share) * base + np.float32(share) * unit(mapped)

@@ -7,11 +7,12 @@ import warnings
 import numpy as np
 import pytest
 
+from sona_pg.config import StrategyConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.kernels import LowRank
-from sona_pg.learning.serving import Serving
+from sona_pg.learning.serving import ServedStrategy, Serving
 
-from .samples import Floats, bits, floats
+from .samples import Floats, bits, floats, unit_rows
 
 DIM = 12
 
@@ -135,3 +136,36 @@ def test_frozen_copies_answer_the_same_while_the_originals_go_on(rng: np.random.
         m.load(np.zeros_like(m.weights))
         m.set_scale(7.0)
     assert bits(serving.adapt(x)) == before
+
+
+@pytest.mark.parametrize("strategy", ["frozen", "boosted", "related", "fused", "stake"])
+@pytest.mark.parametrize("exceptions", [(None, None), (None, "frozen"), ("stake", "fused"), ("fused", None)])
+def test_rows_are_adapted_as_each_of_them_alone(
+    rng: np.random.Generator, maps: list[LowRank], strategy: str, exceptions: tuple[str | None, ...]
+) -> None:
+    config = StrategyConfig()
+    rows = rng.standard_normal((40, DIM)).astype(np.float32)
+    rows[5] = 0
+    served = ServedStrategy(
+        strategy,
+        0.7,
+        0.2,
+        config,
+        Serving(maps[:1]),
+        Serving(maps[1:]),
+        # Familiar ground for some of them.
+        prototypes=unit_rows(rows[6:16]),
+        centroids=unit_rows(rng.standard_normal((2, DIM))),
+        exceptions=exceptions,
+    )
+    alone = np.stack([served.adapt(row) for row in rows])
+    together = served.adapt_rows(rows)
+    assert bits(together) == bits(alone)
+    is_changed = (alone != rows).any(axis=1)
+    if strategy in ("fused", "stake") or any(e in ("fused", "stake") for e in exceptions):
+        assert is_changed.any()
+    else:
+        assert not is_changed.any()
+    together[:] = 9
+    assert served.adapt_rows(rows[:0]).shape == (0, DIM)
+    assert bits(served.adapt_rows(rows)) == bits(alone)
