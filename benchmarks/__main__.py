@@ -26,6 +26,8 @@ NAMES = (
     "forget",
     "sql",
     "memory",
+    "throughput",
+    "process",
     "outage",
     "loops",
     "patterns",

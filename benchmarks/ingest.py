@@ -28,7 +28,7 @@ def _ingest(judged: bool, batches: int, size: int) -> Row:
     instant = InstantLoopConfig(max_pending_signals=size)
     ours, raw = [], []
     with benchmark_engine(DIM, instant=instant) as engine, connect(engine.url) as rival:
-        _clone_tables(rival)
+        clone_tables(rival)
         for batch in range(batches + 1):
             trajectories = [_trajectory(random, items, judged) for _ in range(size)]
             began = time.perf_counter()
@@ -36,9 +36,9 @@ def _ingest(judged: bool, batches: int, size: int) -> Row:
                 engine.record(trajectory)
             engine.instant.flush_updates()
             elapsed = time.perf_counter() - began
-            payload = _payload(rival, engine.space.space_id, [t.id for t in trajectories])
+            payload = payload_of(rival, engine.space.space_id, [t.id for t in trajectories])
             began = time.perf_counter()
-            _raw_copy(rival, payload)
+            raw_copy(rival, payload)
             if batch:  # the first warms caches
                 ours.append(elapsed / size * 1e6)
                 raw.append((time.perf_counter() - began) / size * 1e6)
@@ -62,13 +62,14 @@ def _trajectory(random: np.random.Generator, items: np.typing.NDArray[np.float32
 _TABLES = ("trajectory", "trajectory_step")
 
 
-def _clone_tables(connection: Connection) -> None:
+def clone_tables(connection: Connection) -> None:
+    """Tables as trajectories and their steps have, with the same indexes."""
     for table in _TABLES:
         connection.execute(f"DROP TABLE IF EXISTS benchmark_{table}")
         connection.execute(f"CREATE TABLE benchmark_{table} (LIKE sona.{table} INCLUDING ALL)")
 
 
-def _payload(connection: Connection, space_id: int, ids: list[uuid.UUID]) -> list[bytes]:
+def payload_of(connection: Connection, space_id: int, ids: list[uuid.UUID]) -> list[bytes]:
     """The rows of these trajectories and their steps, as COPY writes them."""
     chosen = ",".join(f"'{i}'" for i in ids)
     payload = []
@@ -81,7 +82,8 @@ def _payload(connection: Connection, space_id: int, ids: list[uuid.UUID]) -> lis
     return payload
 
 
-def _raw_copy(connection: Connection, payload: list[bytes]) -> None:
+def raw_copy(connection: Connection, payload: list[bytes]) -> None:
+    """Copy what `payload_of` gave into these, in one transaction."""
     with connection.transaction():
         for table, data in zip(_TABLES, payload, strict=True):
             with connection.cursor().copy(f"COPY benchmark_{table} FROM STDIN (FORMAT BINARY)") as copy:

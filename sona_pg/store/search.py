@@ -43,6 +43,58 @@ class Found(NamedTuple):
     score: float
 
 
+class _Source:
+    """An items table, and the statements that ask it.
+
+    Parameters
+    ----------
+    table
+        Its name, as SQL.
+    id_column, id_type, embedding_column
+        Its columns of ids, with their type as SQL, and of embeddings.
+    vector_schema
+        The schema of pgvector, as SQL.
+    """
+
+    def __init__(self, table: str, id_column: str, id_type: str, embedding_column: str, vector_schema: str) -> None:
+        self._nearest = sql.SQL(
+            "SELECT t.{id}::text, t.{embedding} {operator} %s AS distance FROM {table} t"
+            " WHERE t.{embedding} IS NOT NULL ORDER BY distance"
+        ).format(
+            id=sql.Identifier(id_column),
+            embedding=sql.Identifier(embedding_column),
+            table=sql.SQL(table),
+            operator=sql.SQL("OPERATOR({}.<=>)").format(sql.SQL(vector_schema)),
+        )
+        self._table, self._id_column, self._id_type = table, id_column, id_type
+        self._made: dict[int | str, sql.SQL] = {}
+
+    def nearest(self, k: int) -> sql.SQL:
+        """The statement that gives the k items nearest to a vector, with their distance."""
+        # A literal limit: behind a parameter it would be unknown, and the statement planned at every call.
+        return self._once(k, lambda: self._nearest + sql.SQL(" LIMIT {}").format(k))
+
+    def texts(self, column: str) -> sql.SQL:
+        """The statement that gives items, by a list of their ids, with what is in a column."""
+        return self._once(
+            column,
+            lambda: sql.SQL(
+                "SELECT t.{id}::text, t.{text}::text FROM {table} t WHERE t.{id} = ANY(%s::text[]::{type}[])"
+            ).format(
+                id=sql.Identifier(self._id_column),
+                text=sql.Identifier(column),
+                table=sql.SQL(self._table),
+                type=sql.SQL(self._id_type),
+            ),
+        )
+
+    def _once(self, key: int | str, compose: Callable[[], sql.Composed]) -> sql.SQL:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = sql.SQL(compose().as_string(None))
+        return found
+
+
 class ItemSearch:
     """Searches the items of a space over connections of its own. Safe to use from several threads.
 
@@ -65,7 +117,7 @@ class ItemSearch:
         self._config = config
         self._idle: list[Connection] = []
         self._mutex = threading.Lock()
-        self._statement: sql.Composed | None = None
+        self._source: _Source | None = None
         self._look_again_at = 0.0
 
     def nearest(self, query: FloatVector, k: int, filter: Filter | None = None) -> list[Found]:
@@ -111,12 +163,10 @@ class ItemSearch:
     def _nearest_prepared(self, connection: Connection, query: FloatVector, k: int) -> list[Found] | None:
         """As `nearest`; None where that takes the function: it says what is wrong, and searches exhaustively."""
         with contextlib.suppress(SonaError), translated():
-            statement = self._prepared_statement(connection)
-            if statement is None:
+            source = self._source_of_items(connection) if self._config.prepare_statements else None
+            if source is None:
                 return None
-            # A literal limit: behind a parameter it would be unknown, and the statement planned at every call.
-            statement += sql.SQL(" LIMIT {}").format(k)
-            rows = connection.execute(statement, (query,), prepare=True, binary=True).fetchall()
+            rows = connection.execute(source.nearest(k), (query,), prepare=True, binary=True).fetchall()
             if len(rows) < k:
                 return None
             # An index returns almost in order; ties go by the id.
@@ -124,29 +174,19 @@ class ItemSearch:
             return [Found(item, rank, _score(distance)) for rank, (item, distance) in enumerate(rows, 1)]
         return None
 
-    def _prepared_statement(self, connection: Connection) -> sql.Composed | None:
-        if not self._config.prepare_statements:
-            return None
+    def _source_of_items(self, connection: Connection) -> _Source | None:
+        """The items table, as it was named not long ago; None where that was never said."""
         if time.monotonic() >= self._look_again_at:
             row = connection.execute(
-                "SELECT items::text, id_column, embedding_column,"
+                "SELECT i.items::text, i.id_column, format_type(a.atttypid, a.atttypmod), i.embedding_column,"
                 " (SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-                "  WHERE extname = 'vector') FROM sona._items_of(%s)",
+                "  WHERE extname = 'vector') FROM sona._items_of(%s) i"
+                " JOIN pg_attribute a ON a.attrelid = i.items AND a.attname = i.id_column",
                 (self._space.space_id,),
             ).fetchone()
-            self._statement = None
-            if row is not None and row[0] is not None:
-                self._statement = sql.SQL(
-                    "SELECT t.{id}::text, t.{embedding} {operator} %s AS distance FROM {table} t"
-                    " WHERE t.{embedding} IS NOT NULL ORDER BY distance"
-                ).format(
-                    id=sql.Identifier(row[1]),
-                    embedding=sql.Identifier(row[2]),
-                    table=sql.SQL(row[0]),
-                    operator=sql.SQL("OPERATOR({}.<=>)").format(sql.SQL(row[3])),
-                )
+            self._source = None if row is None else _Source(*row)
             self._look_again_at = time.monotonic() + _SOURCE_SECONDS
-        return self._statement
+        return self._source
 
     def texts(self, ids: Sequence[str], column: str) -> dict[str, str | None]:
         """Texts of items by id, from a column of the items table; an item that is gone is left out.
@@ -157,19 +197,11 @@ class ItemSearch:
             If there is no such column, or it cannot be read.
         """
         with self.connection() as connection, translated():
-            row = connection.execute(
-                "SELECT i.items::text, i.id_column, format_type(a.atttypid, a.atttypmod) FROM sona._items_of(%s) i"
-                " JOIN pg_attribute a ON a.attrelid = i.items AND a.attname = i.id_column",
-                (self._space.space_id,),
-            ).fetchone()
-            if row is None:
+            source = self._source_of_items(connection)
+            if source is None:
                 return {}
-            statement = sql.SQL(
-                "SELECT t.{id}::text, t.{text}::text FROM {table} t WHERE t.{id} = ANY(%s::text[]::{type}[])"
-            ).format(
-                id=sql.Identifier(row[1]), text=sql.Identifier(column), table=sql.SQL(row[0]), type=sql.SQL(row[2])
-            )
-            return dict(connection.execute(statement, (list(ids),)).fetchall())
+            prepare = self._config.prepare_statements
+            return dict(connection.execute(source.texts(column), (list(ids),), prepare=prepare).fetchall())
 
     def look_again(self) -> None:
         """The items table was named anew."""
