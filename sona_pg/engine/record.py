@@ -112,7 +112,7 @@ class Recording(Session):
             QueryTrajectory(
                 id=new_trajectory_id() if trajectory_id is None else trajectory_id,
                 query_embedding=query,
-                steps=_item_steps(() if item_ids is None else item_ids, rewards, scores),
+                steps=item_steps(() if item_ids is None else item_ids, rewards, scores),
                 final_quality=quality,
                 latency_us=latency_us,
                 user_id=user_id,
@@ -193,7 +193,7 @@ class Recording(Session):
             QueryTrajectory(
                 id,
                 owned(query),
-                _item_steps(() if items is None else items, worth, ()),
+                item_steps(() if items is None else items, worth, ()),
                 quality,
                 latency,
                 user,
@@ -268,11 +268,12 @@ def _column(
     return given
 
 
-def _item_steps(
+def item_steps(
     item_ids: Sequence[str],
     rewards: Rewards | None,
     scores: Sequence[float | None],
 ) -> tuple[TrajectoryStep, ...]:
+    """The steps of a trajectory that showed items, best first, with what they were worth and their scores, if any."""
     if not _is_list(item_ids):
         raise InvalidInput(f"item_ids is a {type(item_ids).__name__}, expected a list of strings")
     n = len(item_ids)

@@ -24,6 +24,10 @@ _NO_POOL: FloatMatrix = np.zeros((0, 0), dtype=np.float32)
 _NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
+_ROWS = 256
+"""Rows that are taken together where another copy of all would take too much memory."""
+
+
 def initial_directions(items: ArrayLike, rank: int, seed: int = 0) -> FloatMatrix:
     """The directions that the adapter reads a query by, before anything was learned.
 
@@ -40,14 +44,18 @@ def initial_directions(items: ArrayLike, rank: int, seed: int = 0) -> FloatMatri
     if n == 0:
         return orthonormal_rows(rank, dim, seed)
     mean = block.mean(axis=0)
-    spread = block - mean
+    # In place, and a part at a time: of a whole sample in double precision there is one copy and no more.
+    spread = block
+    spread -= mean
     # The smaller of the two Gram matrices has the same non-zero spectrum.
     wide = n < dim
     length = float(np.linalg.norm(mean))
     found: list[NDArray[np.float64]] = []
     if length > 1e-6:
         found.append(mean / length)
-        spread = spread - np.outer(spread @ found[0], found[0])
+        along = spread @ found[0]
+        for start in range(0, n, _ROWS):
+            spread[start : start + _ROWS] -= np.outer(along[start : start + _ROWS], found[0])
     values, vectors = np.linalg.eigh(spread @ spread.T if wide else spread.T @ spread)
     for index in np.argsort(values)[::-1][: rank - len(found)]:
         if values[index] <= 1e-9 * max(float(values[-1]), 1e-12):

@@ -1,0 +1,158 @@
+"""What an engine may take: an upper bound of its memory, and the time that a request spends in it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sona_pg.config import (
+    SHOWN,
+    EmbeddingConfig,
+    EvidenceConfig,
+    InstantLoopConfig,
+    QueryAdapterConfig,
+    SpaceConfig,
+    StoreConfig,
+    StrategyConfig,
+)
+from sona_pg.engine.record import item_steps
+from sona_pg.errors import ConfigError
+from sona_pg.ids import new_trajectory_id
+from sona_pg.kernels import owned
+from sona_pg.loops.admission import admitted
+from sona_pg.loops.buffer import TrajectoryBuffer
+from sona_pg.types import QueryTrajectory
+
+if TYPE_CHECKING:
+    from sona_pg.engine.engine import SonaEngine
+
+CODE_BYTES = 16 << 20
+"""Modules of an engine over an interpreter with NumPy and psycopg, by `python -m benchmarks memory`, and some more."""
+
+_FLOAT, _DOUBLE, _POINTER = 4, 8, 8
+_ARRAY = 128
+"""An array of NumPy beside its numbers, as an object on the heap."""
+_TEXT = 64
+"""A short string, or another small object, beside its bytes."""
+_ENTRY = 128
+"""A place in a dict, a set or an ordered dict, while that grows."""
+_CONNECTION = 256 << 10
+"""Buffers of a connection, and its prepared statements."""
+_EVENT = 1024
+"""A trajectory without its vectors, steps and texts, its id, its entry for the ledger and the edges that it touches."""
+_STEP = 256
+"""A step without its vectors and the id of its item."""
+
+
+def memory_bound(
+    dim: int,
+    instant: InstantLoopConfig | None = None,
+    adapter: QueryAdapterConfig | None = None,
+    strategy: StrategyConfig | None = None,
+    evidence: EvidenceConfig | None = None,
+    embedding: EmbeddingConfig | None = None,
+    store: StoreConfig | None = None,
+    *,
+    items: int = SHOWN,
+    text_bytes: int = 256,
+) -> int:
+    """Bytes that the buffers, samples, caches and learned state of an engine take at most, all of them full.
+
+    It is derived from what these settings allow to be held at once, `CODE_BYTES` come on top. What depends on the data
+    alone is left out: activations and metadata that an application records with a trajectory, and the memory graph of a
+    space that has one.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the space.
+    instant, adapter, strategy, evidence, embedding, store
+        Settings; the defaults if None. Without an embedder, give ``EmbeddingConfig(cache_size=0)``.
+    items
+        Items that an answer shows, or that are judged with it.
+    text_bytes
+        Of ids, names and metadata of one trajectory beside the ids of its items.
+
+    Raises
+    ------
+    ConfigError
+        If the dimension or a number is out of range.
+    """
+    for name, given in (("dim", dim), ("items", items), ("text_bytes", text_bytes)):
+        if (
+            not isinstance(given, int)
+            or isinstance(given, bool)
+            or not 0 <= given < 1 << 31
+            or (name == "dim" and not dim)
+        ):
+            raise ConfigError(f"{name} is {given!r}, expected a whole number")
+    instant = InstantLoopConfig() if instant is None else instant
+    adapter = QueryAdapterConfig.for_dim(dim) if adapter is None else adapter
+    strategy = StrategyConfig() if strategy is None else strategy
+    evidence = EvidenceConfig() if evidence is None else evidence
+    embedding = EmbeddingConfig() if embedding is None else embedding
+    store = StoreConfig() if store is None else store
+    vector = dim * _FLOAT + _ARRAY
+    # What waits: a buffer is taken out while it fills again, and what is learned may be as much and one buffer more.
+    waiting = instant.max_unflushed + 2 * instant.max_pending_signals
+    trajectories = waiting * (_EVENT + vector + text_bytes + items * (_STEP + _TEXT))
+    slots = 1 << max(1, (instant.max_pending_signals - 1).bit_length())
+    rings = 2 * slots * 2 * _POINTER
+    # Samples of the items, of both loops; while initial directions are sought, one in double precision, and another one
+    # of a loop that reads it anew.
+    sample = adapter.pool_size * (dim * _FLOAT + _TEXT + _ENTRY)
+    samples = 3 * sample + adapter.pool_size * dim * _DOUBLE + 4 * min(dim, adapter.pool_size) ** 2 * _DOUBLE
+    # Four blocks of each adapter: trained, served, two moments; and packed, unpacked and served beside that.
+    block = 2 * dim * _FLOAT
+    state = block * (4 * (2 + strategy.folds) * adapter.rank + 4 * strategy.stake_rank + 4 * instant.micro_lora_rank)
+    # Queries that were remembered last, twice so many; prototypes and regions, of what learns and of what answers.
+    remembered = (2 * strategy.sanity_events + 3 * strategy.prototypes + 4 * strategy.regions) * vector
+    # What is around one event: what helped in the events near it, as rows and as a matrix.
+    around = strategy.candidates + strategy.neighbours_learning * min(items, strategy.most_remembered)
+    events = evidence.batch * (_EVENT + vector + text_bytes + items * (_STEP + _TEXT))
+    cache = embedding.cache_size * (vector + _TEXT + 2 * _ENTRY)
+    connections = (store.idle_connections + 3) * _CONNECTION
+    return trajectories + rings + samples + 4 * state + remembered + 2 * around * vector + events + cache + connections
+
+
+def request_latency(engine: SonaEngine, calls: int = 500) -> float:
+    """Median of the microseconds that a request spends in `adapt` and `record`, without the database.
+
+    What is recorded goes to a buffer that is thrown away: nothing of the engine changes.
+
+    Parameters
+    ----------
+    engine
+        An engine that is open.
+    calls
+        How many requests are timed.
+
+    Raises
+    ------
+    ConfigError
+        If the engine is closed, or `calls` is no number of calls.
+    """
+    if not isinstance(calls, int) or isinstance(calls, bool) or not 1 <= calls <= 1_000_000:
+        raise ConfigError(f"calls is {calls!r}, expected a whole number from 1 to 1000000")
+    dim, space = engine.space.dim, engine.space.config
+    buffer = TrajectoryBuffer(calls)
+    queries = np.random.default_rng(0).standard_normal((min(calls, 64), dim), dtype=np.float32)
+    shown, taken = [str(item) for item in range(SHOWN)], []
+    for call in range(calls):
+        query = queries[call % len(queries)]
+        began = time.perf_counter_ns()
+        engine.adapt(query)
+        _record(buffer, query, shown, dim, space)
+        taken.append(time.perf_counter_ns() - began)
+    return float(np.median(taken)) / 1e3
+
+
+def _record(
+    buffer: TrajectoryBuffer, query: np.typing.NDArray[np.float32], shown: list[str], dim: int, space: SpaceConfig
+) -> None:
+    """What `record` does until the trajectory is in the buffer."""
+    buffer.record(
+        admitted(QueryTrajectory(new_trajectory_id(), owned(query, dim), item_steps(shown, None, ())), dim, space)
+    )
