@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +49,10 @@ class Endpoint:
         SonaError
             `error`, saying why.
         """
+        # Here and not above: who asks no endpoint need not have HTTP and TLS in memory.
+        import urllib.error
+        import urllib.request
+
         request = urllib.request.Request(
             f"{self.url}/{path}",
             json.dumps(body).encode(),
