@@ -100,8 +100,8 @@ def memory_bound(
     trajectories = waiting * (_EVENT + vector + text_bytes + items * (_STEP + _TEXT))
     slots = 1 << max(1, (instant.max_pending_signals - 1).bit_length())
     rings = 2 * slots * 2 * _POINTER
-    # Samples of the items, of both loops; while initial directions are sought, one in double precision, and another one
-    # of a loop that reads it anew.
+    # The sample of the items that the loops share, and another one that takes its place, before and after it is scaled;
+    # while initial directions are sought, one in double precision.
     sample = adapter.pool_size * (dim * _FLOAT + _TEXT + _ENTRY)
     samples = 3 * sample + adapter.pool_size * dim * _DOUBLE + 4 * min(dim, adapter.pool_size) ** 2 * _DOUBLE
     # Four blocks of each adapter: trained, served, two moments; and packed, unpacked and served beside that.

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.errors import DimensionMismatch, InvalidInput, LearningError
 
+_ROWS = 256
+"""Rows that are taken together where another copy of all would take too much memory."""
+
 
 def as_matrix(value: ArrayLike, dim: int, what: str) -> NDArray[np.float32]:
     """`value` as a finite, contiguous float32 matrix (n, dim); the array itself if it is one already.
@@ -58,7 +61,12 @@ def normalized_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, dim) scaled to unit length; a zero row stays zero."""
     # In double precision: the squares of very long and very short rows leave the range of float32.
     norm = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, np.newaxis]
-    return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)
+    out, by = np.empty(rows.shape, dtype=np.float32), np.where(norm > 0, norm, 1)
+    for start in range(0, len(rows), _ROWS):
+        # A part at a time: quotients are in double precision.
+        part = slice(start, start + _ROWS)
+        out[part] = rows[part] / by[part]
+    return out
 
 
 def check_parts(

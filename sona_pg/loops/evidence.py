@@ -35,6 +35,7 @@ from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
 from sona_pg.learning.outcome import OutcomeEvent, outcome_of, worth_of
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, look_around
 from sona_pg.learning.strategist import Lesson, Strategist, Strategy
+from sona_pg.loops.sample import item_pool
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import errors, spaces
@@ -385,7 +386,7 @@ class EvidenceLoop:
             self._refused.clear()
             self._refused_in = held.epoch
         connection, space = self._store.connection(), self._store.space
-        pool = ItemPool(*spaces.item_sample(connection, space))
+        pool = item_pool(connection, space, sampled_at)
         strategist = Strategist(pool, self._strategy, self._adapter)
         state = transaction.state()
         if state is not None:

@@ -46,6 +46,7 @@ from sona_pg.learning.serving import Serving
 from sona_pg.loops.admission import admitted, admitted_score, checked_text
 from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.loops.metrics import InstantLoopMetrics
+from sona_pg.loops.sample import item_pool
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import learning as learning_store
@@ -867,7 +868,7 @@ class InstantLoop:
         assert self._store is not None
         have_pool = self._base is not None and self._base[2] == head.items_sampled_at
         try:
-            pool = self._learner.pool if have_pool else ItemPool(*spaces.item_sample(connection, self._store.space))
+            pool = self._learner.pool if have_pool else item_pool(connection, self._store.space, head.items_sampled_at)
             learner = self._new_learner(pool)
             if state is not None:
                 learner.load_bytes(state)

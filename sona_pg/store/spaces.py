@@ -278,15 +278,16 @@ def item_sample(connection: Connection, space: Space) -> tuple[list[str], FloatV
             "SELECT item_id, embedding FROM sona.item_sample WHERE space_id = %s ORDER BY ordinal",
             (space.space_id,),
             binary=True,
-        ).fetchall()
-    # Earlier versions sampled every row of an id that a table has several times: the first one stands for it.
-    sample: dict[str, FloatVector] = {}
-    for item, embedding in rows:
-        sample.setdefault(item, embedding)
-    block = np.zeros((len(sample), space.dim), dtype=np.float32)
-    for index, embedding in enumerate(sample.values()):
-        block[index] = embedding
-    return list(sample), block
+        )
+        block = np.zeros((rows.rowcount, space.dim), dtype=np.float32)
+        # Earlier versions sampled every row of an id that a table has several times: the first one stands for it.
+        place: dict[str, int] = {}
+        # One by one, into where they stay: a sample is the largest thing that a process has.
+        for item, embedding in rows:
+            if item not in place:
+                block[len(place)] = embedding
+                place[item] = len(place)
+    return list(place), block[: len(place)]
 
 
 def item_embeddings(connection: Connection, space: Space, ids: list[str]) -> dict[str, FloatVector]:
