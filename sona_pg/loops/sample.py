@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from datetime import datetime
 from weakref import WeakValueDictionary
@@ -13,7 +12,6 @@ from sona_pg.store.connection import Connection
 from sona_pg.store.spaces import Space
 
 _known: WeakValueDictionary[tuple[uuid.UUID, datetime], ItemPool] = WeakValueDictionary()
-_mutex = threading.Lock()
 
 
 def item_pool(connection: Connection, space: Space, sampled_at: datetime | None) -> ItemPool:
@@ -32,11 +30,6 @@ def item_pool(connection: Connection, space: Space, sampled_at: datetime | None)
     if sampled_at is None:
         return ItemPool(*spaces.item_sample(connection, space))
     key = space.key, sampled_at
-    with _mutex:
-        pool = _known.get(key)
-    if pool is None:
-        # Not under the lock: another space need not wait for it.
-        pool = ItemPool(*spaces.item_sample(connection, space))
-        with _mutex:
-            pool = _known.setdefault(key, pool)
-    return pool
+    pool = _known.get(key)
+    # Two threads may read it at the same time: both then have the one that came first.
+    return _known.setdefault(key, ItemPool(*spaces.item_sample(connection, space))) if pool is None else pool
