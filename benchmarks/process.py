@@ -107,4 +107,6 @@ def _compare(
     }
     made = row("process", params, np.array(taken[ours]), "embed + bare query", np.array(taken[rival]))
     over = float(np.median(np.array(taken[ours]) - np.array(taken[rival])))
-    return replace(made, params={**params, "over_us": round(over, 1)})
+    # On a machine that is busy with other things every statement waits for a core: the least that was seen does not.
+    least = min(taken[ours]) - min(taken[rival])
+    return replace(made, params={**params, "over_us": round(over, 1), "least_over_us": round(least, 1)})

@@ -40,9 +40,9 @@ _ENTRY = 128
 """A place in a dict, a set or an ordered dict, while that grows."""
 _CONNECTION = 256 << 10
 """Buffers of a connection, and its prepared statements."""
-_EVENT = 1024
+_EVENT = 768
 """A trajectory without its vectors, steps and texts, its id, its entry for the ledger and the edges that it touches."""
-_STEP = 256
+_STEP = 176
 """A step without its vectors and the id of its item."""
 
 
