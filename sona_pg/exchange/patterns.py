@@ -129,7 +129,7 @@ def read_patterns(path: FilePath) -> PatternFile:
             try:
                 pattern, known = _checked_row(row, dim)
             except InvalidInput as cause:
-                raise InvalidInput(f"pattern {place} of the file: {cause}") from cause
+                raise InvalidInput(f"pattern {place} of the file: {str(cause)[:300]}") from cause
             patterns.append(pattern)
             if known:
                 verdicts[pattern.id] = known
@@ -152,9 +152,10 @@ def _checked_header(header: Row) -> tuple[int, str | None, str, uuid.UUID]:
     if not isinstance(space, str) or not isinstance(key, str):
         raise InvalidInput("the space that the file says is no text")
     try:
-        return dim, None if embedder is None else checked_text(embedder, "embedder"), space, uuid.UUID(key)
+        own = None if embedder is None else checked_text(embedder, "embedder")
+        return dim, own, checked_text(space, "space"), uuid.UUID(key)
     except ValueError as cause:
-        raise InvalidInput(f"what the file says of its space is damaged: {cause}") from cause
+        raise InvalidInput(f"what the file says of its space is damaged: {str(cause)[:300]}") from cause
 
 
 def _checked_row(row: Row, dim: int) -> tuple[LearnedPattern, dict[str, Verdict]]:

@@ -26,6 +26,7 @@ from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.files import FilePath, read_inside, write_directory
 from sona_pg.kernels import LowRank
 from sona_pg.learning.stacking import map_of
+from sona_pg.loops.admission import checked_text
 from sona_pg.types import Json
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "sona.json"
@@ -97,7 +98,7 @@ class AdapterCard:
             space, key, digest = (_text(stored[name]) for name in ("space", "space_key", "weights_sha256"))
             return cls(dim, embedder, space, uuid.UUID(key), version, events, digest)
         except ValueError as cause:
-            raise InvalidInput(f"the card of the exported adapter is damaged: {cause}") from cause
+            raise InvalidInput(f"the card of the exported adapter is damaged: {str(cause)[:300]}") from cause
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -289,4 +290,4 @@ def _whole(value: Json) -> int:
 def _text(value: Json) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is no text")
-    return value
+    return checked_text(value, "a text")

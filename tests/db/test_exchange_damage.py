@@ -50,6 +50,8 @@ WRONG: dict[str, Change] = {
     "another format": header_of(format="sona patterns 2"),
     "a dimension that is none": header_of(dim="16"),
     "a key that is none": header_of(space_key="x"),
+    "an embedder that is none": header_of(embedder=""),
+    "a space that is none": header_of(space="a\0b"),
     "more in the header": header_of(more=1),
     "an unknown field": row_of(more=1),
     "a field less": lambda lines: lines[1].pop("support"),

@@ -330,7 +330,8 @@ def test_a_card_that_was_changed_is_refused(written: Path, other: dict[str, Any]
     "said",
     [
         *({"dim": value} for value in (None, -1, 1.5, True, "12", 1 << 64)),
-        *({"embedder": value} for value in (3, [], True)),
+        *({"embedder": value} for value in (3, [], True, "", "a\0b", "\ud800", "x" * 501)),
+        *({"space": value} for value in (None, "", "a\0b", "\ud800")),
         *({"space_key": value} for value in (None, "x", 7)),
         {"format": "sona adapter 99"},
         {"more": 1},
