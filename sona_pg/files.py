@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from sona_pg.errors import IoError, SonaError
@@ -80,3 +82,147 @@ def read_file(path: FilePath) -> bytes:
     if len(data) > MOST_BYTES:
         raise IoError(f"{path!r} holds more than {MOST_BYTES} bytes: it is not what was saved")
     return data
+
+
+def read_inside(directory: FilePath, name: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """All of a regular file of a directory; a link is none, wherever it leads.
+
+    Raises
+    ------
+    IoError
+        If it is not there, is a link, a pipe or a directory, cannot be read, or holds more than `most_bytes`.
+    """
+    path = None
+    try:
+        path = os.path.join(os.fspath(directory), name)
+        # Without O_NONBLOCK a pipe would be waited for.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("it is no regular file")
+            data = file.read(most_bytes + 1)
+    except (OSError, ValueError, TypeError) as cause:
+        raise IoError(
+            f"{path or directory!r} cannot be read ({cause}): pass a directory that was exported, with regular files"
+        ) from cause
+    if len(data) > most_bytes:
+        raise IoError(f"{path!r} holds more than {most_bytes} bytes: it is not what was exported")
+    return data
+
+
+@contextlib.contextmanager
+def new_file(path: FilePath) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name when all of it is on the disk; what has that name already stays.
+
+    Raises
+    ------
+    IoError
+        If something is there already, or it cannot be written; nothing is left then.
+    """
+    try:
+        target = os.path.abspath(os.fspath(path))
+        if _is_there(target):
+            raise FileExistsError(_TAKEN)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".sona-")
+    except (OSError, ValueError, TypeError) as cause:
+        raise _not_written(path, cause) from cause
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(temporary, target)
+    except SonaError:
+        raise
+    except OSError as cause:
+        raise _not_written(path, cause) from cause
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_directory(path: FilePath, files: Mapping[str, bytes]) -> None:
+    """Write files into a directory that is not there yet, or is empty: all of them or none.
+
+    Raises
+    ------
+    IoError
+        If something is there already, or it cannot be written; nothing is left then.
+    """
+    temporary = None
+    try:
+        target = os.path.abspath(os.fspath(path))
+        if _is_there(target) and (os.path.islink(target) or not os.path.isdir(target) or os.listdir(target)):
+            raise FileExistsError(_TAKEN)
+        temporary = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".sona-")
+        for name, data in files.items():
+            with open(os.path.join(temporary, name), "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        # A directory takes the place of an empty one alone, whoever has filled it meanwhile.
+        os.rename(temporary, target)
+    except (OSError, ValueError, TypeError) as cause:
+        raise _not_written(path, cause) from cause
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+_TAKEN = "something is there already, and nothing is overwritten"
+
+
+def _is_there(target: str | bytes) -> bool:
+    try:
+        os.lstat(target)  # unlike os.path.lexists it refuses what is no name
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _give_name(temporary: str, target: str) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError as cause:
+        raise FileExistsError(_TAKEN) from cause
+    except OSError:
+        # A file system without hard links: whoever writes there in this moment is overwritten.
+        if os.path.lexists(target):
+            raise FileExistsError(_TAKEN) from None
+        os.rename(temporary, target)
+
+
+def _not_written(path: FilePath, cause: Exception) -> IoError:
+    return IoError(
+        f"{path!r} cannot be written ({cause}): choose a name that is free, in a directory that exists and has room"
+    )
+
+
+@contextlib.contextmanager
+def open_file(path: FilePath, most_bytes: int = MOST_BYTES) -> Iterator[BinaryIO]:
+    """A regular file to read from.
+
+    Raises
+    ------
+    IoError
+        If it is not there, is no regular file, cannot be read, or holds more than `most_bytes`.
+    """
+    try:
+        # Without O_NONBLOCK a pipe would be waited for.
+        file = os.fdopen(os.open(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except (OSError, ValueError, TypeError) as cause:
+        raise _not_read(path, cause) from cause
+    with file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most_bytes:
+            raise _not_read(path, ValueError(f"expected a regular file of at most {most_bytes} bytes"))
+        try:
+            yield file
+        except SonaError:
+            raise
+        except OSError as cause:
+            raise _not_read(path, cause) from cause
+
+
+def _not_read(path: FilePath, cause: Exception) -> IoError:
+    return IoError(f"{path!r} cannot be read ({cause}): pass the path of a file that was exported")

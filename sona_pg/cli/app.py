@@ -12,6 +12,7 @@ from sona_pg.cli.demo import demo
 from sona_pg.cli.doctor import doctor
 from sona_pg.cli.embedder import re_embed
 from sona_pg.cli.evaluate import evaluate
+from sona_pg.cli.exchange import export_space, import_space
 from sona_pg.cli.forget import forget
 from sona_pg.cli.memory import memory
 from sona_pg.cli.output import print_json
@@ -109,5 +110,7 @@ app.add_command(cycle)
 app.add_command(memory)
 app.add_command(versions)
 app.add_command(deploy)
+app.add_command(export_space)
+app.add_command(import_space)
 app.add_command(lift)
 app.add_command(report)

@@ -21,6 +21,7 @@ from sona_pg.config import (
 from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.apply import Applying, check_k
 from sona_pg.engine.cycles import check_loops, run_cycles
+from sona_pg.engine.exchanging import Exchanging
 from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
@@ -34,7 +35,7 @@ from sona_pg.text.embedders import CheckedEmbedder, Embedder, HashingEmbedder
 from sona_pg.text.responders import Context, Responder
 
 
-class SonaEngine(Learning, Applying, Looking, Saving):
+class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
     """Records what was answered and what it was worth, learns from it, and adapts queries by it.
 
     Safe to use from several threads; recording never waits for the database.
@@ -257,6 +258,57 @@ class SonaEngine(Learning, Applying, Looking, Saving):
             store=store,
         )
         engine._loaded = report
+        return engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: FilePath,
+        url: str | None = None,
+        *,
+        space: str = "default",
+        embedder: str | Embedder | None = None,
+        home: Path | str | None = None,
+        background: bool = True,
+    ) -> Self:
+        """Open a space, creating it if it is not there, and let it go on with an adapter in files.
+
+        Parameters
+        ----------
+        path
+            Directory that `save_pretrained` or PEFT has written.
+        url, space, embedder, home, background
+            As of `connect`. The embedder is that of the adapter, where it says one; otherwise say whose it is.
+
+        Raises
+        ------
+        IoError, InvalidInput
+            If it cannot be read, is damaged, or holds something else; the database was not asked.
+        DimensionMismatch, EmbedderMismatch
+            If it is of another dimension than the space, or another embedding model; nothing was changed.
+        DatabaseError
+            If the database cannot be used; the message says why and what helps.
+        """
+        from sona_pg.exchange.origin import embedder_of
+        from sona_pg.exchange.peft_files import read_adapter
+
+        files = read_adapter(path)
+        said = None if files.card is None else files.card.embedder
+        own = embedder if embedder is None or isinstance(embedder, str) else CheckedEmbedder(embedder).fingerprint
+        embedder_of(said, own)
+        engine = cls.connect(
+            url,
+            space=space,
+            dim=files.low_rank.dim,
+            embedder=said if embedder is None else embedder,
+            home=home,
+            background=background,
+        )
+        try:
+            engine._go_on_with(files, own)
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:

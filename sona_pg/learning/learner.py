@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sona_pg.config import MAX_DIM, InstantLoopConfig, QueryAdapterConfig, SignalConfig, SpaceConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, LearningError
+from sona_pg.kernels import LowRank
 from sona_pg.learning.arrays import check_parts
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.judged_list import JudgedList, Resolve, judged_list
@@ -108,6 +109,14 @@ class Learner:
             signal=self.signal_config,
             space=self.space_config,
         )
+
+    def on_base(self, base: LowRank) -> Learner:
+        """One that begins anew on a base which has what this one has learned; counts and baselines go on."""
+        made = self.anew(self.pool)
+        made.adapter.stand_on(base)
+        made.micro.baseline, made.reward = self.micro.baseline, self.reward
+        made.events, made.last = self.events, self.last
+        return made
 
     def learn(self, event: OutcomeEvent, resolve: Resolve | None = None) -> Learned:
         """Learn one event. Steps that name items teach the query adapter, other steps the micro-LoRA.

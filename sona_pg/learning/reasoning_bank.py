@@ -334,7 +334,10 @@ class ReasoningBank:
     def consolidate_patterns(self, *, now: float = 0.0) -> dict[int, int]:
         """Merge near duplicates into the older one; by id of what went, the id of what it is part of now."""
         now = as_seconds(now)
-        plan = merge_plan(self.patterns, self.config.merge_threshold)
+        return self._merge(merge_plan(self.patterns, self.config.merge_threshold), now)
+
+    def _merge(self, plan: dict[int, int], now: float) -> dict[int, int]:
+        """Carry out a plan of `merge_plan`, and give it back."""
         if plan:
             kept = merged_patterns(self.patterns, plan, now, self.config)
             verdicts = dict(self._verdicts)
@@ -466,6 +469,20 @@ class ReasoningBank:
         """
         now = as_seconds(now)
         patterns, verdicts = bank_from_json(exported, self.config.embedding_dim)
+        renamed = self._put_beside(patterns, verdicts)
+        plan = self.consolidate_patterns(now=now)
+        return {old: plan.get(new, new) for old, new in renamed.items()}
+
+    def _put_beside(
+        self, patterns: Sequence[LearnedPattern], verdicts: Mapping[int, Mapping[str, Verdict]]
+    ) -> dict[int, int]:
+        """Put patterns of another bank, with their verdicts by id, beside those that are there; by old id the new one.
+
+        Raises
+        ------
+        ConfigError
+            If one has verdicts on too many parameters; nothing was taken over.
+        """
         if any(len(known) > self.verdict_config.max_parameters for known in verdicts.values()):
             raise ConfigError(
                 f"a pattern has verdicts on more than {self.verdict_config.max_parameters} parameters: "
@@ -477,8 +494,7 @@ class ReasoningBank:
             children = tuple(renamed[child] for child in pattern.children if child in renamed)
             self._patterns[id] = replace(pattern, id=id, children=children)
             if pattern.id in verdicts:
-                self._verdicts[id] = verdicts[pattern.id]
+                self._verdicts[id] = dict(verdicts[pattern.id])
         self._next_id += len(patterns)
         self._centroids = None
-        plan = self.consolidate_patterns(now=now)
-        return {old: plan.get(new, new) for old, new in renamed.items()}
+        return renamed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import InvalidInput, PatternExtractionError
 from sona_pg.learning.clusters import without_duplicates
 from sona_pg.learning.outcome_shard import OutcomeShard, OutcomeShards, clustered
-from sona_pg.learning.patterns import LearnedPattern, changed, level_centroids
+from sona_pg.learning.patterns import LearnedPattern, changed, level_centroids, merge_plan
 from sona_pg.learning.reasoning_bank import ReasoningBank
 from sona_pg.learning.recommendation import Best, best_values
 from sona_pg.learning.verdicts import Evidence, Verdict
@@ -104,6 +104,51 @@ class ResumedBank(ReasoningBank):
         waiting = self._extract(shards, now) if sum(shards.sizes) else ()
         plan = self.consolidate_patterns(now=now)
         pruned = self.prune_patterns(now=now)
+        return self._advance(plan, pruned, waiting, recommend_anew=recommend_anew)
+
+    def take_over(
+        self, patterns: Sequence[LearnedPattern], verdicts: Verdicts, now: float, *, is_own: bool = False
+    ) -> tuple[Advance, dict[int, int]]:
+        """Take over patterns of another space: each becomes part of the one that it is near to, or is a new one.
+
+        Parameters
+        ----------
+        patterns, verdicts
+            What is taken over; ids, and by id the verdicts.
+        now
+            Seconds since the epoch.
+        is_own
+            Whether they are of this space, from an earlier time: what is there, or near to what is there, has learned
+            all that they have, and nothing counts twice.
+
+        Returns
+        -------
+        Advance, dict
+            What comes of it, and by old id the new one, of those that were taken over.
+
+        Raises
+        ------
+        ConfigError
+            If one has verdicts on too many parameters; nothing was taken over.
+        """
+        if is_own:
+            patterns = [pattern for pattern in patterns if pattern.id not in self._before]
+        renamed = self._put_beside(patterns, verdicts)
+        if is_own:
+            near = merge_plan(self.patterns, self.config.merge_threshold)
+            gone = {old for old, new in renamed.items() if near.get(new) in self._before}
+            for old in gone:
+                del self._patterns[renamed[old]]
+                self._verdicts.pop(renamed.pop(old), None)
+        new = set(renamed.values())
+        # Those that were there are for the next cycle to merge.
+        near = merge_plan(self.patterns, self.config.merge_threshold)
+        plan = self._merge({id: into for id, into in near.items() if id in new}, now)
+        return self._advance({}, (), (), recommend_anew=False), {old: plan.get(id, id) for old, id in renamed.items()}
+
+    def _advance(
+        self, plan: Mapping[int, int], pruned: Sequence[int], waiting: tuple[int, ...], *, recommend_anew: bool
+    ) -> Advance:
         before, after = self._before, self._patterns
         verdicts: dict[int, dict[str, Verdict]] = {}
         for id, known in self._verdicts.items():

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig
 from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, LearningError, SonaError
-from sona_pg.kernels import LowRank
 from sona_pg.learning.base_cycle import (
     Answered,
     BaseConfig,
@@ -206,7 +205,7 @@ class BasePhase:
         version = None
         if decision.publishes:
             transaction.publish_before("before another base", current.to_bytes(), current.adapter.map)
-            rebased = _rebased(learner, candidate.trained.map)
+            rebased = learner.on_base(candidate.trained.map)
             _catch_up(connection, cycle, rebased, found.state.head.ordinal)
             rebased.withheld_share = share
             cause = f"base: {decision.log_rank:+.4f} in log rank on {decision.withheld} withheld events"
@@ -338,15 +337,6 @@ def _joined(one: Sample, other: Sample) -> Sample:
 def _lists(sample: Sample, looked: Collection[uuid.UUID], answered: Collection[uuid.UUID]) -> int:
     """In how many of all something helped that is known; an estimate, where not all were looked at."""
     return round(sample.fresh * sum(id in answered for id in looked) / max(len(looked), 1))
-
-
-def _rebased(learner: Learner, base: LowRank) -> Learner:
-    """A learner that begins anew on a base which has what this one has learned; counts and baselines go on."""
-    rebased = learner.anew(learner.pool)
-    rebased.adapter.stand_on(base)
-    rebased.micro.baseline, rebased.reward = learner.micro.baseline, learner.reward
-    rebased.events, rebased.last = learner.events, learner.last
-    return rebased
 
 
 def _header(dim: int) -> dict[str, int]:

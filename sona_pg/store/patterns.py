@@ -29,6 +29,9 @@ _MOST_ACCESSES = 1 << 61
 _READ_AT_ONCE = 500
 """Outcomes that the driver holds."""
 
+FORGOTTEN_PATTERNS = "patterns"
+"""What the audit trail says that somebody has forgotten, where it was all patterns, and with them what was imported."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatternState:
@@ -324,7 +327,7 @@ def write_advance(
     Raises
     ------
     LockLost
-        If a user was forgotten since it was read: it may hold what they have left.
+        If a user was forgotten since it was read: it may hold what they have left. Or if patterns were imported.
     """
     space_id = run.space.space_id
     connection.execute("INSERT INTO sona.pattern_state (space_id) VALUES (%s) ON CONFLICT DO NOTHING", (space_id,))
@@ -342,7 +345,10 @@ def write_advance(
         ),
     ).fetchone()
     if row is None:
-        raise LockLost(f"a user of space {run.space.name!r} was forgotten meanwhile: the patterns are computed again")
+        raise LockLost(
+            f"a user of space {run.space.name!r} was forgotten, or patterns imported, meanwhile: the patterns are "
+            "computed again"
+        )
     before = read_patterns(connection, space_id, [*advance.merged, *advance.pruned])
     gone = list(before)
     cursor = connection.cursor()
@@ -364,8 +370,32 @@ def write_advance(
         " WHERE p.space_id = a.space_id AND p.pattern_id = a.pattern_id)",
         (space_id,),
     )
-    kept = (*advance.created, *advance.changed)
+    write_patterns(connection, space_id, advance)
+    created = {p.id for p in advance.created}
+    events: list[tuple[LearnedPattern, str, int | None]] = [
+        *((p, "created" if p.id in created else "changed", None) for p in (*advance.created, *advance.changed)),
+        *((before[id], "merged", into) for id, into in advance.merged.items() if id in before),
+        *((before[id], "pruned", None) for id in advance.pruned if id in before),
+    ]
     cursor.executemany(
+        "INSERT INTO sona.pattern_history (space_id, run_id, pattern_id, event, into_id, cluster_size, support,"
+        " avg_quality) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (space_id, run.run_id, p.id, event, into, p.cluster_size, p.support, p.avg_quality)
+            for p, event, into in events
+        ],
+    )
+    connection.execute(
+        "DELETE FROM sona.pattern_history WHERE space_id = %(space)s AND run_id <"
+        " (SELECT min(run_id) FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s)",
+        {"space": space_id, "loop": run.loop},
+    )
+
+
+def write_patterns(connection: Connection, space_id: int, advance: Advance) -> None:
+    """Write patterns that are new or not as they were, with their verdicts; in the caller's transaction."""
+    kept = (*advance.created, *advance.changed)
+    connection.cursor().executemany(
         "INSERT INTO sona.pattern AS p (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
         " confidence, support, best_strategy, abstraction_level, children, created_at, updated_at, decayed_at)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), to_timestamp(%s))"
@@ -382,24 +412,17 @@ def write_advance(
         ],
     )
     _write_verdicts(connection, space_id, advance)
-    created = {p.id for p in advance.created}
-    events: list[tuple[LearnedPattern, str, int | None]] = [
-        *((p, "created" if p.id in created else "changed", None) for p in kept),
-        *((before[id], "merged", into) for id, into in advance.merged.items() if id in before),
-        *((before[id], "pruned", None) for id in advance.pruned if id in before),
-    ]
-    cursor.executemany(
-        "INSERT INTO sona.pattern_history (space_id, run_id, pattern_id, event, into_id, cluster_size, support,"
-        " avg_quality) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-        [
-            (space_id, run.run_id, p.id, event, into, p.cluster_size, p.support, p.avg_quality)
-            for p, event, into in events
-        ],
-    )
-    connection.execute(
-        "DELETE FROM sona.pattern_history WHERE space_id = %(space)s AND run_id <"
-        " (SELECT min(run_id) FROM sona.loop_run WHERE space_id = %(space)s AND loop = %(loop)s)",
-        {"space": space_id, "loop": run.loop},
+
+
+def add_accesses(connection: Connection, space_id: int, counted: Sequence[tuple[int, int, float]]) -> None:
+    """Count for patterns, by id, that they were found so often, and when last, in seconds since the epoch."""
+    _lock_accesses(connection, space_id, [id for id, _, _ in counted])
+    connection.cursor().executemany(
+        "INSERT INTO sona.pattern_access AS a (space_id, pattern_id, access_count, last_accessed)"
+        f" VALUES (%s, %s, least(%s, {_MOST_ACCESSES}), to_timestamp(%s)) ON CONFLICT (space_id, pattern_id) DO UPDATE"
+        f" SET access_count = least(a.access_count, {_MOST_ACCESSES}) + excluded.access_count,"
+        " last_accessed = greatest(a.last_accessed, excluded.last_accessed)",
+        [(space_id, *one) for one in sorted(counted)],
     )
 
 
@@ -484,6 +507,10 @@ def forget_patterns(connection: Connection, space: Space, first: int) -> int:
     for table in ("verdict", "pattern_history", "pattern_access"):
         connection.execute(f"DELETE FROM sona.{table} WHERE space_id = %(space)s", key)
     gone = connection.execute("DELETE FROM sona.pattern WHERE space_id = %(space)s", key).rowcount
+    connection.execute(
+        "SELECT sona._log_deployment(%s, 'forget', NULL, %s, 'a user was forgotten, and with them all patterns')",
+        (space.space_id, FORGOTTEN_PATTERNS),
+    )
     connection.execute(
         "UPDATE sona.pattern_state SET consumed = 0, waiting = '{}', run_id = NULL, updated_at = now()"
         " WHERE space_id = %(space)s",

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import SonaEngine, SpaceConfig, StoreConfig
+from sona_pg import SonaEngine, SpaceConfig, StoreConfig, TrajectoryBuilder
 from sona_pg.learning.associations import Associations
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
+from .exchanged import SMALL, unit
 from .statements import Watch, watched
 
 DIM = 16
@@ -214,6 +215,98 @@ def engine(url: str, space_name: str, items: tuple[str, NDArray[np.float32]]) ->
     made.set_items(items[0], "id", "embedding")
     yield made
     made.close()
+
+
+@pytest.fixture
+def open_space(url: str, space_name: str) -> Iterator[Callable[..., SonaEngine]]:
+    """Engines on spaces of their own, answered as the adapter does."""
+    made: list[SonaEngine] = []
+
+    def make(name: str = "", dim: int = DIM, embedder: str | None = "a model") -> SonaEngine:
+        config = SpaceConfig(strategy="adapted", control_share=0.0)
+        made.append(
+            SonaEngine.connect(
+                url, space=space_name + name, dim=dim, embedder=embedder, background=False, space_config=config
+            )
+        )
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def taught(
+    open_space: Callable[..., SonaEngine], items: tuple[str, NDArray[np.float32]], rng: np.random.Generator
+) -> tuple[SonaEngine, Callable[[int], None]]:
+    """A space that has learned 40 events, and how to teach it more."""
+    engine = open_space()
+    engine.set_items(items[0], "id", "embedding")
+
+    def teach(events: int) -> None:
+        for item in rng.integers(0, len(items[1]), events):
+            query = unit(np.roll(items[1][item], 1) + 0.1 * rng.standard_normal(DIM))
+            engine.record(query, [str(item), str((item + 1) % 60), str((item + 2) % 60)], [1.0, 0.0, 0.5])
+            signal = TrajectoryBuilder(1, query)
+            signal.add_step(items[1][item], reward=1.0)
+            signal.add_step(-items[1][item], reward=0.0)
+            engine.record(signal.build(float(rng.uniform())))
+        engine.flush()
+
+    teach(40)
+    return engine, teach
+
+
+@pytest.fixture
+def queries(rng: np.random.Generator) -> NDArray[np.float32]:
+    return unit(rng.standard_normal((50, DIM)))
+
+
+@pytest.fixture
+def with_patterns(
+    open_space: Callable[..., SonaEngine], rng: np.random.Generator, connection: Connection
+) -> SonaEngine:
+    """A space with four patterns, one of which has a text, was found twice, and has verdicts on a parameter."""
+    engine = open_space()
+    topics = unit(rng.standard_normal((4, DIM)))
+    for topic in range(4):
+        for event in range(12):
+            query = unit(topics[topic] + 0.02 * rng.standard_normal(DIM))
+            engine.record(query, quality=0.2 + 0.2 * topic, metadata={"parameters": {"k": event % 2}})
+    engine.flush()
+    engine.background_learn(SMALL)
+    key = {"space": engine.space.space_id}
+    first = "(SELECT min(pattern_id) FROM sona.pattern WHERE space_id = %(space)s)"
+    connection.execute(
+        f"UPDATE sona.pattern SET title = 'a topic', content = 'what to say' WHERE space_id = %(space)s"
+        f" AND pattern_id = {first}",
+        key,
+    )
+    connection.execute(
+        "INSERT INTO sona.pattern_access (space_id, pattern_id, access_count, last_accessed)"
+        f" SELECT %(space)s, {first}, 2, '2026-01-01'",
+        key,
+    )
+    return engine
+
+
+@pytest.fixture
+def judged(open_space: Callable[..., SonaEngine], connection: Connection, rng: np.random.Generator) -> SonaEngine:
+    """Three answers: one with two judged items and a late score, one that was never judged, one with texts."""
+    engine = open_space()
+    table = f"public.texts_{uuid.uuid4().hex[:8]}"
+    connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector({DIM}), body text)")
+    for item in range(5):
+        body = None if item == 4 else f"text {item}"
+        connection.execute(f"INSERT INTO {table} VALUES (%s, %s, %s)", (item, unit(rng.standard_normal(DIM)), body))
+    engine.set_items(table, "id", "embedding")
+    first = engine.record(np.ones(DIM), ["0", "1", "2"], [1.0, None, 0.25], metadata={"question": "why?"})
+    engine.record(-np.ones(DIM), ["0", "1"], [None, None], metadata={"question": "never judged"})
+    engine.record(np.eye(DIM)[0], ["3", "4"], [0.0, 1.0])
+    engine.score(first, 0.0, item_id="3")
+    engine.flush()
+    return engine
 
 
 @pytest.fixture

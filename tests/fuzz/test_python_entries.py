@@ -17,12 +17,12 @@ from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
 
-from . import budget, config_values, graph_values, python_values, text_values
+from . import budget, config_values, file_values, graph_values, python_values, text_values
 from .budget import tries
 from .python_values import ANSWER, DIM, anything
 from .sweep import learn_all, not_finite
 
-OF = (python_values, graph_values, text_values, config_values)
+OF = (python_values, graph_values, text_values, config_values, file_values)
 GOOD_OF = {entry: of for values in OF for entry, of in values.GOOD_OF.items()}
 HOSTILE_OF = {entry: of for values in OF for entry, of in values.HOSTILE_OF.items()}
 MAKERS = {entry: of for values in OF for entry, of in values.MAKERS.items()}
@@ -46,6 +46,7 @@ PLAIN = {
         "LearnedPattern",
         "LearningResult",
         "LoadReport",
+        "PatternImport",
         "RecordedQuery",
         "Response",
         "SaveReport",
@@ -172,8 +173,8 @@ def call(entry: str, arguments: dict[str, Any], engine: SonaEngine) -> None:
     kind = getattr(sona_pg, owner)
     held = engine if kind is SonaEngine else MAKERS[owner]() if owner in MAKERS else None
     act: Callable[..., Any] = kind if method == "__init__" else getattr(kind if held is None else held, method)
-    if entry == "SonaEngine.connect":
-        act = connect_and_close
+    if entry in ("SonaEngine.connect", "SonaEngine.from_pretrained"):
+        act = opened_and_closed(act)
     budget.executed[entry] += 1
     refusals = (SonaError, TypeError, ValueError, BufferError, OverflowError) if entry in KERNEL else SonaError
     refusal: Exception | None = None
@@ -192,8 +193,11 @@ def call(entry: str, arguments: dict[str, Any], engine: SonaEngine) -> None:
         assert all(np.isfinite(part).all() for part in NUMBERS_OF[owner](held))
 
 
-def connect_and_close(**arguments: object) -> None:
-    SonaEngine.connect(**arguments).close()  # type: ignore[arg-type]
+def opened_and_closed(make: Callable[..., SonaEngine]) -> Callable[..., None]:
+    def act(**arguments: object) -> None:
+        make(**arguments).close()
+
+    return act
 
 
 def keep_up(engine: SonaEngine) -> None:

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": set(),
     "supervisor": BASE,
     "text": BASE,
-    "engine": BASE | {"files", "learning", "store", "loops", "text"},
+    "exchange": BASE | {"files", "learning", "store", "loops"},
+    "engine": BASE | {"files", "learning", "store", "loops", "text", "exchange"},
     "embedder": BASE | {"store", "loops"},
     "telemetry": BASE | {"store"},
     "worker": BASE | {"learning", "store", "loops", "telemetry"},
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "loops",
         "embedder",
         "engine",
+        "exchange",
         "worker",
         "evaluation",
         "data",
@@ -54,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "supervisor",
         "package",
     },
-    "package": BASE | {"learning", "store", "loops", "text", "embedder", "engine"},
+    "package": BASE | {"learning", "store", "loops", "text", "embedder", "engine", "exchange"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself. `package` is what `sona_pg/__init__.py` itself defines."""

@@ -1,0 +1,1 @@
+"""Exchange: what was learned as files that other programs read, and back."""
