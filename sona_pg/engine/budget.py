@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from sona_pg.config import (
     EvidenceConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
+    SonaConfig,
     SpaceConfig,
     StoreConfig,
     StrategyConfig,
@@ -115,6 +117,75 @@ def memory_bound(
     cache = embedding.cache_size * (vector + _TEXT + 2 * _ENTRY)
     connections = (store.idle_connections + 3) * _CONNECTION
     return trajectories + rings + samples + 4 * state + remembered + 2 * around * vector + events + cache + connections
+
+
+def within_budget(
+    config: SonaConfig, dim: int, adapter: QueryAdapterConfig | None, strategy: StrategyConfig | None
+) -> SonaConfig:
+    """The settings, with smaller buffers, cache and sample of items where the budget takes that.
+
+    Only what was not set is made smaller: first what may wait and what is cached, down to a hundredth, then the sample.
+
+    Parameters
+    ----------
+    config
+        Settings with a budget.
+    dim
+        Dimension of the space.
+    adapter, strategy
+        As the space has declared them; None where it has not, and they may be chosen.
+
+    Raises
+    ------
+    ConfigError
+        If the settings need more than the budget.
+    """
+    assert config.memory_budget_mb is not None
+    budget = int(config.memory_budget_mb * (1 << 20))
+    may_choose = adapter is None and config.adapter_config is None
+    adapter = adapter or config.adapter_config or QueryAdapterConfig.for_dim(dim)
+    strategy = strategy or config.strategy_config
+    least = 0
+    for halvings in range(_HALVINGS + 1):
+        instant = config.instant_config or InstantLoopConfig()
+        if config.instant_config is None:
+            instant = replace(
+                instant,
+                max_unflushed=max(instant.max_unflushed >> halvings, 100),
+                max_pending_signals=max(instant.max_pending_signals >> halvings, 50),
+            )
+        embedding = config.embedding_config
+        if embedding == EmbeddingConfig():
+            embedding = replace(embedding, cache_size=embedding.cache_size >> halvings)
+        # A sample that is half as large costs quality before small buffers cost anything.
+        sample = adapter.pool_size >> max(halvings - _BUFFERS_FIRST, 0) if may_choose else adapter.pool_size
+        chosen = replace(adapter, pool_size=sample)
+        evidence, store = config.evidence_config, config.store_config
+        least = CODE_BYTES + memory_bound(dim, instant, chosen, strategy, evidence, embedding, store)
+        if least <= budget:
+            return config.replace(
+                instant_config=instant,
+                embedding_config=embedding,
+                adapter_config=chosen if may_choose else config.adapter_config,
+            )
+    raise ConfigError(
+        f"memory_budget_mb is {config.memory_budget_mb:g}, and these settings take up to {least / (1 << 20):.0f} in a "
+        f"space of {dim} dimensions: raise it, or lower max_unflushed, cache_size and pool_size"
+    )
+
+
+_HALVINGS = 7
+_BUFFERS_FIRST = 4
+
+
+def check_latency(engine: SonaEngine) -> None:
+    """Refuse settings whose target latency this machine does not reach, with a `ConfigError`."""
+    target = engine.config.target_latency_us
+    if target is not None and (measured := request_latency(engine)) > target:
+        raise ConfigError(
+            f"target_latency_us is {target:g}, and adapting and recording take {measured:.0f} here, in the median: "
+            "raise it, or lower the rank of adapter_config"
+        )
 
 
 def request_latency(engine: SonaEngine, calls: int = 500) -> float:

@@ -20,6 +20,7 @@ from sona_pg.config import (
 )
 from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.apply import Applying, check_k
+from sona_pg.engine.budget import check_latency
 from sona_pg.engine.cycles import check_loops, run_cycles
 from sona_pg.engine.exchanging import Exchanging
 from sona_pg.engine.learn import Learning
@@ -77,6 +78,7 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
         if not isinstance(config, SonaConfig):
             raise ConfigError(f"config is a {type(config).__name__}, expected a SonaConfig")
         self._answering: Answering | None = None
+        self._cycles: list[threading.Thread] = []
         self._answering_made = threading.Lock()
         if embedder is not None:
             checked = CheckedEmbedder(embedder, config.embedding_config)
@@ -87,8 +89,17 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             config = config.replace(embedding_dim=dim, hidden_dim=None, embedder=checked.fingerprint)
         # Before anything runs: what a cycle would refuse is refused now.
         check_loops(config)
-        super().__init__(*open_space(config), config)
+        super().__init__(*open_space(config))
         self._responder = responder
+        if embedder is not None and self._config.embedding_config != config.embedding_config:
+            # The budget leaves room for a smaller cache.
+            checked = CheckedEmbedder(embedder, self._config.embedding_config)
+            self._answering = Answering(checked, responder, config.text_column)
+        try:
+            check_latency(self)
+        except ConfigError:
+            self.close()
+            raise
         self._cycles = run_cycles(self._database, self._space, config, self._stop)
 
     def close(self) -> None:

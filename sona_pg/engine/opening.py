@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig, SonaConfig, SpaceConfig
+from sona_pg.engine.budget import within_budget
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
 from sona_pg.loops.admission import checked_text
 from sona_pg.loops.evidence import EvidenceLoop
@@ -16,22 +17,23 @@ from sona_pg.store.database import Database, open_database
 from sona_pg.store.spaces import Space
 
 
-def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, EvidenceLoop]:
-    """The space with its loops; errors as of `SonaEngine`."""
-    space, dim, embedder = config.space, config.dim, config.embedder
-    instant, adapter, strategy = config.instant_config, config.adapter_config, config.strategy_config
-    space_config = config.space_config
+def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, EvidenceLoop, SonaConfig]:
+    """The space with its loops, and the settings within the memory budget; errors as of `SonaEngine`."""
+    space, dim, embedder, space_config = config.space, config.dim, config.embedder, config.space_config
     home = None if config.home is None else os.fspath(config.home)
     database = open_database(config.database_url, home=home, config=config.store_config)
     with database.connect() as connection:
-        found = _open_or_create(connection, space, dim, embedder, space_config, adapter)
+        found = _open_or_create(connection, space, dim, embedder, space_config, config.adapter_config)
         if dim is not None and dim != found.dim:
             raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
         if space_config is not None and space_config != found.config:
             raise ConfigError(f"space {space!r} declares {found.config}, not {space_config}: leave space_config out")
         spaces.check_embedder(connection, found, embedder)
-        instant, adapter = spaces.claim_settings(connection, found, instant, adapter)
-        strategy = strategist.claim_settings(connection, found, strategy)
+        if config.memory_budget_mb is not None:
+            declared = spaces.declared_adapter(connection, found), strategist.declared_settings(connection, found)
+            config = within_budget(config, found.dim, *declared)
+        instant, adapter = spaces.claim_settings(connection, found, config.instant_config, config.adapter_config)
+        strategy = strategist.claim_settings(connection, found, config.strategy_config)
     if found.standby_of is not None:
         raise EmbedderMismatch(
             f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
@@ -46,7 +48,7 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
     weighing = EvidenceLoop(
         SpaceStore(found, database.connect, database.config, None), strategy, adapter, config.evidence_config
     )
-    return database, found, loop, weighing
+    return database, found, loop, weighing, config
 
 
 def _open_or_create(

@@ -142,6 +142,15 @@ def is_blank(connection: Connection, space: Space, embedder: str) -> bool:
     return row is not None and (row[0] == embedder or (row[0] is None and not row[1]))
 
 
+def declared_adapter(connection: Connection, space: Space) -> QueryAdapterConfig | None:
+    """The settings of the adapter that the space is learned with; None as long as nobody has declared any."""
+    with translated():
+        row = connection.execute(
+            "SELECT settings -> 'adapter' FROM sona.learner WHERE space_id = %s", (space.space_id,)
+        ).fetchone()
+    return QueryAdapterConfig(**row[0]) if row is not None and row[0] else None
+
+
 def claim_settings(
     connection: Connection, space: Space, instant: InstantLoopConfig | None, adapter: QueryAdapterConfig | None
 ) -> tuple[InstantLoopConfig, QueryAdapterConfig]:

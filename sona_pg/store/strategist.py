@@ -151,6 +151,15 @@ _NEWS = (
 """Of patterns, at once; of a base and a snapshot, once the strategist is as far in the ledger as it is."""
 
 
+def declared_settings(connection: Connection, space: Space) -> StrategyConfig | None:
+    """The settings by which a space finds its strategy; None as long as nobody has declared any."""
+    with translated():
+        row = connection.execute(
+            "SELECT settings FROM sona.strategist WHERE space_id = %s", (space.space_id,)
+        ).fetchone()
+    return StrategyConfig(**row[0]) if row is not None and row[0] else None
+
+
 def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
     """The settings by which a space finds its strategy: the first that are asked for, and those alone from then on.
 

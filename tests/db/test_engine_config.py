@@ -15,8 +15,10 @@ from sona_pg import (
     DeepLoopConfig,
     DimensionMismatch,
     EmbedderMismatch,
+    EmbeddingConfig,
     EwcConfig,
     HashingEmbedder,
+    InstantLoopConfig,
     InvalidInput,
     LearningMode,
     PatternConfig,
@@ -27,6 +29,7 @@ from sona_pg import (
     UnknownSpace,
 )
 from sona_pg.config import BackgroundConfig
+from sona_pg.engine.budget import CODE_BYTES, memory_bound
 from sona_pg.store.connection import Connection
 
 
@@ -170,3 +173,41 @@ def test_an_engine_runs_the_slow_loops_that_it_is_told(
         assert state == "done"
     sona.close()
     assert not [thread for thread in sona._cycles if thread.is_alive()]
+
+
+def test_a_budget_is_held_by_smaller_buffers_cache_and_sample(opened: Callable[..., SonaEngine]) -> None:
+    """The quick start of the reference asks for 50 MB."""
+    sona = opened(embedding_dim=256, memory_budget_mb=50)
+    instant, adapter = sona.config.instant_config, sona.config.adapter_config
+    assert instant is not None
+    assert adapter is not None
+    assert instant.max_unflushed < InstantLoopConfig().max_unflushed
+    assert sona.config.embedding_config.cache_size < EmbeddingConfig().cache_size
+    assert adapter.pool_size == sona.instant.adapter_config.pool_size < QueryAdapterConfig().pool_size
+    held = CODE_BYTES + memory_bound(
+        256, instant, adapter, None, None, sona.config.embedding_config, sona.config.store_config
+    )
+    assert held <= 50 << 20
+    # A large budget changes nothing, and the space has declared its sample by now.
+    again = opened(memory_budget_mb=500)
+    assert again.instant.config == InstantLoopConfig()
+    assert again.instant.adapter_config == adapter
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"memory_budget_mb": 20},
+        {"memory_budget_mb": 50, "instant_config": InstantLoopConfig(max_unflushed=100_000)},
+        {"memory_budget_mb": 50, "adapter_config": QueryAdapterConfig(pool_size=50_000)},
+    ],
+)
+def test_a_budget_that_cannot_be_held_is_refused(opened: Callable[..., SonaEngine], settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"these settings take up to \d+ in a space of 256 dimensions"):
+        opened(embedding_dim=256, **settings)
+
+
+def test_a_target_latency_is_measured(opened: Callable[..., SonaEngine]) -> None:
+    assert opened(embedding_dim=16, target_latency_us=1e6).recall is not None
+    with pytest.raises(ConfigError, match=r"adapting and recording take \d+ here"):
+        opened(embedding_dim=16, target_latency_us=1)
