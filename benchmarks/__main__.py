@@ -26,6 +26,7 @@ NAMES = (
     "forget",
     "sql",
     "memory",
+    "presets",
     "throughput",
     "process",
     "outage",

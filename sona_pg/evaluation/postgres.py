@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from psycopg import sql
 
+from sona_pg.config import LearningMode, SonaConfig
 from sona_pg.engine import SonaEngine
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.feedback import SPACE
@@ -33,11 +34,13 @@ class PostgresSystem:
         Where the documents come from.
     url
         Database; the embedded server without.
+    config
+        Settings of the engine; the defaults if None.
     """
 
     served = LEARNED
 
-    def __init__(self, collection: Collection, url: str | None = None) -> None:
+    def __init__(self, collection: Collection, url: str | None = None, config: SonaConfig | None = None) -> None:
         self._row = {item: row for row, item in enumerate(collection.doc_ids)}
         self._name = f"evaluate-{uuid.uuid4().hex}"
         self._table = sql.Identifier("public", f"sona_{self._name.replace('-', '_')}")
@@ -52,7 +55,15 @@ class PostgresSystem:
             copy.set_types(["text", "vector"])
             for doc_id, embedding in zip(collection.doc_ids, collection.docs, strict=True):
                 copy.write_row((doc_id, embedding))
-        self._engine = SonaEngine.connect(database.url, space=self._name, dim=dim, space_config=SPACE, background=False)
+        self._engine = SonaEngine(
+            (SonaConfig() if config is None else config).replace(
+                database_url=database.url,
+                space=self._name,
+                embedding_dim=dim,
+                space_config=SPACE,
+                learning_loops=LearningMode.MANUAL,
+            )
+        )
         self._engine.set_items(self._table.as_string(), "id", "embedding")
         self._observed = 0
 
