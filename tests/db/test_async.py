@@ -23,6 +23,7 @@ from sona_pg import (
     DatabaseUnavailable,
     DimensionMismatch,
     EmbedderError,
+    HashingEmbedder,
     InvalidInput,
     Item,
     LearningError,
@@ -689,3 +690,36 @@ def test_it_opens_as_the_engine_does(own_url: str, space_name: str, application:
         asyncio.run(opened())
         with psycopg.connect(own_url) as connection:
             asyncio.run(until(lambda: len(sessions(connection, application)) <= 3))
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_of_the_page_runs(url: str, connection: Connection) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "async.md").read_text(encoding="utf-8")
+    program: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], program)
+    connection.execute("CREATE TABLE public.articles (id text PRIMARY KEY, body text, embedding vector(256))")
+    texts = {"parcel": "A parcel takes two days.", "password": "Reset your password by the link in the mail."}
+    for (id, text), row in zip(texts.items(), HashingEmbedder(256).embed(list(texts.values())), strict=True):
+        connection.execute("INSERT INTO public.articles VALUES (%s, %s, %s)", (id, text, row))
+
+    async def used() -> None:
+        app = program["App"]()
+        await app.start(url)
+        try:
+            ann, bob = await asyncio.gather(app.ask("ann", "my password"), app.ask("bob", "a parcel"))
+            assert ann["answer"] == f"ann, see password: {texts['password']}"
+            assert bob["items"][0] == "parcel"
+            await app.thumb(ann["id"], "password", True)
+        finally:
+            await app.stop()
+
+    try:
+        asyncio.run(used())
+        assert connection.execute(
+            "SELECT count(*) FROM sona.trajectory JOIN sona.space USING (space_id) WHERE name = 'support'"
+        ).fetchall() == [(2,)]
+    finally:
+        connection.execute("SELECT sona.drop_space('support')")
+        connection.execute("DROP TABLE public.articles")
