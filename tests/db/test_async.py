@@ -595,8 +595,6 @@ def test_bad_input_is_refused_as_by_the_engine(opened: Open) -> None:
                 await sona.recall(np.ones(DIM), filter={"price": 1})
             with pytest.raises(InvalidInput, match="UUID"):
                 await sona.why("x")
-            with pytest.raises(ConfigError, match="process needs an embedder"):
-                await sona.process("a text")
             assert len((await sona.recall(np.ones(DIM))).items) == 10
 
     asyncio.run(refused())

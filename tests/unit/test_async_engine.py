@@ -13,7 +13,7 @@ import pytest
 from sona_pg import AsyncSonaEngine, SonaEngine
 from sona_pg.engine.requests import Requests
 
-PLAIN = {"adapt", "record", "score", "start"}
+PLAIN = {"adapt", "nothing_found", "record", "score", "start"}
 INSIDE = {"check_open"}
 """Not of the application."""
 
@@ -27,7 +27,12 @@ def parameters(method: Callable[..., Any]) -> list[tuple[str, object, object]]:
 
 
 def test_every_method_is_there() -> None:
-    assert methods(AsyncSonaEngine) == methods(SonaEngine)
+    assert methods(AsyncSonaEngine) == methods(SonaEngine) | {"open"}
+
+
+def test_it_opens_by_settings_as_the_constructor_does() -> None:
+    made = [p for p in parameters(AsyncSonaEngine.open) if p[0] != "cls"]
+    assert made == parameters(SonaEngine.__init__)
 
 
 @pytest.mark.parametrize("name", sorted(methods(SonaEngine)))
