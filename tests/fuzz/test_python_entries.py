@@ -95,7 +95,7 @@ def parameters_of(entry: str) -> list[inspect.Parameter]:
 
 def good_of(entry: str, parameter: inspect.Parameter) -> st.SearchStrategy[Any] | None:
     """A setting of a config is good at its default; everything else has a strategy of its own."""
-    own = GOOD_OF.get(as_sync(entry), {})
+    own = GOOD_OF.get(entry, GOOD_OF.get(as_sync(entry), {}))
     if parameter.name in own:
         return own[parameter.name]
     if entry.partition(".")[0].endswith("Config") and parameter.default is not parameter.empty:
@@ -155,8 +155,8 @@ class Asynchronous:
         """A method, run to its end."""
 
         async def acted(arguments: dict[str, Any]) -> object:
-            if method == "connect":
-                async with AsyncSonaEngine.connect(**arguments):
+            if method in ("connect", "open"):
+                async with getattr(AsyncSonaEngine, method)(**arguments):
                     return None
             made = getattr(self._sona, method)(**arguments)
             return await made if inspect.isawaitable(made) else made
