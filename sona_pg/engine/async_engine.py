@@ -67,6 +67,15 @@ def _aside(method: Method[P, T]) -> AsyncMethod[P, T]:
     return _as(method, call)
 
 
+def _opening(connect: Callable[P, SonaEngine]) -> Callable[P, Opening]:
+    """As of SonaEngine, in a thread: await it, or use it as ``async with``."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Opening:
+        return Opening(AsyncSonaEngine, functools.partial(connect, *args, **kwargs))
+
+    return _as(connect, call)
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -228,6 +237,16 @@ class AsyncSonaEngine:
     deep_learn = _aside(SonaEngine.deep_learn)
     forget = _aside(SonaEngine.forget)
     deploy = _aside(SonaEngine.deploy)
+    record_batch = _aside(SonaEngine.record_batch)
+    save = _aside(SonaEngine.save)
+    save_pretrained = _aside(SonaEngine.save_pretrained)
+    import_adapter = _aside(SonaEngine.import_adapter)
+    export_patterns = _aside(SonaEngine.export_patterns)
+    import_patterns = _aside(SonaEngine.import_patterns)
+    export_preferences = _aside(SonaEngine.export_preferences)
+
+    load = staticmethod(_opening(SonaEngine.load))
+    from_pretrained = staticmethod(_opening(SonaEngine.from_pretrained))
 
     async def process(self, query: str, context: Context | None = None, *, k: int = SHOWN) -> Response:
         """As of SonaEngine; whoever cancels it was given no answer, and nothing is recorded."""

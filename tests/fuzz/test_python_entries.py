@@ -155,7 +155,7 @@ class Asynchronous:
         """A method, run to its end."""
 
         async def acted(arguments: dict[str, Any]) -> object:
-            if method in ("connect", "open"):
+            if method in ("connect", "from_pretrained", "load", "open"):
                 async with getattr(AsyncSonaEngine, method)(**arguments):
                     return None
             made = getattr(self._sona, method)(**arguments)

@@ -14,6 +14,7 @@ from sona_pg import AsyncSonaEngine, SonaEngine
 from sona_pg.engine.requests import Requests
 
 PLAIN = {"adapt", "nothing_found", "record", "score", "start"}
+OPENING = {"connect", "from_pretrained", "load"}
 INSIDE = {"check_open"}
 """Not of the application."""
 
@@ -42,7 +43,7 @@ def test_parameters_and_defaults_are_the_same(name: str) -> None:
         assert parameters(getattr(Requests, name)) == parameters(getattr(SonaEngine, name))
 
 
-@pytest.mark.parametrize("name", sorted(methods(SonaEngine) - {"connect"}))
+@pytest.mark.parametrize("name", sorted(methods(SonaEngine) - OPENING))
 def test_what_may_wait_is_awaited(name: str) -> None:
     method = getattr(AsyncSonaEngine, name)
     assert inspect.iscoroutinefunction(method) == (name not in PLAIN)
