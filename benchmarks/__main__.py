@@ -21,6 +21,7 @@ NAMES = (
     "consolidation",
     "digits",
     "search",
+    "asynchronous",
     "strategist",
     "versions",
     "forget",

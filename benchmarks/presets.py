@@ -1,6 +1,6 @@
 """What each preset costs and brings beside the defaults, on the outcomes that ship with the package.
 
-`gain` is nDCG@10 on held-out questions over the frozen embedding, by evidence alone: what is not proven does not answer.
+`gain` is nDCG@10 on held-out questions over the frozen embedding, by evidence: what is not proven does not answer.
 `bound_mib` is the upper bound of what an engine takes; `waiting` is how many events may wait in memory; `durable_per_s`
 is how fast a file of outcomes becomes durable. The time of the row is that of a `recall` in a space that has learned
 them, by the strategy that the defaults have proven there.
@@ -27,6 +27,7 @@ from sona_pg.engine.budget import CODE_BYTES, memory_bound
 from sona_pg.evaluation.collection import Collection
 from sona_pg.evaluation.postgres import PostgresSystem
 from sona_pg.evaluation.protocol import evaluate_collection
+from sona_pg.evaluation.report import LEARNED
 from sona_pg.store.connection import connect
 from sona_pg.store.database import ENV_URL, open_database
 from sona_pg.store.server import EmbeddedServer
@@ -58,7 +59,7 @@ def run(*, quick: bool) -> list[Row]:
             instant = engines[name].instant.config
             params: dict[str, int | float | str] = {
                 "preset": name,
-                "gain": round(report.gain_ndcg10, 4),
+                "gain": round(report.strategies[LEARNED].gain_ndcg10, 4),
                 "bound_mib": round(_bound(engines[name], config) / (1 << 20)),
                 "waiting": instant.max_unflushed + instant.max_pending_signals,
                 "durable_per_s": round(rates[name]),

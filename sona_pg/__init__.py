@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sona_pg.embedder import abort_embedder, change_embedder, finish_embedder
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.engine.answering import Response
+    from sona_pg.engine.async_engine import AsyncSonaEngine
     from sona_pg.engine.fitting import FitReport
     from sona_pg.engine.results import DeepLearningResult, LearningResult
     from sona_pg.errors import (
@@ -117,6 +118,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "sona_pg.engine.answering": ("Response",),
+    "sona_pg.engine.async_engine": ("AsyncSonaEngine",),
     "sona_pg.engine.fitting": ("FitReport",),
     "sona_pg.engine.results": (
         "DeepLearningResult",
@@ -261,6 +263,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "AsyncSonaEngine",
     "BackgroundLoop",
     "BackgroundLoopConfig",
     "BackgroundResult",

@@ -12,6 +12,8 @@ from sona_pg.cli.output import print_json
 from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.store import spaces
 from sona_pg.store.database import Database, open_database
+from sona_pg.store.pool import ConnectionPool
+from sona_pg.store.reader import read
 from sona_pg.store.search import ItemSearch
 from sona_pg.store.spaces import Space
 
@@ -75,10 +77,14 @@ class _Texts:
     """Texts of the items of a space, from a column of its table."""
 
     def __init__(self, database: Database, space: Space, column: str) -> None:
-        self._search, self._column = ItemSearch(space, database.connect, database.config), column
+        self._search, self._column = ItemSearch(space, database.config), column
+        self._connections = ConnectionPool(database)
 
     def __call__(self, ids: Sequence[str]) -> Mapping[str, str | None]:
-        return self._search.texts(ids, self._column) if ids else {}
+        if not ids:
+            return {}
+        with self._connections.connection() as connection:
+            return read(connection, self._search.texts, ids, self._column)
 
 
 @click.command("import")

@@ -13,6 +13,7 @@ from sona_pg.report import check_report, gather, save_report
 from sona_pg.store import improvement, spaces
 from sona_pg.store.database import open_database
 from sona_pg.store.improvement import MIN_ANSWERS, ImprovementMetrics, LiftDay
+from sona_pg.store.reader import read
 
 
 @click.command()
@@ -24,7 +25,7 @@ def lift(name: str, as_json: bool, url: str | None) -> None:
     with open_database(url).connect() as connection:
         space = spaces.get_space(connection, name)
         days = improvement.lift_days(connection, space)
-        metrics = improvement.improvement_metrics(connection, space)
+        metrics = read(connection, improvement.improvement_metrics, space)
     if as_json:
         print_json({"space": space.name, "days": [asdict(d) for d in days], "improvement": asdict(metrics)})
     elif not days:

@@ -11,6 +11,7 @@ from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.store import spaces
 from sona_pg.store import versions as store
 from sona_pg.store.database import open_database
+from sona_pg.store.reader import read
 
 
 @click.command()
@@ -20,7 +21,7 @@ from sona_pg.store.database import open_database
 def versions(space: str, as_json: bool, url: str | None) -> None:
     """List what was published of SPACE, oldest first."""
     with open_database(url).connect() as connection:
-        found = store.versions(connection, spaces.get_space(connection, space))
+        found = read(connection, store.versions, spaces.get_space(connection, space))
     if as_json:
         print_json([asdict(version) for version in found])
     elif found:

@@ -12,6 +12,7 @@ import click
 from sona_pg.cli.output import print_json, print_table
 from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.store.database import open_database
+from sona_pg.store.reader import read
 from sona_pg.store.why import MovedItem, Why
 from sona_pg.store.why import why as ask_why
 
@@ -29,7 +30,7 @@ def why(trajectory: uuid.UUID, space: str | None, as_json: bool, url: str | None
     What answered and on which evidence, what moved its items, and what it remembered.
     """
     with open_database(url).connect() as connection:
-        found = ask_why(connection, trajectory, space)
+        found = read(connection, ask_why, trajectory, space)
     if as_json:
         print_json(asdict(found))
         return

@@ -22,6 +22,8 @@ class StoreConfig:
         Whether the server may keep prepared statements; false behind a pooler in transaction mode.
     idle_connections
         Connections for searches that an engine keeps open; as many more as there are threads that search are made.
+    async_connections
+        Most connections over which an AsyncSonaEngine answers; requests beyond them wait for one.
     publish_every_events
         Learned outcome events between two immutable versions.
     publish_every_seconds
@@ -47,6 +49,7 @@ class StoreConfig:
     lock_timeout_seconds: int = 10
     prepare_statements: bool = True
     idle_connections: int = 4
+    async_connections: int = 8
     publish_every_events: int = 500
     publish_every_seconds: int = 3600
     exact_search_rows: int = 4_000
@@ -62,6 +65,7 @@ class StoreConfig:
         check_whole("lock_timeout_seconds", self.lock_timeout_seconds, 1, 3600)
         check_flag("prepare_statements", self.prepare_statements)
         check_whole("idle_connections", self.idle_connections, 0, 10_000)
+        check_whole("async_connections", self.async_connections, 1, 10_000)
         check_whole("publish_every_seconds", self.publish_every_seconds, 1, 1 << 31)
         check_whole("publish_every_events", self.publish_every_events, 1, 1 << 31)
         check_whole("exact_search_rows", self.exact_search_rows, 0, 1 << 31)

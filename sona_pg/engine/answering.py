@@ -6,39 +6,21 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from numpy.typing import ArrayLike
 
-from sona_pg.errors import ConfigError, NoItems, ResponderError, SonaError
-from sona_pg.learning.recommendation import Recommendation
+from sona_pg.calls import Call
+from sona_pg.engine.recalled import Known, Recall
+from sona_pg.engine.requests import check_k
+from sona_pg.errors import ConfigError, InvalidInput, NoItems, ResponderError, SonaError
 from sona_pg.loops.admission import checked_text, private_json
-from sona_pg.store.search import Found
 from sona_pg.text.embedders import CheckedEmbedder
-from sona_pg.text.responders import Context, Item, Responder, best_items
-from sona_pg.types import FloatVector, Json
+from sona_pg.text.responders import AsyncResponder, Context, Item, Responder, best_items
+from sona_pg.types import Json
 
 PATTERNS = 5
 """Patterns, the nearest, that are asked what has proven good."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of answers to such queries.
-
-    Parameters
-    ----------
-    parameters
-        By name, what worked; see `SonaEngine.optimized_params`.
-    confidence
-        What answers are worth for sure, 0 to 1.
-    patterns
-        Patterns that were asked.
-    """
-
-    parameters: Mapping[str, Recommendation]
-    confidence: float
-    patterns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,46 +55,35 @@ class Response:
     parameters: Mapping[str, Json]
 
 
-class Recalled(Protocol):
-    """What was recalled for a query."""
+class Asked(Protocol):
+    """What answering asks of an engine."""
 
-    @property
-    def query(self) -> FloatVector:
-        """The query (dim,)."""
-
-    @property
-    def items(self) -> Sequence[Found]:
-        """Items, best first."""
-
-
-R = TypeVar("R", bound=Recalled)
-
-
-class Engine(Protocol[R]):
-    """What answering needs of an engine."""
-
-    def recall(self, query: ArrayLike, k: int) -> R:
+    async def recall(self, query: ArrayLike, k: int) -> Recall:
         """The k best items for a query."""
 
-    def nothing_found(self, query: ArrayLike) -> R:
+    def nothing_found(self, query: ArrayLike) -> Recall:
         """An answer without items."""
 
-    def item_texts(self, ids: Sequence[str], column: str | None) -> Mapping[str, str | None]:
+    async def item_texts(self, ids: Sequence[str], column: str | None) -> Mapping[str, str | None]:
         """Texts of items by id."""
 
-    def known_of(self, query: ArrayLike, k: int) -> Known:
+    async def known_of(self, query: ArrayLike, k: int) -> Known:
         """What is known of answers to such queries."""
 
-    def record(
+
+class Record(Protocol):
+    """Records what was answered."""
+
+    def __call__(
         self,
-        answered: R,
+        answered: Recall,
         *,
         latency_us: int,
         user_id: str | None,
         session_id: str | None,
         metadata: Mapping[str, Json],
     ) -> uuid.UUID:
-        """Record what was answered."""
+        """Id of the trajectory."""
 
 
 class Answering:
@@ -134,38 +105,59 @@ class Answering:
     """
 
     def __init__(
-        self, embedder: CheckedEmbedder, responder: Responder | None = None, text_column: str | None = None
+        self,
+        embedder: CheckedEmbedder,
+        responder: Responder | AsyncResponder | None = None,
+        text_column: str | None = None,
     ) -> None:
         if responder is not None and not callable(responder):
             raise ConfigError(f"the responder is a {type(responder).__name__}, expected a function of query and items")
         if text_column is not None:
             checked_text(text_column, "text_column")
         self.embedder = embedder
-        self._responder: Responder = best_items if responder is None else responder
+        self._responder = responder
         self._text_column = text_column
 
-    def answer(self, engine: Engine[R], query: str, context: Context, k: int) -> Response:
+    async def answer(
+        self, engine: Asked, record: Record, call: Call, query: str, context: Context | None, k: int
+    ) -> Response:
         """The answer to a query; recorded, so that it can be scored.
 
         A responder that fails is an outcome nobody can judge: the trajectory is kept with the failure in its metadata,
         under ``failure``, and the error is raised.
+
+        Parameters
+        ----------
+        engine, record
+            Who recalls, and what records.
+        call
+            Calls the embedder and the responder.
+        query, context, k
+            As of `SonaEngine.process`.
         """
+        check_k(k)
+        if context is not None and not isinstance(context, Context):
+            raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
+        context = Context() if context is None else context
         began = time.perf_counter_ns()
         metadata = dict(private_json(context.metadata, "metadata"))
-        vector = self.embedder.embed([query])[0]
+        (vector,) = await self.embedder.ask([query], call)
         try:
-            found = engine.recall(vector, k)
+            found = await engine.recall(vector, k)
         except NoItems:
             # What was asked is worth knowing all the same: kinds of queries, and parameters that work for them.
             found = engine.nothing_found(vector)
-        texts = engine.item_texts([item.item_id for item in found.items], self._text_column)
+        texts = await engine.item_texts([item.item_id for item in found.items], self._text_column)
         items = tuple(Item(item.item_id, item.score, texts.get(item.item_id)) for item in found.items)
-        known = engine.known_of(found.query, PATTERNS)
+        known = await engine.known_of(found.query, PATTERNS)
         parameters = {name: one.value for name, one in known.parameters.items() if one.confidence > 0}
         failure: SonaError | None = None
         text = ""
         try:
-            text = self._responder(query, items, context, parameters)
+            if self._responder is None:
+                text = best_items(query, items, context, parameters)
+            else:
+                text = await call(self._responder, query, items, context, parameters)
             if not isinstance(text, str):
                 failure = ResponderError(f"the responder answered a {type(text).__name__}, expected a text")
         except SonaError as error:
@@ -178,7 +170,7 @@ class Answering:
             metadata.setdefault("parameters", parameters)
         if failure is not None:
             metadata["failure"] = str(failure)
-        id = engine.record(
+        id = record(
             found, latency_us=latency, user_id=context.user_id, session_id=context.session_id, metadata=metadata
         )
         if failure is not None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sona_pg.calls import at_once
 from sona_pg.config import SHOWN
-from sona_pg.engine.answering import Known
-from sona_pg.engine.recalled import Recall
+from sona_pg.engine.recalled import Known, Recall
 from sona_pg.engine.session import Session
 from sona_pg.errors import InvalidInput
-from sona_pg.ids import new_trajectory_id
 from sona_pg.kernels import as_vector
 from sona_pg.learning.arrays import as_matrix, is_matrix
-from sona_pg.learning.lift import CONTROL
 from sona_pg.learning.patterns import LearnedPattern
-from sona_pg.learning.recommendation import NearPattern, Recommendation, expected_quality, optimized_params
-from sona_pg.loops.admission import checked_text, private_json
-from sona_pg.store import pattern_search, spaces
+from sona_pg.learning.recommendation import Recommendation
+from sona_pg.loops.admission import checked_text
+from sona_pg.store import spaces
 from sona_pg.store.search import Filter
-from sona_pg.types import Answer, FloatVector, Json
+from sona_pg.types import Json
 
 
 class Applying(Session):
@@ -39,7 +36,7 @@ class Applying(Session):
             If the space has moved to another embedder.
         """
         if self._loop.has_moved:
-            self._check_open()
+            self.check_open()
         if self._evidence.served.strategy == "adapted":
             return self._loop.serving.adapt(query)
         if is_matrix(query):
@@ -67,7 +64,7 @@ class Applying(Session):
         DatabaseError
             If the table cannot be searched.
         """
-        return self.recall_batch([query], k, filter=filter)[0]
+        return at_once(self._requests.recall(query, k, filter=filter))
 
     def recall_batch(
         self, queries: Sequence[ArrayLike] | NDArray[np.floating], k: int = SHOWN, *, filter: Filter | None = None
@@ -81,30 +78,7 @@ class Applying(Session):
         DatabaseError
             If the table cannot be searched.
         """
-        self._check_open()
-        check_k(k)
-        if filter is not None:
-            filter = private_json(filter, "filter")
-        if (
-            isinstance(queries, str)
-            or not isinstance(queries, Sequence | np.ndarray)
-            or (isinstance(queries, np.ndarray) and not queries.ndim)
-        ):
-            raise InvalidInput(f"queries is a {type(queries).__name__}, expected a list of vectors")
-        vectors = [as_vector(query, self._space.dim, "query").copy() for query in queries]
-        return [self._answer(new_trajectory_id(), vector, k, filter) for vector in vectors]
-
-    def _answer(self, id: uuid.UUID, query: FloatVector, k: int, filter: Filter | None) -> Recall:
-        served = self._evidence.served
-        arm, propensity = served.arm(id)
-        strategy = "frozen" if arm == CONTROL else served.strategy_for(query)
-        if strategy in ("frozen", "adapted"):
-            # Nothing but the items table is asked: that is planned once.
-            asked = self._loop.serving.adapt(query) if strategy == "adapted" else query
-            items, version = self._search.nearest(asked, k, filter), self._loop.version
-        else:
-            items, version, strategy = self._search.answer(query, k, filter)
-        return Recall(id, query, tuple(items), Answer(arm, version, strategy, propensity))
+        return at_once(self._requests.recall_batch(queries, k, filter=filter))
 
     def nothing_found(self, query: ArrayLike) -> Recall:
         """An answer without items to a query (dim,), for what found them elsewhere, or has none; to be recorded.
@@ -114,11 +88,7 @@ class Applying(Session):
         DimensionMismatch, InvalidInput
             If the query is not valid.
         """
-        self._check_open()
-        vector = as_vector(query, self._space.dim, "query").copy()
-        id = new_trajectory_id()
-        arm, propensity = self._evidence.served.arm(id)
-        return Recall(id, vector, (), Answer(arm, self._loop.version, "frozen", propensity))
+        return self._requests.nothing_found(query)
 
     def predict_one(self, query: ArrayLike, k: int = SHOWN) -> list[str]:
         """Ids of the k best items for a query (dim,), best first. Writes nothing.
@@ -128,7 +98,7 @@ class Applying(Session):
         DimensionMismatch, InvalidInput, DatabaseError
             As `recall`.
         """
-        return [item.item_id for item in self.recall(query, k).items]
+        return at_once(self._requests.predict_one(query, k))
 
     def item_texts(self, ids: Sequence[str], column: str | None) -> dict[str, str | None]:
         """Texts of items by id, from a column of the items table; nothing without a column.
@@ -138,11 +108,7 @@ class Applying(Session):
         DatabaseError
             If there is no such column, or it cannot be read.
         """
-        self._check_open()
-        if isinstance(ids, str) or not isinstance(ids, Sequence):
-            raise InvalidInput(f"ids is a {type(ids).__name__}, expected a list of item ids")
-        checked = [checked_text(id, "item id") for id in ids]
-        return self._search.texts(checked, checked_text(column, "column")) if checked and column is not None else {}
+        return at_once(self._requests.item_texts(ids, column))
 
     def set_items(
         self, items: str, id_column: str, embedding_column: str, *, filter_columns: Sequence[str] = ()
@@ -168,7 +134,7 @@ class Applying(Session):
         InvalidInput, DimensionMismatch, DatabaseError
             If there is no such table or column, or its vectors have another dimension.
         """
-        self._check_open()
+        self.check_open()
         names = (
             checked_text(items, "items table"),
             checked_text(id_column, "id column"),
@@ -177,7 +143,7 @@ class Applying(Session):
         if isinstance(filter_columns, str) or not isinstance(filter_columns, Sequence):
             raise InvalidInput(f"filter_columns is {filter_columns!r}, expected a list of column names")
         columns = [checked_text(column, "filter column") for column in filter_columns]
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             size = spaces.set_items(connection, self._space, *names, columns)
         self._search.look_again()
         self._loop.flush_updates()
@@ -196,13 +162,7 @@ class Applying(Session):
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        check_k(k)
-        vector = as_vector(query, self._space.dim, "query")
-        with self._search.connection() as connection:
-            found = pattern_search.find_patterns(connection, self._space, vector, k)
-        self._accesses.found(pattern.id for pattern, _ in found)
-        return found
+        return at_once(self._requests.find_patterns(query, k))
 
     def optimized_params(
         self, query: ArrayLike, defaults: Mapping[str, Json] | None = None, *, k: int = 5
@@ -233,9 +193,7 @@ class Applying(Session):
         DatabaseError
             If the database cannot be asked.
         """
-        given = {} if defaults is None else private_json(defaults, "defaults")
-        near, width = self._near(query, k)
-        return optimized_params(near, width, given)
+        return at_once(self._requests.optimized_params(query, defaults, k=k))
 
     def known_of(self, query: ArrayLike, k: int = 5) -> Known:
         """What is known of answers to such queries, by the k patterns nearest to it.
@@ -245,19 +203,4 @@ class Applying(Session):
         DimensionMismatch, InvalidInput, DatabaseError
             As `optimized_params`.
         """
-        near, width = self._near(query, k)
-        return Known(optimized_params(near, width), expected_quality(near, width), len(near))
-
-    def _near(self, query: ArrayLike, k: int) -> tuple[list[NearPattern], float]:
-        self._check_open()
-        check_k(k)
-        vector = as_vector(query, self._space.dim, "query")
-        with self._search.connection() as connection:
-            near, width = pattern_search.near_patterns(connection, self._space, vector, k)
-        self._accesses.found(pattern.id for pattern in near)
-        return near, width
-
-
-def check_k(k: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 10_000:
-        raise InvalidInput(f"k is {k!r}, expected a whole number from 1 to 10000")
+        return at_once(self._requests.known_of(query, k))

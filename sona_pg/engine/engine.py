@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from sona_pg.calls import at_once, call_here
 from sona_pg.config import (
     SHOWN,
     EmbeddingConfig,
@@ -19,7 +20,7 @@ from sona_pg.config import (
     StrategyConfig,
 )
 from sona_pg.engine.answering import Answering, Response
-from sona_pg.engine.apply import Applying, check_k
+from sona_pg.engine.apply import Applying
 from sona_pg.engine.budget import check_latency
 from sona_pg.engine.cycles import check_loops, run_cycles
 from sona_pg.engine.exchanging import Exchanging
@@ -27,7 +28,7 @@ from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
 from sona_pg.engine.saving import Saving
-from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.errors import ConfigError
 from sona_pg.files import FilePath
 from sona_pg.loops.archiving import load_space
 from sona_pg.store import spaces
@@ -349,23 +350,24 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        check_k(k)
-        answering = self._answering or self._answering_by_letters()
-        if context is not None and not isinstance(context, Context):
-            raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
-        return answering.answer(self, query, Context() if context is None else context, k)
+        self.check_open()
+        return at_once(self.answering.answer(self._requests, self.record, call_here, query, context, k))
 
     def query(self, text: str, k: int = SHOWN) -> Response:
         """`process`, asked by nobody in particular."""
         return self.process(text, k=k)
+
+    @property
+    def answering(self) -> Answering:
+        """What `process` answers by; the first time it may ask the database."""
+        return self._answering or self._answering_by_letters()
 
     def _answering_by_letters(self) -> Answering:
         """Where no embedder was given: hashes of letters, in a space that has nothing by which they could be wrong."""
         with self._answering_made:
             if self._answering is None:
                 embedder = HashingEmbedder(self._space.dim)
-                with self._search.connection() as connection:
+                with self._connections.connection() as connection:
                     if not spaces.is_blank(connection, self._space, embedder.fingerprint):
                         raise ConfigError(
                             "process needs the embedder of the space, which has vectors already: "

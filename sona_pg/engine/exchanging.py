@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sona_pg.calls import at_once
 from sona_pg.engine.session import Session
 from sona_pg.errors import InvalidInput
 from sona_pg.files import FilePath
@@ -40,7 +41,7 @@ class Exchanging(Session):
         if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 0):
             raise InvalidInput(f"version is {version!r}, expected a number")
         self.flush()
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             export_adapter(connection, self._space, path, version)
 
     def import_adapter(self, path: FilePath, *, embedder: str | None = None) -> int:
@@ -66,7 +67,7 @@ class Exchanging(Session):
         """
         from sona_pg.exchange.peft_files import read_adapter
 
-        self._check_open()
+        self.check_open()
         said = None if embedder is None else checked_text(embedder, "embedder")
         return self._go_on_with(read_adapter(path), said)
 
@@ -74,7 +75,7 @@ class Exchanging(Session):
         from sona_pg.exchange.adapters import import_adapter
 
         self.flush()
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             version = import_adapter(connection, self._space, self._database.config, files, embedder=embedder)
         self._loop.flush_updates()
         self._weigh_now()
@@ -92,8 +93,8 @@ class Exchanging(Session):
         """
         from sona_pg.exchange.patterns import export_patterns
 
-        self._check_open()
-        with self._search.connection() as connection:
+        self.check_open()
+        with self._connections.connection() as connection:
             return export_patterns(connection, self._space, path)
 
     def import_patterns(self, path: FilePath, *, embedder: str | None = None) -> PatternImport:
@@ -117,10 +118,10 @@ class Exchanging(Session):
         """
         from sona_pg.exchange.patterns import import_patterns, read_patterns
 
-        self._check_open()
+        self.check_open()
         said = None if embedder is None else checked_text(embedder, "embedder")
         file = read_patterns(path)
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             return import_patterns(connection, self._space, self._database.config, file, embedder=said)
 
     def export_preferences(
@@ -149,10 +150,9 @@ class Exchanging(Session):
         self.flush()
 
         def texts(ids: Sequence[str]) -> Mapping[str, str | None]:
-            assert column is not None
-            return self._search.texts(ids, column) if ids else {}
+            return at_once(self._requests.item_texts(ids, column))
 
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             return export_preferences(
                 connection, self._space, path, texts=None if column is None else texts, prompt_key=key
             )

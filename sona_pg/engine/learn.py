@@ -29,7 +29,7 @@ class Learning(Recording):
 
     def learn(self) -> int:
         """Learn what was recorded, at once and in this thread; gives the number of events."""
-        self._check_open()
+        self.check_open()
         return self._loop.learn_pending()
 
     def learn_one(self, query: ArrayLike, outcome: Mapping[str, float | None]) -> FitReport:
@@ -82,7 +82,7 @@ class Learning(Recording):
 
     def _fitted(self, rows: int, ids: list[uuid.UUID], refused: Mapping[int, str]) -> FitReport:
         self.flush()
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             return fit_report(rows, ids, what_became(connection, self._space, ids), refused)
 
     def background_learn(
@@ -102,7 +102,8 @@ class Learning(Recording):
         Raises
         ------
         LearningError, DatabaseBusy, PermissionDenied, DatabaseError
-            If the cycle fails, a worker is at it for longer, the role may not, or the database cannot be asked.
+            If the cycle fails or the engine is closed meanwhile, a worker is at it for longer, the role may not, or the
+            database cannot be asked.
         """
         if loop is not None and minimum is not None:
             raise ConfigError("minimum is a setting of the loop that is given: set it there")
@@ -140,7 +141,7 @@ class Learning(Recording):
         if not isinstance(wait_seconds, int | float) or isinstance(wait_seconds, bool) or not 0 <= wait_seconds < 1e9:
             raise ConfigError(f"wait_seconds is {wait_seconds!r}, expected seconds from 0")
         self.flush()
-        found = learn_now(self._database, self._space, loop, wait_seconds)
+        found = learn_now(self._database, self._space, loop, wait_seconds, self._stop)
         self._loop.flush_updates()
         self._evidence.refresh()
         return found
@@ -168,7 +169,7 @@ class Learning(Recording):
             If something would be lost, the space has changed its embedder, the role may not learn in the space, the id
             is none, or the database does not take it; nothing was changed.
         """
-        self._check_open()
+        self.check_open()
         checked_text(user_id, "user id")
         for name, value in (("accept_lost", accept_lost), ("wait", wait)):
             if not isinstance(value, bool):

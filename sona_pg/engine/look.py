@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 
+from sona_pg.calls import at_once
 from sona_pg.engine.session import Session
 from sona_pg.errors import InvalidInput
 from sona_pg.loops.admission import checked_text
-from sona_pg.store import improvement, versions
+from sona_pg.store import versions
 from sona_pg.store.improvement import ImprovementMetrics
 from sona_pg.store.versions import Version
-from sona_pg.store.why import Why, why
+from sona_pg.store.why import Why
 
 
 class Looking(Session):
@@ -24,9 +25,7 @@ class Looking(Session):
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        with self._search.connection() as connection:
-            return improvement.improvement_metrics(connection, self._space)
+        return at_once(self._requests.improvement_metrics())
 
     def why(self, trajectory_id: uuid.UUID) -> Why:
         """Why an answer was what it was: what answered and why, what it remembered, and what moved its items.
@@ -43,11 +42,7 @@ class Looking(Session):
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        if not isinstance(trajectory_id, uuid.UUID):
-            raise InvalidInput(f"trajectory id is {trajectory_id!r}, expected a UUID")
-        with self._search.connection() as connection:
-            return why(connection, trajectory_id, self._space.name)
+        return at_once(self._requests.why(trajectory_id))
 
     def versions(self) -> list[Version]:
         """What was published of the space, oldest first.
@@ -57,9 +52,7 @@ class Looking(Session):
         DatabaseError
             If the database cannot be asked.
         """
-        self._check_open()
-        with self._search.connection() as connection:
-            return versions.versions(connection, self._space)
+        return at_once(self._requests.versions())
 
     def deploy(self, version: int | str, reason: str | None = None) -> int:
         """Answer, and go on learning, from a version; what was learned since the last one is published first.
@@ -82,12 +75,12 @@ class Looking(Session):
         UnknownVersion, DamagedVersion, InvalidInput, PermissionDenied
             If there is no such version, it is not what was published, or the role may not.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(version, bool) or not isinstance(version, int | str):
             raise InvalidInput(f"version is {version!r}, expected a number, 'rollback', 'latest' or 'frozen'")
         if reason is not None:
             reason = checked_text(reason, "the reason")
-        with self._search.connection() as connection:
+        with self._connections.connection() as connection:
             deployed = versions.deploy(connection, self._space, str(version), reason)
         self._loop.flush_updates()
         self._evidence.refresh()

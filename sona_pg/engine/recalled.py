@@ -1,10 +1,12 @@
-"""What was answered to a query."""
+"""What was answered to a query, and what is known of such queries."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sona_pg.learning.recommendation import Recommendation
 from sona_pg.store.search import Found
 from sona_pg.types import Answer, FloatVector
 
@@ -29,3 +31,22 @@ class Recall:
     query: FloatVector
     items: tuple[Found, ...]
     answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of answers to such queries.
+
+    Parameters
+    ----------
+    parameters
+        By name, what worked; see `SonaEngine.optimized_params`.
+    confidence
+        What answers are worth for sure, 0 to 1.
+    patterns
+        Patterns that were asked.
+    """
+
+    parameters: Mapping[str, Recommendation]
+    confidence: float
+    patterns: int

@@ -86,7 +86,7 @@ class Recording(Session):
         ConfigError
             If the engine is closed.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(answered, QueryTrajectory | TrajectoryBuilder):
             timed = not isinstance(latency_us, int) or latency_us != 0
             if item_ids is not None or rewards is not None or trajectory_id is not None or timed:
@@ -176,7 +176,7 @@ class Recording(Session):
         ConfigError
             If the engine is closed.
         """
-        self._check_open()
+        self.check_open()
         rows = as_matrix(queries, self._space.dim, "queries")
         n = len(rows)
         columns = (
@@ -241,7 +241,7 @@ class Recording(Session):
         score_id
             An id of its own: the same id again is nothing.
         """
-        self._check_open()
+        self.check_open()
         given = str(uuid.uuid4()) if score_id is None else score_id
         score = admitted_score(Score(trajectory_id, value, item_id, name, given), self._space.config)
         if not self._loop.on_score(score):

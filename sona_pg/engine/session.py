@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from sona_pg.config import LearningMode, SonaConfig
+from sona_pg.engine.requests import Requests
 from sona_pg.errors import ConfigError, DatabaseError, EmbedderMismatch, SonaError, UnknownSpace
 from sona_pg.loops.accesses import AccessCounts
 from sona_pg.loops.evidence import EvidenceLoop
@@ -19,6 +20,7 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.last_flush import LOOK_SECONDS, LastFlush
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.store.database import Database
+from sona_pg.store.pool import ConnectionPool
 from sona_pg.store.search import ItemSearch
 from sona_pg.store.spaces import Space
 
@@ -48,8 +50,12 @@ class Session:
         self._space = space
         self._loop = loop
         self._evidence = evidence
-        self._search = ItemSearch(space, database.connect, database.config)
-        self._accesses = AccessCounts(space, self._search.connection, database.config)
+        self._connections = ConnectionPool(database)
+        self._search = ItemSearch(space, database.config)
+        self._accesses = AccessCounts(space, self._connections.connection, database.config)
+        self._requests = Requests(
+            space, loop, evidence, self._search, self._accesses, self._connections, self.check_open
+        )
         self._closed = False
         self._pid = os.getpid()
         self._wake = threading.Event()
@@ -76,6 +82,16 @@ class Session:
     def config(self) -> SonaConfig:
         """The settings that it was opened with."""
         return self._config
+
+    @property
+    def database(self) -> Database:
+        """Where it is."""
+        return self._database
+
+    @property
+    def requests(self) -> Requests:
+        """What it answers requests by."""
+        return self._requests
 
     @property
     def url(self) -> str:
@@ -107,7 +123,7 @@ class Session:
         EmbedderMismatch
             If the embedder of the space was given up; what was not durable is lost, and counted in `sona.errors`.
         """
-        self._check_open()
+        self.check_open()
         self._loop.flush_updates()
         self._weigh_now()
         self._accesses.write()
@@ -218,9 +234,18 @@ class Session:
         _open_sessions.discard(self)
         self._loop.close()
         self._evidence.close()
-        self._search.close()
+        self._connections.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse what cannot be done any more.
+
+        Raises
+        ------
+        ConfigError
+            If the engine is closed, or of another process.
+        EmbedderMismatch
+            If the space has moved to another embedder.
+        """
         if self._closed:
             raise ConfigError("the engine is closed: connect again")
         if self._pid != os.getpid():

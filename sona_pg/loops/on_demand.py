@@ -18,13 +18,15 @@ from sona_pg.store.spaces import Space
 _LOOK_SECONDS = 0.05
 
 
-def learn_now(database: Database, space: Space, loop: Loop, wait_seconds: float) -> Mapping[str, Any]:
+def learn_now(
+    database: Database, space: Space, loop: Loop, wait_seconds: float, stop: threading.Event
+) -> Mapping[str, Any]:
     """Run a cycle here; where a worker is at it, wait for what it comes to. A row of `sona.runs`.
 
     Raises
     ------
     LearningError
-        If the cycle has failed; says why.
+        If the cycle has failed; says why. If `stop` is set meanwhile: what is left of it is left to the next worker.
     DatabaseBusy
         If a worker is at it for longer than `wait_seconds`.
     PermissionDenied
@@ -37,12 +39,17 @@ def learn_now(database: Database, space: Space, loop: Loop, wait_seconds: float)
     ):
         run_id = runs.request(connection, space.name, loop.name)
         while True:
-            coordinator.step(threading.Event())
+            coordinator.step(stop)
             (found,) = runs.latest_runs(connection, space, run_id=run_id)
             if found["state"] == "failed":
                 raise LearningError(f"the {loop.name} cycle of space {space.name!r} failed: {found['reason']}")
             if found["finished_at"] is not None:
                 return found
+            if stop.is_set():
+                raise LearningError(
+                    f"the engine was closed during the {loop.name} cycle of space {space.name!r}: "
+                    "a worker, or the next call, goes on with it"
+                )
             if time.monotonic() >= deadline:
                 raise DatabaseBusy(
                     f"a worker is at the {loop.name} cycle of space {space.name!r} for {wait_seconds:g} seconds: "

@@ -9,6 +9,7 @@ from sona_pg.store import history, strategist, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.history import Deployment, HarmedAnswer, RegionRow, Standing, Stretch
 from sona_pg.store.improvement import ImprovementMetrics, improvement_metrics
+from sona_pg.store.reader import read
 from sona_pg.store.spaces import Space
 from sona_pg.store.strategist import LoggedTurn, StrategyEvidence
 from sona_pg.store.versions import Version
@@ -70,11 +71,11 @@ def gather(connection: Connection, space: Space) -> Facts:
         space=space.name,
         made_at=datetime.now(UTC),
         standing=history.standing(connection, space),
-        metrics=improvement_metrics(connection, space),
+        metrics=read(connection, improvement_metrics, space),
         stretches=history.stretches(connection, space, MOST_STRETCHES),
         strategies=evidence.strategies,
         turns=evidence.turns,
-        versions=versions.versions(connection, space),
+        versions=read(connection, versions.versions, space),
         changes=history.deployments(connection, space, MOST_CHANGES, *CHANGES),
         audit=history.deployments(connection, space, AUDITED),
         harmed=history.harmed_answers(connection, space, HARMED),

@@ -39,6 +39,7 @@ from sona_pg.errors import (
 from sona_pg.kernels import floats_wire, vector_wire
 
 Connection = psycopg.Connection[TupleRow]
+AsyncConnection = psycopg.AsyncConnection[TupleRow]
 
 MIN_POSTGRES = 16
 MIN_PGVECTOR = (0, 8)
@@ -96,18 +97,20 @@ class VectorTextLoader(Loader):
         return np.array(bytes(data)[1:-1].split(b","), dtype=np.float32)
 
 
-def register_vectors(connection: Connection) -> None:
-    """Let a connection send float32 arrays as vectors and receive vectors as float32 arrays."""
+_VECTOR_TYPE = (
     # The extension may be outside of the search path, and another type may have its name.
-    row = connection.execute(
-        "SELECT t.oid, t.typarray FROM pg_extension e JOIN pg_type t ON t.typnamespace = e.extnamespace"
-        " WHERE e.extname = 'vector' AND t.typname = 'vector'"
-    ).fetchone()
-    if row is None:
+    "SELECT t.oid, t.typarray FROM pg_extension e JOIN pg_type t ON t.typnamespace = e.extnamespace"
+    " WHERE e.extname = 'vector' AND t.typname = 'vector'"
+)
+
+
+def _register_vectors(connection: Connection | AsyncConnection, found: TupleRow | None) -> None:
+    """Let a connection send float32 arrays as vectors and receive vectors as float32 arrays."""
+    if found is None:
         raise UnsupportedServer(
             "the database has no type 'vector': install pgvector 0.8 or newer, then run 'sona migrate'"
         )
-    info = TypeInfo("vector", row[0], row[1])
+    info = TypeInfo("vector", found[0], found[1])
     info.register(connection)
     dumper = type("SpaceVectorDumper", (VectorDumper,), {"oid": info.oid})
     # Both take arrays; COPY chooses by the type of the column, parameters of statements are vectors.
@@ -147,17 +150,50 @@ def connect(
         If vectors are asked for and the database has none.
     """
     config = StoreConfig() if config is None else config
+    conninfo = _conninfo(url, config, application)
+    with translated():
+        connection = psycopg.connect(conninfo, autocommit=autocommit)
     try:
-        # A host that vanishes is noticed in half a minute; whoever wants it otherwise says so in the URL.
-        defaults: dict[str, str | int] = {
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 4,
-            "tcp_user_timeout": 30_000,
-            "application_name": application,
-        }
+        if not config.prepare_statements:
+            connection.prepare_threshold = None
+        if vectors:
+            with translated():
+                _register_vectors(connection, connection.execute(_VECTOR_TYPE).fetchone())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def connect_async(url: str, *, config: StoreConfig, application: str = "sona") -> AsyncConnection:
+    """As `connect`, for the event loop that runs."""
+    conninfo = _conninfo(url, config, application)
+    with translated():
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    try:
+        if not config.prepare_statements:
+            connection.prepare_threshold = None
+        with translated():
+            cursor = await connection.execute(_VECTOR_TYPE)
+            _register_vectors(connection, await cursor.fetchone())
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _conninfo(url: str, config: StoreConfig, application: str) -> str:
+    # A host that vanishes is noticed in half a minute; whoever wants it otherwise says so in the URL.
+    defaults: dict[str, str | int] = {
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 30_000,
+        "application_name": application,
+    }
+    try:
         given = conninfo_to_dict(url)
-        conninfo = make_conninfo(
+        return make_conninfo(
             url,
             connect_timeout=config.connect_timeout_seconds,
             client_encoding="utf8",
@@ -165,18 +201,6 @@ def connect(
         )
     except psycopg.ProgrammingError as cause:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
-    with translated():
-        connection = psycopg.connect(conninfo, autocommit=autocommit)
-    if not config.prepare_statements:
-        connection.prepare_threshold = None
-    try:
-        if vectors:
-            with translated():
-                register_vectors(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def engine_url(url: str) -> str:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sona_pg.config import SCHEMA_REVISION, StoreConfig
-from sona_pg.store.connection import Connection, check_server, connect, current_revision, schema_mismatch
+from sona_pg.store.connection import (
+    AsyncConnection,
+    Connection,
+    check_server,
+    connect,
+    connect_async,
+    current_revision,
+    schema_mismatch,
+)
 from sona_pg.store.server import EmbeddedServer, as_home, default_home
 
 ENV_URL = "SONA_DATABASE_URL"
@@ -42,6 +50,10 @@ class Database:
     def connect(self) -> Connection:
         """A new connection, with vectors."""
         return connect(self.url, config=self.config, application=self.application)
+
+    async def connect_async(self) -> AsyncConnection:
+        """The same, for the event loop that runs."""
+        return await connect_async(self.url, config=self.config, application=self.application)
 
 
 def resolve_url(url: str | None = None, *, home: Path | str | None = None) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from datetime import date
 from typing import NamedTuple
 
 from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.reader import Reader
 from sona_pg.store.spaces import Space
 
 MIN_ANSWERS = 30
@@ -150,13 +151,13 @@ def lift_days(connection: Connection, space: Space) -> list[LiftDay]:
     return [LiftDay(*row) for row in rows]
 
 
-def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetrics:
+async def improvement_metrics(reader: Reader, space: Space) -> ImprovementMetrics:
     """Whether a space gets better, by what its answers were worth."""
-    with transaction(connection):
-        days = _days(connection, space)
-        arms = _arms(connection, space)
-        connections = _novel_connections(connection, space)
-        phi, chance = _integration(connection, space)
+    async with reader.transaction():
+        days = await _days(reader, space)
+        arms = await _arms(reader, space)
+        connections = await _novel_connections(reader, space)
+        phi, chance = await _integration(reader, space)
     week, before = _aged(days, 0, 7), _aged(days, 7, 14)
     quality, quality_before = _mean_quality(week), _mean_quality(before)
     gain, over = _weekly_gain(arms, quality, quality_before)
@@ -181,45 +182,41 @@ def improvement_metrics(connection: Connection, space: Space) -> ImprovementMetr
     )
 
 
-def _novel_connections(connection: Connection, space: Space) -> int | None:
-    row = connection.execute(
+async def _novel_connections(reader: Reader, space: Space) -> int | None:
+    rows = await reader.rows(
         "SELECT (SELECT count(*) FROM sona.memory_edge e WHERE e.space_id = m.space_id AND e.kind = 'creative')"
         " FROM sona.memory_state m WHERE m.space_id = %s AND m.evidence IS NOT NULL",
         (space.space_id,),
-    ).fetchone()
-    return None if row is None else int(row[0])
+    )
+    return int(rows[0][0]) if rows else None
 
 
-def _integration(connection: Connection, space: Space) -> tuple[float | None, float | None]:
-    row = connection.execute(
-        "SELECT phi, chance FROM sona.integration WHERE space = %s",
-        (space.name,),
-    ).fetchone()
-    return (None, None) if row is None else (row[0], row[1])
+async def _integration(reader: Reader, space: Space) -> tuple[float | None, float | None]:
+    rows = await reader.rows("SELECT phi, chance FROM sona.integration WHERE space = %s", (space.name,))
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
 
 
-def _days(connection: Connection, space: Space) -> list[_Day]:
-    rows = connection.execute(
+async def _days(reader: Reader, space: Space) -> list[_Day]:
+    rows = await reader.rows(
         "SELECT (now() AT TIME ZONE 'UTC')::date - day, answers, control_answers, quality, lift_so_far, lower, upper,"
         " judged, harmed_share, gain, coalesce(asked_again, 0), coalesce(gain_before, 0),"
         " coalesce(gain_before_error, 0), coalesce(gain_again, 0), overall"
         " FROM sona.improvement WHERE space = %s ORDER BY day",
         (space.name,),
-    ).fetchall()
+    )
     return [_Day(*row) for row in rows]
 
 
-def _arms(connection: Connection, space: Space) -> _Arms:
+async def _arms(reader: Reader, space: Space) -> _Arms:
     # Shares may change within a week: each control answer stands for as many as its arm was improbable.
-    row = connection.execute(
+    (row,) = await reader.rows(
         "SELECT count(*), count(*) FILTER (WHERE arm = 'control'), avg(contrast),"
         " sum(value / propensity) FILTER (WHERE arm = 'control')"
         " / nullif(sum(1 / propensity) FILTER (WHERE arm = 'control'), 0)"
         " FROM sona.answer_outcome WHERE space_id = %s AND contrast IS NOT NULL"
         " AND answered_at >= ((now() AT TIME ZONE 'UTC')::date - 6)::timestamp AT TIME ZONE 'UTC'",
         (space.space_id,),
-    ).fetchone()
-    assert row is not None
+    )
     return _Arms(*row)
 
 

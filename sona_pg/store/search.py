@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import DatabaseUnavailable, SonaError
+from sona_pg.errors import SonaError
 from sona_pg.kernels import single
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.reader import Reader
 from sona_pg.store.spaces import Space
 from sona_pg.types import FloatVector, Json
 
@@ -96,7 +95,7 @@ class _Source:
 
 
 class ItemSearch:
-    """Searches the items of a space over connections of its own. Safe to use from several threads.
+    """Searches the items of a space. Safe to use from several threads.
 
     Where the server may keep prepared statements, the plain search runs as one, planned once. It orders items as
     `sona.recall` does; which of those at the distance of the last one are among the k is up to the plan of either.
@@ -105,22 +104,17 @@ class ItemSearch:
     ----------
     space
         The space.
-    connect
-        Makes a connection.
     config
         Settings.
     """
 
-    def __init__(self, space: Space, connect: Callable[[], Connection], config: StoreConfig) -> None:
+    def __init__(self, space: Space, config: StoreConfig) -> None:
         self._space = space
-        self._connect = connect
         self._config = config
-        self._idle: list[Connection] = []
-        self._mutex = threading.Lock()
         self._source: _Source | None = None
         self._look_again_at = 0.0
 
-    def nearest(self, query: FloatVector, k: int, filter: Filter | None = None) -> list[Found]:
+    async def nearest(self, reader: Reader, query: FloatVector, k: int, filter: Filter | None = None) -> list[Found]:
         """The k items nearest to a query (dim,) by cosine, best first.
 
         Raises
@@ -130,18 +124,19 @@ class ItemSearch:
         DatabaseError
             If the table cannot be searched.
         """
-        with self.connection() as connection, translated():
-            found = None if filter else self._nearest_prepared(connection, query, k)
-            if found is not None:
-                return found
-            rows = connection.execute(
-                "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s, %s) ORDER BY rank",
-                (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
-                binary=True,
-            ).fetchall()
-            return [Found(*row) for row in rows]
+        found = None if filter else await self._nearest_prepared(reader, query, k)
+        if found is not None:
+            return found
+        rows = await reader.rows(
+            "SELECT item_id, rank, score FROM sona._search_items(%s, %s, %s, %s) ORDER BY rank",
+            (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
+            binary=True,
+        )
+        return [Found(*row) for row in rows]
 
-    def answer(self, query: FloatVector, k: int, filter: Filter | None = None) -> tuple[list[Found], int, str]:
+    async def answer(
+        self, reader: Reader, query: FloatVector, k: int, filter: Filter | None = None
+    ) -> tuple[list[Found], int, str]:
         """The k best items for a query (dim,) by the strategy in force; and its version and name.
 
         Raises
@@ -149,24 +144,23 @@ class ItemSearch:
         InvalidInput, DatabaseError
             As `nearest`.
         """
-        with self.connection() as connection, translated():
-            rows = connection.execute(
-                # The space may have another name by now: one of another embedder has taken its place.
-                "SELECT item_id, rank, score, version, strategy FROM sona._answer("
-                "(SELECT name FROM sona.space WHERE space_id = %s), %s, %s, %s) ORDER BY rank",
-                (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
-                binary=True,
-            ).fetchall()
+        rows = await reader.rows(
+            # The space may have another name by now: one of another embedder has taken its place.
+            "SELECT item_id, rank, score, version, strategy FROM sona._answer("
+            "(SELECT name FROM sona.space WHERE space_id = %s), %s, %s, %s) ORDER BY rank",
+            (self._space.space_id, query, k, None if filter is None else Jsonb(filter)),
+            binary=True,
+        )
         version, strategy = rows[0][3:] if rows else (0, "frozen")
         return [Found(*row[:3]) for row in rows], version, strategy
 
-    def _nearest_prepared(self, connection: Connection, query: FloatVector, k: int) -> list[Found] | None:
+    async def _nearest_prepared(self, reader: Reader, query: FloatVector, k: int) -> list[Found] | None:
         """As `nearest`; None where that takes the function: it says what is wrong, and searches exhaustively."""
-        with contextlib.suppress(SonaError), translated():
-            source = self._source_of_items(connection) if self._config.prepare_statements else None
+        with contextlib.suppress(SonaError):
+            source = await self._source_of_items(reader) if self._config.prepare_statements else None
             if source is None:
                 return None
-            rows = connection.execute(source.nearest(k), (query,), prepare=True, binary=True).fetchall()
+            rows = await reader.rows(source.nearest(k), (query,), prepare=True, binary=True)
             if len(rows) < k:
                 return None
             # An index returns almost in order; ties go by the id.
@@ -174,21 +168,21 @@ class ItemSearch:
             return [Found(item, rank, _score(distance)) for rank, (item, distance) in enumerate(rows, 1)]
         return None
 
-    def _source_of_items(self, connection: Connection) -> _Source | None:
+    async def _source_of_items(self, reader: Reader) -> _Source | None:
         """The items table, as it was named not long ago; None where that was never said."""
         if time.monotonic() >= self._look_again_at:
-            row = connection.execute(
+            rows = await reader.rows(
                 "SELECT i.items::text, i.id_column, format_type(a.atttypid, a.atttypmod), i.embedding_column,"
                 " (SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
                 "  WHERE extname = 'vector') FROM sona._items_of(%s) i"
                 " JOIN pg_attribute a ON a.attrelid = i.items AND a.attname = i.id_column",
                 (self._space.space_id,),
-            ).fetchone()
-            self._source = None if row is None else _Source(*row)
+            )
+            self._source = _Source(*rows[0]) if rows else None
             self._look_again_at = time.monotonic() + _SOURCE_SECONDS
         return self._source
 
-    def texts(self, ids: Sequence[str], column: str) -> dict[str, str | None]:
+    async def texts(self, reader: Reader, ids: Sequence[str], column: str) -> dict[str, str | None]:
         """Texts of items by id, from a column of the items table; an item that is gone is left out.
 
         Raises
@@ -196,48 +190,14 @@ class ItemSearch:
         DatabaseError
             If there is no such column, or it cannot be read.
         """
-        with self.connection() as connection, translated():
-            source = self._source_of_items(connection)
-            if source is None:
-                return {}
-            prepare = self._config.prepare_statements
-            return dict(connection.execute(source.texts(column), (list(ids),), prepare=prepare).fetchall())
+        source = await self._source_of_items(reader)
+        if source is None:
+            return {}
+        return dict(await reader.rows(source.texts(column), (list(ids),), prepare=self._config.prepare_statements))
 
     def look_again(self) -> None:
         """The items table was named anew."""
         self._look_again_at = 0.0
-
-    @contextlib.contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """A connection that nobody else uses meanwhile."""
-        with self._mutex:
-            connection = self._idle.pop() if self._idle else None
-        if connection is None or connection.closed:
-            connection = self._connect()
-            if self._config.prepare_statements:
-                with translated():
-                    # Without it an index gives at most hnsw.ef_search items, silently.
-                    connection.execute("SET hnsw.iterative_scan = relaxed_order")
-                    connection.execute("SET ivfflat.iterative_scan = relaxed_order")
-        try:
-            yield connection
-        except DatabaseUnavailable:
-            connection.close()
-            raise
-        finally:
-            with self._mutex:
-                if not connection.closed and len(self._idle) < self._config.idle_connections:
-                    self._idle.append(connection)
-                    connection = None
-            if connection is not None:
-                connection.close()
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        with self._mutex:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
 
 
 def _by_distance(row: tuple[str, float]) -> tuple[bool, float, str]:

@@ -12,6 +12,7 @@ from sona_pg.kernels import LowRank
 from sona_pg.learning.packing import expand, squeeze
 from sona_pg.learning.remembered import FloatMatrix
 from sona_pg.store.connection import Connection, translated
+from sona_pg.store.reader import Reader
 from sona_pg.store.spaces import Space
 
 SERVED = "adapter.served"
@@ -56,11 +57,9 @@ class Version:
         return "frozen" if self.setting == "shadow" else self.setting
 
 
-def versions(connection: Connection, space: Space) -> list[Version]:
+async def versions(reader: Reader, space: Space) -> list[Version]:
     """The published versions of a space, oldest first."""
-    with translated():
-        rows = connection.execute("SELECT * FROM sona.versions(%s)", (space.name,)).fetchall()
-    return [Version(*row) for row in rows]
+    return [Version(*row) for row in await reader.rows("SELECT * FROM sona.versions(%s)", (space.name,))]
 
 
 def deploy(connection: Connection, space: Space, what: str, reason: str | None) -> int:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from psycopg.rows import TupleRow
 
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.reader import Reader
 from sona_pg.store.strategist import StrategyEvidence
 
 
@@ -167,12 +167,12 @@ class Why:
     notes: tuple[str, ...]
 
 
-def why(connection: Connection, trajectory_id: uuid.UUID, space: str | None = None) -> Why:
+async def why(reader: Reader, trajectory_id: uuid.UUID, space: str | None = None) -> Why:
     """Why an answer was what it was.
 
     Parameters
     ----------
-    connection
+    reader
         Any; nothing is written.
     trajectory_id
         The answer.
@@ -186,11 +186,10 @@ def why(connection: Connection, trajectory_id: uuid.UUID, space: str | None = No
     UnknownSpace, InvalidInput
         If there is no such space, or several spaces have that trajectory.
     """
-    with translated():
-        rows = connection.execute(
-            "SELECT part, place, item_id, trajectory_id, amount, reason, detail FROM sona.why(%s, %s)",
-            (trajectory_id, space),
-        ).fetchall()
+    rows = await reader.rows(
+        "SELECT part, place, item_id, trajectory_id, amount, reason, detail FROM sona.why(%s, %s)",
+        (trajectory_id, space),
+    )
     parts: dict[str, list[TupleRow]] = {}
     for part, *row in rows:
         parts.setdefault(part, []).append(tuple(row))

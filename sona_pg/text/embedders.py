@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sona_pg.calls import Call, at_once, call_here
 from sona_pg.config import MAX_DIM, EmbeddingConfig, EndpointConfig
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderError, InvalidInput, SonaError
 from sona_pg.kernels import as_vector
@@ -33,6 +34,21 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> ArrayLike:
         """Vectors (n, dim) of finite numbers, none of them zero, of texts that are not empty."""
+
+
+class AsyncEmbedder(Protocol):
+    """As an `Embedder`, asked by AsyncSonaEngine in its event loop."""
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the model."""
+
+    async def embed(self, texts: Sequence[str]) -> ArrayLike:
+        """As of `Embedder`."""
 
 
 class HashingEmbedder:
@@ -240,7 +256,7 @@ class CheckedEmbedder:
         Settings.
     """
 
-    def __init__(self, embedder: Embedder, config: EmbeddingConfig | None = None) -> None:
+    def __init__(self, embedder: Embedder | AsyncEmbedder, config: EmbeddingConfig | None = None) -> None:
         if not isinstance(embedder, Embedder):
             raise ConfigError(
                 f"the embedder is a {type(embedder).__name__} without dim, fingerprint or embed: "
@@ -273,6 +289,10 @@ class CheckedEmbedder:
         DimensionMismatch
             If its vectors have another dimension than it says.
         """
+        return at_once(self.ask(texts, call_here))
+
+    async def ask(self, texts: Sequence[str], call: Call) -> Vectors:
+        """As `embed`; the embedder is called by `call`."""
         checked = [self._checked(text) for text in texts]
         keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in checked]
         found: dict[bytes, Vectors] = {}
@@ -285,7 +305,7 @@ class CheckedEmbedder:
         places, size = list(new), self._config.batch_size
         for start in range(0, len(places), size):
             batch = places[start : start + size]
-            found.update(zip(batch, self._ask([new[key] for key in batch]), strict=True))
+            found.update(zip(batch, await self._ask([new[key] for key in batch], call), strict=True))
         with self._lock:
             for key in places:
                 self._known[key] = found[key]
@@ -308,9 +328,9 @@ class CheckedEmbedder:
             )
         return text
 
-    def _ask(self, texts: list[str]) -> list[Vectors]:
+    async def _ask(self, texts: list[str], call: Call) -> list[Vectors]:
         try:
-            answered = self._embedder.embed(texts)
+            answered = await call(self._embedder.embed, texts)
         except SonaError:
             raise
         except Exception as cause:

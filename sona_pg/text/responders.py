@@ -62,6 +62,15 @@ class Responder(Protocol):
         """
 
 
+class AsyncResponder(Protocol):
+    """As a `Responder`, awaited by AsyncSonaEngine in its event loop."""
+
+    async def __call__(
+        self, query: str, items: Sequence[Item], context: Context, parameters: Mapping[str, Json]
+    ) -> str:
+        """As of `Responder`."""
+
+
 def best_items(query: str, items: Sequence[Item], context: Context, parameters: Mapping[str, Json]) -> str:
     """The best item itself: its text, or its id where there is none; nothing where nothing was found."""
     return "" if not items else items[0].item_id if items[0].text is None else items[0].text

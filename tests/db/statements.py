@@ -18,7 +18,10 @@ import sona_pg
 
 from .space_predicates import findings
 
-_PRODUCT, _DRIVER = str(Path(sona_pg.__file__).parent), str(Path(psycopg.__file__).parent)
+_PRODUCT = str(Path(sona_pg.__file__).parent)
+_DRIVER = (str(Path(psycopg.__file__).parent), str(Path(_PRODUCT, "store", "reader.py")))
+
+Cursor = psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]
 
 ACROSS_SPACES = {
     "store/runs.py:due": "a worker looks for what is due in any space that it may write",
@@ -65,7 +68,12 @@ def watched() -> Iterator[Watch]:
 
     def looked_at(method: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(method)
-        def wrapper(cursor: psycopg.Cursor[Any], query: str | Composable, *args: object, **kwargs: object) -> object:
+        def wrapper(
+            cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any],
+            query: str | Composable,
+            *args: object,
+            **kwargs: object,
+        ) -> object:
             origin = _origin()
             # Migrations are definitions, and the server's own start is before any table.
             if origin is not None and not origin.startswith(("store/migrate.py", "store/server")):
@@ -77,7 +85,13 @@ def watched() -> Iterator[Watch]:
 
     with pytest.MonkeyPatch.context() as patch:
         # A named cursor has an execute of its own, and declares itself by what the other one does not see.
-        for kind, names in ((psycopg.Cursor, ("execute", "executemany", "copy")), (psycopg.ServerCursor, ("execute",))):
+        every, own = ("execute", "executemany", "copy"), ("execute",)
+        for kind, names in (
+            (psycopg.Cursor, every),
+            (psycopg.ServerCursor, own),
+            (psycopg.AsyncCursor, every),
+            (psycopg.AsyncServerCursor, own),
+        ):
             for name in names:
                 patch.setattr(kind, name, looked_at(getattr(kind, name)))
         yield watch

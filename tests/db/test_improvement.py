@@ -20,6 +20,7 @@ from sona_pg.learning.lift import confidence_sequence
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.improvement import improvement_metrics, lift_days
+from sona_pg.store.reader import read
 from sona_pg.store.spaces import Space
 
 DIM = 4
@@ -227,7 +228,7 @@ class TestByDay:
         write(connection, space, [Answer(7, 0.5, before, item="a"), *[Answer(0, 0.5, again, item="a")] * times])
         expected = None if retention is None else pytest.approx(retention)
         assert rows(connection, space)[-1]["retention"] == expected
-        assert improvement_metrics(connection, space).retention_rate_7d == expected
+        assert read(connection, improvement_metrics, space).retention_rate_7d == expected
 
     def test_of_what_may_have_been_chance_no_share_is_told(self, connection: Connection, space: Space) -> None:
         chance = [Answer(1, 0.5, 0.9 if number % 2 else -0.8, item=f"{number}") for number in range(40)]
@@ -236,7 +237,7 @@ class TestByDay:
         row = rows(connection, space)[-1]
         assert (row["asked_again"], row["gain_before"]) == (40, pytest.approx(0.05))
         assert row["gain_before_error"] > 0.1
-        assert row["retention"] is improvement_metrics(connection, space).retention_rate_7d is None
+        assert row["retention"] is read(connection, improvement_metrics, space).retention_rate_7d is None
 
     def test_other_questions_and_older_weeks_say_nothing_of_what_is_kept(
         self, connection: Connection, space: Space
@@ -263,7 +264,7 @@ class TestMetrics:
         def quality(since: int, until: int) -> float:
             return mean(a.value for a in answers if since <= a.days_ago < until)
 
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         week = [a for a in answers if a.days_ago < 7]
         gains = [a.gain for a in week if a.gain is not None]
         contrasts = [a.contrast for a in answers if a.contrast is not None]
@@ -296,12 +297,12 @@ class TestMetrics:
         learned = [Answer(1, 0.9, None, "learned", 0.75, 0.3)] * 60
         write(connection, space, [*rare, *frequent, *learned])
         control = (30 * 0.2 / 0.05 + 30 * 0.6 / 0.25) / (30 / 0.05 + 30 / 0.25)
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         assert found.weekly_gain == pytest.approx(0.1 / control)
 
     def test_an_empty_space_says_nothing(self, connection: Connection, space: Space) -> None:
         assert rows(connection, space) == []
-        found = asdict(improvement_metrics(connection, space))
+        found = asdict(read(connection, improvement_metrics, space))
         assert found.pop("answers_7d") == 0
         assert set(found.values()) == {None}
 
@@ -310,7 +311,7 @@ class TestMetrics:
         self, connection: Connection, space: Space, answers: int
     ) -> None:
         write(connection, space, [Answer(0, 0.5, 0.1, item="a")] * answers)
-        found = asdict(improvement_metrics(connection, space))
+        found = asdict(read(connection, improvement_metrics, space))
         assert found.pop("answers_7d") == answers
         told = {name: value for name, value in found.items() if value is not None}
         if answers < 30:
@@ -325,7 +326,7 @@ class TestMetrics:
 
     def test_without_a_control_arm_the_week_before_is_compared(self, connection: Connection, space: Space) -> None:
         write(connection, space, [*[Answer(8, 0.4)] * 30, *[Answer(1, 0.5)] * 40])
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         assert (found.weekly_gain, found.weekly_gain_over) == (pytest.approx(0.25), "week before")
         assert found.quality_delta_7d == pytest.approx(0.1)
         assert found.lift is found.lift_lower is found.lift_upper is None
@@ -333,20 +334,20 @@ class TestMetrics:
     def test_with_too_few_control_answers_nothing_else_is_compared(self, connection: Connection, space: Space) -> None:
         control = [Answer(0, 0.4, None, "control", 0.05, 0.1)] * 29
         write(connection, space, [*[Answer(8, 0.4)] * 30, *control, *[Answer(0, 0.5, None, "learned", 0.95, 0.0)] * 60])
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         assert (found.weekly_gain, found.weekly_gain_over, found.lift) == (None, None, None)
 
     def test_a_week_before_that_was_worth_nothing_has_no_relative_gain(
         self, connection: Connection, space: Space
     ) -> None:
         write(connection, space, [*[Answer(8, 0.0)] * 30, *[Answer(1, 0.5)] * 30])
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         assert (found.weekly_gain, found.weekly_gain_over) == (None, None)
         assert found.quality_delta_7d == pytest.approx(0.5)
 
     def test_days_of_the_past_are_in_none_of_the_windows(self, connection: Connection, space: Space) -> None:
         write(connection, space, [Answer(days, 0.5, 0.1, item="a") for days in (7, 13, 60) for _ in range(40)])
-        found = improvement_metrics(connection, space)
+        found = read(connection, improvement_metrics, space)
         assert (found.answers_7d, found.quality_7d, found.overall) == (0, None, None)
 
     def test_the_engine_tells_them(self, url: str, space_name: str) -> None:

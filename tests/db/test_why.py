@@ -17,6 +17,7 @@ from sona_pg.kernels.reference import fusion_features
 from sona_pg.learning.remembered import Remembered, Surroundings
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
+from sona_pg.store.reader import read
 from sona_pg.store.strategist import claim_settings
 from sona_pg.store.why import Why, why
 
@@ -263,7 +264,7 @@ def test_what_changes_later_does_not_change_why(
     found, answer = told
     for strategy in ("stake", "learned"):
         spaces.set_strategy(connection, taught.name, strategy)
-        assert why(connection, found.trajectory_id) == answer
+        assert read(connection, why, found.trajectory_id) == answer
     taught.engine.flush()
 
 
@@ -273,10 +274,10 @@ def test_an_index_of_the_memory_finds_the_same_neighbours(
     found, answer = told
     connection.execute("SELECT sona.admit_queries(%s, 0)", (taught.name,))
     assert taught.rows("SELECT sona._queries_index(%(space)s) IS NOT NULL") == [(True,)]
-    assert why(connection, found.trajectory_id) == answer
+    assert read(connection, why, found.trajectory_id) == answer
     # Most of what is near came later: what an index finds there is not enough.
     first = taught.rows("SELECT trajectory_id FROM sona.remembered_query WHERE space_id = %(space)s AND ordinal = 25")
-    early = why(connection, uuid.UUID(str(first[0][0])))
+    early = read(connection, why, uuid.UUID(str(first[0][0])))
     assert len(early.neighbours) == 10
     assert all(near.answered_at is not None and near.answered_at < early.answered_at for near in early.neighbours)
 
@@ -284,7 +285,7 @@ def test_an_index_of_the_memory_finds_the_same_neighbours(
 def test_it_writes_nothing(told: tuple[Recall, Why], url: str) -> None:
     with connect(url) as connection, connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
-        assert why(connection, told[0].trajectory_id) == told[1]
+        assert read(connection, why, told[0].trajectory_id) == told[1]
 
 
 def test_the_control_arm_and_the_shadow_moved_nothing(url: str, space_name: str, connection: Connection) -> None:
@@ -425,7 +426,7 @@ def test_what_retention_has_deleted_is_told(small: World, connection: Connection
     with pytest.raises(UnknownTrajectory, match="it was deleted by retention"):
         small.engine.why(id)
     with pytest.raises(UnknownTrajectory, match="it was deleted by retention"):
-        why(connection, id)
+        read(connection, why, id)
     with pytest.raises(UnknownTrajectory, match="there is no trajectory"):
         small.engine.why(uuid.uuid4())
 
@@ -472,7 +473,7 @@ def test_a_strategy_of_somebody_else_has_no_parts(small: World, connection: Conn
         (small.name, small.ask(0)),
     ).fetchone()
     assert row is not None
-    answer = why(connection, row[0])
+    answer = read(connection, why, row[0])
     assert answer.strategy == "own"
     assert {(item.adapter, item.memory, item.cosine, item.rest) for item in answer.items} == {(None,) * 4}
     assert all(item.frozen is not None for item in answer.items)
@@ -509,12 +510,12 @@ def test_an_id_of_several_spaces_asks_for_the_space(small: World, url: str, conn
     other.engine.record(other.ask(0), ["1"], [1.0], trajectory_id=id)
     other.engine.flush()
     with pytest.raises(InvalidInput, match=r"2 spaces have a trajectory .*: name the space, like space => "):
-        why(connection, id)
+        read(connection, why, id)
     for world in (small, other):
-        assert why(connection, id, world.name).space == world.name
+        assert read(connection, why, id, world.name).space == world.name
         assert world.engine.why(id).space == world.name
     with pytest.raises(UnknownSpace, match="there is no space 'nowhere'"):
-        why(connection, id, "nowhere")
+        read(connection, why, id, "nowhere")
     _drop(other)
 
 
@@ -530,13 +531,13 @@ def test_a_wrong_id_is_refused(small: World, connection: Connection) -> None:
 @pytest.mark.parametrize("kind", ["reader", "app", "worker"])
 def test_a_role_sees_its_own_space_alone(world: Tenants, kind: str) -> None:
     with connect(world.login(f"alpha_{kind}")) as own:
-        answer = why(own, world.trajectories["alpha"])
+        answer = read(own, why, world.trajectories["alpha"])
         assert (answer.space, len(answer.items)) == ("alpha", 3)
         assert all(item.frozen is not None for item in answer.items)
         with pytest.raises(UnknownTrajectory, match="there is no trajectory"):
-            why(own, world.trajectories["beta"])
+            read(own, why, world.trajectories["beta"])
         with pytest.raises(UnknownSpace):
-            why(own, world.trajectories["beta"], "beta")
+            read(own, why, world.trajectories["beta"], "beta")
 
 
 def test_a_role_that_may_not_read_the_items_is_told(world: Tenants) -> None:
@@ -544,7 +545,7 @@ def test_a_role_that_may_not_read_the_items_is_told(world: Tenants) -> None:
     with connect(world.url) as owner, connect(world.login("alpha_reader")) as reader:
         owner.execute(sql.SQL("REVOKE SELECT ON shop.items FROM {}").format(login))
         try:
-            answer = why(reader, world.trajectories["alpha"])
+            answer = read(reader, why, world.trajectories["alpha"])
         finally:
             owner.execute(sql.SQL("GRANT SELECT ON shop.items TO {}").format(login))
     assert any("permission denied for table items" in note for note in answer.notes)

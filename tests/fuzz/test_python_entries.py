@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sona_pg
-from sona_pg import SonaEngine, SonaError
+from sona_pg import AsyncSonaEngine, SonaEngine, SonaError
 from sona_pg.store.connection import connect, use_vector_schema
 from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
@@ -56,7 +57,7 @@ PLAIN = {
     "Score",
 }
 """Tuples and counts that check nothing and do nothing: what takes them is fuzzed with them."""
-UNFIT = {"SonaEngine.__init__", "SonaEngine.close"}
+UNFIT = {f"{kind}.{method}" for kind in ("SonaEngine", "AsyncSonaEngine") for method in ("__init__", "close")}
 """`connect` makes engines, and a closed one takes nothing."""
 
 
@@ -81,6 +82,11 @@ KERNEL = {
 """Compiled, for the code that learns: Cython checks the types of their arguments, and adds what it is told."""
 
 
+def as_sync(entry: str) -> str:
+    """The engine for asyncio takes what the engine takes."""
+    return entry.removeprefix("Async")
+
+
 def parameters_of(entry: str) -> list[inspect.Parameter]:
     owner, _, method = entry.partition(".")
     signature = inspect.signature(getattr(getattr(sona_pg, owner), method))
@@ -89,7 +95,7 @@ def parameters_of(entry: str) -> list[inspect.Parameter]:
 
 def good_of(entry: str, parameter: inspect.Parameter) -> st.SearchStrategy[Any] | None:
     """A setting of a config is good at its default; everything else has a strategy of its own."""
-    own = GOOD_OF.get(entry, {})
+    own = GOOD_OF.get(entry, GOOD_OF.get(as_sync(entry), {}))
     if parameter.name in own:
         return own[parameter.name]
     if entry.partition(".")[0].endswith("Config") and parameter.default is not parameter.empty:
@@ -100,7 +106,7 @@ def good_of(entry: str, parameter: inspect.Parameter) -> st.SearchStrategy[Any] 
 def call_of(entry: str) -> st.SearchStrategy[dict[str, Any]]:
     """Good arguments, of which some are left out and up to three replaced by hostile ones."""
     parameters = parameters_of(entry)
-    hostile = HOSTILE_OF.get(entry, {})
+    hostile = HOSTILE_OF.get(as_sync(entry), {})
     optional = [p.name for p in parameters if p.default is not p.empty]
     good = {p.name: good_of(entry, p) for p in parameters}
 
@@ -135,19 +141,53 @@ def engine(url: str) -> Iterator[SonaEngine]:
         yield made
 
 
+class Asynchronous:
+    """An engine for asyncio over another one, and the event loop that it belongs to."""
+
+    def __init__(self, engine: SonaEngine) -> None:
+        self._runner = asyncio.Runner()
+        self._sona = self._runner.run(self._made(engine))
+
+    async def _made(self, engine: SonaEngine) -> AsyncSonaEngine:
+        return AsyncSonaEngine(engine)
+
+    def act(self, method: str) -> Callable[..., Any]:
+        """A method, run to its end."""
+
+        async def acted(arguments: dict[str, Any]) -> object:
+            if method in ("connect", "from_pretrained", "load", "open"):
+                async with getattr(AsyncSonaEngine, method)(**arguments):
+                    return None
+            made = getattr(self._sona, method)(**arguments)
+            return await made if inspect.isawaitable(made) else made
+
+        return lambda **arguments: self._runner.run(acted(arguments))
+
+    def close(self) -> None:
+        self._runner.run(self._sona._connections.close())
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def asynchronous(engine: SonaEngine) -> Iterator[Asynchronous]:
+    made = Asynchronous(engine)
+    yield made
+    made.close()
+
+
 def test_every_parameter_has_a_strategy() -> None:
     missing = [f"{e}: {p.name}" for e in ENTRIES for p in parameters_of(e) if good_of(e, p) is None]
     assert not missing, f"say in tests/fuzz/python_values.py what is good of {missing}"
     owners = {entry.partition(".")[0] for entry in ENTRIES}
     assert {owner for entry in ENTRIES if not entry.endswith("__init__") for owner in [entry.partition(".")[0]]} <= (
-        set(MAKERS) | {"LearningSignal", "LoraConfig", "QueryAdapterConfig", "SonaEngine"}
+        set(MAKERS) | {"AsyncSonaEngine", "LearningSignal", "LoraConfig", "QueryAdapterConfig", "SonaEngine"}
     ), "a class with methods needs a maker in tests/fuzz/python_values.py"
     assert len(owners) >= 15
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_hostile_arguments_are_refused_with_an_error_of_ours(
-    entry: str, url: str, engine: SonaEngine, monkeypatch: pytest.MonkeyPatch
+    entry: str, url: str, engine: SonaEngine, asynchronous: Asynchronous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENV_URL, url)
     often = {
@@ -162,18 +202,20 @@ def test_hostile_arguments_are_refused_with_an_error_of_ours(
     @tries(short=40 * times, full=1000 * times)
     @given(arguments=call_of(entry))
     def every_input(arguments: dict[str, Any]) -> None:
-        call(entry, arguments, engine)
+        call(entry, arguments, engine, asynchronous)
 
     every_input()
 
 
-def call(entry: str, arguments: dict[str, Any], engine: SonaEngine) -> None:
+def call(entry: str, arguments: dict[str, Any], engine: SonaEngine, asynchronous: Asynchronous) -> None:
     """One call; whatever it does, the object stays sound."""
     owner, _, method = entry.partition(".")
     kind = getattr(sona_pg, owner)
     held = engine if kind is SonaEngine else MAKERS[owner]() if owner in MAKERS else None
     act: Callable[..., Any] = kind if method == "__init__" else getattr(kind if held is None else held, method)
-    if entry in ("SonaEngine.connect", "SonaEngine.from_pretrained"):
+    if kind is AsyncSonaEngine:
+        held, act = engine, asynchronous.act(method)
+    elif entry in ("SonaEngine.connect", "SonaEngine.from_pretrained"):
         act = opened_and_closed(act)
     budget.executed[entry] += 1
     refusals = (SonaError, TypeError, ValueError, BufferError, OverflowError) if entry in KERNEL else SonaError

@@ -44,7 +44,10 @@ _contexts = st.builds(
     st.dictionaries(st.sampled_from(("channel", "parameters")), st.just({"model": "a"}), max_size=1),
 )
 
+_config = sona_pg.SonaConfig(space="fuzz python", learning_loops=sona_pg.LearningMode.MANUAL)
+
 GOOD_OF: dict[str, dict[str, Any_]] = {
+    "AsyncSonaEngine.open": {"config": st.just(_config), "embedder": st.none(), "responder": st.none()},
     "EndpointEmbedder.__init__": {"model": st.just("small"), "dim": st.just(DIM), "endpoint": st.just(NOBODY)},
     "EndpointEmbedder.embed": _of_texts,
     "EndpointResponder.__init__": {

@@ -346,6 +346,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
         "connect_timeout_seconds": (0, 3601),
         "lock_timeout_seconds": (0, 3601),
         "idle_connections": (-1, 10_001),
+        "async_connections": (0, 10_001),
         "publish_every_events": (0, (1 << 31) + 1),
         "publish_every_seconds": (0, (1 << 31) + 1),
         "exact_search_rows": (-1, (1 << 31) + 1),
