@@ -1,8 +1,8 @@
 """What each preset costs and brings beside the defaults, on the outcomes that ship with the package.
 
 `gain` is nDCG@10 on held-out questions over the frozen embedding, by evidence: what is not proven does not answer.
-`bound_mib` is the upper bound of what an engine takes; `waiting` is how many events may wait in memory; `durable_per_s`
-is how fast a file of outcomes becomes durable. The time of the row is that of a `recall` in a space that has learned
+`bound_mib` is the upper bound of what an engine takes; `waiting` is how many events may wait in memory; `weighed_per_s`
+is how fast a file of outcomes is learned, durable and weighed. The time of the row is that of a `recall` in a space that has learned
 them, by the strategy that the defaults have proven there.
 """
 
@@ -44,7 +44,7 @@ def run(*, quick: bool) -> list[Row]:
         engines = {name: _learned(collection, config, url, 200 if quick else 1000) for name, config in configs.items()}
         try:
             times = _recalls(engines, collection, 100 if quick else 1000)
-            rates = {name: _durable(engine, collection, 2_000 if quick else 20_000) for name, engine in engines.items()}
+            rates = {name: _durable(engine, collection, 300 if quick else 1_000) for name, engine in engines.items()}
         finally:
             for engine in engines.values():
                 engine.close()
@@ -62,7 +62,7 @@ def run(*, quick: bool) -> list[Row]:
                 "gain": round(report.strategies[LEARNED].gain_ndcg10, 4),
                 "bound_mib": round(_bound(engines[name], config) / (1 << 20)),
                 "waiting": instant.max_unflushed + instant.max_pending_signals,
-                "durable_per_s": round(rates[name]),
+                "weighed_per_s": round(rates[name]),
             }
             rows.append(row("preset", params, times[name], "default", times["default"]))
     return rows
@@ -119,12 +119,12 @@ def _recalls(engines: dict[str, SonaEngine], collection: Collection, rounds: int
 
 
 def _durable(engine: SonaEngine, collection: Collection, rows: int) -> float:
-    """Outcomes of a file that become durable in a second."""
+    """Outcomes of a file that are learned, durable and weighed in a second."""
     queries = collection.queries[np.arange(rows) % len(collection.queries)]
     items = [[collection.doc_ids[row % len(collection.doc_ids)]] for row in range(rows)]
     began = time.perf_counter()
-    engine.record_batch(queries, items, wait=True)
-    engine.instant.flush_updates()
+    engine.record_batch(queries, items, np.ones((rows, 1), dtype=np.float32), wait=True)
+    engine.flush()
     assert engine.metrics.dropped == 0
     return rows / (time.perf_counter() - began)
 

@@ -17,8 +17,8 @@ from sona_pg.errors import ConfigError
 def max_throughput() -> SonaConfig:
     """Most requests a second: less is looked at for an answer, and more may wait in memory to be learned."""
     return SonaConfig(
-        instant_config=InstantLoopConfig(max_pending_signals=65_536, max_unflushed=200_000, flush_interval_seconds=1.0),
-        strategy_config=StrategyConfig(candidates=20, neighbours=20, neighbours_learning=40),
+        instant_config=InstantLoopConfig(max_pending_signals=16_384, max_unflushed=65_536, flush_interval_seconds=1.0),
+        strategy_config=StrategyConfig(candidates=20, neighbours=10, neighbours_learning=40),
         evidence_config=EvidenceConfig(interval_seconds=5.0),
     )
 
@@ -50,9 +50,7 @@ def batch() -> SonaConfig:
     """Outcomes by the file: nothing is learned before it is asked for, and then much at once."""
     return SonaConfig(
         learning_loops=LearningMode.MANUAL,
-        instant_config=InstantLoopConfig(
-            max_pending_signals=1 << 17, max_unflushed=1 << 19, flush_interval_seconds=60.0
-        ),
+        instant_config=InstantLoopConfig(max_pending_signals=16_384, max_unflushed=65_536, flush_interval_seconds=60.0),
         evidence_config=EvidenceConfig(batch=1024),
         embedding_config=EmbeddingConfig(batch_size=512),
     )
