@@ -12,7 +12,7 @@ COMMENT ON COLUMN sona.status.edges IS 'edges of its memory graph';
 COMMENT ON COLUMN sona.status.items_table IS 'table of the application that recall searches; NULL until it is named';
 COMMENT ON COLUMN sona.status.last_learned_at IS 'when it was last flushed';
 COMMENT ON COLUMN sona.status.pending IS
-    'trajectories that SQL clients recorded and the instant worker has yet to learn';
+    'what SQL clients recorded and scored, and the instant worker has yet to learn';
 COMMENT ON COLUMN sona.status.trajectory_retention IS 'trajectories older than this are deleted; NULL keeps them';
 COMMENT ON COLUMN sona.status.step_retention IS 'steps of older trajectories are deleted; NULL keeps them';
 COMMENT ON COLUMN sona.status.strategy IS 'what it is set to: learned is whatever is proven';
