@@ -1,7 +1,7 @@
 """Pages of queries: what stands in them, and what psql prints for them.
 
-``python -m tests.db.sql_page URL`` writes into docs/sql.md, or another page that is named, what a database gives: one that
-examples/support.py has filled, or an empty one for docs/quickstart-sql.md.
+``python -m tests.db.sql_page URL`` writes into docs/sql.md, or another page that is named, what a database gives: one
+that examples/support.py has filled, or an empty one for docs/quickstart-sql.md.
 """
 
 from __future__ import annotations

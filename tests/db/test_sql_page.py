@@ -1,4 +1,4 @@
-"""Every query of docs/sql.md and docs/quickstart-sql.md prints what stands below it; together they show all there is."""
+"""Every query of docs/sql.md and docs/quickstart-sql.md prints what stands below it, and no function lacks one."""
 
 from __future__ import annotations
 

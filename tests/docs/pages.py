@@ -72,6 +72,8 @@ def _commands(words: list[str]) -> list[list[str]]:
             skip = False
         elif word in _ENDS or word in {"(", ")"}:
             found.append([])
+        elif word == "$":  # of $(…), whose words come next
+            continue
         elif set(word) <= {"<", ">"}:
             skip = True
         elif found[-1] or "=" not in word:
