@@ -43,7 +43,8 @@ PYTHON = {
     },
     "docs/filters.md": {
         1: """
-            sql("ALTER TABLE articles ADD COLUMN lang text DEFAULT 'en', ADD COLUMN published date DEFAULT '2026-02-01'")
+            sql("ALTER TABLE articles ADD COLUMN lang text DEFAULT 'en'")
+            sql("ALTER TABLE articles ADD COLUMN published date DEFAULT '2026-02-01'")
             sona, query_embedding = SonaEngine.connect(url, space="support"), np.ones(16)
             at_the_end(sona.close)
         """,
@@ -52,6 +53,11 @@ PYTHON = {
         1: """
             engine = SonaEngine.connect(url, space="support")
             at_the_end(engine.close)
+        """,
+    },
+    "docs/index.md": {
+        1: """
+            query_embedding, clicked_id, solved_by, show = np.ones(16), "7", "9", print
         """,
     },
     "docs/patterns.md": {
@@ -72,8 +78,14 @@ PYTHON = {
 """By page and number among its blocks of Python: what is run before that one."""
 
 SQL = {
-    "docs/compose.md": "CREATE ROLE sona_user LOGIN IN ROLE sona_worker; CREATE SCHEMA shop; CREATE TABLE shop.articles ()",
-    "docs/filters.md": "ALTER TABLE articles ADD COLUMN IF NOT EXISTS lang text, ADD COLUMN IF NOT EXISTS published date",
+    "docs/compose.md": """
+        CREATE ROLE sona_user LOGIN IN ROLE sona_worker;
+        CREATE SCHEMA shop;
+        CREATE TABLE shop.articles ()
+    """,
+    "docs/filters.md": """
+        ALTER TABLE articles ADD COLUMN IF NOT EXISTS lang text, ADD COLUMN IF NOT EXISTS published date
+    """,
 }
 """By page: what is run before each of its blocks of SQL, which are rolled back."""
 
@@ -103,17 +115,32 @@ ENDLESS = {"cycle run": "--dry-run", "worker instant": "--once"}
 """Commands that go on, or wait for a worker, and the option with which they do not."""
 
 PROGRAMS = {
-    "cat": "writes configuration", "chmod": "secrets of the stack", "createdb": "programs of Postgres",
-    "curl": "asks a worker, which tests/db/test_observability.py does", "dask": "a cluster",
-    "docker": "takes a Docker engine; `make compose-test` runs the stack", "echo": "writes configuration",
-    "export": "settings of the reader's shell", "install": "secrets of the stack", "make": "its target is looked up",
-    "openssl": "secrets of the stack", "pg_basebackup": "tests/acceptance/backups.py does", "pg_dump": "likewise",
-    "pg_dumpall": "likewise", "pg_restore": "likewise", "printf": "secrets of the stack", "pip": "installs; tests/acceptance/test_wheel.py does",
-    "psql": "its script or statement is looked up", "python": "its module or script is looked up",
-    "sona": "parsed, and run where RUN says so", "systemctl": "services of the reader's machine", "timeout": "waits for Docker",
-    "tail": "shows the end of a list", "touch": "writes configuration",
+    "cat": "writes configuration",
+    "chmod": "secrets of the stack",
+    "createdb": "Postgres: tests/acceptance/backups.py runs it",
+    "curl": "asks a worker, which tests/db/test_observability.py does",
+    "dask": "a cluster",
+    "docker": "takes a Docker engine; `make compose-test` runs the stack",
+    "echo": "writes configuration",
+    "export": "settings of the reader's shell",
+    "install": "secrets of the stack",
+    "make": "its target is looked up",
+    "openssl": "secrets of the stack",
+    "pg_basebackup": "Postgres: tests/acceptance/backups.py runs it",
+    "pg_dump": "Postgres: tests/acceptance/backups.py runs it",
+    "pg_dumpall": "Postgres: tests/acceptance/backups.py runs it",
+    "pg_restore": "Postgres: tests/acceptance/backups.py runs it",
+    "pip": "installs; tests/acceptance/test_wheel.py does",
+    "printf": "secrets of the stack",
+    "psql": "its script is looked up",
+    "python": "its module or script is looked up",
+    "sona": "parsed, and run where RUN says so",
+    "systemctl": "services of the reader's machine",
+    "tail": "shows the end of a list",
+    "timeout": "waits for Docker",
+    "touch": "writes configuration",
     "umask": "secrets of the stack",
-}  # fmt: skip
+}
 """Programs that console blocks call, and why they are not run, or what is done instead."""
 
 LANGUAGES = {"console", "ini", "json", "python", "sql", "text", "toml", "yaml"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -156,7 +157,7 @@ def test_programs_and_scripts_are_there(name: str) -> None:
             assert words[0] in PROGRAMS or words[0] in {".", "["}, f"{block.place}: {words[0]} is not in PROGRAMS"
             if words[0] == "make":
                 assert set(words[1:]) <= targets, block.place
-            for flag, script in zip(words, words[1:], strict=False):
+            for flag, script in itertools.pairwise(words):
                 if words[0] == "python" and flag == "-m":
                     module = ROOT / script.replace(".", "/")
                     assert module.with_suffix(".py").exists() or module.is_dir(), f"{block.place}: {script}"
