@@ -76,7 +76,7 @@ wheel: $(VENV)/.installed
 
 # The documentation, as pages that can be read from the disk: build/site/index.html.
 docs: $(VENV)/.installed $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
