@@ -19,6 +19,11 @@ PYTHON = {
                 sona.record(rows[3], ["3", "4"], [1.0, 0.0], trajectory_id=TRAJECTORY)
         """,
     },
+    "docs/configuration.md": {
+        1: """
+            sql("SELECT sona.drop_space('support')")
+        """,
+    },
     "docs/consolidation.md": {
         1: """
             from tests.unit.memories import DAY, topical
@@ -106,7 +111,7 @@ FOLDERS = ("logs", "fbqa_cdc", "cystic_fibrosis", "stackfaq")
 """Logged outcomes that commands name."""
 
 RUN = {
-    "cycle run", "lift", "memory show", "migrate", "report", "space strategy", "status", "versions", "why",
+    "cycle run", "lift", "memory show", "migrate", "report", "space save", "space strategy", "status", "versions", "why",
     "worker instant",
 }  # fmt: skip
 """Commands of sona that are run where they end by themselves; all are parsed."""

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sona_pg import SonaEngine
+from sona_pg import SonaConfig, SonaEngine
 from sona_pg.cli.app import app
 
 from .pages import PAGES, ROOT, Block, blocks_of, commands_of, name_of, prose_of
@@ -187,7 +187,7 @@ def test_commands_named_in_a_sentence_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_languages_are_known_and_data_can_be_read(name: str) -> None:
+def test_languages_are_known_and_data_can_be_read(name: str, tmp_path: Path) -> None:
     for block in BLOCKS[name]:
         assert block.language in LANGUAGES, f"{block.place}: the language {block.language!r} is run by no test"
         if block.language == "json":
@@ -196,6 +196,9 @@ def test_languages_are_known_and_data_can_be_read(name: str) -> None:
             json.loads(text if text[0] in "{[" else f"{{{text}}}")
         elif block.language == "toml":
             tomllib.loads(block.text)
+            path = tmp_path / "sona.toml"
+            path.write_text(block.text)
+            SonaConfig.from_toml(path)
         elif block.language == "yaml":
             yaml.safe_load(block.text)
         elif block.language == "ini":
