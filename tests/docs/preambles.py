@@ -111,8 +111,8 @@ FOLDERS = ("logs", "fbqa_cdc", "cystic_fibrosis", "stackfaq")
 """Logged outcomes that commands name."""
 
 RUN = {
-    "cycle run", "lift", "memory show", "migrate", "report", "space save", "space strategy", "status", "versions", "why",
-    "worker instant",
+    "cycle run", "lift", "memory show", "migrate", "report", "space save", "space strategy", "status", "versions",
+    "why", "worker instant",
 }  # fmt: skip
 """Commands of sona that are run where they end by themselves; all are parsed."""
 
