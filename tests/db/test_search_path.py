@@ -249,7 +249,7 @@ FOREIGN = {
     "_drop_vectors_index": "42501",
     "_count_accesses": [(0,)],
     "_item_distances": "SN003",
-    "_nearest_items": "SN004",
+    "_nearest_items": "SN009",
     "_queries_index": [(None,)],
     "_mapped": [(QUERY[1:-1],)],
     "_may_grant": [(False,)],
@@ -258,9 +258,9 @@ FOREIGN = {
     "_near_admitted": [(False,)],
     "_has_edge": [(False,)],
     "_spread": [],
-    "_related_items": "SN004",
-    "_score_items": "SN004",
-    "_search_items": "SN004",
+    "_related_items": "SN009",
+    "_score_items": "SN009",
+    "_search_items": "SN009",
     "_strategy_for": [],
 }
 """What calls about a space that is not granted give, where that is not SN001."""
