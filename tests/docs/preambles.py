@@ -72,6 +72,14 @@ PYTHON = {
             found = engine.recall(query)
         """,
     },
+    "docs/throughput.md": {
+        1: """
+            engine = SonaEngine.connect(url, space="support")
+            at_the_end(engine.close)
+            queries = np.random.default_rng(5).standard_normal((4, 16)).astype(np.float32)
+            item_ids, rewards = [["1", "2"]] * 4, [[1.0, 0.0]] * 4
+        """,
+    },
     "docs/why.md": {
         1: """
             sona = SonaEngine.connect(url, space="support")
@@ -81,6 +89,9 @@ PYTHON = {
     },
 }
 """By page and number among its blocks of Python: what is run before that one."""
+
+NOT_RUN = {("docs/export.md", 2): ("import torch", "takes PyTorch and PEFT: `make peft-test` does it")}
+"""By page and number among its blocks of Python: what stands in the block, and why it is not run."""
 
 SQL = {
     "docs/compose.md": """

@@ -29,6 +29,7 @@ from .preambles import (
     ENDLESS,
     FOLDERS,
     LANGUAGES,
+    NOT_RUN,
     PAGES_OF_QUERIES,
     PARAMETERS,
     PROGRAMS,
@@ -74,6 +75,11 @@ class Page:
 
     def python(self, block: Block) -> None:
         self.python_blocks += 1
+        if (block.page, self.python_blocks) in NOT_RUN:
+            assert NOT_RUN[block.page, self.python_blocks][0] in block.text, (
+                f"{block.place}: NOT_RUN means another block"
+            )
+            return
         before = PYTHON.get(block.page, {}).get(self.python_blocks, "")
         exec(compile(textwrap.dedent(before), f"preamble of {block.place}", "exec"), self.names)
         # Its own lines, so that a traceback names those of the page.
@@ -212,6 +218,7 @@ def test_nothing_is_prepared_that_no_page_needs() -> None:
     languages = {name: [block.language for block in blocks] for name, blocks in BLOCKS.items()}
     for name, befores in PYTHON.items():
         assert max(befores) <= languages[name].count("python"), name
+    assert all(number <= languages[name].count("python") for name, number in NOT_RUN)
     assert all("sql" in languages[name] for name in SQL)
     for name, replaced in READ_AS.items():
         blocks = " ".join(block.text for block in BLOCKS[name])
