@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos upgrade-test emulated-test peft-test compose-test lint audit sbom bench wheel clean
+.PHONY: demo test fuzz chaos upgrade-test emulated-test peft-test compose-test lint audit sbom bench wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -73,6 +73,14 @@ bench: $(VENV)/.installed
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel --outdir dist
+
+# The documentation, as pages that can be read from the disk: build/site/index.html.
+docs: $(VENV)/.installed $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 $(VENV)/.installed: $(KERNELS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -185,7 +185,7 @@ RETURN (SELECT a.atttypid FROM pg_attribute a
 COMMENT ON FUNCTION sona._column_type IS 'The type of a column of a table; NULL where there is none of that name.';
 
 CREATE OR REPLACE FUNCTION sona._items_of(space_id bigint) RETURNS sona.item_source
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     source sona.item_source%ROWTYPE;

@@ -50,7 +50,7 @@ COMMENT ON FUNCTION sona._compared_as IS
     'The type, without modifier, under which a filter compares a column of a type; NULL where it cannot be compared.';
 
 CREATE OR REPLACE FUNCTION sona._filtered_as(items regclass, item_column text) RETURNS regtype
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     item_type regtype := sona._column_type(items, item_column);
@@ -72,7 +72,7 @@ COMMENT ON FUNCTION sona._filtered_as IS
     'cannot be compared.';
 
 CREATE OR REPLACE FUNCTION sona._comparison(item_column text, compared regtype, operator text, operand jsonb) RETURNS text
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     strategy integer := CASE operator WHEN 'lt' THEN 1 WHEN 'lte' THEN 2 WHEN 'gte' THEN 4 WHEN 'gt' THEN 5
@@ -117,7 +117,7 @@ COMMENT ON FUNCTION sona._comparison IS
     'A comparison of a column of the items table with values, as SQL that an index on the column serves.';
 
 CREATE OR REPLACE FUNCTION sona._condition(items regclass, filter_columns text[], filter jsonb) RETURNS text
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     item_column text;

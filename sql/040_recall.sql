@@ -146,7 +146,7 @@ CREATE OR REPLACE FUNCTION sona._item_distances(
     space_id bigint, ids text[], filter jsonb, query @vector@.vector, other @vector@.vector,
     OUT items text[], OUT distances double precision[], OUT other_distances double precision[]
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     source sona.item_source%ROWTYPE;

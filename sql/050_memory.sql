@@ -74,7 +74,7 @@ COMMENT ON FUNCTION sona._searched_space IS
 
 CREATE OR REPLACE FUNCTION sona.nearest_queries(space text, query @vector@.vector, k integer DEFAULT 10)
 RETURNS TABLE (trajectory_id uuid, similarity real)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'relaxed_order' AS $$
 DECLARE

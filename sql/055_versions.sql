@@ -12,7 +12,7 @@ END;
 COMMENT ON FUNCTION sona._log_deployment IS 'An entry of the audit trail, by whoever has logged in.';
 
 CREATE OR REPLACE FUNCTION sona._version_checksum(v sona.adapter_version, parts sona.version_row[]) RETURNS bytea
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp
 RETURN sha256(
     v.state || coalesce(v.evidence, '') || float8send(v.known) || float8send(v.strange) || float8send(v.unseen)
@@ -25,7 +25,7 @@ RETURN sha256(
 COMMENT ON FUNCTION sona._version_checksum IS 'SHA-256 of everything that a deploy of a version brings back.';
 
 CREATE OR REPLACE FUNCTION sona._version_rows(space_id bigint, version bigint) RETURNS sona.version_row[]
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN ARRAY(SELECT r FROM sona.version_row r
              WHERE r.space_id = _version_rows.space_id AND r.version = _version_rows.version);
 COMMENT ON FUNCTION sona._version_rows IS 'The served maps of a version, and its regions where one is an exception.';
@@ -84,7 +84,7 @@ COMMENT ON FUNCTION sona._publish IS
     'Publishes what a space has learned as a new version; for whoever holds the lock of its learner.';
 
 CREATE OR REPLACE FUNCTION sona._is_published(space_id bigint) RETURNS boolean
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (SELECT l.state IS NULL OR EXISTS (
             SELECT FROM sona.adapter_version v
             WHERE v.space_id = l.space_id AND v.version = l.version AND v.events = l.events AND v.ordinal = l.ordinal)
@@ -92,7 +92,7 @@ RETURN (SELECT l.state IS NULL OR EXISTS (
 COMMENT ON FUNCTION sona._is_published IS 'Whether there is a version of all that a space has learned by now.';
 
 CREATE OR REPLACE FUNCTION sona._version(space_id bigint, what text) RETURNS bigint
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -253,7 +253,7 @@ CREATE OR REPLACE FUNCTION sona.versions(space text) RETURNS TABLE (
     version bigint, parent bigint, created_at timestamptz, cause text, events bigint, setting text, strategy text,
     in_force boolean, bytes bigint
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE

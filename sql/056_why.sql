@@ -11,7 +11,7 @@ COMMENT ON FUNCTION sona._answered_at IS
     'When an answer was given: the time in its id, where the id has one, else when it was recorded.';
 
 CREATE OR REPLACE FUNCTION sona._find_trajectory(trajectory uuid, space text) RETURNS sona.trajectory
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -51,7 +51,7 @@ COMMENT ON FUNCTION sona._find_trajectory IS
     'SN003 if several spaces have it.';
 
 CREATE OR REPLACE FUNCTION sona._known_entries(t sona.trajectory, answered_at timestamptz) RETURNS bigint
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     own bigint := (SELECT min(e.ordinal) FROM sona.learning_event e
@@ -109,7 +109,7 @@ COMMENT ON FUNCTION sona._events_before IS
 CREATE OR REPLACE FUNCTION sona._mapped_by(
     space_id bigint, version bigint, tiers text[], query @vector@.vector
 ) RETURNS @vector@.vector
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
@@ -160,7 +160,7 @@ COMMENT ON FUNCTION sona._parts IS
 CREATE OR REPLACE FUNCTION sona._in_force_because(
     t sona.trajectory, answered_at timestamptz, OUT setting text, OUT reason text, OUT trajectory_id uuid, OUT detail jsonb
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE

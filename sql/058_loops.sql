@@ -25,7 +25,7 @@ RETURN cardinality(windows) = 0 OR EXISTS (
 COMMENT ON FUNCTION sona._in_windows IS 'Whether a moment lies in one of the windows of a day; in any, if there are none.';
 
 CREATE OR REPLACE FUNCTION sona._check_loop(loop text) RETURNS void
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN

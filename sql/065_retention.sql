@@ -41,7 +41,7 @@ COMMENT ON FUNCTION sona.set_retention IS
 CREATE OR REPLACE FUNCTION sona._learned_trajectories(
     space_id bigint, since timestamptz, before timestamptz, with_steps boolean, batch integer
 ) RETURNS uuid[]
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 DECLARE
     weighed bigint := (SELECT g.ordinal FROM sona.strategist g WHERE g.space_id = _learned_trajectories.space_id);

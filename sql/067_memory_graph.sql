@@ -218,7 +218,7 @@ COMMENT ON FUNCTION sona._has_edge IS 'Whether a node of the memory graph has an
 CREATE OR REPLACE FUNCTION sona._spread(
     space_id bigint, kinds text[], keys text[], masses double precision[], hops integer, factor double precision
 ) RETURNS TABLE (kind text, key text, mass double precision, hop integer)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -281,7 +281,7 @@ CREATE OR REPLACE FUNCTION sona.related(
     space text, query @vector@.vector, hops integer DEFAULT 2, k integer DEFAULT 10, start integer DEFAULT 5,
     factor double precision DEFAULT 0.7
 ) RETURNS TABLE (kind text, key text, activation double precision, hop integer)
-LANGUAGE plpgsql STABLE ROWS 10
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 10
 SET search_path = pg_catalog, sona, pg_temp
 SET hnsw.iterative_scan = 'strict_order'
 SET hnsw.ef_search = 100 AS $$

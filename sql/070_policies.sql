@@ -8,7 +8,7 @@ RETURN CASE WHEN to_regrole(quote_ident(role_name)) IS NULL THEN false
 COMMENT ON FUNCTION sona._is_member IS 'Whether the caller is, or is a member of, a role; false for a role that is gone.';
 
 CREATE OR REPLACE FUNCTION sona._grantable_spaces(caller name) RETURNS bigint[]
-LANGUAGE sql STABLE SECURITY DEFINER
+LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
 SET search_path = pg_catalog, sona, pg_temp
 -- Definer: a policy of the grants cannot read the grants under itself.
 -- And so only for a role that whoever has logged in may act as: current_user is the owner here, and any name could be

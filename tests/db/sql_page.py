@@ -1,6 +1,7 @@
-"""The page of queries: what stands in it, and what psql prints for them.
+"""Pages of queries: what stands in them, and what psql prints for them.
 
-``python -m tests.db.sql_page URL`` writes into docs/sql.md what a database gives that examples/support.py has filled.
+``python -m tests.db.sql_page URL`` writes into docs/sql.md, or another page that is named, what a database gives: one
+that examples/support.py has filled, or an empty one for docs/quickstart-sql.md.
 """
 
 from __future__ import annotations
@@ -15,21 +16,31 @@ from sona_pg.store.server_account import binaries_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "sql.md"
+START = ROOT / "docs" / "quickstart-sql.md"
 DATA = ROOT / "examples" / "support.py"
 
-_BLOCK = re.compile(r"^```sql\n(.*?)^```\n\n^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_STEP = re.compile(
+    r"^```sql\n(?P<sql>.*?)^```\n\n^```text\n(?P<text>.*?)^```$|^\$ sona (?P<command>[^#\n]*)", re.MULTILINE | re.DOTALL
+)
 
 
 def fill(url: str) -> None:
     """Record the data of the page, learn from it, and have cycles."""
-    done = subprocess.run([sys.executable, str(DATA), url], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{DATA.name} ended with status {done.returncode}: {done.stderr}")
+    _run([sys.executable, str(DATA), url])
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    """Queries of the page, each with what stands below it."""
-    return [(match[1], match[2]) for match in _BLOCK.finditer(page)]
+def answers(page: str, url: str) -> list[tuple[str, str, str]]:
+    """Queries of a page, each with what stands below it and what psql prints, asked in the order of the page.
+
+    Commands of ``sona`` between them are run.
+    """
+    found = []
+    for step in _STEP.finditer(page):
+        if step["command"] is not None:
+            _run([sys.executable, "-m", "sona_pg", *step["command"].split(), "--url", url])
+        else:
+            found.append((step["sql"], step["text"], printed(url, step["sql"])))
+    return found
 
 
 def printed(url: str, statement: str) -> str:
@@ -38,18 +49,25 @@ def printed(url: str, statement: str) -> str:
     psql = str(bundled) if bundled.exists() else shutil.which("psql")
     if psql is None:
         raise RuntimeError("psql is neither in the embedded server nor in the PATH")
-    done = subprocess.run(
-        [psql, "-X", "-v", "ON_ERROR_STOP=1", "-d", url], input=statement, capture_output=True, text=True, check=False
-    )
-    if done.returncode or done.stderr:
-        raise RuntimeError(f"{statement}\n{done.stderr}")
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.rstrip().splitlines())
+    out = _run([psql, "-X", "-v", "ON_ERROR_STOP=1", "-d", url], statement)
+    return "".join(f"{line.rstrip()}\n" for line in out.rstrip().splitlines())
 
 
-def main(url: str) -> None:
+def _run(command: list[str], told: str | None = None) -> str:
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
+    if done.returncode or (told and done.stderr):
+        raise RuntimeError(f"{told or command} ended with status {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def main(url: str, page: Path = PAGE) -> None:
     """Write the page anew."""
-    PAGE.write_text(_BLOCK.sub(lambda at: f"```sql\n{at[1]}```\n\n```text\n{printed(url, at[1])}```", PAGE.read_text()))
+    text = page.read_text()
+    for statement, before, after in answers(text, url):
+        pair = "```sql\n{}```\n\n```text\n{}```"
+        text = text.replace(pair.format(statement, before), pair.format(statement, after))
+    page.write_text(text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

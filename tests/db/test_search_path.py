@@ -249,7 +249,7 @@ FOREIGN = {
     "_drop_vectors_index": "42501",
     "_count_accesses": [(0,)],
     "_item_distances": "SN003",
-    "_nearest_items": "SN004",
+    "_nearest_items": "SN009",
     "_queries_index": [(None,)],
     "_mapped": [(QUERY[1:-1],)],
     "_may_grant": [(False,)],
@@ -258,9 +258,9 @@ FOREIGN = {
     "_near_admitted": [(False,)],
     "_has_edge": [(False,)],
     "_spread": [],
-    "_related_items": "SN004",
-    "_score_items": "SN004",
-    "_search_items": "SN004",
+    "_related_items": "SN009",
+    "_score_items": "SN009",
+    "_search_items": "SN009",
     "_strategy_for": [],
 }
 """What calls about a space that is not granted give, where that is not SN001."""
@@ -275,7 +275,7 @@ def _outcome(connection: Connection, statement: str) -> object:
         return error.sqlstate, error.diag.message_primary, error.diag.message_hint
 
 
-def _call(world: World, name: str, tenant: str, login: str) -> str:
+def call(world: World, name: str, tenant: str, login: str) -> str:
     return CALLS[name].format(
         space=f"'{tenant}'",
         space_id=world.ids[tenant],
@@ -294,7 +294,7 @@ def test_every_function_is_called(world: World) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in CALLS if "{space" in CALLS[name]))
 def test_no_function_says_anything_of_another_space(world: World, name: str) -> None:
-    statement = _call(world, name, "beta", "alpha_worker")
+    statement = call(world, name, "beta", "alpha_worker")
     with psycopg.connect(world.login("alpha_worker"), autocommit=True) as own:
         found = _outcome(own, statement)
         assert (found[0] if isinstance(found, tuple) else found) == FOREIGN.get(name, "SN001")  # type: ignore[comparison-overlap]
@@ -441,7 +441,7 @@ def test_the_trap_works(world: World, victim: Connection) -> None:
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_a_function_gives_what_it_gives_on_a_clean_path(world: World, victim: Connection, name: str) -> None:
-    statement = _call(world, name, "alpha", "alpha_worker")
+    statement = call(world, name, "alpha", "alpha_worker")
     assert isinstance(_is_unmoved(world, victim, statement), tuple if name in RAISING else list)
 
 
