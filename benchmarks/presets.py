@@ -2,8 +2,8 @@
 
 `gain` is nDCG@10 on held-out questions over the frozen embedding, by evidence: what is not proven does not answer.
 `bound_mib` is the upper bound of what an engine takes; `waiting` is how many events may wait in memory; `weighed_per_s`
-is how fast a file of outcomes is learned, durable and weighed. The time of the row is that of a `recall` in a space that has learned
-them, by the strategy that the defaults have proven there.
+is how fast a file of outcomes is learned, durable and weighed. The time of the row is that of a `recall` in a space
+that has learned them, by one strategy for all.
 """
 
 from __future__ import annotations
