@@ -727,7 +727,8 @@ def test_the_queries_of_the_page_run(
         lambda topic, i: 0.9 if model(i) == "abb"[topic] else 0.2,
     )
     _cycle(patterns_url, engine)
-    statements = [statement for statement in block.split(";") if statement.strip()]
+    asked = block.replace("$1", "'[0.1, 0.9, 0.2]'")
+    statements = [statement for statement in asked.split(";") if statement.strip()]
     assert len(statements) == 11
     for statement in statements:
         assert connection.execute(statement).fetchall(), statement  # type: ignore[arg-type]
