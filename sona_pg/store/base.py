@@ -20,9 +20,10 @@ from sona_pg.learning.base_tasks import BaseTask
 from sona_pg.learning.judged_list import reservoir_key
 from sona_pg.learning.learner import Learned
 from sona_pg.store.connection import Connection, transaction
-from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state, write_served
+from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.runs import Run
+from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
 

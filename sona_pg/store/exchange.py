@@ -13,7 +13,7 @@ from sona_pg.kernels import LowRank
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance, Verdicts
 from sona_pg.store.connection import Connection, transaction, writing
-from sona_pg.store.learning import Head, read_head, read_state, write_served
+from sona_pg.store.learning import Head, read_head, read_state
 from sona_pg.store.ledger import LOOP
 from sona_pg.store.patterns import (
     FORGOTTEN_PATTERNS,
@@ -24,6 +24,7 @@ from sona_pg.store.patterns import (
     read_verdicts,
     write_patterns,
 )
+from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space, check_embedder, lock_space
 from sona_pg.store.versions import publish, read_version
 
