@@ -468,7 +468,6 @@ cdef class ListwiseTrainer:
         for i in range(n, count):
             candidates[i] = pool_rows + drawn[i - n] * d
             target[i] = 0
-
         w.dim, w.rank, w.scale, w.temperature = d, r, self.trained._scale, self.temperature
         w.param, w.moment1, w.moment2, w.served = self.trained.rows, self.m, self.v, self.served.rows
         cdef double t = self.steps + 1
