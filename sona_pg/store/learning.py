@@ -11,7 +11,7 @@ from datetime import datetime
 from psycopg import sql
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import UnknownSpace, UnknownVersion
+from sona_pg.errors import UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.learning.forgetting import digest_of, is_before
@@ -21,7 +21,7 @@ from sona_pg.store.append import Appender
 from sona_pg.store.connection import Connection, require_schema, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.served_rows import write_served
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 from sona_pg.store.versions import publish, read_version
 from sona_pg.types import QueryTrajectory, Score
 
@@ -88,7 +88,7 @@ def read_head(connection: Connection, space: Space) -> Head:
     with translated():
         row = connection.execute(_HEAD, (space.space_id,)).fetchone()
     if row is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        raise space_gone(space.name)
     return Head(*row)
 
 
@@ -142,7 +142,7 @@ class LearningTransaction:
         require_schema(connection)
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+            raise space_gone(space.name)
         self.head = Head(*row)
         self._has_forgotten = False
 

@@ -13,9 +13,9 @@ from psycopg.types.json import Jsonb
 from sona_pg.errors import LockLost
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.verdicts import Verdict
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, snapshot_transaction
 from sona_pg.store.patterns import PatternState, read_patterns, read_verdicts
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 from sona_pg.types import FloatVector, Json
 
 MAX_PARAMETERS_BYTES = 64 << 10
@@ -70,8 +70,7 @@ class Part(NamedTuple):
 @contextlib.contextmanager
 def pattern_reader(connection: Connection, space: Space, snapshot: str | None = None) -> Iterator[PatternReader]:
     """Reads what a cycle begins with, all of it as of one moment: that of a snapshot of another reader, if given."""
-    with transaction(connection):
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot_transaction(connection):
         if snapshot is not None:
             connection.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(snapshot)))
         yield PatternReader(connection, space)
@@ -104,7 +103,7 @@ class PatternReader:
             {"space": self._space.space_id, "ordinal": ordinal, "settings": Jsonb(dict(settings))},
         ).fetchone()
         if row is None:
-            raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
+            raise space_gone(self._space.name, LockLost)
         consumed, horizon, last_id, generation, waiting, *rest = row
         return PatternState(consumed, horizon, last_id, generation, frozenset(waiting), *rest)
 

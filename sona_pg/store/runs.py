@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from sona_pg.errors import LearningError, LockLost, PermissionDenied, UnknownSpace
+from sona_pg.errors import LearningError, LockLost, PermissionDenied
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, translated, writing
 from sona_pg.store.errors import storable
@@ -143,7 +143,7 @@ def claim(connection: Connection, found: Due, loop: str, worker: str) -> Run | N
     """
     key: dict[str, object] = {"space": found.space_id, "loop": loop, "worker": worker}
     with writing(connection):
-        gone = UnknownSpace(f"space {found.name!r} is gone: somebody deleted it")
+        gone = spaces.space_gone(found.name)
         space = spaces.find_space(connection, found.name)
         if space is None or space.space_id != found.space_id:
             raise gone

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from sona_pg.config import StrategyConfig
-from sona_pg.errors import UnknownSpace
 from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.lift import SHADOW
 from sona_pg.learning.remembered import FloatMatrix
 from sona_pg.learning.serving import ServedStrategy, Serving
 from sona_pg.store.connection import Connection, transaction
 from sona_pg.store.served_rows import served_map
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 from sona_pg.types import FloatVector
 
 PROVEN = "proven"
@@ -40,7 +39,7 @@ def read_served(connection: Connection, space: Space, config: StrategyConfig) ->
             key,
         ).fetchone()
         if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+            raise space_gone(space.name)
         strategy, in_force, is_sane, known, strange, has_learned, control_share = row
         is_learned, is_shadow = strategy == "learned", strategy == SHADOW
         if is_learned:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sona_pg.errors import UnknownSpace
 from sona_pg.store.connection import Connection, translated
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 
 
 class Adopted(NamedTuple):
@@ -122,7 +121,7 @@ def standing(connection: Connection, space: Space) -> Standing:
             (space.space_id,),
         ).fetchone()
     if row is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        raise space_gone(space.name)
     ordinal, strategy, may_weigh, epoch, control_share, *adopted, is_behind = row
     return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sona_pg.errors import UnknownSpace
 from sona_pg.store.connection import Connection, transaction
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def evidence(connection: Connection, space: Space, turns: int = 20) -> Evidence:
             "SELECT strategy, in_force FROM sona.status WHERE space = %s", (space.name,)
         ).fetchone()
         if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+            raise space_gone(space.name)
         strategies = connection.execute(
             "SELECT strategy, events, gain, recent_gain FROM sona.strategy_evidence WHERE space_id = %s"
             " ORDER BY recent_gain DESC, strategy",
