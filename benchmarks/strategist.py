@@ -17,7 +17,7 @@ from benchmarks.worlds import World
 from sona_pg.config import QueryAdapterConfig
 from sona_pg.learning.query_adapter import QueryAdapter
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
-from sona_pg.learning.strategist import Strategy
+from sona_pg.learning.strategies import Strategy
 
 DIM, ITEMS, QUESTIONS, REMEMBERED = 384, 4096, 200, 1000
 

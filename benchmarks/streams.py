@@ -32,7 +32,7 @@ from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.outcome import outcome_of
 from sona_pg.learning.remembered import JudgedEvent
-from sona_pg.learning.strategist import Lesson, Scored, Strategy
+from sona_pg.learning.strategies import Lesson, Scored, Strategy
 from sona_pg.types import EMPTY, FloatVector, QueryTrajectory, TrajectoryStep
 
 Random = np.random.Generator

@@ -21,7 +21,8 @@ from sona_pg.learning.dream_walks import creative_edges, dream_walks
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.memory_graph import MemoryGraph
 from sona_pg.learning.remembered import InMemoryOutcomes, PoolIndex, look_around
-from sona_pg.learning.strategist import Strategist, Strategy
+from sona_pg.learning.strategies import Strategy
+from sona_pg.learning.strategist import Strategist
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]

@@ -10,7 +10,8 @@ from sona_pg.learning.arrays import normalized_rows
 from sona_pg.learning.associations import Associations
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, Surroundings, look_around
-from sona_pg.learning.strategist import Lesson, Scored, Strategist, Strategy
+from sona_pg.learning.strategies import Lesson, Scored, Strategy
+from sona_pg.learning.strategist import Strategist
 from sona_pg.types import FloatVector
 
 DIM, ITEMS, QUESTIONS = 32, 300, 40

@@ -440,19 +440,9 @@ def adam_step(weights, served, moment1, moment2, gradient, int64_t steps, double
 
 
 def order_by_score(scores, Py_ssize_t k):
-    """Rows of the k highest scores, best first; equal ones in the order of rows.
+    """Rows, int64 (min(k, n),), of the k highest scores, best first; equal ones in the order of rows.
 
-    Parameters
-    ----------
-    scores
-        float64 (n,), without NaN.
-    k
-        So many at most.
-
-    Returns
-    -------
-    ndarray
-        int64 (min(k, n),).
+    `scores` are float64 (n,), without NaN.
     """
     cdef cnp.ndarray by_row = _array(scores, cnp.NPY_FLOAT64, 1, "scores")
     cdef const double *score = <const double *>cnp.PyArray_DATA(by_row)

@@ -251,9 +251,8 @@ cdef class LowRank:
                      bint up_only=False):
         """Add the squares of the gradients of single samples: the diagonal of the empirical Fisher information.
 
-        A sample's gradient is an outer product, so its squares are one too, and the sum over the samples is the
-        product of squares ``scale² ((G Bᵀ)²)ᵀ X²`` and ``scale² ((X A)²)ᵀ G²``: none of them is ever written down.
-        Arguments and errors are those of `backward_batch`; `weight` multiplies the squares.
+        A sample's gradient is an outer product, so its squares are one too, and their sum is ``scale² ((G Bᵀ)²)ᵀ X²``
+        and ``scale² ((X A)²)ᵀ G²``. Arguments and errors as of `backward_batch`; `weight` multiplies the squares.
         """
         self._accumulate(x, gradient, out, weight, up_only, True)
 
@@ -469,7 +468,6 @@ cdef class ListwiseTrainer:
         for i in range(n, count):
             candidates[i] = pool_rows + drawn[i - n] * d
             target[i] = 0
-
         w.dim, w.rank, w.scale, w.temperature = d, r, self.trained._scale, self.temperature
         w.param, w.moment1, w.moment2, w.served = self.trained.rows, self.m, self.v, self.served.rows
         cdef double t = self.steps + 1

@@ -21,7 +21,7 @@ from sona_pg.store.connection import MIN_PGVECTOR, MIN_POSTGRES, Connection, con
 from sona_pg.store.database import ENV_URL
 from sona_pg.store.observation import SpaceFigures, figures, recent_errors
 from sona_pg.store.server import EmbeddedServer, default_home
-from sona_pg.store.spool import SpoolState, spool_states
+from sona_pg.store.spool_usage import SpoolState, spool_states
 
 WORKER = "sona worker instant"
 """What the instant worker's connections are called, and the command that starts it."""

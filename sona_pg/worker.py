@@ -15,10 +15,10 @@ from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import errors, runs, spaces, strategist, versions
+from sona_pg.store import errors, runs, spaces, strategist_standing, strategy_settings, versions
 from sona_pg.store.connection import Connection, require_schema
 from sona_pg.store.database import Database
-from sona_pg.store.spool import waiting_spaces
+from sona_pg.store.spool_usage import waiting_spaces
 from sona_pg.telemetry import NoTelemetry
 
 log = logging.getLogger("sona_pg")
@@ -114,7 +114,7 @@ class InstantWorker:
             If the database cannot be reached.
         """
         connection = self._connected()
-        names = strategist.spaces_unweighed(connection)
+        names = strategist_standing.spaces_unweighed(connection)
         return sum(self._attempt(connection, "evidence", name, partial(self._weigh, name)) for name in names)
 
     def _connected(self) -> Connection:
@@ -160,7 +160,7 @@ class InstantWorker:
             with self._database.connect() as connection:
                 space = spaces.get_space(connection, name)
                 _, adapter = spaces.claim_settings(connection, space, None, None)
-                strategy = strategist.claim_settings(connection, space, None)
+                strategy = strategy_settings.claim_settings(connection, space, None)
             store = SpaceStore(space, self._database.connect, self._database.config, None)
             loop = EvidenceLoop(store, strategy, adapter, self._evidence_config)
         self._evidence[name] = loop

@@ -36,7 +36,7 @@ from sona_pg.evaluation.protocol import Stream, trajectory_id
 from sona_pg.evaluation.report import SplitResult, confidence_interval
 from sona_pg.evaluation.splits import disjoint_parts, linked_groups, make_split
 from sona_pg.evaluation.trace import running_mean
-from sona_pg.learning.strategist import Lesson, Strategy, Turn
+from sona_pg.learning.strategies import Lesson, Strategy, Turn
 from sona_pg.types import QueryTrajectory
 
 FloatMatrix = NDArray[np.float32]

@@ -30,7 +30,7 @@ from sona_pg.evaluation import (
 )
 from sona_pg.evaluation.metrics import QueryScores
 from sona_pg.evaluation.report import SplitResult, summarize
-from sona_pg.learning.strategist import Lesson, Strategy, Turn
+from sona_pg.learning.strategies import Lesson, Strategy, Turn
 
 CURVES = {*(s.value for s in Strategy), "learned"}
 

@@ -14,7 +14,7 @@ from sona_pg.errors import LearningError
 from sona_pg.loops.deep import DEEP
 from sona_pg.loops.rehearsal import rehearse
 from sona_pg.loops.schedule import check_cron
-from sona_pg.store import runs, spaces
+from sona_pg.store import runs, schedules, spaces
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import open_database
 from sona_pg.store.memory_changes import MemoryChange
@@ -135,9 +135,9 @@ def schedule(
         space = spaces.get_space(connection, name)
         if is_set:
             assert loop is not None
-            given = runs.Schedule(every, cron, amount, windows, time_zone, first, is_enabled=not off)
-            runs.set_schedule(connection, space, loop, given)
-        found = [row for row in runs.schedules(connection, space) if loop in (None, row["loop"])]
+            given = schedules.Schedule(every, cron, amount, windows, time_zone, first, is_enabled=not off)
+            schedules.set_schedule(connection, space, loop, given)
+        found = [row for row in schedules.schedules(connection, space) if loop in (None, row["loop"])]
     if as_json:
         print_json(found)
     elif found:

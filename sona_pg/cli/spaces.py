@@ -12,10 +12,10 @@ import click
 from sona_pg.cli.output import print_json, print_table
 from sona_pg.config import MAX_DIM, STRATEGIES, SpaceConfig, WorkerConfig
 from sona_pg.errors import UnknownSpace
-from sona_pg.store import spaces, strategist
+from sona_pg.store import spaces, strategy_evidence
 from sona_pg.store.connection import translated
 from sona_pg.store.database import Database, open_database
-from sona_pg.store.spool import SpoolUsage, usage
+from sona_pg.store.spool_usage import SpoolUsage, usage
 
 url_option = click.option("--url", metavar="URL", help="Database; SONA_DATABASE_URL or the embedded server without.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -140,7 +140,7 @@ def strategy(name: str, chosen: str | None, reason: str | None, as_json: bool, u
         found = spaces.get_space(connection, name)
         if chosen is not None:
             spaces.set_strategy(connection, name, chosen, reason)
-        evidence = strategist.evidence(connection, spaces.get_space(connection, found.name))
+        evidence = strategy_evidence.evidence(connection, spaces.get_space(connection, found.name))
     if as_json:
         print_json(asdict(evidence))
         return

@@ -22,3 +22,10 @@ def check_flag(name: str, value: bool) -> None:
     """Refuse what is neither True nor False, with a `ConfigError`."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}, expected True or False")
+
+
+def rank_within(dim: int, rank: int) -> int:
+    """A default rank, or the largest that maps of vectors of `dim` components can have; 1 at the least."""
+    if not isinstance(dim, int):
+        raise ConfigError(f"dimension is {dim!r}, expected a whole number")
+    return max(1, min(rank, dim))

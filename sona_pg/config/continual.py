@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sona_pg.config.checks import check_flag, check_whole, check_within
+from sona_pg.config.checks import check_flag, check_whole, check_within, rank_within
 from sona_pg.config.limits import VECTOR_BYTES
 from sona_pg.errors import ConfigError
 
@@ -166,9 +166,7 @@ class BaseTrainingConfig:
     @classmethod
     def for_dim(cls, dim: int) -> BaseTrainingConfig:
         """The defaults for a space of `dim` components: a rank that it can have."""
-        if not isinstance(dim, int):
-            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
-        return cls(rank=max(1, min(cls().rank, dim)))
+        return cls(rank=rank_within(dim, cls().rank))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sona_pg.config.checks import check_flag, check_whole, check_within
-from sona_pg.errors import ConfigError
+from sona_pg.config.checks import check_flag, check_whole, check_within, rank_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,7 @@ class QueryAdapterConfig:
     @classmethod
     def for_dim(cls, dim: int) -> QueryAdapterConfig:
         """The defaults for a space of `dim` components: a rank that it can have."""
-        if not isinstance(dim, int):
-            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
-        return cls(rank=max(1, min(cls().rank, dim)))
+        return cls(rank=rank_within(dim, cls().rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +133,7 @@ class LoraConfig:
     @classmethod
     def for_dim(cls, dim: int) -> LoraConfig:
         """The defaults for layers of `dim` components: a rank that they can have."""
-        if not isinstance(dim, int):
-            raise ConfigError(f"dimension is {dim!r}, expected a whole number")
-        return cls(rank=max(1, min(cls().rank, dim)))
+        return cls(rank=rank_within(dim, cls().rank))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from sona_pg.loops.admission import checked_text
 from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import spaces, strategist
+from sona_pg.store import spaces, strategy_settings
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.spaces import Space
@@ -30,10 +30,13 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
             raise ConfigError(f"space {space!r} declares {found.config}, not {space_config}: leave space_config out")
         spaces.check_embedder(connection, found, embedder)
         if config.memory_budget_mb is not None:
-            declared = spaces.declared_adapter(connection, found), strategist.declared_settings(connection, found)
+            declared = (
+                spaces.declared_adapter(connection, found),
+                strategy_settings.declared_settings(connection, found),
+            )
             config = within_budget(config, found.dim, *declared)
         instant, adapter = spaces.claim_settings(connection, found, config.instant_config, config.adapter_config)
-        strategy = strategist.claim_settings(connection, found, config.strategy_config)
+        strategy = strategy_settings.claim_settings(connection, found, config.strategy_config)
     if found.standby_of is not None:
         raise EmbedderMismatch(
             f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"

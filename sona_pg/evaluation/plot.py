@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sona_pg.errors import ConfigError, InvalidInput, IoError
 from sona_pg.evaluation.report import FROZEN, LEARNED, CollectionReport
 from sona_pg.evaluation.trace import Trace, running_mean
-from sona_pg.learning.strategist import Strategy
+from sona_pg.learning.strategies import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

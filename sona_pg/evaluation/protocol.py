@@ -25,7 +25,7 @@ from sona_pg.evaluation.trace import Trace
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.outcome import OutcomeEvent
-from sona_pg.learning.strategist import Lesson, Strategy
+from sona_pg.learning.strategies import Lesson, Strategy
 from sona_pg.types import FloatVector, QueryTrajectory, TrajectoryBuilder
 
 SPLITS = 10

@@ -18,7 +18,8 @@ from sona_pg.learning.edges import EdgeWeights, edge_updates
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.outcome import OutcomeEvent, outcome_of
 from sona_pg.learning.remembered import InMemoryOutcomes, JudgedEvent, PoolIndex, Surroundings, look_around
-from sona_pg.learning.strategist import Lesson, Strategist, Strategy
+from sona_pg.learning.strategies import Lesson, Strategy
+from sona_pg.learning.strategist import Strategist
 from sona_pg.types import FloatVector, QueryTrajectory
 
 

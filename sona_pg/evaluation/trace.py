@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.learning.strategist import Lesson, Strategy, Turn
+from sona_pg.learning.strategies import Lesson, Strategy, Turn
 
 
 @dataclass(frozen=True, slots=True)

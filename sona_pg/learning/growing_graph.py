@@ -314,10 +314,7 @@ class GrowingGraph:
         InvalidInput
             If it is none from an archive.
         """
-        if not isinstance(archived, ArchivedEdge) or not all(
-            is_whole(number) for number in (archived.a, archived.b, archived.version)
-        ):
-            raise InvalidInput(f"a {type(archived).__name__} was given, expected an ArchivedEdge")
+        _check_edge(archived, ArchivedEdge)
         if not is_number(archived.weight) or not 0 <= archived.weight <= 1 or archived.a == archived.b:
             raise InvalidInput(f"{archived} is no edge: expected two nodes, and a weight from 0 to 1")
         since = time_or_none(archived.decayed_at)
@@ -371,10 +368,7 @@ class GrowingGraph:
         InvalidInput
             If it is none from an archive.
         """
-        if not isinstance(archived, EdgeBefore) or not all(
-            is_whole(number) for number in (archived.a, archived.b, archived.version)
-        ):
-            raise InvalidInput(f"a {type(archived).__name__} was given, expected an EdgeBefore")
+        _check_edge(archived, EdgeBefore)
         weights = (archived.weight, archived.after)
         if not all(is_number(weight) and 0 <= weight <= 1 for weight in weights) or not archived.after:
             raise InvalidInput(f"{archived} is no edge: expected weights from 0 to 1")
@@ -429,6 +423,13 @@ def _consolidated(node: MemoryNode, columns: MemoryNodes, place: int, is_strengt
     if all(getattr(node, name) == value for name, value in after.items()):
         return node
     return replace(node, **after)  # type: ignore[arg-type]
+
+
+def _check_edge(archived: ArchivedEdge | EdgeBefore, kind: type[ArchivedEdge | EdgeBefore]) -> None:
+    if not isinstance(archived, kind) or not all(
+        is_whole(number) for number in (archived.a, archived.b, archived.version)
+    ):
+        raise InvalidInput(f"a {type(archived).__name__} was given, expected an {kind.__name__}")
 
 
 def time_or_none(at: float | None) -> float | None:

@@ -1,7 +1,6 @@
 """The memory graph in memory: nodes in the order in which they are given, undirected weighted edges as sorted rows.
 
-It holds what was observed. Edges that dreams propose are kept apart by whoever asked for them, so that dreams are never
-made of dreams.
+It holds what was observed. Who asks for dreams keeps their edges apart, so that dreams are never made of dreams.
 """
 
 from __future__ import annotations

@@ -26,13 +26,7 @@ from sona_pg.learning.patterns import (
     starting_centroids,
 )
 from sona_pg.learning.portable import bank_from_json, bank_to_json
-from sona_pg.learning.recommendation import (
-    NearPattern,
-    Recommendation,
-    best_strategy,
-    best_values,
-    optimized_params,
-)
+from sona_pg.learning.recommendation import NearPattern, Recommendation, best_strategy, best_values, optimized_params
 from sona_pg.learning.recorded import PARAMETERS, STRATEGY, FedBack, Used, fed_back, quality_of, used_parameters
 from sona_pg.learning.verdicts import Evidence, Outcome, Verdict, looked
 from sona_pg.types import Json, QueryTrajectory, as_seconds, finite_or_none

@@ -1,35 +1,30 @@
 """The strategist: scores every way of answering by outcomes before it learns from them, and says which is in force.
 
-frozen    the embedding as it is
-adapted   the query as the adapter asks it
-familiar  the adapted query, by as much as the ground is familiar
-boosted   frozen, and items that helped near this query
-stake     an adapter of low rank, by as much as it is sure to help: for small spaces
-fusion    all above as features of a learned score; on unfamiliar ground by as much as it is sure to help there
-related   frozen, and items to which activation spreads over the memory graph from those nearest to the query
+See `strategies` for what they are.
 """
 
 from __future__ import annotations
 
-import enum
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg.config import SHOWN, QueryAdapterConfig, StrategyConfig
-from sona_pg.kernels import LowRank, dot_rows, fusion_features, order_by_score, shuffled_sums, unit
+from sona_pg.config import QueryAdapterConfig, StrategyConfig
+from sona_pg.kernels import fusion_features, shuffled_sums, unit
 from sona_pg.learning.evidence import Comparison, Gate, SanityTest, Stake, Switch, Tally, log_rank_gain
 from sona_pg.learning.fusion import SHARPNESS, Fusion, Vector
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.packing import expand, pack, squeeze, unpack
 from sona_pg.learning.query_adapter import QueryAdapter
-from sona_pg.learning.regions import Region, Regions, Verdict
+from sona_pg.learning.ranks import cosines, drawn, own_query_p_value, rank_p_value, ranks_among, ranks_at
+from sona_pg.learning.regions import Regions, Verdict
 from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, Surroundings
+from sona_pg.learning.strategies import RIVALS, InForce, Lesson, Restored, Scored, Strategy, Turn, gains_over_frozen
 from sona_pg.types import FloatVector
 
 STATE_FORMAT = 2
@@ -37,8 +32,6 @@ _ORDERS = 100
 """Orders of what was shown that a choice is compared with."""
 CONTENDERS = 3
 """The fusion, the stake, and the fusion in a region: thresholds hold for all of them together (Bonferroni)."""
-_WORD = (1 << 64) - 1
-_DISCOUNTS = 1.0 / np.log2(np.arange(2, SHOWN + 2))
 
 
 class _Part(Protocol):
@@ -49,60 +42,6 @@ class _Part(Protocol):
     def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None: ...
 
 
-class Strategy(enum.StrEnum):
-    """A way of answering."""
-
-    FROZEN = "frozen"
-    ADAPTED = "adapted"
-    FAMILIAR = "familiar"
-    BOOSTED = "boosted"
-    STAKE = "stake"
-    FUSION = "fusion"
-    # The last one: states of before have none.
-    RELATED = "related"
-
-
-RIVALS = (Strategy.FROZEN, Strategy.STAKE, Strategy.FUSION)
-"""What may answer while `related` does not: it is compared with each, at an error of its own for all together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Candidates for a query, as every strategy scores them.
-
-    Parameters
-    ----------
-    around
-        Where they come from.
-    rows
-        (n,) rows of the candidates in it, in the order of their ids.
-    scores
-        (n,) by strategy; higher is better. Those of `related` are of `reached`.
-    features
-        (n, len(FEATURES)).
-    familiarity
-        How familiar the ground is, 0 to 1.
-    reached
-        (m,) rows of the candidates and of what activation reaches beside them.
-    """
-
-    around: Surroundings
-    rows: NDArray[np.int64]
-    scores: Mapping[Strategy, Vector]
-    features: Vector
-    familiarity: float
-    reached: NDArray[np.int64]
-
-    def best(self, strategy: Strategy, k: int = SHOWN) -> NDArray[np.int64]:
-        """Rows of the k best items by a strategy, best first; equal ones by id."""
-        rows = self.reached if strategy is Strategy.RELATED else self.rows
-        return rows[order_by_score(self.scores[strategy], k)]
-
-    def ranking(self, strategy: Strategy, k: int = SHOWN) -> list[str]:
-        """The k best items by a strategy, best first; equal ones by id."""
-        return [self.around.items[row] for row in self.best(strategy, k)]
-
-
 class _Asked(NamedTuple):
     """A query, and what does not change with the adapter that asks it: cosines (m,) of what is around."""
 
@@ -111,109 +50,6 @@ class _Asked(NamedTuple):
     around: Surroundings
     frozen: FloatVector
     by_careful: FloatVector
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Another strategy is in force.
-
-    Parameters
-    ----------
-    region
-        Where; None is the whole space.
-    before, after
-        The strategies. A region that is no exception any more is named by what the space does.
-    reason
-        What was proven, for people.
-    """
-
-    region: int | None
-    before: Strategy
-    after: Strategy
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What an event has shown.
-
-    Parameters
-    ----------
-    in_force
-        The strategy that was in force before it, where it was asked.
-    gains
-        nDCG@10 over frozen by strategy, on the items that helped, before anything was learned from the event; empty if
-        none of them is there.
-    turns
-        What changed by it.
-    """
-
-    in_force: Strategy
-    gains: Mapping[Strategy, float]
-    turns: tuple[Turn, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """What answers, as far as it takes no memory: small enough to be a row.
-
-    Parameters
-    ----------
-    strategy
-        Of the space.
-    known, strange
-        How much of the careful adapter the stake serves, on familiar and on strange ground.
-    unseen
-        How much of the fusion is served on strange ground.
-    weights
-        Of the fusion.
-    proven, careful
-        The adapters that the fusion and the stake ask with; changed by the next event.
-    regions
-        Each with its evidence; those that are proven to be better or worse are exceptions.
-    is_sane
-        Whether outcomes have to do with queries; nothing but frozen answers without.
-    events
-        How many were scored.
-    gains
-        Mean gain of every strategy over frozen, over all events, and with recent ones counting more.
-    """
-
-    strategy: Strategy
-    known: float
-    strange: float
-    unseen: float
-    weights: Vector
-    proven: LowRank
-    careful: LowRank
-    regions: list[Region]
-    is_sane: bool
-    events: int
-    gains: Mapping[Strategy, tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What a version brings back.
-
-    Parameters
-    ----------
-    evidence
-        What `Strategist.evidence` gave; None if nothing was scored by then.
-    learner
-        State of the learner, as it packs it: its adapter has learned the same events.
-    proven, careful
-        The maps that answered (2 rank, dim); None where they did not.
-    centroids, verdicts
-        Regions (n, dim) and their verdicts (n,); none where all followed the space.
-    """
-
-    evidence: bytes | None
-    learner: bytes
-    proven: FloatMatrix | None
-    careful: FloatMatrix | None
-    centroids: FloatMatrix
-    verdicts: tuple[int, ...]
 
 
 _SMALL = ("fusion", "gate", "stake_gate", "related", "known", "strange", "unseen", "has_stake", "tally")
@@ -422,7 +258,7 @@ class Strategist:
 
     def _asked(self, query: FloatVector, around: Surroundings) -> _Asked:
         careful = unit(self._careful.adapt(query))
-        return _Asked(query, careful, around, _dots(around.embeddings, query), _dots(around.embeddings, careful))
+        return _Asked(query, careful, around, cosines(around.embeddings, query), cosines(around.embeddings, careful))
 
     def _look(
         self, asked: _Asked, adapter: QueryAdapter, rows: NDArray[np.int64], unseen: NDArray[np.uint8] | None = None
@@ -432,8 +268,8 @@ class Strategist:
         adapted = unit(adapter.adapt(asked.query))
         table, _, familiar = fusion_features(
             asked.frozen,
-            _dots(around.embeddings, adapted),
-            float(_dots(adapted[np.newaxis], asked.query)[0]),
+            cosines(around.embeddings, adapted),
+            float(cosines(adapted[np.newaxis], asked.query)[0]),
             rows,
             around.near,
             around.times_helped,
@@ -498,7 +334,7 @@ class Strategist:
         answer[around.rows(event.helped)] = list(event.helped.values())
         asked, rows = self._asked(event.query, around), around.candidates(self.config.neighbours)
         scored = self._score(asked, rows)
-        gains = _gains(scored, answer)
+        gains = gains_over_frozen(scored, answer)
         embeddings = around.embeddings[around.rows(event.helped)]
         region, has_turned = self._weigh(asked, scored.familiarity, embeddings, gains)
         self._test_sanity(event, scored, embeddings, others)
@@ -511,7 +347,7 @@ class Strategist:
     ) -> tuple[int, bool]:
         """Test: what the event says of the strategies as they were before it; its region, and whether that turned."""
         sample = self._pool.embeddings[: self.config.rank_items]
-        difference = log_rank_gain(*(_ranks(by, embeddings, sample) for by in (asked.query, asked.careful)))
+        difference = log_rank_gain(*(ranks_among(by, embeddings, sample) for by in (asked.query, asked.careful)))
         self._known.add(difference, familiar)
         self._strange.add(difference, 1.0 - familiar)
         self._has_stake.set(max(self._known.share, self._strange.share))
@@ -526,12 +362,12 @@ class Strategist:
     def _test_sanity(self, event: JudgedEvent, scored: Scored, embeddings: FloatMatrix, others: FloatMatrix) -> None:
         """Whether what helped belongs to the query, and whether it does so given what was shown."""
         rewards = np.array(list(event.helped.values()), dtype=np.float32)
-        draw = _uniform(event.seed)
-        self._sanity.add(_own_query(event.query, others, rewards @ embeddings, draw))
+        draw = drawn(event.seed)
+        self._sanity.add(own_query_p_value(event.query, others, rewards @ embeddings, draw))
         # What helped without having been shown was not selected by what was shown.
         unshown = np.array([item not in event.shown for item in event.helped])
         if unshown.any():
-            own = _own_query(event.query, others, rewards[unshown] @ embeddings[unshown], draw)
+            own = own_query_p_value(event.query, others, rewards[unshown] @ embeddings[unshown], draw)
             self._choice.add(own, own)
             return
         place = {row: place for place, row in enumerate(scored.rows.tolist())}
@@ -548,7 +384,7 @@ class Strategist:
         scores = np.stack([table[:, 0], self._fusion.score(table)])
         heights = scores.argsort(1, kind="stable").argsort(1).astype(np.float64)
         chance = shuffled_sums(given, heights, event.seed, _ORDERS)
-        self._choice.add(*(_rank_p_value(own, by, 1e-4, draw) for own, by in zip(heights @ given, chance, strict=True)))
+        self._choice.add(*(rank_p_value(own, by, 1e-4, draw) for own, by in zip(heights @ given, chance, strict=True)))
 
     def _learn_fusion(self, event: JudgedEvent, asked: _Asked, answer: Vector, scored: Scored) -> None:
         around, answers = asked.around, (answer > 0).view(np.uint8)
@@ -561,7 +397,7 @@ class Strategist:
         rows, blind = around.candidates(self.config.neighbours, answers), self._blind[self._fold(event)]
         unseen, _ = self._look(asked, blind, rows, answers)
         places = np.flatnonzero(answer[rows])
-        self._unseen.add(log_rank_gain(_places(unseen[:, 0], places), _places(self._fusion.score(unseen), places)))
+        self._unseen.add(log_rank_gain(ranks_at(unseen[:, 0], places), ranks_at(self._fusion.score(unseen), places)))
         gradient += self.config.counterfactual_weight * self._fusion.gradient(unseen, answer[rows] / total)
         self._fusion.step(gradient)
 
@@ -609,51 +445,3 @@ class Strategist:
             shares = f"{self._known.share:.2f} on familiar ground, {self._strange.share:.2f} elsewhere"
             return f"the stake is {shares}; {capital}"
         return f"nothing is proven to beat frozen; {capital}"
-
-
-def _dots(rows: FloatMatrix, x: FloatVector) -> FloatVector:
-    """Inner products (n,) of rows (n, dim) with x; by our own kernel, whose order of summation never changes."""
-    out = np.empty(len(rows), dtype=np.float32)
-    if len(rows):
-        dot_rows(rows, x, out)
-    return out
-
-
-def _uniform(seed: int) -> float:
-    """A number from 0 to 1 that any seed gives as a draw would (the finaliser of SplitMix64, Steele et al. 2014)."""
-    value = (seed + 0x9E37_79B9_7F4A_7C15) & _WORD
-    value = (value ^ value >> 30) * 0xBF58_476D_1CE4_E5B9 & _WORD
-    value = (value ^ value >> 27) * 0x94D0_49BB_1331_11EB & _WORD
-    return ((value ^ value >> 31) >> 11) / (1 << 53)
-
-
-def _own_query(query: FloatVector, others: FloatMatrix, helped: FloatVector, draw: float) -> float:
-    """p-value of the own query among others (n, dim), by nearness to what helped."""
-    middle = unit(helped)
-    return _rank_p_value(float(query @ middle), _dots(others, middle), 1e-6, draw)
-
-
-def _rank_p_value(own: float, others: NDArray[np.floating], tie: float, draw: float) -> float:
-    """Share of what is as large as `own` by chance, itself included; ties are drawn, so that it is uniform."""
-    larger = np.count_nonzero(others > own + tie)
-    equal = np.count_nonzero(others >= own - tie) - larger
-    return (larger + draw * (equal + 1)) / (len(others) + 1)
-
-
-def _gains(scored: Scored, answer: Vector) -> dict[Strategy, float]:
-    """nDCG@10 of every strategy over frozen; `answer` is how much each item around helped."""
-    ideal = float(np.sort(answer[answer > 0])[::-1][:SHOWN] @ _DISCOUNTS[: min(np.count_nonzero(answer), SHOWN)])
-    found = {s: answer[scored.best(s)] for s in Strategy}
-    quality = {s: float(of @ _DISCOUNTS[: len(of)]) / ideal for s, of in found.items()}
-    return {s: value - quality[Strategy.FROZEN] for s, value in quality.items()}
-
-
-def _ranks(query: FloatVector, items: FloatMatrix, among: FloatMatrix) -> list[int]:
-    """1-based ranks of items (m, dim) among rows (n, dim) by cosine to a query."""
-    cosines = _dots(among, query)
-    return [1 + int(np.count_nonzero(cosines > item)) for item in _dots(items, query)]
-
-
-def _places(scores: Vector, at: NDArray[np.intp]) -> list[int]:
-    """1-based ranks of candidates by their scores."""
-    return [1 + int(np.count_nonzero(scores > scores[place])) for place in at]

@@ -15,7 +15,7 @@ from numbers import Integral
 import numpy as np
 
 from sona_pg.config import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_STEPS, SpaceConfig
-from sona_pg.errors import InvalidInput
+from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.kernels import is_held, owned, single
 from sona_pg.types import (
     EMPTY,
@@ -30,6 +30,9 @@ from sona_pg.types import (
 
 _SHORT = 128
 """Ids below this length are checked at once; longer ones byte by byte."""
+
+REFUSALS = (InvalidInput, DimensionMismatch)
+"""Errors that are the fault of what was recorded: it is set aside, and the rest goes through."""
 
 
 def admitted(trajectory: QueryTrajectory, dim: int, space: SpaceConfig) -> QueryTrajectory:

@@ -14,7 +14,7 @@ from sona_pg.learning.learner import Learner
 from sona_pg.learning.lift import LiftTest
 from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.admission import checked_text
-from sona_pg.store import archive, spaces, strategist
+from sona_pg.store import archive, spaces, strategist, strategy_settings
 from sona_pg.store.archive import Column
 from sona_pg.store.archive_file import ArchiveReader, Manifest, writing_archive
 from sona_pg.store.connection import Connection, transaction, writing
@@ -173,7 +173,7 @@ def _check_states(connection: Connection, space: Space, file: ArchiveReader) -> 
         learner = Learner(space.dim, pool, adapter=adapter, instant=instant, space=space.config)
         if (state := read_state(connection, space)) is not None:
             learner.load_bytes(state)
-        settings = strategist.claim_settings(connection, space, None)
+        settings = strategy_settings.claim_settings(connection, space, None)
         weighing, lift = strategist.read_states(connection, space)
         if weighing is not None:
             Strategist(pool, settings, adapter).load_bytes(weighing)

@@ -18,7 +18,8 @@ from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped
 from sona_pg.loops.shards import Shards, opened_shards
 from sona_pg.store.connection import Connection
 from sona_pg.store.indexes import index_by_size
-from sona_pg.store.patterns import PatternState, pattern_reader, write_advance
+from sona_pg.store.pattern_reader import pattern_reader
+from sona_pg.store.patterns import PatternState, write_advance
 from sona_pg.store.runs import Facts
 
 NAME = "background"

@@ -29,10 +29,11 @@ from sona_pg.loops.cycle import Cycle, Loop, Phase, Skipped, Stopping
 from sona_pg.loops.schedule import next_time
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
-from sona_pg.store import errors, runs
+from sona_pg.store import errors, runs, schedules
 from sona_pg.store.connection import Connection, require_schema, translated
 from sona_pg.store.database import Database
-from sona_pg.store.runs import Due, Run, Unplanned
+from sona_pg.store.runs import Run
+from sona_pg.store.schedules import Due, Unplanned
 from sona_pg.store.spaces import Space
 from sona_pg.telemetry import NoTelemetry
 
@@ -108,12 +109,12 @@ class LoopCoordinator:
         stop = threading.Event() if stop is None else stop
         connection = self._connected()
         require_schema(connection)
-        runs.ensure_schedules(connection, self._loop.name, self._loop.schedule)
+        schedules.ensure_schedules(connection, self._loop.name, self._loop.schedule)
         self._plan(connection)
         # What was asked for until now, this look finds: the hints would only cause as many more.
         runs.forget_hints(connection)
         ended = 0
-        for found in runs.due(connection, self._loop.name):
+        for found in schedules.due(connection, self._loop.name):
             if self._only is not None and found.space_id != self._only.space_id:
                 continue
             if stop.is_set():
@@ -144,19 +145,19 @@ class LoopCoordinator:
                         return
 
     def _plan(self, connection: Connection) -> None:
-        now, schedules = runs.unplanned(connection, self._loop.name)
+        now, unplanned = schedules.unplanned(connection, self._loop.name)
         times: dict[Unplanned, datetime] = {}
-        for schedule in schedules:
+        for schedule in unplanned:
             try:
                 found = next_time(now, schedule.every_seconds, schedule.cron, schedule.time_zone)
             except ConfigError as error:
-                if runs.set_schedule_aside(connection, schedule, self._loop.name):
+                if schedules.set_schedule_aside(connection, schedule, self._loop.name):
                     self._complain(connection, schedule.space_id, f"{error}; set it anew with sona.set_schedule")
             else:
                 assert found is not None
                 times[schedule] = found
         if times:
-            runs.plan(connection, self._loop.name, now, times)
+            schedules.plan(connection, self._loop.name, now, times)
 
     def _attempt(self, connection: Connection, found: Due, stop: threading.Event) -> int:
         """A cycle of one space, if nobody else is at it; what goes wrong there stops no other space."""

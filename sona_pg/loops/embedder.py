@@ -26,7 +26,7 @@ from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
-from sona_pg.store import recorded_queries, spaces, strategist
+from sona_pg.store import recorded_queries, spaces, strategy_settings
 from sona_pg.store.embedder import Target, count_bare_items, prepare
 from sona_pg.store.learning import read_head, read_state
 from sona_pg.store.recorded_queries import RecordedQuery
@@ -256,7 +256,7 @@ class EmbedderChange:
         """Weigh the strategies by the new model, so that it answers by what is proven from the first moment on."""
         connection = self._store.connection()
         _, adapter = spaces.claim_settings(connection, successor, None, None)
-        settings = strategist.claim_settings(connection, successor, None)
+        settings = strategy_settings.claim_settings(connection, successor, None)
         loop = EvidenceLoop(self._within(successor), settings, adapter)
         loop.settle()
 

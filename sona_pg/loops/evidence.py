@@ -14,8 +14,6 @@ import uuid
 from collections.abc import Collection, Iterator
 from datetime import datetime
 
-import numpy as np
-
 from sona_pg.config import LEAST_SHARE, EvidenceConfig, QueryAdapterConfig, StrategyConfig
 from sona_pg.errors import (
     DatabaseBusy,
@@ -33,25 +31,19 @@ from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learned
 from sona_pg.learning.lift import CONTROL, LEARNED, SHADOW, LiftTest
 from sona_pg.learning.outcome import OutcomeEvent, outcome_of, worth_of
-from sona_pg.learning.remembered import FloatMatrix, JudgedEvent, look_around
-from sona_pg.learning.strategist import Lesson, Strategist, Strategy
+from sona_pg.learning.remembered import JudgedEvent, look_around
+from sona_pg.learning.strategies import Lesson, Strategy
+from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.sample import item_pool
 from sona_pg.loops.space_store import SpaceStore
+from sona_pg.loops.strategist_copy import StrategistCopy
 from sona_pg.steps import reached
-from sona_pg.store import errors, spaces
+from sona_pg.store import errors, served_strategy, spaces, strategist_standing
 from sona_pg.store import learning as learning_store
-from sona_pg.store import strategist as strategist_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
 from sona_pg.store.spaces import Space
-from sona_pg.store.strategist import (
-    Adopted,
-    AnswerOutcome,
-    Memory,
-    MemoryExtent,
-    News,
-    Standing,
-    StrategistTransaction,
-)
+from sona_pg.store.strategist import AnswerOutcome, StrategistTransaction, strategist_transaction
+from sona_pg.store.strategist_standing import Adopted, News, Standing
 from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
@@ -87,7 +79,7 @@ class EvidenceLoop:
         self._store = store
         self._strategy, self._adapter = strategy, adapter
         self._turn = threading.Lock()
-        self._copy: _Copy | None = None
+        self._copy: StrategistCopy | None = None
         self._admit_at = 0.0
         self._fresh = 0
         """How many queries were remembered since `_admit` has looked."""
@@ -97,8 +89,8 @@ class EvidenceLoop:
         self._refused_in: int | None = None
         """The epoch in which that was: another strategist may learn from them."""
         # In this order: what changes in between is seen by the next refresh.
-        self._refreshed_at = strategist_store.standing(store.connection(), store.space)
-        self.served = strategist_store.read_served(store.connection(), store.space, strategy)
+        self._refreshed_at = strategist_standing.standing(store.connection(), store.space)
+        self.served = served_strategy.read_served(store.connection(), store.space, strategy)
         """What answers; replaced by `refresh`."""
 
     @property
@@ -148,9 +140,9 @@ class EvidenceLoop:
         """
         with self._turn:
             connection, space = self._store.connection(), self._store.space
-            stands = strategist_store.standing(connection, space)
+            stands = strategist_standing.standing(connection, space)
             if stands != self._refreshed_at:
-                self.served = strategist_store.read_served(connection, space, self._strategy)
+                self.served = served_strategy.read_served(connection, space, self._strategy)
                 self._refreshed_at = stands
 
     def catch_up(self) -> int:
@@ -193,7 +185,7 @@ class EvidenceLoop:
         """How many entries the ledger holds, and where the strategist stands."""
         with self._turn:
             connection, space = self._store.connection(), self._store.space
-            return learning_store.read_head(connection, space).ordinal, strategist_store.standing(connection, space)
+            return learning_store.read_head(connection, space).ordinal, strategist_standing.standing(connection, space)
 
     def _advance_past_refusals(self) -> int:
         """One entry that cannot be learned from must not hold up those behind it."""
@@ -211,11 +203,11 @@ class EvidenceLoop:
     def _advance(self) -> int:
         connection, space = self._store.connection(), self._store.space
         head = learning_store.read_head(connection, space)
-        stands = strategist_store.standing(connection, space)
+        stands = strategist_standing.standing(connection, space)
         if not stands.may_weigh or (stands.ordinal >= head.ordinal and not stands.is_behind):
             return 0
         reached("evidence.before_lock")
-        with strategist_store.strategist_transaction(connection, space) as transaction:
+        with strategist_transaction(connection, space) as transaction:
             if transaction is None:
                 return 0
             reached("evidence.after_lock")
@@ -231,7 +223,7 @@ class EvidenceLoop:
         reached("evidence.after_commit")
         return len(entries)
 
-    def _adopt(self, transaction: StrategistTransaction, copy: _Copy, news: News) -> bool:
+    def _adopt(self, transaction: StrategistTransaction, copy: StrategistCopy, news: News) -> bool:
         """Take over what other loops have made since the last time; whether there was anything."""
         held, base_version, memory_run = transaction.held, copy.adopted.base_version, copy.adopted.memory_run
         if news.patterns_run != copy.adopted.patterns_run:
@@ -293,7 +285,7 @@ class EvidenceLoop:
     def _compare(
         self,
         transaction: StrategistTransaction,
-        copy: _Copy,
+        copy: StrategistCopy,
         entry: LedgerEvent,
         trajectory: QueryTrajectory,
         lesson: Lesson | None,
@@ -322,7 +314,7 @@ class EvidenceLoop:
             trajectory.id, entry.ordinal, answer, value, contrast, None if answer.arm == CONTROL else gain
         )
 
-    def _give_up_what_harms(self, transaction: StrategistTransaction, copy: _Copy) -> None:
+    def _give_up_what_harms(self, transaction: StrategistTransaction, copy: StrategistCopy) -> None:
         strategy, space = transaction.held.strategy, self._store.space
         if not copy.lift.is_harmful or strategy in (Strategy.FROZEN, SHADOW):
             return
@@ -336,7 +328,7 @@ class EvidenceLoop:
         errors.log_error(self._store.connection(), space.space_id, "lift", self._store.worker, message)
 
     def _study(
-        self, transaction: StrategistTransaction, copy: _Copy, entry: LedgerEvent, event: OutcomeEvent
+        self, transaction: StrategistTransaction, copy: StrategistCopy, entry: LedgerEvent, event: OutcomeEvent
     ) -> Lesson | None:
         """Test, then train, then remember; what the event has shown, if it could show anything."""
         trajectory, c = event.trajectory, self._strategy
@@ -374,7 +366,7 @@ class EvidenceLoop:
             self._fresh += 1
         return lesson
 
-    def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> _Copy:
+    def _current(self, transaction: StrategistTransaction, sampled_at: datetime | None) -> StrategistCopy:
         """The local copy, if it is what the database has; else one from there."""
         copy, held = self._copy, transaction.held
         if copy is not None and copy.base == (held.ordinal, held.epoch, sampled_at, held.adopted):
@@ -398,7 +390,7 @@ class EvidenceLoop:
             lift.load_bytes(held.lift)
         if lift.key != held.epoch:
             lift.begin(held.epoch, 0.0 if held.changed_at is None else held.changed_at.timestamp())
-        self._copy = _Copy(strategist, lift, pool, held.ordinal, sampled_at, held.adopted)
+        self._copy = StrategistCopy(strategist, lift, pool, held.ordinal, sampled_at, held.adopted)
         self._copy.associations = self._associations(transaction, held.adopted.memory_run)
         self._copy.recall(transaction.memory(self._strategy.sanity_events), transaction.memory_extent())
         return self._copy
@@ -410,7 +402,7 @@ class EvidenceLoop:
         self._admit_at, self._fresh = time.monotonic() + self.config.admit_interval_seconds, 0
         try:
             connection, space = self._store.connection(), self._store.space
-            if strategist_store.standing(connection, space).may_weigh:
+            if strategist_standing.standing(connection, space).may_weigh:
                 spaces.admit_queries(connection, space, self._store.config.exact_search_rows)
         except SonaError as error:
             log.warning("the remembered queries are searched exactly for now: %s", error)
@@ -442,66 +434,3 @@ class _Refused(SonaError):
     def __init__(self, ordinal: int, key: tuple[uuid.UUID, int]) -> None:
         super().__init__(f"entry {ordinal} cannot be learned from")
         self.ordinal, self.key = ordinal, key
-
-
-class _Copy:
-    """The strategist as the database has it, and what goes with it."""
-
-    def __init__(
-        self,
-        strategist: Strategist,
-        lift: LiftTest,
-        pool: ItemPool,
-        ordinal: int,
-        sampled_at: datetime | None,
-        adopted: Adopted,
-    ) -> None:
-        self.strategist, self.lift, self.pool = strategist, lift, pool
-        self.ordinal, self.sampled_at, self.adopted = ordinal, sampled_at, adopted
-        self.associations: Associations | None = None
-        """The memory graph as the adopted cycle has left it: nothing of what is weighed from then on is in it."""
-        self.extent: MemoryExtent | None = None
-        """What the database remembers, as far as the copy knows."""
-
-    def recall(self, memory: Memory, extent: MemoryExtent) -> None:
-        """Take the memory from the database."""
-        latest, self._prototypes, self.extent = memory.latest, memory.prototypes, extent
-        self._queries = np.zeros((2 * self.strategist.config.sanity_events, latest.shape[1]), dtype=np.float32)
-        self._queries[: len(latest)] = latest
-        self._count = len(latest)
-
-    @property
-    def base(self) -> tuple[int, int, datetime | None, Adopted]:
-        """What it was taken from."""
-        return self.ordinal, self.lift.key, self.sampled_at, self.adopted
-
-    @property
-    def has_items(self) -> bool:
-        """Whether the space has items: without, there is nothing to rank."""
-        return self.sampled_at is not None
-
-    def answers(self, setting: str) -> bool:
-        """Whether anything but the frozen embedding answers in a space that is set so."""
-        return self.strategist.answers if setting == "learned" else setting not in (Strategy.FROZEN, SHADOW)
-
-    @property
-    def latest(self) -> FloatMatrix:
-        """The last queries (n, dim) that were remembered, oldest first; at most `sanity_events`."""
-        return self._queries[max(0, self._count - self.strategist.config.sanity_events) : self._count]
-
-    def is_prototype(self, query: FloatVector) -> bool:
-        """Whether a query is far from all prototypes, and there is room for another."""
-        c = self.strategist.config
-        near = float((self._prototypes @ query).max(initial=-1.0))
-        return len(self._prototypes) < c.prototypes and near < c.prototype_near and bool(query.any())
-
-    def remember(self, query: FloatVector, *, is_prototype: bool) -> None:
-        """Take a query in."""
-        if self._count == len(self._queries):
-            latest = self.latest.copy()
-            self._queries[: len(latest)] = latest
-            self._count = len(latest)
-        self._queries[self._count] = query
-        self._count += 1
-        if is_prototype:
-            self._prototypes = np.concatenate([self._prototypes, query[np.newaxis]])

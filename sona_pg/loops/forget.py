@@ -23,7 +23,7 @@ from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
-from sona_pg.store import spaces, strategist
+from sona_pg.store import spaces, strategy_settings
 from sona_pg.store.embedder import find_standby
 from sona_pg.store.forget import (
     ForgetTransaction,
@@ -162,7 +162,7 @@ def forget_beside(store: SpaceStore, user_id: str, *, accept_lost: bool) -> None
     kept = SpaceStore(standby.space, store.connection, store.config, None)
     instant, adapter = spaces.claim_settings(connection, standby.space, None, None)
     loop = InstantLoop(standby.space.dim, instant, adapter=adapter, space=standby.space.config, store=kept)
-    weighing = EvidenceLoop(kept, strategist.claim_settings(connection, standby.space, None), adapter)
+    weighing = EvidenceLoop(kept, strategy_settings.claim_settings(connection, standby.space, None), adapter)
     forget(kept, loop, weighing, user_id, accept_lost=accept_lost, wait=True)
 
 

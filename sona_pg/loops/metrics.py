@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sona_pg.learning.learner import Learned
+from sona_pg.store.learning import LedgerEntry
+
+CHANGED_WEIGHTS = (Learned.ADAPTER, Learned.MICRO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +50,29 @@ class InstantLoopMetrics:
     pending: int = 0
     unflushed: int = 0
     last_error: str | None = None
+
+
+class InstantLoopCounts:
+    """What the loop counts; by whoever holds its turn."""
+
+    def __init__(self) -> None:
+        self.so_far = InstantLoopMetrics()
+        """What was counted; what waits is not in it."""
+
+    def add(self, **more: int) -> None:
+        """Add to counts, by their names in `InstantLoopMetrics`."""
+        self.so_far = replace(self.so_far, **{name: getattr(self.so_far, name) + by for name, by in more.items()})
+
+    def add_learned(self, entries: Sequence[LedgerEntry], sign: int = 1) -> None:
+        """Count what became of events; `sign` -1 takes them back."""
+        count = learned_count(entries)
+        self.add(learned=sign * count, skipped=sign * (len(entries) - count))
+
+    def note_error(self, error: BaseException | None) -> None:
+        """Why the last flush failed; None if it did not."""
+        self.so_far = replace(self.so_far, last_error=None if error is None else str(error) or type(error).__name__)
+
+
+def learned_count(entries: Sequence[LedgerEntry]) -> int:
+    """How many of these events changed a weight."""
+    return sum(entry.learned in CHANGED_WEIGHTS for entry in entries)

@@ -13,7 +13,7 @@ from sona_pg.store import runs, spaces
 from sona_pg.store.connection import translated
 from sona_pg.store.database import Database
 from sona_pg.store.memory_changes import MemoryChange, memory_changes, remember_memory
-from sona_pg.store.runs import Due
+from sona_pg.store.schedules import Due
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from sona_pg.learning.outcome_shard import HeldShards, OutcomeShard, OutcomeShar
 from sona_pg.loops.cycle import Cycle
 from sona_pg.loops.holders import Holders, opened_holders
 from sona_pg.store.database import ENV_URL, open_database
-from sona_pg.store.patterns import Part, PatternReader, PatternState, pattern_reader
+from sona_pg.store.pattern_reader import Part, PatternReader, pattern_reader
+from sona_pg.store.patterns import PatternState
 from sona_pg.store.spaces import Space
 
 log = logging.getLogger("sona_pg")

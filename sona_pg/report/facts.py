@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sona_pg.store import history, strategist, versions
+from sona_pg.store import history, strategy_evidence, versions
 from sona_pg.store.connection import Connection
 from sona_pg.store.history import Deployment, HarmedAnswer, RegionRow, Standing, Stretch
 from sona_pg.store.improvement import ImprovementMetrics, improvement_metrics
 from sona_pg.store.reader import read
 from sona_pg.store.spaces import Space
-from sona_pg.store.strategist import LoggedTurn, StrategyEvidence
+from sona_pg.store.strategy_evidence import LoggedTurn, StrategyEvidence
 from sona_pg.store.versions import Version
 from sona_pg.types import FloatVector
 
@@ -66,7 +66,7 @@ class Facts:
 
 def gather(connection: Connection, space: Space) -> Facts:
     """Read what a report of a space shows."""
-    evidence = strategist.evidence(connection, space, MOST_TURNS)
+    evidence = strategy_evidence.evidence(connection, space, MOST_TURNS)
     return Facts(
         space=space.name,
         made_at=datetime.now(UTC),

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.abc import Buffer
 
 from sona_pg.errors import InvalidInput, IoError
-from sona_pg.store.connection import Connection, require_schema, transaction, translated
+from sona_pg.store.connection import Connection, require_schema, snapshot_transaction, translated
 from sona_pg.store.spaces import Space, get_space
 
 KEY = "space_id"
@@ -107,8 +107,7 @@ def snapshot(connection: Connection, name: str) -> Iterator[Space]:
     SchemaMismatch
         If the schema is of another version of sona_pg.
     """
-    with transaction(connection):
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot_transaction(connection):
         require_schema(connection)
         yield get_space(connection, name)
 

@@ -19,10 +19,11 @@ from sona_pg.kernels import LowRank, unit
 from sona_pg.learning.base_tasks import BaseTask
 from sona_pg.learning.judged_list import reservoir_key
 from sona_pg.learning.learner import Learned
-from sona_pg.store.connection import Connection, transaction
-from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state, write_served
+from sona_pg.store.connection import Connection, snapshot_transaction
+from sona_pg.store.learning import Head, LearningTransaction, read_head, read_state
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.runs import Run
+from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space
 from sona_pg.store.versions import publish
 
@@ -86,8 +87,7 @@ class Sample(NamedTuple):
 @contextlib.contextmanager
 def base_reader(connection: Connection, space: Space) -> Iterator[BaseReader]:
     """Reads what a cycle begins with, all of it as of one moment."""
-    with transaction(connection):
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot_transaction(connection):
         yield BaseReader(connection, space)
 
 

@@ -308,6 +308,14 @@ def transaction(connection: Connection) -> Iterator[Connection]:
         yield connection
 
 
+@contextlib.contextmanager
+def snapshot_transaction(connection: Connection) -> Iterator[Connection]:
+    """A `transaction` that reads, all of it as of one moment, however long it takes."""
+    with transaction(connection):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield connection
+
+
 def schema_mismatch(found: str | None) -> SchemaMismatch:
     """What is wrong with a schema at revision `found`, and the way out."""
     remedy = "run 'sona migrate'"

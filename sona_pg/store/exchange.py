@@ -12,8 +12,8 @@ from sona_pg.errors import EmbedderMismatch, LockLost, UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance, Verdicts
-from sona_pg.store.connection import Connection, transaction, writing
-from sona_pg.store.learning import Head, read_head, read_state, write_served
+from sona_pg.store.connection import Connection, snapshot_transaction, writing
+from sona_pg.store.learning import Head, read_head, read_state
 from sona_pg.store.ledger import LOOP
 from sona_pg.store.patterns import (
     FORGOTTEN_PATTERNS,
@@ -24,7 +24,8 @@ from sona_pg.store.patterns import (
     read_verdicts,
     write_patterns,
 )
-from sona_pg.store.spaces import Space, check_embedder, lock_space
+from sona_pg.store.served_rows import write_served
+from sona_pg.store.spaces import Space, check_embedder, lock_space, space_gone
 from sona_pg.store.versions import publish, read_version
 
 _READ_AT_ONCE = 500
@@ -53,8 +54,7 @@ class Learned(NamedTuple):
 @contextlib.contextmanager
 def export_reader(connection: Connection, space: Space) -> Iterator[ExportReader]:
     """Reads what an export writes, all of it as of one moment."""
-    with transaction(connection):
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot_transaction(connection):
         yield ExportReader(connection, space)
 
 
@@ -261,7 +261,7 @@ class ImportTransaction:
             self._key | {"last": advance.last_id},
         ).fetchone()
         if row is None:
-            raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
+            raise space_gone(self._space.name, LockLost)
         write_patterns(self._connection, space_id, advance)
         self._connection.cursor().executemany(
             "UPDATE sona.pattern SET title = coalesce(title, %s), description = coalesce(description, %s),"

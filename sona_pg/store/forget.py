@@ -16,10 +16,11 @@ from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.store.base import forget_base
 from sona_pg.store.connection import Connection, transaction, translated, writing
-from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights, write_served
+from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.memory_facts import forget_memory
 from sona_pg.store.patterns import forget_patterns
+from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space, lock_space
 from sona_pg.store.versions import publish
 

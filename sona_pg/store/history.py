@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sona_pg.errors import UnknownSpace
 from sona_pg.store.connection import Connection, transaction
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 from sona_pg.types import FloatVector
 
 CONTROL_ARM = "control arm"
@@ -129,7 +128,7 @@ def standing(connection: Connection, space: Space) -> Standing:
             (space.name,),
         ).fetchone()
     if row is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        raise space_gone(space.name)
     return Standing(*row)
 
 

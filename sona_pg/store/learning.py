@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-import numpy as np
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import UnknownSpace, UnknownVersion
+from sona_pg.errors import UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.learning.forgetting import digest_of, is_before
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
+from sona_pg.store.append import Appender
 from sona_pg.store.connection import Connection, require_schema, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
-from sona_pg.store.spaces import Space
-from sona_pg.store.versions import publish, read_version, served_rows
-from sona_pg.types import QueryTrajectory, Score, TrajectoryStep
+from sona_pg.store.served_rows import write_served
+from sona_pg.store.spaces import Space, space_gone
+from sona_pg.store.versions import publish, read_version
+from sona_pg.types import QueryTrajectory, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def read_head(connection: Connection, space: Space) -> Head:
     with translated():
         row = connection.execute(_HEAD, (space.space_id,)).fetchone()
     if row is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        raise space_gone(space.name)
     return Head(*row)
 
 
@@ -138,11 +138,11 @@ class LearningTransaction:
             "SELECT set_config('lock_timeout', %s, true), row_security_active('sona.trajectory')",
             (f"{lock_timeout_seconds}s",),
         ).fetchone()
-        self._may_copy = row is not None and not row[1]
+        self._appender = Appender(connection, space, may_copy=row is not None and not row[1])
         require_schema(connection)
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+            raise space_gone(space.name)
         self.head = Head(*row)
         self._has_forgotten = False
 
@@ -207,30 +207,7 @@ class LearningTransaction:
 
     def write_trajectories(self, trajectories: Sequence[QueryTrajectory]) -> None:
         """Append trajectories and their steps."""
-        space_id = self._space.space_id
-        if trajectories:
-            self._append("trajectory", _TRAJECTORY, (_trajectory_row(space_id, t) for t in trajectories))
-            steps = ((t.id, ordinal, step) for t in trajectories for ordinal, step in enumerate(t.steps))
-            self._append("trajectory_step", _STEP, (_step_row(space_id, *step) for step in steps))
-
-    def _append(self, table: str, columns: Mapping[str, str], rows: Iterable[tuple[object, ...]]) -> None:
-        """Append rows by COPY or, where row-level security keeps COPY from the role, by INSERT."""
-        names = sql.SQL(", ").join(map(sql.Identifier, columns))
-        target = sql.SQL("{} ({})").format(sql.Identifier("sona", table), names)
-        cursor = self._connection.cursor()
-        if self._may_copy:
-            with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(target)) as copy:
-                copy.set_types(list(columns.values()))
-                for row in rows:
-                    copy.write_row(row)
-        else:
-            values = sql.SQL(", ").join(sql.Placeholder() for _ in columns)
-            floats = [place for place, kind in enumerate(columns.values()) if kind == "float4[]"]
-            cursor.executemany(
-                sql.SQL("INSERT INTO {} VALUES ({})").format(target, values),
-                # A statement takes arrays as vectors; what is no vector goes as a list.
-                (_with_lists(row, floats) for row in rows),
-            )
+        self._appender.trajectories(trajectories)
 
     def write_scores(self, scores: Sequence[Score]) -> int:
         """Append late outcomes; gives how many were new. A score id that is known already changes nothing."""
@@ -397,14 +374,8 @@ class LearningTransaction:
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())",
             (space_id, revision, LOOP, head.epoch, after.version, len(entries), learned, replayed, worker, started_at),
         )
-        self._append(
-            "learning_event",
-            _LEDGER,
-            [
-                (space_id, LOOP, *entry.event.key, revision, head.ordinal + place, entry.learned)
-                for place, entry in enumerate(entries)
-            ],
-        )
+        ledger = ((*e.event.key, revision, head.ordinal + place, e.learned) for place, e in enumerate(entries))
+        self._appender.ledger(ledger, LOOP)
         reached("flush.after_ledger")
         return after
 
@@ -439,75 +410,3 @@ def write_edge_weights(connection: Connection, space_id: int, weights: Mapping[E
         " DO UPDATE SET weight = excluded.weight, updated_at = now()",
         (space_id, [a for a, _ in weights], [b for _, b in weights], list(weights.values())),
     )
-
-
-def write_served(connection: Connection, space_id: int, served: Mapping[str, LowRank]) -> None:
-    """Set the rows by which SQL adapts a query, of the tiers that are given."""
-    rows = []
-    for tier, low_rank in served.items():
-        if low_rank.is_zero:
-            continue
-        weights, rank = served_rows(low_rank), low_rank.rank
-        rows += [(tier, k, weights[k], weights[rank + k]) for k in range(rank)]
-    connection.cursor().executemany(
-        "INSERT INTO sona.served_row (space_id, tier, ordinal, down, up) VALUES (%s, %s, %s, %s, %s)"
-        " ON CONFLICT (space_id, tier, ordinal) DO UPDATE SET down = excluded.down, up = excluded.up",
-        [(space_id, *row) for row in rows],
-    )
-
-
-_TRAJECTORY = {
-    "space_id": "int8",
-    "trajectory_id": "uuid",
-    "query": "vector",
-    "quality": "float4",
-    "latency_us": "int8",
-    "user_id": "text",
-    "session_id": "text",
-    "metadata": "jsonb",
-    "arm": "text",
-    "version": "int8",
-    "strategy": "text",
-    "propensity": "float4",
-}
-_STEP = {
-    "space_id": "int8",
-    "trajectory_id": "uuid",
-    "ordinal": "int4",
-    "item_id": "text",
-    "position": "int4",
-    "reward": "float4",
-    "attention": "float4[]",
-    "activation": "vector",
-}
-_LEDGER = {
-    "space_id": "int8",
-    "loop": "text",
-    "trajectory_id": "uuid",
-    "revision": "int4",
-    "cycle_id": "int8",
-    "ordinal": "int8",
-    "learned": "text",
-}
-
-
-def _trajectory_row(space_id: int, t: QueryTrajectory) -> tuple[object, ...]:
-    a = t.answer
-    given = (space_id, t.id, t.query_embedding, t.final_quality, int(t.latency_us), t.user_id, t.session_id)
-    return given + (Jsonb(t.metadata), a.arm, int(a.version), a.strategy, a.propensity)
-
-
-def _step_row(space_id: int, id: uuid.UUID, ordinal: int, step: TrajectoryStep) -> tuple[object, ...]:
-    position = None if step.position is None else int(step.position)
-    attention = step.attention_weights if step.attention_weights.size else None
-    activation = step.activations if step.activations.size else None
-    return (space_id, id, ordinal, step.item_id, position, step.reward, attention, activation)
-
-
-def _with_lists(row: tuple[object, ...], places: Sequence[int]) -> list[object]:
-    values = list(row)
-    for place in places:
-        value = values[place]
-        if isinstance(value, np.ndarray):
-            values[place] = value.tolist()
-    return values

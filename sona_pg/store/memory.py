@@ -17,9 +17,10 @@ from sona_pg.learning.hierarchy import FIRST_CONCEPT
 from sona_pg.learning.memory_columns import MemoryEdges, MemoryNodes, Origin
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.store.columns import BIGINT, DOUBLE, read_columns
-from sona_pg.store.connection import Connection, hash_joins, transaction
+from sona_pg.store.connection import Connection, hash_joins, snapshot_transaction
 from sona_pg.store.patterns import read_patterns
 from sona_pg.store.runs import Run
+from sona_pg.store.spaces import space_gone
 from sona_pg.types import FloatVector
 
 KINDS = ("item", "pattern", "concept", "episode", "procedure", "dream")
@@ -107,8 +108,7 @@ def memory_reader(connection: Connection, run: Run, deadline_seconds: float) -> 
         hash_joins(connection)
         yield MemoryReader(connection, run, deadline_seconds)
         return
-    with transaction(connection):
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot_transaction(connection):
         hash_joins(connection)
         yield MemoryReader(connection, run, deadline_seconds)
 
@@ -127,7 +127,7 @@ class MemoryReader:
             {"seconds": deadline_seconds, "space": self._space.space_id, "run": run.run_id},
         ).fetchone()
         if row is None:
-            raise LockLost(f"space {self._space.name!r} is gone: somebody deleted it")
+            raise space_gone(self._space.name, LockLost)
         self.state = MemoryState(*row)
 
     def patterns(self) -> list[LearnedPattern]:

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
-from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, UnknownSpace
+from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, SonaError, UnknownSpace
 from sona_pg.store.connection import Connection, translated
 from sona_pg.types import FloatVector
 
@@ -47,6 +47,11 @@ class Space:
     config: SpaceConfig
     key: uuid.UUID
     standby_of: int | None = None
+
+
+def space_gone(name: str, kind: type[SonaError] = UnknownSpace) -> SonaError:
+    """What to raise where a space is not there any more, as the kind of error that the caller promises."""
+    return kind(f"space {name!r} is gone: somebody deleted it")
 
 
 def create_space(
@@ -223,7 +228,7 @@ def lock_space(connection: Connection, space: Space, lock_timeout_seconds: int) 
             "SELECT FROM sona.strategist WHERE space_id = %s FOR UPDATE", (space.space_id,)
         ).fetchone()
         if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+            raise space_gone(space.name)
 
 
 def hold_space(connection: Connection, space: Space) -> None:
@@ -236,7 +241,7 @@ def hold_space(connection: Connection, space: Space) -> None:
     """
     connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended('sona.record', %s))", (space.space_id,))
     if connection.execute("SELECT FROM sona.space WHERE space_id = %s", (space.space_id,)).fetchone() is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
+        raise space_gone(space.name)
 
 
 def shut_space(connection: Connection, space: Space, lock_timeout_seconds: int) -> None:

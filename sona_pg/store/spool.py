@@ -1,61 +1,34 @@
 """The spool: what the database cannot take, on local disk until it can.
 
-    <directory>/<key of the space>/<writer>/lock             held by its process for as long as it lives
-    <directory>/<key of the space>/<writer>/0000000001.spool  segments, oldest first
-
-Every process writes a folder of its own, so that none waits for another; what a dead one left behind is adopted by
-whoever gets its lock. An append is confirmed once it is synced to disk. Replaying twice does no harm: trajectories and
-scores have ids, and the database knows them.
+Every process writes a folder of its own, so that none waits for another; what a dead one left behind is adopted by the
+next that opens the space. An append is confirmed once it is synced to disk. Replaying twice does no harm: trajectories
+and scores have ids, and the database knows them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import mmap
 import os
-import shutil
-import struct
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
 
 from sona_pg.config import StoreConfig
 from sona_pg.errors import IoError
+from sona_pg.store.spool_folder import HEADER, MAGIC, VERSION, SpoolWriter, begun_at, writers_in
 from sona_pg.store.spool_record import Event, encode, read_from
+from sona_pg.store.spool_usage import SpoolUsage, usage
 
 log = logging.getLogger("sona_pg")
 
-VERSION = 1
 
-_HEADER = struct.Struct("<8sHd16s")
-"""Magic, version, when it was begun (seconds since the epoch), key of the space."""
-_MAGIC = b"sonaspol"
-_SUFFIX = ".spool"
 _BATCH_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolUsage:
-    """What the spool of a space holds on this machine.
-
-    Parameters
-    ----------
-    bytes
-        Size of its files.
-    oldest
-        When the oldest of them was begun; None if there is none.
-    """
-
-    bytes: int
-    oldest: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +81,8 @@ class Spool:
         self._folder = directory / str(space_key)
         self._key = space_key
         self._mutex = threading.Lock()
-        self._writer: _Writer | None = None
-        self._adopted: _Writer | None = None
+        self._writer: SpoolWriter | None = None
+        self._adopted: SpoolWriter | None = None
         self._reading: _Reading | None = None
         self._unreadable: set[Path] = set()
         self._newest = 1
@@ -173,7 +146,7 @@ class Spool:
                 self._writer.release()  # somebody deleted it, and what was in it
                 self._writer = None
             if self._writer is None:
-                self._writer = _Writer.create(self._folder)
+                self._writer = SpoolWriter.create(self._folder)
             with open(self._writer.segment(number), "ab", buffering=0) as file:
                 return self._write_to(file.fileno(), events, room)
         except OSError as cause:
@@ -186,7 +159,7 @@ class Spool:
         is_new, written = begin == 0, 0
         try:
             if is_new:
-                end += _put(file, _HEADER.pack(_MAGIC, VERSION, time.time(), self._key.bytes))
+                end += _put(file, HEADER.pack(MAGIC, VERSION, time.time(), self._key.bytes))
             for event in events:
                 record = encode(event)
                 if end + len(record) - begin > room:
@@ -283,11 +256,11 @@ class Spool:
         self._reading = _Reading(own[0])
         return True
 
-    def _adopt(self) -> _Writer | None:
+    def _adopt(self) -> SpoolWriter | None:
         mine = None if self._writer is None else self._writer.folder
-        for folder in _writers(self._folder):
+        for folder in writers_in(self._folder):
             if folder != mine and folder not in self._unreadable:
-                found = _Writer.adopt(folder)
+                found = SpoolWriter.adopt(folder)
                 if found is not None:
                     return found
         return None
@@ -300,10 +273,10 @@ class Spool:
                 found = self._check_header(reading.path, data)
                 if found is not None:
                     self._unreadable.add(reading.path)
-                    return SpoolBatch([], [found], _begun(data), 0, False)
+                    return SpoolBatch([], [found], begun_at(data), 0, False)
             events: list[Event] = []
             problems: list[str] = []
-            begin = end = max(reading.confirmed, _HEADER.size)
+            begin = end = max(reading.confirmed, HEADER.size)
             is_damaged = False
             for record in read_from(data, begin):
                 end = record.end
@@ -315,13 +288,13 @@ class Spool:
                     events.append(record.event)
                 if len(events) >= limit or end - begin >= _BATCH_BYTES:
                     break
-            return SpoolBatch(events, problems, _begun(data), end, is_damaged)
+            return SpoolBatch(events, problems, begun_at(data), end, is_damaged)
 
     def _check_header(self, path: Path, data: memoryview) -> str | None:
-        if len(data) < _HEADER.size:
+        if len(data) < HEADER.size:
             return None  # the process died before there was anything in it
-        magic, version, _, key = _HEADER.unpack_from(data)
-        if magic != _MAGIC:
+        magic, version, _, key = HEADER.unpack_from(data)
+        if magic != MAGIC:
             return f"{path} is no spool: remove it"
         if version != VERSION:
             return f"the spool {path} is of version {version}, expected {VERSION}: use the sona-pg that wrote it"
@@ -342,196 +315,6 @@ class Spool:
                 if writer is not None:
                     writer.close()
             self._adopted = self._writer = self._reading = None
-
-
-class _Writer:
-    """The folder of one process, whose lock is held."""
-
-    _open: ClassVar[weakref.WeakSet[_Writer]] = weakref.WeakSet()
-
-    def __init__(self, folder: Path, lock: int) -> None:
-        self.folder = folder
-        self._lock = lock
-        self._open.add(self)
-
-    @classmethod
-    def create(cls, parent: Path) -> _Writer:
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        # Under a name that nobody adopts until the lock is held.
-        hidden = parent / f".{name}"
-        with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, hidden, ignore_errors=True)
-            hidden.mkdir(mode=0o700)
-            lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            undo.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _sync(hidden)
-            hidden.rename(parent / name)
-            undo.pop_all()
-        made = cls(parent / name, lock)
-        _sync(parent)
-        return made
-
-    @classmethod
-    def adopt(cls, folder: Path) -> _Writer | None:
-        """The folder of a process that is dead; None while it lives."""
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            # Gone meanwhile, or another user's: that one's processes will replay it.
-            if not isinstance(error, FileNotFoundError):
-                log.debug("the spool %s is left to its owner: %s", folder, error)
-            return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            return None
-        return cls(folder, lock)
-
-    def segment(self, number: int) -> Path:
-        return self.folder / f"{number:010d}{_SUFFIX}"
-
-    def segments(self) -> list[Path]:
-        """Its segments, oldest first."""
-        return [path for path in _files(self.folder) if path.suffix == _SUFFIX]
-
-    def sync(self) -> None:
-        """Make names of files in it durable."""
-        _sync(self.folder)
-
-    def close(self) -> None:
-        """Release the lock; a folder without segments goes."""
-        if self._lock >= 0:
-            with contextlib.suppress(OSError):
-                if not self.segments():
-                    shutil.rmtree(self.folder)
-            self.release()
-
-    def release(self) -> None:
-        os.close(self._lock)
-        self._lock = -1
-        self._open.discard(self)
-
-    @classmethod
-    def release_all(cls) -> None:
-        """In a forked child: the locks are the parent's, and must not outlive it."""
-        for writer in list(cls._open):
-            writer.release()
-
-
-os.register_at_fork(after_in_child=_Writer.release_all)
-
-
-def usage(directory: Path, space_key: uuid.UUID) -> SpoolUsage:
-    """What the spool of a space holds, of all processes of this machine; damaged files count."""
-    size, oldest = 0, None
-    folder = directory / str(space_key)
-    for path in [*_files(folder), *(path for writer in _writers(folder) for path in _files(writer))]:
-        with contextlib.suppress(OSError):  # replayed meanwhile, or another user's
-            size += path.stat().st_size
-            with open(path, "rb") as file:
-                header = file.read(_HEADER.size)
-            if len(header) == _HEADER.size and header.startswith(_MAGIC):
-                begun = _HEADER.unpack(header)[2]
-                oldest = begun if oldest is None else min(oldest, begun)
-    return SpoolUsage(size, None if oldest is None else _moment(oldest))
-
-
-def waiting_spaces(directory: Path) -> list[uuid.UUID]:
-    """Keys of the spaces whose spools hold something that a dead process left behind."""
-    found = []
-    for folder in _folders(directory):
-        with contextlib.suppress(ValueError):
-            key = uuid.UUID(folder.name)
-            if any(_is_left_behind(writer) for writer in _writers(folder)):
-                found.append(key)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolState:
-    """The spool of a space on this machine, for whoever looks for what is wrong.
-
-    Parameters
-    ----------
-    usage
-        What it holds.
-    is_left_behind
-        Whether some of it is of a process that is dead.
-    damaged
-        Files that could not be read as a whole and are kept to be looked at.
-    """
-
-    usage: SpoolUsage
-    is_left_behind: bool
-    damaged: list[Path]
-
-
-def spool_states(directory: Path) -> dict[uuid.UUID, SpoolState]:
-    """The spools that hold anything, by the keys of their spaces."""
-    found: dict[uuid.UUID, SpoolState] = {}
-    left_behind = set(waiting_spaces(directory))
-    for folder in _folders(directory):
-        with contextlib.suppress(ValueError):
-            key = uuid.UUID(folder.name)
-            if (held := usage(directory, key)).bytes:
-                found[key] = SpoolState(held, key in left_behind, _files(folder))
-    return found
-
-
-def _is_left_behind(folder: Path) -> bool:
-    if not any(path.suffix == _SUFFIX for path in _files(folder)):
-        return False
-    writer = _Writer.adopt(folder)
-    if writer is not None:
-        writer.release()
-    return writer is not None
-
-
-def _begun(data: memoryview) -> datetime:
-    """When a file was begun, by its header; long ago where that does not say."""
-    found = _moment(_HEADER.unpack_from(data)[2]) if len(data) >= _HEADER.size else None
-    return datetime.fromtimestamp(0, UTC) if found is None else found
-
-
-def _moment(seconds: float) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except PermissionError as error:
-        log.debug("%s is left to its owner: %s", folder, error)
-        return []
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
-
-
-def _writers(folder: Path) -> list[Path]:
-    return [path for path in _folders(folder) if not path.name.startswith(".")]
-
-
-def _files(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_file() and entry.name != "lock"]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put(file: int, data: bytes) -> int:

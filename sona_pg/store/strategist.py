@@ -5,110 +5,24 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
-from psycopg.types.json import Jsonb
 
-from sona_pg.config import StrategyConfig
-from sona_pg.errors import ConfigError, UnknownSpace, UnknownVersion
-from sona_pg.kernels import LowRank, unit
+from sona_pg.errors import UnknownVersion
 from sona_pg.learning.associations import Associations
-from sona_pg.learning.lift import SHADOW
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import FloatMatrix, Remembered
-from sona_pg.learning.serving import ServedStrategy, Serving
-from sona_pg.learning.strategist import InForce, Restored, Turn
-from sona_pg.store.connection import Connection, transaction, translated, writing
-from sona_pg.store.learning import read_state, write_served
+from sona_pg.learning.strategies import InForce, Restored, Strategy, Turn
+from sona_pg.store.connection import Connection, translated, writing
+from sona_pg.store.learning import read_state
+from sona_pg.store.served_rows import served_map, write_served
+from sona_pg.store.served_strategy import CAREFUL, PROVEN, unit_rows
 from sona_pg.store.spaces import Space
+from sona_pg.store.strategist_standing import Adopted, News, read_news
 from sona_pg.store.versions import read_version
 from sona_pg.types import Answer, FloatVector
-
-FROZEN = "frozen"
-PROVEN = "proven"
-CAREFUL = "careful"
-"""Tiers of the served map: the adapters with which the fusion and the stake were proven."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where the strategist of a space stands.
-
-    Parameters
-    ----------
-    ordinal
-        Ledger entries that it took in.
-    strategy
-        What the space is set to.
-    may_weigh
-        Whether this role may take entries in.
-    epoch
-        Grows whenever somebody changes what answers.
-    control_share
-        What the space declares.
-    adopted
-        What it has taken over from the other loops.
-    is_behind
-        Whether there is more to take over.
-    """
-
-    ordinal: int
-    strategy: str
-    may_weigh: bool
-    epoch: int
-    control_share: float
-    adopted: Adopted
-    is_behind: bool
-
-
-class Adopted(NamedTuple):
-    """What the strategist has taken over from the other loops.
-
-    Parameters
-    ----------
-    patterns_run
-        Cycle whose patterns the regions were compared with; None before the first.
-    base_version
-        Version whose base its adapter was put on; None before the first.
-    memory_run
-        Cycle whose snapshot of the memory graph it asks; None before the first.
-    """
-
-    patterns_run: int | None
-    base_version: int | None
-    memory_run: int | None
-
-
-class News(NamedTuple):
-    """What the background loop and the deep loop have made by now.
-
-    Parameters
-    ----------
-    patterns_run, base_version, memory_run
-        As in `Adopted`.
-    base_ordinal, memory_ordinal
-        Ledger entry before which the base and the snapshot count for nothing; 0 without one.
-    """
-
-    patterns_run: int | None
-    base_version: int | None
-    memory_run: int | None
-    base_ordinal: int
-    memory_ordinal: int
-
-    def changed_at(self, adopted: Adopted) -> list[int]:
-        """Ledger entries from which on there is something to take over that has its time."""
-        return [
-            ordinal
-            for made, held, ordinal in (
-                (self.base_version, adopted.base_version, self.base_ordinal),
-                (self.memory_run, adopted.memory_run, self.memory_ordinal),
-            )
-            if made != held
-        ]
 
 
 class Memory(NamedTuple):
@@ -131,150 +45,6 @@ class MemoryExtent(NamedTuple):
 
     prototypes: int
     oldest: int | None
-
-
-_MADE = (
-    "LEFT JOIN sona.pattern_state p ON p.space_id = g.space_id LEFT JOIN sona.base_state b ON b.space_id = g.space_id"
-    " LEFT JOIN sona.adapter_version v ON v.space_id = g.space_id AND v.version = b.version"
-    " LEFT JOIN LATERAL (SELECT x.run_id, x.ordinal FROM sona.memory_snapshot x WHERE x.space_id = g.space_id"
-    "  ORDER BY x.run_id DESC LIMIT 1) m ON true"
-)
-_IS_BEHIND = (
-    "(p.run_id IS DISTINCT FROM g.patterns_run OR b.version IS DISTINCT FROM g.base_version"
-    " AND coalesce(v.ordinal, 0) <= g.ordinal OR m.run_id IS DISTINCT FROM g.memory_run"
-    " AND coalesce(m.ordinal, 0) <= g.ordinal)"
-)
-_NEWS = (
-    "SELECT p.run_id, b.version, m.run_id, coalesce(v.ordinal, 0), coalesce(m.ordinal, 0)"
-    f" FROM sona.strategist g {_MADE} WHERE g.space_id = %s"
-)
-"""Of patterns, at once; of a base and a snapshot, once the strategist is as far in the ledger as it is."""
-
-
-def declared_settings(connection: Connection, space: Space) -> StrategyConfig | None:
-    """The settings by which a space finds its strategy; None as long as nobody has declared any."""
-    with translated():
-        row = connection.execute(
-            "SELECT settings FROM sona.strategist WHERE space_id = %s", (space.space_id,)
-        ).fetchone()
-    return StrategyConfig(**row[0]) if row is not None and row[0] else None
-
-
-def claim_settings(connection: Connection, space: Space, given: StrategyConfig | None) -> StrategyConfig:
-    """The settings by which a space finds its strategy: the first that are asked for, and those alone from then on.
-
-    Raises
-    ------
-    ConfigError
-        If others are given.
-    """
-    asked = asdict(StrategyConfig() if given is None else given)
-    statement = (
-        "SELECT settings, has_column_privilege('sona.strategist', 'settings', 'UPDATE') FROM sona.strategist"
-        " WHERE space_id = %s"
-    )
-    with translated():
-        row = connection.execute(statement, (space.space_id,)).fetchone()
-        if row is not None and not row[0] and row[1]:
-            connection.execute(
-                "UPDATE sona.strategist SET settings = %s WHERE space_id = %s AND settings = '{}'::jsonb",
-                (Jsonb(asked), space.space_id),
-            )
-            row = connection.execute(statement, (space.space_id,)).fetchone()
-    held = row[0] if row is not None and row[0] else asked
-    if given is not None:
-        for name, value in asked.items():
-            if held.get(name, value) != value:
-                raise ConfigError(
-                    f"space {space.name!r} finds its strategy with {name} = {held[name]}, not {value}: "
-                    "leave the setting out, or create another space"
-                )
-    return StrategyConfig(**held)
-
-
-def read_served(connection: Connection, space: Space, config: StrategyConfig) -> ServedStrategy:
-    """What answers in a space, as far as a vector can say it.
-
-    Raises
-    ------
-    UnknownSpace
-        If the space is gone.
-    """
-    key = (space.space_id,)
-    with transaction(connection):
-        row = connection.execute(
-            "SELECT s.strategy, g.in_force, g.is_sane, g.known, g.strange, g.weights IS NOT NULL,"
-            " CASE WHEN s.control_share > 0 THEN greatest(s.control_share, g.suspected_share) ELSE 0 END"
-            " FROM sona.space s"
-            " JOIN sona.strategist g USING (space_id) WHERE s.space_id = %s",
-            key,
-        ).fetchone()
-        if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-        strategy, in_force, is_sane, known, strange, has_learned, control_share = row
-        is_learned, is_shadow = strategy == "learned", strategy == SHADOW
-        if is_learned:
-            strategy = in_force
-        elif is_shadow or (strategy not in ("adapted", "related") and not has_learned):
-            strategy = "frozen"
-        regions: list[tuple[FloatVector, int]] = []
-        if is_learned and is_sane:
-            regions = connection.execute(
-                "SELECT centroid, verdict FROM sona.strategy_region WHERE space_id = %s ORDER BY region",
-                key,
-                binary=True,
-            ).fetchall()
-        # Frozen needs none of them.
-        tiers: dict[str, list[tuple[FloatVector, FloatVector]]] = {PROVEN: [], CAREFUL: []}
-        prototypes: list[tuple[FloatVector]] = []
-        if strategy != "frozen" or any(verdict for _, verdict in regions):
-            for tier, down, up in connection.execute(
-                "SELECT tier, down, up FROM sona.served_row WHERE space_id = %s AND tier = ANY(%s)"
-                " ORDER BY tier, ordinal",
-                (space.space_id, list(tiers)),
-                binary=True,
-            ):
-                tiers[tier].append((down, up))
-            prototypes = connection.execute(
-                "SELECT r.embedding FROM sona.remembered_query r JOIN sona.strategist g USING (space_id)"
-                " WHERE r.space_id = %s AND r.is_prototype"
-                " AND (g.remembered_until IS NULL OR r.ordinal < g.remembered_until)",
-                key,
-                binary=True,
-            ).fetchall()
-    exceptions = {1: "fusion", -1: "frozen", 0: None}
-    return ServedStrategy(
-        strategy,
-        known,
-        strange,
-        config,
-        _serving(tiers[PROVEN], space.dim),
-        _serving(tiers[CAREFUL], space.dim),
-        _unit_rows([vector for (vector,) in prototypes], space.dim),
-        _unit_rows([centroid for centroid, _ in regions], space.dim),
-        tuple(exceptions[verdict] for _, verdict in regions),
-        control_share,
-        is_shadow,
-    )
-
-
-def _serving(rows: Sequence[tuple[FloatVector, FloatVector]], dim: int) -> Serving:
-    low_rank, weights = LowRank(dim, max(len(rows), 1)), _weights(rows)
-    if weights is not None:
-        low_rank.load(weights)
-    return Serving([low_rank])
-
-
-def _weights(rows: Sequence[tuple[FloatVector, FloatVector]]) -> FloatMatrix | None:
-    """The map (2 rank, dim) of served rows; None where there are none."""
-    return np.stack([*(down for down, _ in rows), *(up for _, up in rows)]) if rows else None
-
-
-def _unit_rows(vectors: Sequence[FloatVector], dim: int) -> FloatMatrix:
-    rows = np.zeros((len(vectors), dim), dtype=np.float32)
-    for place, vector in enumerate(vectors):
-        rows[place] = unit(vector)
-    return rows
 
 
 class _Held(NamedTuple):
@@ -349,16 +119,15 @@ class StrategistTransaction:
         return Restored(
             None if row is None or row[0] is None else bytes(row[0]),
             read_version(connection, space, version),
-            _weights(maps[PROVEN]),
-            _weights(maps[CAREFUL]),
+            served_map(maps[PROVEN]),
+            served_map(maps[CAREFUL]),
             centroids,
             tuple(verdict for _, verdict in regions),
         )
 
     def news(self) -> News:
         """What the other loops have made by now."""
-        row = self._connection.execute(_NEWS, (self._space.space_id,)).fetchone()
-        return News(None, None, None, 0, 0) if row is None else News(*row)
+        return read_news(self._connection, self._space)
 
     def associations(self, run: int) -> Associations | None:
         """The memory graph as a cycle has left it; None if that is not kept any more.
@@ -381,7 +150,7 @@ class StrategistTransaction:
             (self._space.space_id, most),
             binary=True,
         ).fetchall()
-        return [id for id, _ in rows], _unit_rows([centroid for _, centroid in rows], self._space.dim)
+        return [id for id, _ in rows], unit_rows([centroid for _, centroid in rows], self._space.dim)
 
     def learner(self, version: int) -> bytes:
         """The state of the learner that a version has; the one that it has now, if the version is gone."""
@@ -427,7 +196,7 @@ class StrategistTransaction:
             binary=True,
         ).fetchall()
         dim = self._space.dim
-        return Memory(_unit_rows([v for (v,) in newest[::-1]], dim), _unit_rows([v for (v,) in prototypes], dim))
+        return Memory(unit_rows([v for (v,) in newest[::-1]], dim), unit_rows([v for (v,) in prototypes], dim))
 
     def memory_extent(self) -> MemoryExtent:
         """How far the memory reaches: it differs once something was deleted."""
@@ -612,110 +381,6 @@ class AnswerOutcome(NamedTuple):
     gain: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class StrategyEvidence:
-    """What a strategy would have brought.
-
-    Parameters
-    ----------
-    strategy
-        Its name.
-    events
-        On how many events it was scored.
-    gain, recent_gain
-        Mean nDCG@10 above frozen, over all of them, and with an event counting 1 % less than the next.
-    """
-
-    strategy: str
-    events: int
-    gain: float
-    recent_gain: float
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedTurn:
-    """When another strategy came into force.
-
-    Parameters
-    ----------
-    ordinal
-        Ledger entry by which it was found.
-    region
-        Where; None is the whole space.
-    before, after
-        The strategies.
-    reason
-        What was proven.
-    """
-
-    ordinal: int
-    region: int | None
-    before: str
-    after: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What answers in a space, and why, for people.
-
-    Parameters
-    ----------
-    strategy
-        What the space is set to.
-    in_force
-        What answers.
-    strategies
-        Every strategy, best first.
-    turns
-        The last ones, oldest first.
-    """
-
-    strategy: str
-    in_force: str
-    strategies: list[StrategyEvidence]
-    turns: list[LoggedTurn]
-
-
-def evidence(connection: Connection, space: Space, turns: int = 20) -> Evidence:
-    """What answers in a space, and why."""
-    with transaction(connection):
-        row = connection.execute(
-            "SELECT strategy, in_force FROM sona.status WHERE space = %s", (space.name,)
-        ).fetchone()
-        if row is None:
-            raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-        strategies = connection.execute(
-            "SELECT strategy, events, gain, recent_gain FROM sona.strategy_evidence WHERE space_id = %s"
-            " ORDER BY recent_gain DESC, strategy",
-            (space.space_id,),
-        ).fetchall()
-        logged = connection.execute(
-            "SELECT ordinal, region, before, after, reason FROM sona.strategy_turn WHERE space_id = %s"
-            " ORDER BY turn_id DESC LIMIT %s",
-            (space.space_id, turns),
-        ).fetchall()
-    strategy, in_force = row
-    return Evidence(
-        strategy, in_force, [StrategyEvidence(*s) for s in strategies], [LoggedTurn(*turn) for turn in logged[::-1]]
-    )
-
-
-def standing(connection: Connection, space: Space) -> Standing:
-    """Where the strategist of a space stands, without a lock."""
-    with translated():
-        row = connection.execute(
-            "SELECT g.ordinal, s.strategy, has_table_privilege('sona.strategist', 'UPDATE'), g.epoch, s.control_share,"
-            f" g.patterns_run, g.base_version, g.memory_run, {_IS_BEHIND}"
-            f" FROM sona.strategist g JOIN sona.space s USING (space_id) {_MADE} WHERE g.space_id = %s",
-            (space.space_id,),
-        ).fetchone()
-    if row is None:
-        raise UnknownSpace(f"space {space.name!r} is gone: somebody deleted it")
-    ordinal, strategy, may_weigh, epoch, control_share, *adopted, is_behind = row
-    return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
-
-
 def read_states(connection: Connection, space: Space) -> tuple[bytes | None, bytes | None]:
     """The strategist's state, and that of the lift; None before the first event, and the first answer."""
     with translated():
@@ -748,20 +413,9 @@ def strategist_transaction(connection: Connection, space: Space) -> Iterator[Str
             " WHERE space_id = %s",
             (space.space_id,),
         ).fetchone()
-        strategy, lift, changed_at = (FROZEN, None, None) if setting is None else setting
+        strategy, lift, changed_at = (Strategy.FROZEN, None, None) if setting is None else setting
         ordinal, epoch, restored, *adopted = row
         held = _Held(
             ordinal, epoch, restored, strategy, None if lift is None else bytes(lift), changed_at, Adopted(*adopted)
         )
         yield StrategistTransaction(connection, space, held)
-
-
-def spaces_unweighed(connection: Connection) -> list[str]:
-    """Names of the spaces whose ledger has entries that the strategist has not taken in."""
-    with translated():
-        rows = connection.execute(
-            "SELECT s.name FROM sona.space s JOIN sona.learner l USING (space_id)"
-            f" JOIN sona.strategist g USING (space_id) {_MADE} WHERE g.ordinal < l.ordinal OR {_IS_BEHIND}"
-            " ORDER BY s.space_id"
-        ).fetchall()
-    return [row[0] for row in rows]

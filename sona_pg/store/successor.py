@@ -12,9 +12,10 @@ from sona_pg.kernels import LowRank
 from sona_pg.store.connection import Connection, writing
 from sona_pg.store.embedder import copy_grants, exchange
 from sona_pg.store.forget import ForgetTransaction
-from sona_pg.store.learning import Head, read_head, write_served
+from sona_pg.store.learning import Head, read_head
 from sona_pg.store.ledger import TAUGHT
 from sona_pg.store.recorded_queries import copy_queries, pair
+from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space, lock_space
 from sona_pg.store.versions import publish
 from sona_pg.types import FloatVector

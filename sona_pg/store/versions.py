@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-import numpy as np
-
 from sona_pg.errors import UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.packing import expand, squeeze
-from sona_pg.learning.remembered import FloatMatrix
 from sona_pg.store.connection import Connection, translated
 from sona_pg.store.reader import Reader
+from sona_pg.store.served_rows import served_map, served_rows
 from sona_pg.store.spaces import Space
 
 SERVED = "adapter.served"
@@ -124,15 +122,5 @@ def read_version(connection: Connection, space: Space, version: int) -> bytes:
     state = next((state for _, state, _, _ in found if state is not None), None)
     if state is None:
         raise UnknownVersion(f"version {version} of space {space.name!r} is gone: deploy another one")
-    known = {SERVED: np.stack([*(down for down, _ in rows), *(up for _, up in rows)])} if rows else {}
-    return expand(bytes(state), known)
-
-
-def served_rows(low_rank: LowRank) -> FloatMatrix:
-    """The map (2 rank, dim) as SQL serves it: columns of A, then rows of B times the scale."""
-    rows: FloatMatrix = low_rank.weights.copy()
-    up = rows[low_rank.rank :]
-    up *= np.float32(low_rank.scale)
-    # pgvector's product refuses underflow, so what is too small to matter is written as zero.
-    up[np.abs(up) < 1e-20] = 0
-    return rows
+    served = served_map(rows)
+    return expand(bytes(state), {} if served is None else {SERVED: served})

@@ -10,7 +10,7 @@ from datetime import datetime
 from psycopg.rows import TupleRow
 
 from sona_pg.store.reader import Reader
-from sona_pg.store.strategist import StrategyEvidence
+from sona_pg.store.strategy_evidence import StrategyEvidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from sona_pg.errors import DatabaseBusy, DatabaseUnavailable, SonaError
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.observation import LiftSoFar, SpaceFigures, figures, lifts
-from sona_pg.store.spool import SpoolUsage, usage
+from sona_pg.store.spool_usage import SpoolUsage, usage
 
 log = logging.getLogger("sona_pg")
 

@@ -23,7 +23,7 @@ import psycopg
 
 from sona_pg.loops.cycle import Loop
 from sona_pg.steps import CYCLE, ENV_KILL_AT
-from sona_pg.store import runs
+from sona_pg.store import schedules
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
@@ -77,7 +77,7 @@ class CycleChaos(ABC):
             row = self._connection.execute("SELECT sona.create_space(%s, %s)", (f"space {number}", self.dim)).fetchone()
             assert row is not None
             self.spaces.append(row[0])
-        runs.ensure_schedules(self._connection, self.loop.name, self.loop.schedule)
+        schedules.ensure_schedules(self._connection, self.loop.name, self.loop.schedule)
         self.kills: dict[str, int] = defaultdict(int)
         self.takeovers: dict[str, list[float]] = defaultdict(list)
         self.violations: list[str] = []

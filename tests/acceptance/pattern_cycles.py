@@ -29,7 +29,8 @@ from sona_pg.store import spaces
 from sona_pg.store.database import Database
 from sona_pg.store.learning import read_state
 from sona_pg.store.ledger import TAUGHT, ledger_events
-from sona_pg.store.patterns import KnownOutcome, PatternReader, PatternState
+from sona_pg.store.pattern_reader import KnownOutcome, PatternReader
+from sona_pg.store.patterns import PatternState
 from sona_pg.store.versions import read_version
 from sona_pg.worker import InstantWorker
 

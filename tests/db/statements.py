@@ -24,9 +24,9 @@ _DRIVER = (str(Path(psycopg.__file__).parent), str(Path(_PRODUCT, "store", "read
 Cursor = psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]
 
 ACROSS_SPACES = {
-    "store/runs.py:due": "a worker looks for what is due in any space that it may write",
-    "store/runs.py:unplanned": "a worker looks for schedules to plan by, of any space that it may write",
-    "store/strategist.py:spaces_unweighed": "the instant worker looks for spaces with events to weigh",
+    "store/schedules.py:due": "a worker looks for what is due in any space that it may write",
+    "store/schedules.py:unplanned": "a worker looks for schedules to plan by, of any space that it may write",
+    "store/strategist_standing.py:spaces_unweighed": "the instant worker looks for spaces with events to weigh",
     "store/health.py:items_without_index": "sona doctor looks at the items tables of all spaces",
     "store/observation.py:figures": "metrics and health are of all spaces",
     "store/versions.py:spaces_with_more": "the instant worker looks for spaces with versions to prune",

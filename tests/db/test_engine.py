@@ -31,7 +31,7 @@ from sona_pg import (
     StoreConfig,
     UnknownSpace,
 )
-from sona_pg.loops import instant
+from sona_pg.store import learning as learning_store
 from sona_pg.store.connection import Connection
 from sona_pg.store.server import EmbeddedServer
 
@@ -220,7 +220,7 @@ def test_events_learned_side_by_side_are_rebased_and_counted_once(
 def test_a_flush_whose_confirmation_was_lost_is_not_counted_twice(
     connection: Connection, engine: SonaEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = instant.learning_store.learning_transaction
+    real = learning_store.learning_transaction
 
     class Lost:
         """Commits, then loses the answer."""
@@ -237,7 +237,7 @@ def test_a_flush_whose_confirmation_was_lost_is_not_counted_twice(
 
     _record_some(engine, rng, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(instant.learning_store, "learning_transaction", Lost)
+        patch.setattr(learning_store, "learning_transaction", Lost)
         with pytest.raises(DatabaseUnavailable):
             engine.flush()
     assert engine.metrics.spooled == 5
@@ -257,7 +257,7 @@ def test_a_flush_that_fails_half_way_leaves_nothing_and_loses_nothing(
 
     _record_some(engine, rng, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(instant.learning_store.LearningTransaction, "write_learner", broken)
+        patch.setattr(learning_store.LearningTransaction, "write_learner", broken)
         with pytest.raises(DatabaseError):
             engine.flush()
     assert _counts(connection, engine)["trajectory"] == 0

@@ -25,7 +25,7 @@ from sona_pg.errors import ConfigError, DatabaseBusy, LockLost, UnknownLoop, Unk
 from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.loops.cycle import Cycle, Loop, Phase
 from sona_pg.steps import ENV_KILL_AT
-from sona_pg.store import runs
+from sona_pg.store import runs, schedules
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from tests.acceptance import demonstration
@@ -229,8 +229,8 @@ def test_outside_of_its_windows_nothing_is_due(
 
 def test_what_another_worker_has_put_off_or_a_window_shuts_is_not_claimed(connection: Connection) -> None:
     space = _space(connection)
-    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
-    (found,) = runs.due(connection, NAME)
+    schedules.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    (found,) = schedules.due(connection, NAME)
     now = datetime.now(UTC)
     shut = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
     for change in (
@@ -281,11 +281,11 @@ def test_a_first_time_that_is_set_during_a_cycle_is_kept(
 
 def test_what_was_planned_of_a_schedule_that_is_another_by_now_is_dropped(connection: Connection) -> None:
     space = _space(connection)
-    runs.ensure_schedules(connection, NAME, ScheduleConfig(every_seconds=60.0))
-    now, (before,) = runs.unplanned(connection, NAME)
+    schedules.ensure_schedules(connection, NAME, ScheduleConfig(every_seconds=60.0))
+    now, (before,) = schedules.unplanned(connection, NAME)
     connection.execute("SELECT sona.set_schedule(%s, %s, cron => '0 3 * * 0')", (space, NAME))
-    runs.plan(connection, NAME, now, {before: now + timedelta(minutes=1)})
-    assert not runs.set_schedule_aside(connection, before, NAME)
+    schedules.plan(connection, NAME, now, {before: now + timedelta(minutes=1)})
+    assert not schedules.set_schedule_aside(connection, before, NAME)
     found = connection.execute("SELECT next_at, set_aside_at FROM sona.schedules WHERE space = %s", (space,)).fetchall()
     assert found == [(None, None)]
 
@@ -364,13 +364,13 @@ def test_a_request_wakes_a_worker(connection: Connection, coordinate: Callable[.
 def test_many_requests_during_a_cycle_cause_one_look(
     loops_url: str, connection: Connection, coordinate: Callable[..., LoopCoordinator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space, looks, find = _space(connection, entries=0), [0.0], runs.due
+    space, looks, find = _space(connection, entries=0), [0.0], schedules.due
 
-    def due(asker: Connection, loop: str) -> list[runs.Due]:
+    def due(asker: Connection, loop: str) -> list[schedules.Due]:
         looks.append(time.monotonic())
         return find(asker, loop)
 
-    monkeypatch.setattr(runs, "due", due)
+    monkeypatch.setattr(schedules, "due", due)
     coordinator = coordinate(config=replace(CONFIG, poll_interval_seconds=3600.0))
     coordinator.step()
     for _ in range(500):
@@ -476,7 +476,7 @@ def test_what_a_worker_may_only_read_is_left_to_others(
 ) -> None:
     due, asked, malformed = (_space(connection) for _ in range(3))
     login = role("visitor", "sona_worker")
-    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    schedules.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
     for space in (due, asked, malformed):
         connection.execute("SELECT sona.grant_space(%s, %s, false)", (space, login))
     connection.execute("SELECT sona.run_cycle(%s, %s)", (asked, NAME))
@@ -500,8 +500,8 @@ def test_a_worker_is_seen_and_what_it_is_at_by_those_who_may(
         ((space_id,),) = worker.execute("SELECT space_id FROM sona.space WHERE name = %s", (space,)).fetchall()
         runs.request(connection, space, "deep")
         assert runs.try_lock(worker, space_id, NAME)
-        runs.ensure_schedules(worker, NAME, ScheduleConfig(amount=1))
-        assert runs.claim(worker, runs.Due(space_id, space, "amount"), NAME, "here:1") is not None
+        schedules.ensure_schedules(worker, NAME, ScheduleConfig(amount=1))
+        assert runs.claim(worker, schedules.Due(space_id, space, "amount"), NAME, "here:1") is not None
         assert connection.execute(seen).fetchall() == [(NAME, "here:1", space)]
         assert onlooker.execute(seen).fetchall() == [(NAME, "here:1", None)]
         connection.execute("SELECT sona.grant_space(%s, %s, false)", (space, reader))
@@ -514,8 +514,8 @@ def test_of_workers_with_one_name_or_a_long_one_the_one_at_work_is_seen(loops_ur
     with connect(loops_url) as busy, connect(loops_url) as idle:
         for worker in (busy, idle):
             runs.prepare(worker, NAME, name)
-        runs.ensure_schedules(busy, NAME, ScheduleConfig(amount=1))
-        (found,) = runs.due(busy, NAME)
+        schedules.ensure_schedules(busy, NAME, ScheduleConfig(amount=1))
+        (found,) = schedules.due(busy, NAME)
         assert runs.try_lock(busy, found.space_id, NAME)
         assert runs.claim(busy, found, NAME, name) is not None
         seen = connection.execute("SELECT backend, worker, space FROM sona.workers WHERE space IS NOT NULL").fetchall()
@@ -601,7 +601,7 @@ def test_a_reason_that_is_no_text_is_noted_down_as_near_as_it_can_be(
 def test_a_server_that_is_short_of_something_does_not_end_the_worker(
     connection: Connection, coordinate: Callable[..., LoopCoordinator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space, ensure, refusals = _space(connection), runs.ensure_schedules, [1, 2, 3]
+    space, ensure, refusals = _space(connection), schedules.ensure_schedules, [1, 2, 3]
 
     def refuse(asker: Connection, loop: str, default: ScheduleConfig) -> int:
         if refusals:
@@ -609,7 +609,7 @@ def test_a_server_that_is_short_of_something_does_not_end_the_worker(
             raise DatabaseBusy("no space left on device")
         return ensure(asker, loop, default)
 
-    monkeypatch.setattr(runs, "ensure_schedules", refuse)
+    monkeypatch.setattr(schedules, "ensure_schedules", refuse)
     stop, coordinator = threading.Event(), coordinate()
     thread = threading.Thread(target=coordinator.run, args=(stop,))
     thread.start()
@@ -729,8 +729,8 @@ def test_a_space_is_deleted_after_what_a_cycle_writes_and_neither_waits_for_the_
 
 def test_a_space_that_is_deleted_while_it_is_claimed_is_left(loops_url: str, connection: Connection) -> None:
     space = _space(connection)
-    runs.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
-    (found,) = runs.due(connection, NAME)
+    schedules.ensure_schedules(connection, NAME, DEMONSTRATION.schedule)
+    (found,) = schedules.due(connection, NAME)
     waits = "SELECT FROM pg_stat_activity WHERE application_name = 'claimer' AND wait_event_type = 'Lock'"
     refused: list[UnknownSpace] = []
 

@@ -504,14 +504,14 @@ def test_after_a_close_in_a_hang_the_spool_is_free_once_the_hang_ends(url: str, 
 
 def test_an_interrupt_while_buffers_are_emptied_loses_nothing(url: str, space_name: str) -> None:
     with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
-        loop = engine.instant
+        backlog = engine.instant._backlog
         for number in range(40):
             _record(engine, number)
             interrupted = number % 8
 
             def trace(frame: object, event: str, _: object, at: int = interrupted) -> object:
                 nonlocal lines
-                if getattr(frame, "f_code", None) is not type(loop)._drain.__code__:
+                if getattr(frame, "f_code", None) is not type(backlog)._drain.__code__:
                     return None if event == "call" and lines else trace
                 lines += event == "line"
                 if lines == at:
@@ -519,8 +519,8 @@ def test_an_interrupt_while_buffers_are_emptied_loses_nothing(url: str, space_na
                 return trace
 
             lines = 0
-            with loop._moving:
-                loop._buffer.drain_into(loop._spilled)
+            with backlog._moving:
+                backlog.buffer.drain_into(backlog._spilled)
             sys.settrace(trace)  # type: ignore[arg-type]
             try:
                 engine.learn()

@@ -82,7 +82,8 @@ def _taken(engine: SonaEngine) -> list[dict[str, object]]:
         return [plain(part) for part in value] if isinstance(value, tuple) else value
 
     return [
-        {f.name: plain(getattr(t, f.name)) for f in fields(QueryTrajectory)} for t in engine.instant._buffer.drain()
+        {f.name: plain(getattr(t, f.name)) for f in fields(QueryTrajectory)}
+        for t in engine.instant._backlog.buffer.drain()
     ]
 
 
@@ -121,7 +122,7 @@ def test_a_matrix_of_rewards_is_one_for_each_item(engine: SonaEngine, rng: np.ra
     ids = engine.record_batch(queries, items, np.array([[1, 0], [0.5, 0], [0, 1]], dtype=np.float32), [None, 0.25, 1])
     assert len(set(ids)) == 3
     assert all(id.version == 7 and id.variant == uuid.RFC_4122 for id in ids)
-    taken = engine.instant._buffer.drain()
+    taken = engine.instant._backlog.buffer.drain()
     assert [t.id for t in taken] == ids
     assert [[(s.item_id, s.position, s.reward) for s in t.steps] for t in taken] == [
         [("1", 1, 1.0), ("2", 2, 0.0)],

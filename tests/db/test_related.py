@@ -16,7 +16,8 @@ from sona_pg.config import EvidenceConfig
 from sona_pg.learning.associations import Associations
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.remembered import InMemoryOutcomes, PoolIndex, look_around
-from sona_pg.learning.strategist import Scored, Strategist, Strategy
+from sona_pg.learning.strategies import Scored, Strategy
+from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.deep import DEEP
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect

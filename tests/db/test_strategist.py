@@ -19,11 +19,13 @@ from sona_pg.config import STRATEGIES, EvidenceConfig
 from sona_pg.errors import LearningError
 from sona_pg.learning.outcome import Outcome
 from sona_pg.learning.remembered import JudgedEvent, look_around
-from sona_pg.learning.strategist import Lesson, Strategist, Strategy
+from sona_pg.learning.strategies import Lesson, Strategy
+from sona_pg.learning.strategist import Strategist
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
-from sona_pg.store.strategist import claim_settings, strategist_transaction
+from sona_pg.store.strategist import strategist_transaction
+from sona_pg.store.strategy_settings import claim_settings
 from sona_pg.worker import InstantWorker
 
 DIM, ITEMS, QUESTIONS = 24, 300, 30

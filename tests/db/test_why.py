@@ -18,7 +18,7 @@ from sona_pg.learning.remembered import Remembered, Surroundings
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.reader import read
-from sona_pg.store.strategist import claim_settings
+from sona_pg.store.strategy_settings import claim_settings
 from sona_pg.store.why import Why, why
 
 from .conftest import World as Tenants

@@ -17,7 +17,8 @@ from sona_pg.learning.evidence import Comparison, Tally
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.memory_graph import MemoryGraph
 from sona_pg.learning.packing import expand, pack, squeeze, unpack_any
-from sona_pg.learning.strategist import RIVALS, Restored, Strategist, Strategy
+from sona_pg.learning.strategies import RIVALS, Restored, Strategy
+from sona_pg.learning.strategist import Strategist
 
 ITEMS = 1000
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from sona_pg.config import StoreConfig
 from sona_pg.errors import IoError
-from sona_pg.store.spool import Spool, usage, waiting_spaces
+from sona_pg.store.spool import Spool
 from sona_pg.store.spool_record import Event, encode, read_from
+from sona_pg.store.spool_usage import usage, waiting_spaces
 from sona_pg.types import EMPTY, Answer, QueryTrajectory, Score, TrajectoryStep
 
 KEY = uuid.UUID(int=5)

@@ -11,7 +11,8 @@ from sona_pg.kernels import LowRank
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
 from sona_pg.learning.remembered import JudgedEvent
-from sona_pg.learning.strategist import Strategist, Strategy
+from sona_pg.learning.strategies import Strategy
+from sona_pg.learning.strategist import Strategist
 
 
 def test_a_fresh_strategist_answers_as_the_frozen_embedding_does() -> None:

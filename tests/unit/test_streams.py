@@ -18,7 +18,7 @@ from benchmarks.streams import (
     until_fusion,
     until_left,
 )
-from sona_pg.learning.strategist import Strategy
+from sona_pg.learning.strategies import Strategy
 
 STREAMS = 12
 
