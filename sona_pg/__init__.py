@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         TransferConfig,
         VerdictConfig,
     )
-    from sona_pg.embedder import abort_embedder, change_embedder, finish_embedder
+    from sona_pg.embedder_change import abort_embedder, change_embedder, finish_embedder
     from sona_pg.engine import Recall, SonaEngine
     from sona_pg.engine.answering import Response
     from sona_pg.engine.async_engine import AsyncSonaEngine
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from sona_pg.loops.buffer import TrajectoryBuffer
     from sona_pg.loops.deep_config import DeepConfig
     from sona_pg.loops.deep_loop import DeepLoop, DeepResult
-    from sona_pg.loops.embedder import EmbedderReport
+    from sona_pg.loops.embedder_change import EmbedderReport
     from sona_pg.loops.forget import ForgetReport
     from sona_pg.loops.instant import InstantLoop
     from sona_pg.loops.metrics import InstantLoopMetrics
@@ -161,7 +161,7 @@ _MODULES = {
         "TransferConfig",
         "VerdictConfig",
     ),
-    "sona_pg.embedder": (
+    "sona_pg.embedder_change": (
         "abort_embedder",
         "change_embedder",
         "finish_embedder",
@@ -243,7 +243,7 @@ _MODULES = {
         "DeepLoop",
         "DeepResult",
     ),
-    "sona_pg.loops.embedder": ("EmbedderReport",),
+    "sona_pg.loops.embedder_change": ("EmbedderReport",),
     "sona_pg.loops.forget": ("ForgetReport",),
     "sona_pg.loops.instant": ("InstantLoop",),
     "sona_pg.loops.metrics": ("InstantLoopMetrics",),

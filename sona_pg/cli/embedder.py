@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from sona_pg.cli.output import print_json, print_table
 from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.config import MAX_DIM, StoreConfig
-from sona_pg.embedder import abort_embedder, change_embedder, finish_embedder
+from sona_pg.embedder_change import abort_embedder, change_embedder, finish_embedder
 from sona_pg.errors import ConfigError
 
 

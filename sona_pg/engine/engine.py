@@ -23,11 +23,11 @@ from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.apply import Applying
 from sona_pg.engine.budget import check_latency
 from sona_pg.engine.cycles import check_loops, run_cycles
-from sona_pg.engine.exchanging import Exchanging
+from sona_pg.engine.exchange import Exchanging
 from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
-from sona_pg.engine.saving import Saving
+from sona_pg.engine.save import Saving
 from sona_pg.errors import ConfigError
 from sona_pg.files import FilePath
 from sona_pg.loops.archiving import load_space

@@ -19,7 +19,7 @@ from sona_pg.store.archive import Column
 from sona_pg.store.archive_file import ArchiveReader, Manifest, writing_archive
 from sona_pg.store.connection import Connection, transaction, writing
 from sona_pg.store.database import Database
-from sona_pg.store.embedder import open_space
+from sona_pg.store.embedder_change import open_space
 from sona_pg.store.indexes import index_by_size
 from sona_pg.store.learning import read_state
 from sona_pg.store.spaces import Space

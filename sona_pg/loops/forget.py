@@ -24,7 +24,7 @@ from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import spaces, strategy_settings
-from sona_pg.store.embedder import find_standby
+from sona_pg.store.embedder_change import find_standby
 from sona_pg.store.forget import (
     ForgetTransaction,
     Lost,

@@ -10,7 +10,7 @@ from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.kernels import LowRank
 from sona_pg.store.connection import Connection, writing
-from sona_pg.store.embedder import copy_grants, exchange
+from sona_pg.store.embedder_change import copy_grants, exchange
 from sona_pg.store.forget import ForgetTransaction
 from sona_pg.store.learning import Head, read_head
 from sona_pg.store.ledger import TAUGHT

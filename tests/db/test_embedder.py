@@ -55,7 +55,7 @@ from sona_pg.steps import EMBEDDER
 from sona_pg.store import database
 from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
-from sona_pg.store.embedder import exchange
+from sona_pg.store.embedder_change import exchange
 from sona_pg.store.migrate import migrate
 from sona_pg.store.spaces import get_space, lock_space
 from sona_pg.types import TrajectoryBuilder

@@ -9,11 +9,11 @@ from pathlib import Path
 from sona_pg.config import MAX_DIM, StoreConfig
 from sona_pg.errors import ConfigError, InvalidInput
 from sona_pg.loops.admission import checked_text
-from sona_pg.loops.embedder import Embed, EmbedderChange, EmbedderReport, EmbedItems
+from sona_pg.loops.embedder_change import Embed, EmbedderChange, EmbedderReport, EmbedItems
 from sona_pg.loops.space_store import SpaceStore
-from sona_pg.store import embedder as store_embedder
+from sona_pg.store import embedder_change
 from sona_pg.store.database import open_database
-from sona_pg.store.embedder import Target
+from sona_pg.store.embedder_change import Target
 
 
 def change_embedder(
@@ -108,7 +108,7 @@ def finish_embedder(
         If the database does not take it.
     """
     with _opened(url, space, home, store) as opened:
-        store_embedder.finish(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
+        embedder_change.finish(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
 
 
 def abort_embedder(
@@ -133,13 +133,13 @@ def abort_embedder(
         If the database does not take it.
     """
     with _opened(url, space, home, store) as opened:
-        store_embedder.abort(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
+        embedder_change.abort(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
 
 
 @contextlib.contextmanager
 def _opened(url: str | None, space: str, home: Path | str | None, store: StoreConfig | None) -> Iterator[SpaceStore]:
     database = open_database(url, home=home, config=store)
     with database.connect() as connection:
-        found = store_embedder.open_space(connection, checked_text(space, "the name of the space"))
+        found = embedder_change.open_space(connection, checked_text(space, "the name of the space"))
     with contextlib.closing(SpaceStore(found, database.connect, database.config, None)) as opened:
         yield opened

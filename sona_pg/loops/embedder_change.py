@@ -27,7 +27,7 @@ from sona_pg.loops.relearn import relearn
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.steps import reached
 from sona_pg.store import recorded_queries, spaces, strategy_settings
-from sona_pg.store.embedder import Target, count_bare_items, prepare
+from sona_pg.store.embedder_change import Target, count_bare_items, prepare
 from sona_pg.store.learning import read_head, read_state
 from sona_pg.store.recorded_queries import RecordedQuery
 from sona_pg.store.successor import SuccessorTransaction, successor_transaction
