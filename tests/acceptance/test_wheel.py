@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from examples.first_steps import made_up
 from sona_pg.store.server import EmbeddedServer
+from tests.acceptance.first_steps import empty_home, first_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +35,7 @@ def test_the_wheel_carries_kernels_migrations_sql_and_data(wheel: Path) -> None:
     for file in sorted([*(ROOT / "sql").glob("*.sql"), *(ROOT / "migrations").glob("**/*.py")]):
         assert f"sona_pg/{file.relative_to(ROOT).as_posix()}" in names
     assert {"sona_pg/py.typed", "sona_pg/data/fbqa_cdc.npz", "sona_pg/data/README.md"} <= names
+    assert {"sona_pg/examples/first_steps.py", "sona_pg/examples/support.py"} <= names
     assert not any(name.startswith(("tests", "benchmarks", "cython_ext")) for name in names)
 
 
@@ -61,3 +64,13 @@ def test_the_installed_wheel_runs_the_demo_far_from_the_checkout(wheel: Path, tm
         assert scalar.stdout.strip() == "scalar", scalar.stderr
     finally:
         EmbeddedServer(home / "sona").remove()
+
+
+def test_a_new_user_who_follows_the_readme_gains_and_not_from_noise(wheel: Path, tmp_path: Path) -> None:
+    found = first_steps(tmp_path, wheel, made_up(), empty_home(tmp_path))
+    assert found.proven, found.printed
+    assert found.gain > 10
+    assert "first-steps  learned" in found.printed  # sona status
+    assert "control" in found.printed  # sona lift
+    assert not found.shuffled_proven
+    assert found.shuffled_gain == 0

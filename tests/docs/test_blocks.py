@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import importlib.util
 import itertools
 import json
 import re
@@ -165,8 +166,7 @@ def test_programs_and_scripts_are_there(name: str) -> None:
                 assert set(words[1:]) <= targets, block.place
             for flag, script in itertools.pairwise(words):
                 if words[0] == "python" and flag == "-m":
-                    module = ROOT / script.replace(".", "/")
-                    assert module.with_suffix(".py").exists() or module.is_dir(), f"{block.place}: {script}"
+                    assert importlib.util.find_spec(script) is not None, f"{block.place}: {script}"
                 if script.startswith("examples/"):
                     assert (ROOT / script).exists(), f"{block.place}: {script}"
 
