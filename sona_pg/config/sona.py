@@ -131,8 +131,9 @@ class SonaConfig:
     learning_loops
         Which loops the engine runs itself.
     memory_budget_mb
-        Most memory that the buffers, samples and caches of the engine take, in units of 2^20 bytes: refused where the
-        settings need more.
+        Most memory that the buffers, samples and caches of the engine take, in units of 2^20 bytes: what is not set is
+        made smaller, and settings that need more are refused. What a cycle of a slow loop takes comes on top: leave
+        those to a worker where memory is short, or bound their `max_vector_bytes`.
     target_latency_us
         Longest median time that adapting and recording may add to a request, microseconds, measured when the engine
         is opened: refused where it takes longer. The database's time to search is not in it.

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from os import PathLike
 from typing import Any
 
@@ -105,6 +106,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
     if not isinstance(given, Mapping) or not all(isinstance(each, str) for pair in given.items() for each in pair):
         raise ConfigError(f"environment is {environment!r}, expected texts by name")
     known = variables()
+    # Others begin with SONA_ as well, of the server, of dashboards: what is nearly a setting is meant for one.
+    of_engine = [variable for variable, (_, setting) in known.items() if setting is None]
     values: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     name = given.get("SONA_PRESET")
@@ -113,7 +116,10 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
         if variable == "SONA_PRESET" or not text:
             continue
         if variable not in known:
-            if any(variable.startswith(prefix) for prefix in PREFIXES):
+            is_near = variable.startswith("SONA_") and not variable.startswith(_OF_TESTS)
+            if any(variable.startswith(prefix) for prefix in PREFIXES) or (
+                is_near and get_close_matches(variable, of_engine, 1, cutoff=0.75)
+            ):
                 raise unknown_setting(variable, list(known), " that a variable sets")
             continue
         field, setting = known[variable]
@@ -126,6 +132,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
         values[field] = _part(field, settings, config, "the environment")
     return config.replace(**values)
 
+
+_OF_TESTS = ("SONA_TEST_", "SONA_FUZZ")
 
 Reader = Callable[[str], object]
 

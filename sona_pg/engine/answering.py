@@ -140,7 +140,11 @@ class Answering:
             raise InvalidInput(f"context is a {type(context).__name__}, expected a Context")
         context = Context() if context is None else context
         began = time.perf_counter_ns()
+        # What `record` would refuse is refused before anybody has worked for it.
         metadata = dict(private_json(context.metadata, "metadata"))
+        for text_of, what in ((context.user_id, "user id"), (context.session_id, "session id")):
+            if text_of is not None:
+                checked_text(text_of, what)
         (vector,) = await self.embedder.ask([query], call)
         try:
             found = await engine.recall(vector, k)
@@ -169,10 +173,18 @@ class Answering:
         if parameters:
             metadata.setdefault("parameters", parameters)
         if failure is not None:
-            metadata["failure"] = str(failure)
+            metadata["failure"] = _storable(str(failure))
         id = record(
             found, latency_us=latency, user_id=context.user_id, session_id=context.session_id, metadata=metadata
         )
         if failure is not None:
             raise failure
         return Response(text, known.confidence, known.patterns, latency, id, items, parameters)
+
+
+_FAILURE_CHARACTERS = 2000
+
+
+def _storable(message: str) -> str:
+    """As much of a message of somebody else's as can be kept: short, valid Unicode, without NUL."""
+    return message[:_FAILURE_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

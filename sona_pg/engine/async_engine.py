@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
@@ -25,6 +27,7 @@ from sona_pg.config import (
 from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.engine import SonaEngine
 from sona_pg.errors import ConfigError
+from sona_pg.loops.archiving import LoadReport
 from sona_pg.loops.metrics import InstantLoopMetrics
 from sona_pg.store.pool import AsyncConnectionPool
 from sona_pg.store.spaces import Space
@@ -62,7 +65,9 @@ def _aside(method: Method[P, T]) -> AsyncMethod[P, T]:
 
     async def call(self: AsyncSonaEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._check()
-        return await asyncio.to_thread(method, self.engine, *args, **kwargs)
+        # Threads of its own: those of the event loop may be held by embedders and responders that do not answer.
+        work = functools.partial(contextvars.copy_context().run, method, self.engine, *args, **kwargs)
+        return await self._event_loop.run_in_executor(self._threads, work)
 
     return _as(method, call)
 
@@ -113,7 +118,9 @@ class AsyncSonaEngine:
         self._connections = AsyncConnectionPool(engine.database)
         self._requests = engine.requests.over(self._connections, self._check)
         self._answering: Answering | None = None
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="sona-async")
+        self._closer = ThreadPoolExecutor(1, thread_name_prefix="sona-async-close")
 
     @classmethod
     def open(
@@ -202,6 +209,16 @@ class AsyncSonaEngine:
         return self._engine.space
 
     @property
+    def config(self) -> SonaConfig:
+        """The settings that it was opened with."""
+        return self._engine.config
+
+    @property
+    def loaded(self) -> LoadReport | None:
+        """What `load` has brought; None of an engine that was connected."""
+        return self._engine.loaded
+
+    @property
     def url(self) -> str:
         """Connection string of the database."""
         return self._engine.url
@@ -252,7 +269,7 @@ class AsyncSonaEngine:
         """As of SonaEngine; whoever cancels it was given no answer, and nothing is recorded."""
         self._check()
         if self._answering is None:
-            self._answering = await asyncio.to_thread(lambda: self._engine.answering)
+            self._answering = await self._event_loop.run_in_executor(self._threads, lambda: self._engine.answering)
         return await self._answering.answer(self._requests, self.record, call_aside, query, context, k)
 
     async def query(self, text: str, k: int = SHOWN) -> Response:
@@ -269,9 +286,14 @@ class AsyncSonaEngine:
         DatabaseError
             If what was recorded could not be made durable; says how much that is. Close again.
         """
+        if self._is_closed:
+            return
         self._is_closing = True
         try:
-            await asyncio.to_thread(self._engine.close)
+            await self._event_loop.run_in_executor(self._closer, self._engine.close)
+            self._threads.shutdown(wait=False)
+            self._closer.shutdown(wait=False)
+            self._is_closed = True
         finally:
             await self._connections.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,11 @@ from sona_pg.config import (
 from sona_pg.engine.record import item_steps
 from sona_pg.errors import ConfigError
 from sona_pg.ids import new_trajectory_id
-from sona_pg.kernels import owned
+from sona_pg.kernels import LowRank, owned
+from sona_pg.learning.serving import Serving
 from sona_pg.loops.admission import admitted
 from sona_pg.loops.buffer import TrajectoryBuffer
-from sona_pg.types import QueryTrajectory
+from sona_pg.types import FloatVector, QueryTrajectory
 
 if TYPE_CHECKING:
     from sona_pg.engine.engine import SonaEngine
@@ -124,7 +126,8 @@ def within_budget(
 ) -> SonaConfig:
     """The settings, with smaller buffers, cache and sample of items where the budget takes that.
 
-    Only what was not set is made smaller: first what may wait and what is cached, down to a hundredth, then the sample.
+    Only what is as it is by default is made smaller: first what may wait and what is cached, down to a hundredth, then
+    the sample.
 
     Parameters
     ----------
@@ -142,20 +145,20 @@ def within_budget(
     """
     assert config.memory_budget_mb is not None
     budget = int(config.memory_budget_mb * (1 << 20))
-    may_choose = adapter is None and config.adapter_config is None
+    default_sample = QueryAdapterConfig().pool_size
+    asked = config.adapter_config
+    may_choose = adapter is None and (asked is None or asked.pool_size == default_sample)
     adapter = adapter or config.adapter_config or QueryAdapterConfig.for_dim(dim)
     strategy = strategy or config.strategy_config
     least = 0
     for halvings in range(_HALVINGS + 1):
-        instant = config.instant_config or InstantLoopConfig()
-        if config.instant_config is None:
-            instant = replace(
-                instant,
-                max_unflushed=max(instant.max_unflushed >> halvings, 100),
-                max_pending_signals=max(instant.max_pending_signals >> halvings, 50),
-            )
+        instant, usual = config.instant_config or InstantLoopConfig(), InstantLoopConfig()
+        if instant.max_unflushed == usual.max_unflushed:
+            instant = replace(instant, max_unflushed=max(usual.max_unflushed >> halvings, 100))
+        if instant.max_pending_signals == usual.max_pending_signals:
+            instant = replace(instant, max_pending_signals=max(usual.max_pending_signals >> halvings, 50))
         embedding = config.embedding_config
-        if embedding == EmbeddingConfig():
+        if embedding.cache_size == EmbeddingConfig().cache_size:
             embedding = replace(embedding, cache_size=embedding.cache_size >> halvings)
         # A sample that is half as large costs quality before small buffers cost anything.
         sample = adapter.pool_size >> max(halvings - _BUFFERS_FIRST, 0) if may_choose else adapter.pool_size
@@ -178,14 +181,36 @@ _HALVINGS = 7
 _BUFFERS_FIRST = 4
 
 
-def check_latency(engine: SonaEngine) -> None:
-    """Refuse settings whose target latency this machine does not reach, with a `ConfigError`."""
-    target = engine.config.target_latency_us
-    if target is not None and (measured := request_latency(engine)) > target:
+def check_latency(config: SonaConfig, dim: int, adapter: QueryAdapterConfig | None) -> None:
+    """Refuse a target latency that this machine does not reach with these settings, with a `ConfigError`.
+
+    Parameters
+    ----------
+    config
+        Settings, with a target or without.
+    dim
+        Dimension of the space.
+    adapter
+        As the space has declared it; None where it has not.
+    """
+    target = config.target_latency_us
+    if target is None:
+        return
+    rank = (adapter or config.adapter_config or QueryAdapterConfig.for_dim(dim)).rank
+    served = Serving([_random_map(dim, min(rank, dim)), _random_map(dim, 1), _random_map(dim, 1)])
+    measured = _median_us(served.adapt, dim, config.space_config or SpaceConfig(), 500)
+    if measured > target:
         raise ConfigError(
             f"target_latency_us is {target:g}, and adapting and recording take {measured:.0f} here, in the median: "
             "raise it, or lower the rank of adapter_config"
         )
+
+
+def _random_map(dim: int, rank: int) -> LowRank:
+    """A map that is not zero: it costs what one that was learned does."""
+    made = LowRank(dim, rank)
+    made.load(np.random.default_rng(0).standard_normal(made.weights.shape).astype(np.float32))
+    return made
 
 
 def request_latency(engine: SonaEngine, calls: int = 500) -> float:
@@ -207,14 +232,17 @@ def request_latency(engine: SonaEngine, calls: int = 500) -> float:
     """
     if not isinstance(calls, int) or isinstance(calls, bool) or not 1 <= calls <= 1_000_000:
         raise ConfigError(f"calls is {calls!r}, expected a whole number from 1 to 1000000")
-    dim, space = engine.space.dim, engine.space.config
+    return _median_us(engine.adapt, engine.space.dim, engine.space.config, calls)
+
+
+def _median_us(adapt: Callable[[FloatVector], object], dim: int, space: SpaceConfig, calls: int) -> float:
     buffer = TrajectoryBuffer(calls)
     queries = np.random.default_rng(0).standard_normal((min(calls, 64), dim), dtype=np.float32)
     shown, taken = [str(item) for item in range(SHOWN)], []
     for call in range(calls):
         query = queries[call % len(queries)]
         began = time.perf_counter_ns()
-        engine.adapt(query)
+        adapt(query)
         _record(buffer, query, shown, dim, space)
         taken.append(time.perf_counter_ns() - began)
     return float(np.median(taken)) / 1e3

@@ -21,7 +21,6 @@ from sona_pg.config import (
 )
 from sona_pg.engine.answering import Answering, Response
 from sona_pg.engine.apply import Applying
-from sona_pg.engine.budget import check_latency
 from sona_pg.engine.cycles import check_loops, run_cycles
 from sona_pg.engine.exchange import Exchanging
 from sona_pg.engine.learn import Learning
@@ -81,6 +80,8 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
         self._answering: Answering | None = None
         self._cycles: list[threading.Thread] = []
         self._answering_made = threading.Lock()
+        if responder is not None and not callable(responder):
+            raise ConfigError(f"the responder is a {type(responder).__name__}, expected a function of query and items")
         if embedder is not None:
             checked = CheckedEmbedder(embedder, config.embedding_config)
             if config.embedder not in (None, checked.fingerprint):
@@ -96,11 +97,6 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             # The budget leaves room for a smaller cache.
             checked = CheckedEmbedder(embedder, self._config.embedding_config)
             self._answering = Answering(checked, responder, config.text_column)
-        try:
-            check_latency(self)
-        except ConfigError:
-            self.close()
-            raise
         self._cycles = run_cycles(self._database, self._space, config, self._stop)
 
     def close(self) -> None:
@@ -254,7 +250,10 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             _refuse_without_embedder(responder, text_column, embedding)
             fingerprint = embedder
         else:
-            fingerprint = CheckedEmbedder(embedder, embedding).fingerprint
+            checked = CheckedEmbedder(embedder, embedding)
+            # What it would be refused for is found before anything is written.
+            Answering(checked, responder, text_column)
+            fingerprint = checked.fingerprint
         database = open_database(url, home=home, config=store)
         report = load_space(database, path, space, embedder=fingerprint)
         engine = cls.connect(
@@ -368,7 +367,8 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             if self._answering is None:
                 embedder = HashingEmbedder(self._space.dim)
                 with self._connections.connection() as connection:
-                    if not spaces.is_blank(connection, self._space, embedder.fingerprint):
+                    is_used = self.metrics.recorded > 0  # not all of it is durable yet
+                    if is_used or not spaces.is_blank(connection, self._space, embedder.fingerprint):
                         raise ConfigError(
                             "process needs the embedder of the space, which has vectors already: "
                             "SonaEngine(config, embedder=…), or SonaEngine.connect(embedder=…)"

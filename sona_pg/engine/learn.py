@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from sona_pg.engine.cycles import loop_of
 from sona_pg.engine.fitting import FitReport, fit_report
-from sona_pg.engine.record import Recording
+from sona_pg.engine.record import Recording, item_steps
 from sona_pg.engine.results import DeepLearningResult, LearningResult
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput
-from sona_pg.loops.admission import checked_text
+from sona_pg.ids import new_trajectory_id
+from sona_pg.kernels import as_vector
+from sona_pg.loops.admission import admitted, checked_text
 from sona_pg.loops.forget import ForgetReport, forget, forget_beside
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store.ledger import what_became
+from sona_pg.types import QueryTrajectory
 
 if TYPE_CHECKING:
     from sona_pg.loops.cycle import Loop
@@ -42,8 +44,7 @@ class Learning(Recording):
         DatabaseError
             If the database does not take it; it is in the spool.
         """
-        id = self.record(query, rewards=outcome)
-        return self._fitted(1, [id], {})
+        return self._fitted(1, [self._row(query, outcome)], {})
 
     def partial_fit(
         self,
@@ -67,21 +68,28 @@ class Learning(Recording):
                 raise InvalidInput(f"{name} is a {type(given).__name__}, expected a row for each")
         if len(queries) != len(outcomes):
             raise InvalidInput(f"{len(queries)} queries with {len(outcomes)} outcomes: one for each")
-        ids: list[uuid.UUID] = []
+        made: list[QueryTrajectory] = []
         refused: dict[int, str] = {}
         for row, (query, outcome) in enumerate(zip(queries, outcomes, strict=True)):
             try:
-                if not isinstance(outcome, Mapping):
-                    raise InvalidInput(
-                        f"the outcome is a {type(outcome).__name__}, expected what items were worth by id"
-                    )
-                ids.append(self.record(query, rewards=outcome))
+                made.append(self._row(query, outcome))
             except (InvalidInput, DimensionMismatch) as error:
                 refused[row] = str(error)
-        return self._fitted(len(queries), ids, refused)
+        return self._fitted(len(queries), made, refused)
 
-    def _fitted(self, rows: int, ids: list[uuid.UUID], refused: Mapping[int, str]) -> FitReport:
+    def _row(self, query: ArrayLike, outcome: Mapping[str, float | None]) -> QueryTrajectory:
+        self.check_open()
+        if not isinstance(outcome, Mapping):
+            raise InvalidInput(f"the outcome is a {type(outcome).__name__}, expected what items were worth by id")
+        vector = as_vector(query, self._space.dim, "query").copy()
+        made = QueryTrajectory(new_trajectory_id(), vector, item_steps((), outcome, ()))
+        return admitted(made, self._space.dim, self._space.config)
+
+    def _fitted(self, rows: int, made: Sequence[QueryTrajectory], refused: Mapping[int, str]) -> FitReport:
+        # It waits for room: what is said to be recorded must be.
+        self._loop.on_inferences(made, wait=True)
         self.flush()
+        ids = [trajectory.id for trajectory in made]
         with self._connections.connection() as connection:
             return fit_report(rows, ids, what_became(connection, self._space, ids), refused)
 

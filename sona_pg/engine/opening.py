@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sona_pg.config import MAX_DIM, QueryAdapterConfig, SonaConfig, SpaceConfig
-from sona_pg.engine.budget import within_budget
+from sona_pg.engine.budget import check_latency, within_budget
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
 from sona_pg.loops.admission import checked_text
 from sona_pg.loops.evidence import EvidenceLoop
@@ -23,24 +23,21 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
     home = None if config.home is None else os.fspath(config.home)
     database = open_database(config.database_url, home=home, config=config.store_config)
     with database.connect() as connection:
+        there = spaces.find_space(connection, space)
+        # Before anything is created or declared: what is refused must leave nothing behind.
+        config = _reachable(connection, there, config)
         found = _open_or_create(connection, space, dim, embedder, space_config, config.adapter_config)
+        if found.standby_of is not None:
+            raise EmbedderMismatch(
+                f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
+            )
         if dim is not None and dim != found.dim:
             raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
         if space_config is not None and space_config != found.config:
             raise ConfigError(f"space {space!r} declares {found.config}, not {space_config}: leave space_config out")
         spaces.check_embedder(connection, found, embedder)
-        if config.memory_budget_mb is not None:
-            declared = (
-                spaces.declared_adapter(connection, found),
-                strategy_settings.declared_settings(connection, found),
-            )
-            config = within_budget(config, found.dim, *declared)
         instant, adapter = spaces.claim_settings(connection, found, config.instant_config, config.adapter_config)
         strategy = strategy_settings.claim_settings(connection, found, config.strategy_config)
-    if found.standby_of is not None:
-        raise EmbedderMismatch(
-            f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
-        )
     loop = InstantLoop(
         found.dim,
         instant,
@@ -52,6 +49,19 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
         SpaceStore(found, database.connect, database.config, None), strategy, adapter, config.evidence_config
     )
     return database, found, loop, weighing, config
+
+
+def _reachable(connection: Connection, there: Space | None, config: SonaConfig) -> SonaConfig:
+    """The settings within the memory budget, where the target latency is reached with them; refused otherwise."""
+    dim = config.dim if there is None else there.dim
+    if dim is None or (config.memory_budget_mb is None and config.target_latency_us is None):
+        return config
+    adapter = None if there is None else spaces.declared_adapter(connection, there)
+    if config.memory_budget_mb is not None:
+        strategy = None if there is None else strategy_settings.declared_settings(connection, there)
+        config = within_budget(config, dim, adapter, strategy)
+    check_latency(config, dim, adapter)
+    return config
 
 
 def _open_or_create(

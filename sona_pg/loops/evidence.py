@@ -7,6 +7,7 @@ ledger, so that the same ledger gives the same evidence.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -55,6 +56,10 @@ _LEAST, _MOST = 0.99 * LEAST_SHARE, 0.501
 """Of shares that a control arm may have, in single precision."""
 
 
+_CLOSE_SECONDS = 1.0
+"""How long `close` waits for a thread that uses the connection."""
+
+
 class EvidenceLoop:
     """Takes in the ledger of a space, entry by entry.
 
@@ -79,6 +84,8 @@ class EvidenceLoop:
         self._store = store
         self._strategy, self._adapter = strategy, adapter
         self._turn = threading.Lock()
+        self._is_unwanted = False
+        """Whether the connection is to be closed by whoever uses it."""
         self._copy: StrategistCopy | None = None
         self._admit_at = 0.0
         self._fresh = 0
@@ -110,7 +117,7 @@ class EvidenceLoop:
         DatabaseError
             If the database does not take it; the entries wait for the next call.
         """
-        with self._turn:
+        with self._in_turn():
             try:
                 taken = self._advance_past_refusals()
             except BaseException as error:
@@ -138,7 +145,7 @@ class EvidenceLoop:
         DatabaseError
             If the database cannot be asked; what was in force goes on answering.
         """
-        with self._turn:
+        with self._in_turn():
             connection, space = self._store.connection(), self._store.space
             stands = strategist_standing.standing(connection, space)
             if stands != self._refreshed_at:
@@ -183,7 +190,7 @@ class EvidenceLoop:
 
     def _standing(self) -> tuple[int, Standing]:
         """How many entries the ledger holds, and where the strategist stands."""
-        with self._turn:
+        with self._in_turn():
             connection, space = self._store.connection(), self._store.space
             return learning_store.read_head(connection, space).ordinal, strategist_standing.standing(connection, space)
 
@@ -407,9 +414,28 @@ class EvidenceLoop:
         except SonaError as error:
             log.warning("the remembered queries are searched exactly for now: %s", error)
 
-    def close(self) -> None:
-        """Disconnect; the next call connects again."""
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One thread at a time uses the connection, and closes it where `close` could not wait for it."""
+        with self._turn:
+            try:
+                yield
+            finally:
+                if self._is_unwanted:
+                    self._disconnect()
+
+    def _disconnect(self) -> None:
         self._store.discard()
+        self._is_unwanted = False
+
+    def close(self) -> None:
+        """Disconnect; the next call connects again. A thread that is at it for long disconnects when it is done."""
+        self._is_unwanted = True
+        if self._turn.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._disconnect()
+            finally:
+                self._turn.release()
 
 
 class _Items:

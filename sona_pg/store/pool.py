@@ -42,6 +42,7 @@ class ConnectionPool:
         self._database = database
         self._idle: list[Connection] = []
         self._mutex = threading.Lock()
+        self._is_closed = False
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -67,7 +68,8 @@ class ConnectionPool:
         """Take back a connection, and what went wrong with it."""
         if not isinstance(error, DatabaseUnavailable):
             with self._mutex:
-                if not connection.closed and len(self._idle) < self._database.config.idle_connections:
+                has_room = not self._is_closed and len(self._idle) < self._database.config.idle_connections
+                if has_room and not connection.closed:
                     self._idle.append(connection)
                     return
         connection.close()
@@ -91,8 +93,9 @@ class ConnectionPool:
         return connection
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections; one that is lent is closed when it is given back."""
         with self._mutex:
+            self._is_closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()

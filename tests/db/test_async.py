@@ -23,12 +23,15 @@ from sona_pg import (
     DatabaseUnavailable,
     DimensionMismatch,
     EmbedderError,
+    FunctionEmbedder,
     HashingEmbedder,
     InvalidInput,
     Item,
     LearningError,
+    LearningMode,
     Recall,
     ResponderError,
+    SonaConfig,
     SonaEngine,
     SpaceConfig,
     StoreConfig,
@@ -721,3 +724,29 @@ def test_the_program_of_the_page_runs(url: str, connection: Connection) -> None:
     finally:
         connection.execute("SELECT sona.drop_space('support')")
         connection.execute("DROP TABLE public.articles")
+
+
+def test_embedders_that_do_not_answer_hold_up_neither_flush_nor_close(url: str, space_name: str) -> None:
+    answer = threading.Event()
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        answer.wait(60)
+        return np.ones((len(texts), 16), dtype=np.float32)
+
+    async def main() -> int:
+        config = SonaConfig(database_url=url, space=space_name, embedding_dim=16, learning_loops=LearningMode.MANUAL)
+        sona = await AsyncSonaEngine.open(config, embedder=FunctionEmbedder(embed, 16, "a model"))
+        sona.record(np.ones(16), ["a"], [1.0])
+        asked = [asyncio.create_task(sona.process(f"text {i}")) for i in range(80)]
+        await asyncio.sleep(0.1)
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await sona.flush()
+        await sona.close()
+        await sona.close()
+        flushed = sona.metrics.flushed
+        answer.set()
+        return flushed
+
+    assert asyncio.run(main()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from sona_pg import (
     DimensionMismatch,
     EmbedderMismatch,
     EmbeddingConfig,
+    EvidenceConfig,
     EwcConfig,
     HashingEmbedder,
     InstantLoopConfig,
@@ -26,11 +28,12 @@ from sona_pg import (
     SonaConfig,
     SonaEngine,
     SpaceConfig,
+    StoreConfig,
     UnknownSpace,
 )
 from sona_pg.config import BackgroundConfig
 from sona_pg.engine.budget import CODE_BYTES, memory_bound
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, connect
 
 
 @pytest.fixture
@@ -205,6 +208,72 @@ def test_a_budget_is_held_by_smaller_buffers_cache_and_sample(opened: Callable[.
 def test_a_budget_that_cannot_be_held_is_refused(opened: Callable[..., SonaEngine], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"these settings take up to \d+ in a space of 256 dimensions"):
         opened(embedding_dim=256, **settings)
+
+
+def test_what_is_not_set_of_a_part_may_be_made_smaller(opened: Callable[..., SonaEngine]) -> None:
+    given = InstantLoopConfig(micro_lora_rank=2, flush_interval_seconds=1.0)
+    instant = opened(embedding_dim=256, memory_budget_mb=50, instant_config=given).config.instant_config
+    assert instant is not None
+    assert (instant.micro_lora_rank, instant.flush_interval_seconds) == (2, 1.0)
+    assert instant.max_unflushed < given.max_unflushed
+
+
+@pytest.mark.parametrize("refused", [{"memory_budget_mb": 1}, {"target_latency_us": 1}])
+def test_an_open_that_is_refused_leaves_nothing_behind(
+    opened: Callable[..., SonaEngine], connection: Connection, space_name: str, refused: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        opened(embedding_dim=512, adapter_config=QueryAdapterConfig(rank=64), **refused)
+    assert connection.execute("SELECT FROM sona.space WHERE name = %s", (space_name,)).fetchone() is None
+    # Nor does it declare anything of a space that is there.
+    connection.execute("SELECT sona.create_space(%s, 512)", (space_name,))
+    with pytest.raises(ConfigError):
+        opened(adapter_config=QueryAdapterConfig(rank=64), **refused)
+    assert opened(adapter_config=QueryAdapterConfig(rank=2)).instant.adapter_config.rank == 2
+
+
+def test_vectors_of_an_application_are_not_mixed_with_hashes_of_letters(opened: Callable[..., SonaEngine]) -> None:
+    sona = opened(embedding_dim=16)
+    sona.record(np.ones(16), ["1"])
+    # Not yet durable.
+    with pytest.raises(ConfigError, match="needs the embedder of the space"):
+        sona.process("a text")
+
+
+def test_a_responder_that_is_none_is_refused_at_once(url: str, space_name: str) -> None:
+    with pytest.raises(ConfigError, match="the responder is a int"):
+        SonaEngine(SonaConfig(database_url=url, space=space_name, embedding_dim=8), responder=42)  # type: ignore[arg-type]
+
+
+def test_what_a_closed_engine_is_at_keeps_its_connection_until_it_is_done(
+    opened: Callable[..., SonaEngine], connection: Connection, url: str
+) -> None:
+    """A connection that is closed while another thread reads from it is memory that was freed."""
+    sona = opened(
+        embedding_dim=8,
+        learning_loops=LearningMode.INSTANT,
+        evidence_config=EvidenceConfig(interval_seconds=0.02),
+        store_config=StoreConfig(lock_timeout_seconds=60),
+    )
+    sona.record(np.ones(8), ["1"], [1.0])
+    sona.instant.flush_updates()
+    (thread,) = [each for each in threading.enumerate() if each.name == f"sona-evidence-{sona.space.name}"]
+    with connect(url) as other:
+        other.execute("BEGIN; LOCK sona.strategist IN ACCESS EXCLUSIVE MODE")
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sona.strategist'::regclass AND NOT granted"
+        until = time.monotonic() + 30
+        while connection.execute(waiting).fetchone() == (0,):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        sona.close()
+        held = sona.evidence._store._connection
+        assert held is not None
+        assert not held.closed
+        assert thread.is_alive()
+        other.execute("ROLLBACK")
+    thread.join(30)
+    assert not thread.is_alive()
+    assert held.closed
 
 
 def test_a_target_latency_is_measured(opened: Callable[..., SonaEngine]) -> None:

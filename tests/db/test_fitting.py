@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sona_pg import SonaEngine, SpaceConfig
+from sona_pg import InstantLoopConfig, SonaEngine, SpaceConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.store.connection import Connection
 
@@ -64,3 +64,15 @@ def test_what_is_no_row_is_refused_as_a_whole(engine: SonaEngine) -> None:
     assert engine.metrics.recorded == 0
     empty = engine.partial_fit([], [])
     assert (empty.rows, empty.used, empty.updates, empty.skipped, empty.refused) == (0, 0, 0, {}, {})
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_more_rows_than_the_buffers_hold_all_teach(url: str, space_name: str, background: bool) -> None:
+    instant = InstantLoopConfig(max_pending_signals=20, max_unflushed=50)
+    with SonaEngine.connect(url, space=space_name, dim=8, instant=instant, background=background) as engine:
+        rows = np.random.default_rng(0).standard_normal((400, 8))
+        report = engine.partial_fit(rows, [{"a": 1.0}] * 400)
+        assert (report.used, engine.metrics.dropped, engine.metrics.flushed) == (400, 0, 400)
+        assert "not learned yet: flush again" not in report.skipped
+        with pytest.raises(InvalidInput, match="the outcome is a NoneType"):
+            engine.learn_one(rows[0], None)  # type: ignore[arg-type]

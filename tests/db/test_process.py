@@ -120,6 +120,35 @@ def test_what_a_responder_fails_at_is_kept(
     assert "responder" in metadata["failure"] or "out of tokens" in metadata["failure"]
 
 
+@pytest.mark.parametrize("message", ["x\0y", "x" * 2_000_000, "a lone \ud800"])
+def test_a_failure_is_kept_whatever_its_message(
+    message: str, connect: Callable[..., SonaEngine], connection: Connection
+) -> None:
+    def respond(*_: object) -> str:
+        raise RuntimeError(message)
+
+    engine = connect(responder=respond)
+    with pytest.raises(ResponderError, match="RuntimeError"):
+        engine.process("a parcel")
+    engine.flush()
+    ((failure,),) = connection.execute(
+        "SELECT metadata ->> 'failure' FROM sona.trajectory JOIN sona.space USING (space_id) WHERE name = %s",
+        (engine.space.name,),
+    ).fetchall()
+    assert failure.startswith("the responder failed: RuntimeError: ")
+
+
+@pytest.mark.parametrize("context", [Context(user_id=5), Context(session_id="x" * 600), Context(user_id="")])  # type: ignore[arg-type]
+def test_a_context_that_cannot_be_kept_is_refused_before_anybody_works(
+    context: Context, connect: Callable[..., SonaEngine]
+) -> None:
+    called: list[object] = []
+    engine = connect(responder=lambda *given: called.append(given) or "an answer")
+    with pytest.raises(InvalidInput, match=r"(user|session) id"):
+        engine.process("a parcel", context)
+    assert called == []
+
+
 def test_what_an_embedder_fails_at_is_not_recorded(connect: Callable[..., SonaEngine], connection: Connection) -> None:
     def embed(texts: Sequence[str]) -> Any:  # noqa: ANN401
         raise TimeoutError("too slow")

@@ -240,11 +240,19 @@ def test_the_environment_says_what_python_says(monkeypatch: pytest.MonkeyPatch) 
         ("SONA_SPACE_IMPLICIT_FEEDBACK", "perhaps", "neither true nor false"),
         ("SONA_LEARNING_LOOPS", "all", "expected one of manual"),
         ("SONA_PRESET", "fast", "no preset 'fast'"),
+        ("SONA_MEMORY_BUDGET", "50", "did you mean SONA_MEMORY_BUDGET_MB"),
+        ("SONA_LEARNING_MODE", "manual", "did you mean SONA_LEARNING_LOOPS"),
     ],
 )
 def test_a_variable_that_is_wrong_is_refused(variable: str, value: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         SonaConfig.from_environment({variable: value})
+
+
+def test_variables_of_others_are_none_of_an_engine() -> None:
+    others = "DB_PORT DATA LOG SIMD DB_MEMORY DB_CPUS USER_PASSWORD GRAFANA_PASSWORD PROMETHEUS_PORT GRAFANA_PORT FUZZ"
+    environment = {f"SONA_{name}": "1" for name in [*others.split(), "TEST_DATABASE_URL", "DB_PASSWORD_FILE"]}
+    assert SonaConfig.from_environment(environment) == SonaConfig()
 
 
 def test_workers_and_engines_share_their_variables() -> None:
