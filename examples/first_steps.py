@@ -26,7 +26,7 @@ TRAFFIC = SpaceConfig(implicit_feedback=True, control_share=0.1)
 def main() -> None:
     """Replay, measure, and say what came of it."""
     parser = argparse.ArgumentParser(description="Would it help on logged outcomes?")
-    parser.add_argument("dir", nargs="?", help="with docs.npy, queries.npy and qrels.tsv; made up without")
+    parser.add_argument("dir", nargs="?", help="with docs.npy, queries.npy and qrels.tsv")
     parser.add_argument("--shuffle-outcomes", action="store_true", help="give each question the outcome of another")
     arguments = parser.parse_args()
     log = load_collection(arguments.dir) if arguments.dir else made_up()
@@ -43,8 +43,8 @@ def main() -> None:
                 sona.flush()  # an application need not: the engine does it every half second
         sona.flush()
         answers = {query: sona.recall(log.queries[query]) for query in split.held_out}
-    # What the control arm was given is the frozen embedding's by design: the others are measured.
-    answers = {query: found for query, found in answers.items() if found.answer.arm != "control"}
+    # The control arm is frozen by design: the others are measured, if there are any.
+    answers = {query: found for query, found in answers.items() if found.answer.arm != "control"} or answers
     learned = np.array([[int(item.item_id) for item in found.items] for found in answers.values()])
     relevant = [log.relevant[query] for query in answers]
     before = ndcg_at_10(rank_documents(log.queries[list(answers)], log.unit_docs), relevant)
@@ -64,9 +64,8 @@ def prepared(log: Collection) -> SonaEngine:
         connection.execute("SELECT sona.drop_space(name) FROM sona.space WHERE name = %s", (SPACE,))
         connection.execute(f"DROP TABLE IF EXISTS {TABLE}")
         connection.execute(f"CREATE TABLE {TABLE} (id integer PRIMARY KEY, embedding vector({dim}))")
-        with connection.cursor().copy(f"COPY {TABLE} FROM STDIN") as copy:
-            for id, embedding in enumerate(log.docs.tolist()):
-                copy.write_row((id, str(embedding)))
+        rows = [(id, str(embedding)) for id, embedding in enumerate(log.docs.tolist())]
+        connection.cursor().executemany(f"INSERT INTO {TABLE} VALUES (%s, %s::vector)", rows)
     sona = SonaEngine.connect(url, space=SPACE, dim=dim, space_config=TRAFFIC, background=False)
     sona.set_items(TABLE, "id", "embedding")
     return sona
@@ -78,8 +77,8 @@ def made_up() -> Collection:
     docs, topics = random.standard_normal((400, 64)), random.standard_normal((40, 64))
     answers = np.argsort(-topics @ docs.T)[np.arange(40), random.integers(2, 15, 40)]
     queries = np.repeat(topics, 25, axis=0) + 0.5 * random.standard_normal((1000, 64))
-    relevant = [{int(item): 1.0} for item in np.repeat(answers, 25)]
-    return Collection("made up", [str(id) for id in range(400)], docs.astype("f4"), queries.astype("f4"), relevant)
+    helped = [{int(item): 1.0} for item in np.repeat(answers, 25)]
+    return Collection("made up", [str(id) for id in range(400)], docs.astype("f4"), queries.astype("f4"), helped)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ PARAMETERS = {
 }
 
 READ_AS = {
-    "README.md": {"TRAJECTORY": TRAJECTORY},
+    "README.md": {"TRAJECTORY": TRAJECTORY, "lift first-steps": "lift support"},
     "docs/forgetting.md": {"SPACE USER": "support 'user 7'"},
     "docs/memory.md": {"'{17,18}'": "'{}'"},
     "docs/why.md": {"c26c208c-1e35-58df-a20d-73118ed349fd": TRAJECTORY},
