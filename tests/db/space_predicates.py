@@ -288,7 +288,7 @@ def definitions(script: str) -> Iterator[Definition]:
     for part in pglast.parse_sql(script):
         statement = part.stmt
         begin = part.stmt_location
-        text = script.encode()[begin : begin + part.stmt_len if part.stmt_len else None].decode()
+        text = script[begin : begin + part.stmt_len if part.stmt_len else None]
         if isinstance(statement, ast.ViewStmt):
             yield Definition(statement.view.relname, (statement.query,), is_view=True)
         elif isinstance(statement, ast.CreateFunctionStmt):
