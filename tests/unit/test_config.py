@@ -486,7 +486,8 @@ def test_a_strategy_is_one_of_those_there_are(strategy: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "examination", [(), (0.0,), (1.1,), (math.nan,), (0.5, "1"), "1", 0.5, (1.0,) * 1001, np.ones(2), {0.5}, [None], (True,)]
+    "examination",
+    [(), (0.0,), (1.1,), (math.nan,), (0.5, "1"), "1", 0.5, (1.0,) * 1001, np.ones(2), {0.5}, [None], (True,)],
 )
 def test_examination_is_probabilities(examination: object) -> None:
     with pytest.raises(ConfigError, match="examination is"):
