@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import BinaryIO
 
 from sona_pg.errors import IoError, SonaError
@@ -16,6 +17,11 @@ FilePath = str | os.PathLike[str]
 
 MOST_BYTES = 1 << 31
 """A larger file is not read."""
+
+
+def _shown(path: object) -> str:
+    """A path as an error shows it, as the text that it is."""
+    return repr(str(path) if isinstance(path, PurePath) else path)
 
 
 @contextlib.contextmanager
@@ -41,7 +47,9 @@ def replacing(path: FilePath) -> Iterator[BinaryIO]:
         raise
     except (OSError, ValueError, TypeError) as cause:
         _remove(temporary)
-        raise IoError(f"{path!r} cannot be written ({cause}): choose a directory that exists and has room") from cause
+        raise IoError(
+            f"{_shown(path)} cannot be written ({cause}): choose a directory that exists and has room"
+        ) from cause
     except BaseException:
         _remove(temporary)
         raise
@@ -74,13 +82,13 @@ def read_file(path: FilePath) -> bytes:
     """
     try:
         if not os.path.isfile(os.fspath(path)):
-            raise FileNotFoundError("there is no such file")
+            raise OSError("it is no regular file" if os.path.exists(path) else "there is no such file")
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)
     except (OSError, ValueError, TypeError) as cause:
-        raise IoError(f"{path!r} cannot be read ({cause}): pass the path of a file that was saved") from cause
+        raise IoError(f"{_shown(path)} cannot be read ({cause}): pass the path of a file that was saved") from cause
     if len(data) > MOST_BYTES:
-        raise IoError(f"{path!r} holds more than {MOST_BYTES} bytes: it is not what was saved")
+        raise IoError(f"{_shown(path)} holds more than {MOST_BYTES} bytes: it is not what was saved")
     return data
 
 
@@ -103,10 +111,11 @@ def read_inside(directory: FilePath, name: str, most_bytes: int = MOST_BYTES) ->
             data = file.read(most_bytes + 1)
     except (OSError, ValueError, TypeError) as cause:
         raise IoError(
-            f"{path or directory!r} cannot be read ({cause}): pass a directory that was exported, with regular files"
+            f"{_shown(path or directory)} cannot be read ({cause}): "
+            "pass a directory that was exported, with regular files"
         ) from cause
     if len(data) > most_bytes:
-        raise IoError(f"{path!r} holds more than {most_bytes} bytes: it is not what was exported")
+        raise IoError(f"{_shown(path)} holds more than {most_bytes} bytes: it is not what was exported")
     return data
 
 
@@ -194,7 +203,8 @@ def _give_name(temporary: str, target: str) -> None:
 
 def _not_written(path: FilePath, cause: Exception) -> IoError:
     return IoError(
-        f"{path!r} cannot be written ({cause}): choose a name that is free, in a directory that exists and has room"
+        f"{_shown(path)} cannot be written ({cause}): "
+        "choose a name that is free, in a directory that exists and has room"
     )
 
 
@@ -225,4 +235,4 @@ def open_file(path: FilePath, most_bytes: int = MOST_BYTES) -> Iterator[BinaryIO
 
 
 def _not_read(path: FilePath, cause: Exception) -> IoError:
-    return IoError(f"{path!r} cannot be read ({cause}): pass the path of a file that was exported")
+    return IoError(f"{_shown(path)} cannot be read ({cause}): pass the path of a file that was exported")

@@ -13,8 +13,8 @@ def check_whole(name: str, value: int, low: int, high: int) -> None:
 
 
 def check_within(name: str, value: float, low: float, high: float) -> None:
-    """Refuse what is no number from `low` to `high`, NaN included, with a `ConfigError`."""
-    if not isinstance(value, float | int) or not low <= value <= high:
+    """Refuse what is no number from `low` to `high`, NaN and truth values included, with a `ConfigError`."""
+    if not isinstance(value, float | int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(f"{name} is {value!r}, expected {low} to {high}")
 
 

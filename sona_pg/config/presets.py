@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from sona_pg.config.checks import check_whole, rank_within
 from sona_pg.config.instant import InstantLoopConfig, QueryAdapterConfig
+from sona_pg.config.limits import MAX_DIM
 from sona_pg.config.loops import BackgroundConfig, DeepLoopConfig
 from sona_pg.config.patterns import PatternConfig
 from sona_pg.config.process import StoreConfig
@@ -64,8 +67,15 @@ PRESETS: Mapping[str, Callable[[], SonaConfig]] = {
 }
 
 
-def preset(name: str) -> SonaConfig:
+def preset(name: str, dim: int | None = None) -> SonaConfig:
     """See `SonaConfig.preset`."""
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    config = PRESETS[name]()
+    if dim is None:
+        return config
+    check_whole("dim", dim, 1, MAX_DIM)
+    adapter = config.adapter_config
+    if adapter is not None:
+        adapter = replace(adapter, rank=rank_within(dim, adapter.rank))
+    return config.replace(embedding_dim=dim, adapter_config=adapter)

@@ -318,17 +318,25 @@ transfer_config
         return from_environment(environment)
 
     @classmethod
-    def preset(cls, name: str) -> SonaConfig:
+    def preset(cls, name: str, dim: int | None = None) -> SonaConfig:
         """Settings by name: max_throughput, max_quality, edge or batch; see `sona_pg.config.presets`.
+
+        Parameters
+        ----------
+        name
+            Which.
+        dim
+            `embedding_dim`. Say it where the space has fewer than 16 components: a rank of the preset that exceeds it
+            is lowered to it, and without it refused when the space is opened.
 
         Raises
         ------
         ConfigError
-            If there is none of this name.
+            If there is none of this name, or `dim` is out of range.
         """
         from sona_pg.config.presets import preset
 
-        return preset(name)
+        return preset(name, dim)
 
     def replace(self, **changes: object) -> Self:
         """These settings with others, by name.

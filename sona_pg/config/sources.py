@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from os import PathLike
 from typing import Any
 
+from sona_pg.config.checks import check_whole
+from sona_pg.config.limits import MAX_DIM
 from sona_pg.config.sona import BACKGROUND_PARTS, DEEP_PARTS, PART_TYPES, LearningMode, SonaConfig, unknown_setting
 from sona_pg.errors import ConfigError
 from sona_pg.files import read_file
@@ -36,9 +38,9 @@ def from_toml(path: str | PathLike[str]) -> SonaConfig:
     try:
         given = tomllib.loads(read_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"{path!r} is no TOML: {cause}") from cause
+        raise ConfigError(f"{str(path)!r} is no TOML: {cause}") from cause
     except RecursionError as cause:
-        raise ConfigError(f"{path!r} is nested too deeply") from cause
+        raise ConfigError(f"{str(path)!r} is nested too deeply") from cause
     return _made(given, str(path))
 
 
@@ -46,7 +48,7 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
     known = [each.name for each in fields(SonaConfig)]
     values: dict[str, Any] = {}
     name = given.get("preset")
-    config = SonaConfig() if name is None else SonaConfig.preset(name)
+    config = SonaConfig() if name is None else SonaConfig.preset(name, _dim(given))
     for key, value in given.items():
         if key == "preset":
             continue
@@ -61,6 +63,15 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
         else:
             values[key] = value
     return config.replace(**values)
+
+
+def _dim(given: Mapping[str, Any]) -> int | None:
+    """The dimension that is said beside a preset, whose ranks it bounds."""
+    for name in ("embedding_dim", "hidden_dim"):
+        if given.get(name) is not None:
+            check_whole(name, given[name], 1, MAX_DIM)
+            return int(given[name])
+    return None
 
 
 def _part(key: str, given: Mapping[str, Any], config: SonaConfig, source: str) -> object:
@@ -110,8 +121,6 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
     of_engine = [variable for variable, (_, setting) in known.items() if setting is None]
     values: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
-    name = given.get("SONA_PRESET")
-    config = SonaConfig.preset(name) if name else SonaConfig()
     for variable, text in given.items():
         if variable == "SONA_PRESET" or not text:
             continue
@@ -128,6 +137,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
             values[field] = _read(reader, variable, text)
         else:
             parts.setdefault(field, {})[setting] = _read(_reader(PART_TYPES[field], setting), variable, text)
+    name = given.get("SONA_PRESET")
+    config = SonaConfig.preset(name, _dim(values)) if name else SonaConfig()
     for field, settings in parts.items():
         values[field] = _part(field, settings, config, "the environment")
     return config.replace(**values)

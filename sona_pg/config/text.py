@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sona_pg.config.checks import check_whole, check_within
+from sona_pg.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,16 @@ class EndpointConfig:
     url, key
         Its address, with the version, and the key; OPENAI_BASE_URL and OPENAI_API_KEY where they are empty.
     timeout_seconds
-        How long one attempt waits.
+        How long one attempt takes at most, from connecting to the last byte.
     attempts
         How often it is tried in all, where that may help.
     pause_seconds
         Before the second attempt; it doubles.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range or of another type, or the key cannot be sent.
     """
 
     url: str = ""
@@ -54,6 +60,17 @@ class EndpointConfig:
     pause_seconds: float = 0.5
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise ConfigError(f"url is {self.url!r}, expected a text")
+        check_key("key", self.key)
         check_within("timeout_seconds", self.timeout_seconds, 0.01, 3600.0)
         check_whole("attempts", self.attempts, 1, 100)
         check_within("pause_seconds", self.pause_seconds, 0.0, 600.0)
+
+
+def check_key(name: str, key: str) -> None:
+    """Refuse what no HTTP header can hold, with a `ConfigError` that does not show it."""
+    if not isinstance(key, str):
+        raise ConfigError(f"{name} is a {type(key).__name__}, expected a text")
+    if any(not char.isprintable() or ord(char) > 0xFF for char in key):
+        raise ConfigError(f"{name} has a line break or another character that no HTTP header holds: strip it")

@@ -74,16 +74,14 @@ class HashingEmbedder:
     """
 
     def __init__(self, dim: int = 1024) -> None:
-        if not isinstance(dim, int) or isinstance(dim, bool) or not 8 <= dim <= MAX_DIM:
-            raise ConfigError(f"dim is {dim!r}, expected a whole number from 8 to {MAX_DIM}")
+        self._dim = _whole_dim("dim", dim, 8)
         try:
             from sklearn.feature_extraction.text import HashingVectorizer
         except ImportError as cause:
             raise ConfigError("HashingEmbedder needs scikit-learn: pip install 'sona-pg[text]'") from cause
-        self._dim = dim
         self._parts = [
-            HashingVectorizer(n_features=dim, analyzer="char_wb", ngram_range=(3, 5), norm="l2"),
-            HashingVectorizer(n_features=dim, token_pattern=r"\S+", norm="l2"),
+            HashingVectorizer(n_features=self._dim, analyzer="char_wb", ngram_range=(3, 5), norm="l2"),
+            HashingVectorizer(n_features=self._dim, token_pattern=r"\S+", norm="l2"),
         ]
 
     @property
@@ -207,8 +205,10 @@ class EndpointEmbedder:
         answer = self._endpoint.post("embeddings", {"model": self._model, "input": list(texts)}, EmbedderError)
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
+            if [row["index"] for row in rows] != list(range(len(texts))):
+                raise ValueError(f"expected each index from 0 to {len(texts) - 1} once")
             return np.array([row["embedding"] for row in rows], dtype=np.float32)
-        except (KeyError, TypeError, ValueError) as cause:
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise EmbedderError(f"{self._endpoint.url} answered what are no embeddings ({cause!r})") from cause
 
 
@@ -254,27 +254,33 @@ class CheckedEmbedder:
         Whose vectors these are.
     config
         Settings.
+
+    Raises
+    ------
+    ConfigError
+        If it is no embedder: its dimension is no whole number in range, or its fingerprint no text.
+    EmbedderError
+        If it fails to say them.
     """
 
     def __init__(self, embedder: Embedder | AsyncEmbedder, config: EmbeddingConfig | None = None) -> None:
-        if not isinstance(embedder, Embedder):
-            raise ConfigError(
-                f"the embedder is a {type(embedder).__name__} without dim, fingerprint or embed: "
-                "wrap a function in FunctionEmbedder"
-            )
+        dim, fingerprint, _ = (_attribute(embedder, name) for name in ("dim", "fingerprint", "embed"))
+        if not isinstance(fingerprint, str) or not fingerprint:
+            raise ConfigError(f"the fingerprint of the embedder is {fingerprint!r}, expected the name of its model")
+        self._dim, self._fingerprint = _whole_dim("the dim of the embedder", dim, 1), fingerprint
         self._embedder, self._config = embedder, EmbeddingConfig() if config is None else config
         self._known: OrderedDict[bytes, Vectors] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def dim(self) -> int:
-        """Components."""
-        return self._embedder.dim
+        """Components, as the embedder said at the beginning."""
+        return self._dim
 
     @property
     def fingerprint(self) -> str:
         """Names the model."""
-        return self._embedder.fingerprint
+        return self._fingerprint
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors float32 (n, dim).
@@ -337,8 +343,8 @@ class CheckedEmbedder:
             raise EmbedderError(f"the embedder failed: {type(cause).__name__}: {cause}") from cause
         try:
             rows = np.asarray(answered)
-        except ValueError as cause:
-            raise EmbedderError(f"the embedder answered what are no vectors ({cause})") from cause
+        except Exception as cause:
+            raise _no_vectors(cause) from cause
         if rows.ndim != 2 or len(rows) != len(texts):
             raise EmbedderError(f"the embedder answered {rows.shape} for {len(texts)} texts, expected a row for each")
         try:
@@ -347,6 +353,33 @@ class CheckedEmbedder:
             raise
         except InvalidInput as cause:
             raise EmbedderError(str(cause)) from cause
+        except Exception as cause:
+            raise _no_vectors(cause) from cause
         if not all(vector.any() for vector in vectors):
             raise EmbedderError("the embedder answered a vector of zeros: it has no direction")
         return vectors
+
+
+def _whole_dim(what: str, dim: object, low: int) -> int:
+    if not isinstance(dim, int | np.integer) or isinstance(dim, bool) or not low <= dim <= MAX_DIM:
+        raise ConfigError(f"{what} is {dim!r}, expected a whole number from {low} to {MAX_DIM}")
+    return int(dim)
+
+
+def _attribute(embedder: object, name: str) -> object:
+    """What an embedder has by this name; it may be a property that fails."""
+    try:
+        return getattr(embedder, name)
+    except SonaError:
+        raise
+    except AttributeError as cause:
+        raise ConfigError(
+            f"the embedder is a {type(embedder).__name__} without dim, fingerprint or embed ({cause}): "
+            "wrap a function in FunctionEmbedder"
+        ) from cause
+    except Exception as cause:
+        raise EmbedderError(f"the embedder does not say its {name}: {type(cause).__name__}: {cause}") from cause
+
+
+def _no_vectors(cause: Exception) -> EmbedderError:
+    return EmbedderError(f"the embedder answered what are no vectors ({type(cause).__name__}: {cause})")

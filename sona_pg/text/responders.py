@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from sona_pg.config import EndpointConfig
-from sona_pg.errors import ResponderError
+from sona_pg.errors import ConfigError, ResponderError
 from sona_pg.text.endpoint import Endpoint
 from sona_pg.types import Json
 
@@ -82,13 +82,19 @@ class EndpointResponder:
     Parameters
     ----------
     model
-        Its name there; a parameter ``model`` that has proven better takes its place.
+        Its name there; with ``tune=("model",)`` a parameter ``model`` that has proven better takes its place.
     endpoint
         Where it is, and how often and how long it is tried; OPENAI_BASE_URL and OPENAI_API_KEY if None.
     instruction
         What it is told before the items.
     tune
-        Names of parameters that are handed on where something is known of them, such as ``temperature``.
+        Names of parameters that are handed on where something is known of them, such as ``temperature``; no others
+        are. Not ``messages``, which are the question and the items.
+
+    Raises
+    ------
+    ConfigError
+        If there is no address, or `tune` is no sequence of such names.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class EndpointResponder:
         tune: Sequence[str] = (),
     ) -> None:
         self._model, self._endpoint = model, Endpoint(endpoint)
-        self._instruction, self._tune = instruction, tuple(tune)
+        self._instruction, self._tune = instruction, _names(tune)
 
     def __call__(self, query: str, items: Sequence[Item], context: Context, parameters: Mapping[str, Json]) -> str:
         """The answer.
@@ -121,9 +127,38 @@ class EndpointResponder:
         }
         answer = self._endpoint.post("chat/completions", body, ResponderError)
         try:
-            return str(answer["choices"][0]["message"]["content"])
+            content = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as cause:
             raise ResponderError(f"{self._endpoint.url} answered what is no completion ({cause!r})") from cause
+        text = _text(content)
+        if text is None:
+            shown = repr(content)[:_SHOWN_CHARACTERS]
+            raise ResponderError(f"{self._endpoint.url} answered the content {shown}, expected a text or parts of one")
+        return text
 
 
-Respond = Callable[[str, Sequence[Item], Context, Mapping[str, Json]], str]
+_SHOWN_CHARACTERS = 200
+"""Of a content that is no text."""
+
+
+def _text(content: object) -> str | None:
+    """What a message says, with its parts joined; None if that is no text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        return None
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def _names(tune: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tune, str) or not isinstance(tune, Sequence) or not all(isinstance(name, str) for name in tune):
+        raise ConfigError(f"tune is {tune!r}, expected names of parameters, such as ('temperature',)")
+    if "messages" in tune:
+        raise ConfigError("tune has 'messages', which are the question and the items: leave it out")
+    return tuple(tune)

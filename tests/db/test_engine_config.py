@@ -128,6 +128,14 @@ def test_an_embedder_says_what_the_settings_do_not(url: str, space_name: str) ->
         SonaEngine(config.replace(embedder="another"), embedder=HashingEmbedder(64))
 
 
+def test_a_preset_opens_a_small_space(url: str, space_name: str) -> None:
+    config = SonaConfig.preset("max_quality", 8).replace(
+        database_url=url, space=space_name, learning_loops=LearningMode.MANUAL
+    )
+    with SonaEngine(config) as sona:
+        assert sona.instant.adapter_config.rank == 8
+
+
 def test_steps_of_another_model_are_refused(opened: Callable[..., SonaEngine]) -> None:
     sona = opened(embedding_dim=8, num_heads=4, num_layers=2)
 

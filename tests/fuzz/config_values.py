@@ -35,7 +35,10 @@ GOOD_OF: dict[str, dict[str, Any_]] = {
         "environment": st.sampled_from(({}, {"SONA_SPACE": "a"}, {"SONA_DEEP_LEVELS": "2", "PATH": "/"}))
     },
     "SonaConfig.from_toml": {"path": st.builds(settings_file)},
-    "SonaConfig.preset": {"name": st.sampled_from(("edge", "batch", "max_throughput", "max_quality"))},
+    "SonaConfig.preset": {
+        "name": st.sampled_from(("edge", "batch", "max_throughput", "max_quality")),
+        "dim": st.sampled_from((None, 1, 9, 384)),
+    },
     # One keyword, which is no setting: what may be given here the constructor is given.
     "SonaConfig.replace": {"changes": st.none()},
     "SonaEngine.query": {"text": texts, "k": st.integers(1, 9)},

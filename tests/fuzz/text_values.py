@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sona_pg
 from sona_pg import EndpointConfig
 
-from .python_values import DIM, Any_, numbers, texts, vectors
+from .python_values import DIM, Any_, anything, numbers, texts, vectors
 
 NOBODY = EndpointConfig("http://127.0.0.1:9/v1", attempts=1, timeout_seconds=0.1, pause_seconds=0.0)
 """Refuses at once."""
@@ -75,7 +75,7 @@ HOSTILE_OF: dict[str, dict[str, Any_]] = {
     # What these are asked is checked by whoever asks them, `CheckedEmbedder`.
     **{entry: _of_texts for entry in GOOD_OF if entry.endswith(".embed")},
     "EndpointEmbedder.__init__": {"model": texts, "dim": numbers, "endpoint": st.sampled_from((NOBODY, None))},
-    "EndpointResponder.__init__": {"model": texts, "endpoint": st.sampled_from((NOBODY, None)), "tune": st.just(())},
+    "EndpointResponder.__init__": {"model": texts, "endpoint": st.sampled_from((NOBODY, None)), "tune": anything},
     "FunctionEmbedder.__init__": GOOD_OF["FunctionEmbedder.__init__"],
     "SentenceTransformerEmbedder.__init__": {"model": st.builds(_Model), "name": st.none()},
 }

@@ -78,6 +78,9 @@ ALL: list[type[Any]] = [
 ]
 NUMBERS = [(each, f.name) for each in ALL for f in fields(each) if f.type in ("int", "float")]
 WHOLE = [(each, f.name) for each in ALL for f in fields(each) if f.type == "int"]
+NUMERIC = [
+    (each, f.name) for each in [*ALL, SonaConfig] for f in fields(each) if set(f.type.split(" | ")) & {"int", "float"}
+]
 
 # The first value beyond each end of the range.
 OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
@@ -402,6 +405,13 @@ def test_value_that_is_not_finite_is_refused(each: type[Any], name: str, value: 
         each(**{name: value})
 
 
+@pytest.mark.parametrize(("each", "name"), NUMERIC, ids=label)
+@pytest.mark.parametrize("value", [True, False])
+def test_a_flag_is_no_number(each: type[Any], name: str, value: bool) -> None:
+    with pytest.raises(ConfigError, match=f"{value}, expected"):
+        each(**{name: value})
+
+
 @pytest.mark.parametrize(("each", "name"), WHOLE, ids=label)
 def test_fraction_is_refused_where_a_whole_number_is_expected(each: type[Any], name: str) -> None:
     with pytest.raises(ConfigError):
@@ -476,7 +486,8 @@ def test_a_strategy_is_one_of_those_there_are(strategy: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "examination", [(), (0.0,), (1.1,), (math.nan,), (0.5, "1"), "1", 0.5, (1.0,) * 1001, np.ones(2), {0.5}, [None]]
+    "examination",
+    [(), (0.0,), (1.1,), (math.nan,), (0.5, "1"), "1", 0.5, (1.0,) * 1001, np.ones(2), {0.5}, [None], (True,)],
 )
 def test_examination_is_probabilities(examination: object) -> None:
     with pytest.raises(ConfigError, match="examination is"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,42 @@ class Asked:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
         self.batches.append(list(texts))
+        return letters(texts)
+
+
+class Broken:
+    """Numbers that cannot be read, as a tensor on another device."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __array__(self, *args: object, **kwargs: object) -> object:
+        raise self._error
+
+    def __float__(self) -> float:
+        raise self._error
+
+
+class Saying:
+    """An embedder that says, or raises, this of itself."""
+
+    def __init__(self, dim: object = DIM, fingerprint: object = "letters") -> None:
+        self._said = {"dim": dim, "fingerprint": fingerprint}
+
+    def _say(self, name: str) -> object:
+        if isinstance(self._said[name], Exception):
+            raise self._said[name]  # type: ignore[misc]
+        return self._said[name]
+
+    @property
+    def dim(self) -> object:
+        return self._say("dim")
+
+    @property
+    def fingerprint(self) -> object:
+        return self._say("fingerprint")
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         return letters(texts)
 
 
@@ -92,6 +129,9 @@ def test_what_is_no_text_is_refused_before_anybody_is_asked(text: object) -> Non
         [[0.0] * DIM] * 2,
         [[1.0] * DIM, [1.0]],
         [["a"] * DIM] * 2,
+        Broken(RuntimeError("gone")),
+        Broken(TypeError("on another device")),
+        [[Broken(RuntimeError("gone"))] * DIM] * 2,
     ],
 )
 def test_what_are_no_vectors_is_an_error_of_the_embedder(answered: object) -> None:
@@ -136,6 +176,37 @@ def test_several_threads_may_ask() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("said", [{"dim": RuntimeError("gone")}, {"fingerprint": OSError("gone")}])
+def test_what_an_embedder_fails_to_say_of_itself_is_its_error(said: dict[str, Any]) -> None:
+    with pytest.raises(EmbedderError, match=f"does not say its {next(iter(said))}: .*gone"):
+        CheckedEmbedder(Saying(**said))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("said", [{"dim": AttributeError("gone")}, {"fingerprint": ConfigError("gone")}])
+def test_what_an_embedder_has_not_is_a_setting(said: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="gone"):
+        CheckedEmbedder(Saying(**said))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dim", [0, -1, 16_001, 2.0, True, None, "4", np.float32(4)])
+def test_an_embedder_of_no_dimension_is_refused(dim: object) -> None:
+    with pytest.raises(ConfigError, match=r"dim of the embedder is .* expected a whole number"):
+        CheckedEmbedder(Saying(dim=dim))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fingerprint", [None, "", 5, b"letters"])
+def test_a_model_without_a_name_is_refused(fingerprint: object) -> None:
+    with pytest.raises(ConfigError, match="fingerprint of the embedder is"):
+        CheckedEmbedder(Saying(fingerprint=fingerprint))  # type: ignore[arg-type]
+
+
+def test_a_dimension_of_numpy_is_a_whole_number() -> None:
+    embedder = CheckedEmbedder(Saying(dim=np.int64(DIM)))  # type: ignore[arg-type]
+    assert type(embedder.dim) is int
+    assert embedder.embed(["a"]).shape == (1, DIM)
+    assert HashingEmbedder(np.int64(8)).fingerprint == "sona-hashing-1/8"  # type: ignore[arg-type]
 
 
 def test_what_is_no_embedder_is_refused() -> None:

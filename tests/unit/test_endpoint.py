@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,6 +37,10 @@ def served() -> Iterator[Served]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.asked.append((self.path, body, self.headers.get("Authorization")))
             status, answer = state.answers.pop(0)
+            if callable(answer):
+                with contextlib.suppress(OSError):  # whoever asked may have gone
+                    answer(self)
+                return
             if status == 0:
                 time.sleep(answer)
                 return
@@ -44,6 +49,10 @@ def served() -> Iterator[Served]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            state.asked.append((self.path, {}, self.headers.get("Authorization")))
+            self.send_error(404)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -102,8 +111,77 @@ def test_a_port_that_nobody_listens_on_is_said() -> None:
         )
 
 
+def raw(content: bytes, pause: float = 0.0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answers with these very bytes; with a pause byte by byte."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        size = 1 if pause else max(len(content), 1)
+        for start in range(0, len(content), size):
+            handler.wfile.write(content[start : start + size])
+            time.sleep(pause)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_nobody_else_is_given_the_key(status: int, served: Served) -> None:
+    elsewhere = served.url.replace("127.0.0.1", "localhost") + "/elsewhere"
+    served.answers = [(0, raw(f"HTTP/1.0 {status} Moved\r\nLocation: {elsewhere}\r\n\r\n".encode()))]
+    with pytest.raises(EmbedderError, match=f"answered {status}, a redirect to '{elsewhere}'"):
+        EndpointEmbedder("small", 2, config(served)).embed(["a"])
+    assert len(served.asked) == 1
+
+
 @pytest.mark.parametrize(
-    "answer", [b"<html>", [], {}, {"data": 5}, {"data": [{"index": 0}]}, {"data": [{"embedding": [1]}]}]
+    "broken", [b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{}", b"SSH-2.0-OpenSSH\r\n", b"", b"HTTP/1.0 99 x\r\n"]
+)
+def test_a_connection_that_breaks_off_is_tried_again(broken: bytes, served: Served) -> None:
+    served.answers = [(0, raw(broken)), (200, embeddings([1, 2]))]
+    assert EndpointEmbedder("small", 2, config(served)).embed(["a"]).shape == (1, 2)
+    served.answers = [(0, raw(broken))] * 2
+    with pytest.raises(EmbedderError, match="given up after 2 attempts"):
+        EndpointEmbedder("small", 2, config(served, attempts=2)).embed(["a"])
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 429 No\r\n\r\n"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_byte_by_byte_is_over_in_time(head: bytes, whole: bool, served: Served) -> None:
+    """Every byte comes in time, and the last one would, too; all of them do not."""
+    body = json.dumps(embeddings([1, 2])).encode()
+    slow = raw(head + body, 0.02) if whole else raw(body, 0.02)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if not whole:
+            handler.wfile.write(head)
+        slow(handler)
+
+    served.answers = [(0, answer)]
+    with pytest.raises(EmbedderError, match="timed out; given up after 1 attempts"):
+        EndpointEmbedder("small", 2, config(served, attempts=1, timeout_seconds=0.3)).embed(["a"])
+
+
+def test_what_is_asked_is_json(served: Served) -> None:
+    with pytest.raises(ResponderError, match="is to be asked is no JSON"):
+        EndpointResponder("chat", config(served), tune=["seed"])("?", [], Context(), {"seed": object()})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        b"[" * 100_000,
+        b'{"data": "\xff"}',
+        b"9" * 5000,
+        [],
+        {},
+        {"data": 5},
+        {"data": {}},
+        {"data": [{"index": 0}]},
+        {"data": [{"embedding": [1]}]},
+        {"data": [{"index": 0, "embedding": [10**400, 1]}]},
+        {"data": [{"index": 0, "embedding": [1, 2]}] * 2},
+        {"data": [{"index": 1, "embedding": [1, 2]}]},
+    ],
 )
 def test_what_are_no_embeddings_is_said(answer: object, served: Served) -> None:
     served.answers = [(200, answer)]
@@ -118,7 +196,7 @@ def test_the_address_comes_from_the_environment_or_is_refused(served: Served, mo
     EndpointEmbedder("small", 2).embed(["a"])
     assert served.asked[0][0] == "/v1/embeddings"
     assert served.asked[0][2] == "Bearer from outside"
-    for url in ("", "localhost:1", "file:///etc/passwd"):
+    for url in ("", "localhost:1", "file:///etc/passwd", "http://", "http://[", "http://a:b", "http://a b", "http://ü"):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(ConfigError, match="address"):
             EndpointEmbedder("small", 2)
@@ -126,6 +204,25 @@ def test_the_address_comes_from_the_environment_or_is_refused(served: Served, mo
 
 def test_a_key_is_not_shown() -> None:
     assert "secret" not in repr(EndpointConfig("http://x", key="secret"))
+
+
+@pytest.mark.parametrize(
+    "key", [5, None, b"secret", "secret\n", "sec\rret", "secret\x00", "secret\u20ac", "secret\ud800"]
+)
+def test_a_key_that_cannot_be_sent_is_refused_unseen(key: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match="key") as refused:
+        EndpointConfig("http://x", key=key)
+    assert "sec" not in str(refused.value)
+    if isinstance(key, str) and "\x00" not in key and key.isascii():
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+            EndpointEmbedder("small", 2, EndpointConfig("http://x"))
+
+
+def test_an_address_is_a_text() -> None:
+    for url in (5, None, b"http://x"):
+        with pytest.raises(ConfigError, match="url is"):
+            EndpointConfig(url)  # type: ignore[arg-type]
 
 
 # ---- responders ------------------------------------------------------------------------------------------------------
@@ -148,7 +245,45 @@ def test_a_responder_is_given_the_items_and_what_has_proven_good(served: Served)
     assert user == {"role": "user", "content": "When?"}
 
 
-@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{}]}, b"no"])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", ""),
+        ([{"type": "text", "text": "Two "}, {"type": "text", "text": "days."}], "Two days."),
+        (None, None),
+        (5, None),
+        ([], None),
+        (["Two"], None),
+        ({"type": "text", "text": "Two"}, None),
+        ([{"type": "text", "text": None}], None),
+        ([{"type": "text"}], None),
+        ([{"type": "text", "text": "Two"}, {"type": "image_url", "image_url": "x"}], None),
+    ],
+)
+def test_a_content_is_a_text_or_parts_of_one(content: object, text: str | None, served: Served) -> None:
+    served.answers = [(200, {"choices": [{"message": {"content": content}}]})]
+    respond = EndpointResponder("chat", config(served))
+    if text is not None:
+        assert respond("When?", ITEMS, Context(), {}) == text
+    else:
+        with pytest.raises(ResponderError, match="answered the content"):
+            respond("When?", ITEMS, Context(), {})
+
+
+def test_another_model_takes_its_place_where_it_is_tuned(served: Served) -> None:
+    served.answers = [(200, {"choices": [{"message": {"content": "Two days."}}]})] * 2
+    for tune in ((), ("model",)):
+        EndpointResponder("chat", config(served), tune=tune)("When?", ITEMS, Context(), {"model": "large"})
+    assert [body["model"] for _, body, _ in served.asked] == ["chat", "large"]
+
+
+@pytest.mark.parametrize("tune", ["temperature", 5, None, [5], ("messages",), b"model"])
+def test_what_are_no_names_to_tune_is_refused(tune: Any, served: Served) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match="tune"):
+        EndpointResponder("chat", config(served), tune=tune)
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{}]}, b"no", b"[" * 100_000])
 def test_what_is_no_completion_is_said(answer: object, served: Served) -> None:
     served.answers = [(200, answer)]
     with pytest.raises(ResponderError, match="answered"):

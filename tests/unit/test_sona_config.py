@@ -193,11 +193,13 @@ def test_a_file_that_is_wrong_is_refused(content: str, says: str, tmp_path: Path
 
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(IoError, match="cannot be read"):
+    with pytest.raises(IoError, match=f"^'{tmp_path}/nowhere.toml' cannot be read .there is no such file"):
         SonaConfig.from_toml(tmp_path / "nowhere.toml")
+    with pytest.raises(IoError, match=f"^'{tmp_path}' cannot be read .it is no regular file"):
+        SonaConfig.from_toml(tmp_path)
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="is no TOML"):
+    with pytest.raises(ConfigError, match=f"^'{binary}' is no TOML"):
         SonaConfig.from_toml(binary)
 
 
@@ -275,3 +277,36 @@ def test_presets_are_four_and_no_two_alike() -> None:
     assert list(PRESETS) == ["max_throughput", "max_quality", "edge", "batch"]
     assert len({repr(config) for config in [*made, SonaConfig()]}) == 5
     assert made == [PRESETS[name]() for name in PRESETS]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_a_dimension(name: str, tmp_path: Path) -> None:
+    whole = SonaConfig.preset(name)
+    for dim in (1, 3, 16, 384):
+        config = SonaConfig.preset(name, dim)
+        assert config.embedding_dim == dim
+        assert config.adapter_config is None or config.adapter_config.rank <= dim
+        for says in (f"embedding_dim = {dim}", f"hidden_dim = {dim}"):
+            assert SonaConfig.from_toml(written(tmp_path, f"preset = '{name}'\n{says}")).adapter_config == (
+                config.adapter_config
+            )
+        environment = {"SONA_PRESET": name, "SONA_EMBEDDING_DIM": str(dim)}
+        assert SonaConfig.from_environment(environment) == config
+    assert SonaConfig.preset(name, 384) == whole.replace(embedding_dim=384)
+
+
+def test_a_rank_that_is_said_beside_a_preset_stays(tmp_path: Path) -> None:
+    config = SonaConfig.from_toml(
+        written(tmp_path, "preset = 'max_quality'\nembedding_dim = 8\n[adapter_config]\nrank = 12")
+    )
+    assert config.adapter_config is not None
+    assert config.adapter_config.rank == 12
+
+
+@pytest.mark.parametrize("dim", [0, 16_001, True, 2.5, "8"])
+def test_a_preset_of_no_dimension_is_refused(dim: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dim is"):
+        SonaConfig.preset("edge", dim)  # type: ignore[arg-type]
+    said = str(dim).lower() if isinstance(dim, bool) else repr(dim)
+    with pytest.raises(ConfigError, match="embedding_dim is"):
+        SonaConfig.from_toml(written(tmp_path, f"preset = 'edge'\nembedding_dim = {said}"))
