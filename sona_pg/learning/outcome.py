@@ -178,7 +178,7 @@ def outcome_of(trajectory: QueryTrajectory, space: SpaceConfig) -> Outcome:
 
 
 def worth_of(trajectory: QueryTrajectory, space: SpaceConfig) -> float | None:
-    """What a whole answer was worth, 0 to 1; None where nobody said.
+    """What a whole answer was worth, 0 to 1; None where nobody said, or nothing was shown: a row of a log is no answer.
 
     Its quality, where that was given, by the declared range. Else nDCG@10 of what was shown, by the rewards, against
     the best order of all that was judged: 0 where nothing helped.
@@ -188,13 +188,15 @@ def worth_of(trajectory: QueryTrajectory, space: SpaceConfig) -> float | None:
         return min(max((trajectory.final_quality - low) / (high - low), 0.0), 1.0)
     rewards: dict[str, float] = {}
     positions: dict[str, int] = {}
+    has_shown = False
     for step in trajectory.steps:
+        has_shown = has_shown or step.position is not None
         if step.item_id is None or step.reward is None:
             continue
         rewards.setdefault(step.item_id, max(step.reward, 0.0))
         if step.position is not None and step.position <= SHOWN:
             positions.setdefault(step.item_id, step.position)
-    if not rewards:
+    if not rewards or not has_shown:
         return None
     ideal = sum(worth / math.log2(place + 1) for place, worth in enumerate(_best(rewards.values()), 1))
     found = sum(rewards[item] / math.log2(place + 1) for item, place in positions.items())

@@ -74,5 +74,8 @@ def test_more_rows_than_the_buffers_hold_all_teach(url: str, space_name: str, ba
         report = engine.partial_fit(rows, [{"a": 1.0}] * 400)
         assert (report.used, engine.metrics.dropped, engine.metrics.flushed) == (400, 0, 400)
         assert "not learned yet: flush again" not in report.skipped
+        # Rows of a log are no answers: nothing was shown, and nothing is worth 0 by them.
+        metrics = engine.improvement_metrics()
+        assert (metrics.answers_7d, metrics.quality_7d, metrics.overall) == (0, None, None)
         with pytest.raises(InvalidInput, match="the outcome is a NoneType"):
             engine.learn_one(rows[0], None)  # type: ignore[arg-type]
