@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import BinaryIO
@@ -17,6 +20,12 @@ FilePath = str | os.PathLike[str]
 
 MOST_BYTES = 1 << 31
 """A larger file is not read."""
+
+_UNFINISHED = re.compile(r"\.sona-[a-z0-9_]{8}")
+"""What a file is called until all of it is on the disk."""
+
+_LEAST_AGE_SECONDS = 60.0
+"""What was written later is not taken for left: its writer may not have locked it yet."""
 
 
 def _shown(path: object) -> str:
@@ -35,13 +44,13 @@ def replacing(path: FilePath) -> Iterator[BinaryIO]:
     """
     temporary = None
     try:
-        target = os.fspath(path)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(target)), prefix=".sona-")
+        target = _absolute(path)
+        handle, temporary = _unfinished(os.path.dirname(target))
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)
     except SonaError:
         _remove(temporary)
         raise
@@ -53,6 +62,55 @@ def replacing(path: FilePath) -> Iterator[BinaryIO]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _absolute(path: FilePath) -> str:
+    named = os.fspath(path)
+    if not named:
+        raise ValueError("the name is empty")
+    return os.path.abspath(named)
+
+
+def _unfinished(directory: str) -> tuple[int, str]:
+    """A new file that is locked while it is written; what writers that were killed have left there is removed."""
+    _remove_left(directory)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".sona-")
+    _lock(handle)
+    return handle, temporary
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file for as long as this process has it open; False where another has, or the file system cannot."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_left(directory: str) -> None:
+    """Remove this user's unfinished files that nobody is writing.
+
+    A lock says so, and not the number of a process: in another container the same one is of another process.
+    """
+    with contextlib.suppress(OSError):
+        for name in filter(_UNFINISHED.fullmatch, os.listdir(directory)):
+            with contextlib.suppress(OSError):
+                _remove_if_left(os.path.join(directory, name))
+
+
+def _remove_if_left(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(handle)
+        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _LEAST_AGE_SECONDS or not _lock(handle):
+            return
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        elif stat.S_ISREG(found.st_mode):
+            os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 def _remove(temporary: str | bytes | None) -> None:
@@ -129,10 +187,10 @@ def new_file(path: FilePath) -> Iterator[BinaryIO]:
         If something is there already, or it cannot be written; nothing is left then.
     """
     try:
-        target = os.path.abspath(os.fspath(path))
+        target = _absolute(path)
         if _is_there(target):
             raise FileExistsError(_TAKEN)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".sona-")
+        handle, temporary = _unfinished(os.path.dirname(target))
     except (OSError, ValueError, TypeError) as cause:
         raise _not_written(path, cause) from cause
     try:
@@ -140,7 +198,7 @@ def new_file(path: FilePath) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _give_name(temporary, target)
+            _give_name(temporary, target)
     except SonaError:
         raise
     except OSError as cause:
@@ -158,12 +216,15 @@ def write_directory(path: FilePath, files: Mapping[str, bytes]) -> None:
     IoError
         If something is there already, or it cannot be written; nothing is left then.
     """
-    temporary = None
+    temporary = handle = None
     try:
-        target = os.path.abspath(os.fspath(path))
+        target = _absolute(path)
         if _is_there(target) and (os.path.islink(target) or not os.path.isdir(target) or os.listdir(target)):
             raise FileExistsError(_TAKEN)
+        _remove_left(os.path.dirname(target))
         temporary = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".sona-")
+        handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        _lock(handle)
         for name, data in files.items():
             with open(os.path.join(temporary, name), "xb") as file:
                 file.write(data)
@@ -176,6 +237,8 @@ def write_directory(path: FilePath, files: Mapping[str, bytes]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 _TAKEN = "something is there already, and nothing is overwritten"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -91,7 +92,8 @@ def re_embed(
     print_table(("change of embedder", "value"), asdict(report).items())
     if report.is_switched:
         click.echo(
-            f"{embedder!r} answers in {name!r}; 'sona space re-embed {name} --abort' goes back, --finish ends it"
+            f"{embedder!r} answers in {name!r}; --finish ends it, and this goes back: "
+            f"sona space re-embed {shlex.quote(name)} --abort"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -12,6 +13,7 @@ from sona_pg.cli.output import print_json
 from sona_pg.cli.spaces import json_option, url_option
 from sona_pg.store import spaces
 from sona_pg.store.database import Database, open_database
+from sona_pg.store.exchange import has_prompts
 from sona_pg.store.pool import ConnectionPool
 from sona_pg.store.reader import read
 from sona_pg.store.search import ItemSearch
@@ -67,6 +69,8 @@ def export_space(
             texts = None if text_column is None else _Texts(database, found, text_column)
             rows = export_preferences(connection, found, path, texts=texts, prompt_key=prompt_key)
             written, said = {"rows": rows}, f"{rows} preference pairs of {space!r}"
+            if prompt_key is not None and not has_prompts(connection, found, prompt_key):
+                click.echo(f"sona: no trajectory of {space!r} has a text under the key {prompt_key!r}", err=True)
     if as_json:
         print_json({"space": space, "what": what, "path": path, **written})
     else:
@@ -110,7 +114,7 @@ def import_space(path: str, space: str | None, embedder: str | None, as_json: bo
             found = spaces.get_space(connection, name)
             version = import_adapter(connection, found, database.config, files, embedder=embedder)
         done: Mapping[str, object] = {"what": "adapter", "version": version}
-        said = f"version {version} is in force in {name!r}; 'sona deploy {name} rollback' goes back"
+        said = f"version {version} is in force in {name!r}; to go back: sona deploy {shlex.quote(name)} rollback"
     else:
         from sona_pg.exchange.patterns import import_patterns, read_patterns
 

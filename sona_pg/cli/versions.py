@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 
 import click
@@ -55,6 +56,6 @@ def deploy(space: str, version: str, reason: str | None, as_json: bool, url: str
     if as_json:
         print_json({"space": space, "version": deployed, "frozen": version == "frozen"})
     elif version == "frozen":
-        click.echo(f"the frozen embedding answers in {space!r}; 'sona deploy {space} latest' undoes that")
+        click.echo(f"the frozen embedding answers in {space!r}; to undo that: sona deploy {shlex.quote(space)} latest")
     else:
         click.echo(f"version {deployed} is in force in {space!r}")

@@ -15,7 +15,7 @@ import numpy as np
 from sona_pg.config import PatternConfig, StoreConfig, VerdictConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.exchange.origin import embedder_of
-from sona_pg.exchange.rows import Columns, Kind, Row, opened_rows, write_rows
+from sona_pg.exchange.rows import SEAL, Columns, Kind, Row, opened_rows, rows_sha256, write_rows
 from sona_pg.files import FilePath
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.portable import pattern_from_json, pattern_to_json
@@ -23,7 +23,7 @@ from sona_pg.learning.resumed_bank import ResumedBank
 from sona_pg.learning.verdicts import Verdict
 from sona_pg.loops.admission import checked_text, private_json
 from sona_pg.store.connection import Connection
-from sona_pg.store.exchange import export_reader, import_transaction
+from sona_pg.store.exchange import ExportReader, export_reader, import_transaction
 from sona_pg.store.spaces import Space
 from sona_pg.types import Json
 
@@ -106,8 +106,14 @@ def export_patterns(connection: Connection, space: Space, path: FilePath) -> int
             "space": space.name,
             "space_key": str(space.key),
         }
-        rows = ({**pattern_to_json(pattern), "verdicts": verdicts} for pattern, verdicts in reader.patterns())
-        return write_rows(path, _COLUMNS, cast(Iterator[Row], rows), header)
+        # Read twice, at one moment: what the file begins with is known after the last row.
+        header = {**header, SEAL: rows_sha256(header, _rows(reader))}
+        return write_rows(path, _COLUMNS, _rows(reader), header)
+
+
+def _rows(reader: ExportReader) -> Iterator[Row]:
+    for pattern, verdicts in reader.patterns():
+        yield {**pattern_to_json(pattern), "verdicts": cast(Json, verdicts)}
 
 
 def read_patterns(path: FilePath) -> PatternFile:
@@ -141,7 +147,7 @@ def read_patterns(path: FilePath) -> PatternFile:
 
 
 def _checked_header(header: Row) -> tuple[int, str | None, str, uuid.UUID]:
-    expected = {"format", "rows", "dim", "embedder", "space", "space_key"}
+    expected = {"format", "rows", "dim", "embedder", "space", "space_key", SEAL}
     if header.get("format") != FORMAT or header.keys() != expected:
         raise InvalidInput(f"this is no export of patterns: expected the format {FORMAT!r}, and what it says of itself")
     dim, embedder, space, key = (header[name] for name in ("dim", "embedder", "space", "space_key"))
@@ -233,7 +239,7 @@ def import_patterns(
         If this role may not learn in the space, or the database does not take it.
     """
     if file.dim != space.dim:
-        raise DimensionMismatch(space.dim, file.dim, "the exported patterns")
+        raise DimensionMismatch(space.dim, file.dim, "the file of patterns")
     with import_transaction(connection, space, config, embedder_of(file.embedder, embedder)) as t:
         before = t.imported_patterns()
         is_own = file.space_key == space.key

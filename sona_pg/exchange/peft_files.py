@@ -175,7 +175,8 @@ def read_adapter(path: FilePath) -> AdapterFiles:
     config = _read_json(path, CONFIG)
     data = read_inside(path, WEIGHTS)
     first, then, metadata = _tensors(data)
-    low_rank = map_of(first, then, _scale(config, len(first)))
+    scale = _scale(config, len(first))
+    low_rank = map_of(first, then, scale)
     card = None
     if "sona" in metadata:
         card = AdapterCard.from_json(_parsed(metadata["sona"].encode(), f"the metadata of {WEIGHTS}"))
@@ -184,6 +185,11 @@ def read_adapter(path: FilePath) -> AdapterFiles:
         held = np.ascontiguousarray(np.vstack([first, then]), dtype="<f4").tobytes()
         if hashlib.sha256(held).hexdigest() != card.weights_sha256:
             raise InvalidInput(f"the weights in {WEIGHTS} are not those that were exported: their checksum differs")
+        if scale != 1.0:
+            raise InvalidInput(
+                f"{CONFIG} sets a scale of {scale:g} (lora_alpha, use_rslora), and was exported with that of 1: it was "
+                "changed; put back what was exported"
+            )
         # Whoever copied the two files of PEFT alone has all that counts.
         if os.path.lexists(os.path.join(path, CARD)) and _read_json(path, CARD) != card.to_json():
             raise InvalidInput(f"{CARD} is not what {WEIGHTS} says of itself: one of them was changed")
@@ -254,8 +260,8 @@ def _scale(config: Json, rank: int) -> float:
     given, alpha, root = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
     if given != rank or isinstance(given, bool):
         raise InvalidInput(f"{CONFIG} says r = {shown(given)}, the tensors have rank {rank}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
-        raise InvalidInput(f"{CONFIG} says lora_alpha = {shown(alpha)}, expected a number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
+        raise InvalidInput(f"{CONFIG} says lora_alpha = {shown(alpha)}, expected a number above 0")
     if not isinstance(root, bool):
         raise InvalidInput(f"{CONFIG} says use_rslora = {shown(root)}, expected true or false")
     return alpha / (math.sqrt(rank) if root else rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import hashlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import BinaryIO, cast
 
 from sona_pg.errors import ConfigError, InvalidInput
+from sona_pg.exchange.parquet_footer import claimed_values
 from sona_pg.files import FilePath, new_file, open_file
 from sona_pg.types import Json
 
@@ -25,6 +27,9 @@ _MOST_LINE = 16 << 20
 _MOST_HEADER = 1 << 20
 _MOST_BYTES = 1 << 30
 _MOST_VALUES = 1 << 28
+SEAL = "sha256"
+"""Key of a header that holds what `rows_sha256` gives."""
+
 _HEADER = "sona"
 """Key of a Parquet file's metadata that holds what the first line of JSON Lines does."""
 
@@ -82,6 +87,39 @@ def write_rows(path: FilePath, columns: Columns, rows: Iterable[Row], header: Ro
         return write(file, columns, rows, header)
 
 
+def rows_sha256(header: Row, rows: Iterable[Row]) -> str:
+    """SHA-256 of rows and of what a header says of them but this, in hexadecimal; the same in each format.
+
+    Raises
+    ------
+    InvalidInput
+        If one holds what JSON cannot.
+    """
+    seal = _Seal(header)
+    for row in rows:
+        seal.add(row)
+    return seal.sha256()
+
+
+class _Seal:
+    """Hashes a header and rows, one by one."""
+
+    def __init__(self, header: Row) -> None:
+        self._digest = hashlib.sha256()
+        self.add({name: value for name, value in header.items() if name != SEAL})
+
+    def add(self, row: Row) -> None:
+        """Takes a row."""
+        try:
+            self._digest.update(json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n")
+        except (TypeError, ValueError, RecursionError) as cause:
+            raise InvalidInput(f"a row holds what JSON cannot ({str(cause)[:200]})") from cause
+
+    def sha256(self) -> str:
+        """Of all that was taken."""
+        return self._digest.hexdigest()
+
+
 def _write_lines(file: BinaryIO, columns: Columns, rows: Iterable[Row], header: Row | None) -> int:
     count = 0
     for row in itertools.chain([] if header is None else [header], rows):
@@ -124,22 +162,26 @@ def opened_rows(path: FilePath, columns: Columns) -> Iterator[tuple[Row, Iterato
     IoError
         If it cannot be read.
     InvalidInput
-        If it is damaged, cut off, or something else, or has more than `MOST_ROWS` rows; at the row where that is seen.
+        If it is damaged, cut off, changed, or something else, or has more than `MOST_ROWS` rows; at the row where that
+        is seen, at the latest after the last one.
     """
     read = _read_parquet if is_parquet(path) else _read_lines
     with open_file(path, _MOST_BYTES) as file:
         header, rows = read(file, columns)
-        yield header, _counted(header, rows)
+        yield header, _sealed(header, rows)
 
 
-def _counted(header: Row, rows: Iterator[Row]) -> Iterator[Row]:
-    count = 0
+def _sealed(header: Row, rows: Iterator[Row]) -> Iterator[Row]:
+    count, seal = 0, _Seal(header)
     for count, row in enumerate(rows, 1):
         if count > MOST_ROWS:
             raise InvalidInput(f"the file has more than {MOST_ROWS} rows: expected no more")
         yield row
+        seal.add(row)
     if header.get("rows") != count or isinstance(header.get("rows"), bool):
         raise InvalidInput(f"the file has {count} rows, not as many as it says: it is cut off or changed")
+    if header.get(SEAL) != seal.sha256():
+        raise InvalidInput("the file was changed since it was exported, its checksum differs: export it again")
 
 
 def _read_lines(file: BinaryIO, columns: Columns) -> tuple[Row, Iterator[Row]]:
@@ -181,11 +223,10 @@ def _refuse_constant(name: str) -> float:
 def _read_parquet(file: BinaryIO, columns: Columns) -> tuple[Row, Iterator[Row]]:
     arrow = _arrow()
     try:
+        values = claimed_values(file)
         opened = arrow.parquet.ParquetFile(file)
         metadata = opened.metadata
         header = (opened.schema_arrow.metadata or {}).get(_HEADER.encode(), b"")
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        values = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
         names = list(opened.schema_arrow.names)
     except (arrow.ArrowException, OSError, MemoryError, ValueError, RecursionError) as cause:
         raise InvalidInput(f"the file is no Parquet, or a damaged one ({str(cause)[:200]})") from cause

@@ -145,7 +145,7 @@ def load_space(
                 rows = archive.stage_rows(connection, table, columns, file.chunks(table), file.refusal)
                 if rows != manifest.tables[table].rows:
                     raise file.refusal(f"it has {rows} rows of {table}, expected {manifest.tables[table].rows}")
-            archive.check_staged(connection, tables, manifest.space, manifest.dim, file.refusal)
+            archive.check_staged(connection, tables, manifest.space, manifest.dim, manifest.embedder, file.refusal)
             loaded = archive.insert_staged(connection, tables, name, file.refusal)
             _check_states(connection, loaded.space, file)
         _index(database, connection, loaded.space)

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.abc import Buffer
 
 from sona_pg.errors import InvalidInput, IoError
-from sona_pg.store.connection import Connection, require_schema, snapshot_transaction, translated
+from sona_pg.store.connection import Connection, require_right, require_schema, snapshot_transaction, translated
 from sona_pg.store.spaces import Space, get_space
 
 KEY = "space_id"
@@ -106,10 +106,14 @@ def snapshot(connection: Connection, name: str) -> Iterator[Space]:
         If there is none.
     SchemaMismatch
         If the schema is of another version of sona_pg.
+    PermissionDenied
+        If this role may not read all of it.
     """
     with snapshot_transaction(connection):
         require_schema(connection)
-        yield get_space(connection, name)
+        space = get_space(connection, name)
+        require_right(connection, "save a space", "sona.forgotten_user", "SELECT")
+        yield space
 
 
 def read_rows(
@@ -179,7 +183,12 @@ def _of_file(refusal: Refusal) -> Iterator[None]:
 
 
 def check_staged(
-    connection: Connection, tables: Mapping[str, Sequence[Column]], name: str, dim: int, refusal: Refusal
+    connection: Connection,
+    tables: Mapping[str, Sequence[Column]],
+    name: str,
+    dim: int,
+    embedder: str | None,
+    refusal: Refusal,
 ) -> None:
     """Refuse what no space holds: NaN, infinity, vectors of another dimension, more or less than one of what is one.
 
@@ -193,12 +202,13 @@ def check_staged(
             if row is None or row[0] != 1:
                 raise refusal(f"it has {0 if row is None else row[0]} rows of {table}, expected 1")
         row = connection.execute(
-            "SELECT t.name, t.dim, sona._check_id(t.name, 'the name of the space'), sona._check_strategy(t.strategy),"
+            "SELECT t.name, t.dim, t.embedder, sona._check_id(t.name, 'the name of the space'),"
+            " sona._check_strategy(t.strategy),"
             " sona._check_examination(t.examination), sona._check_control_share(t.control_share),"
             " CASE WHEN t.embedder IS NOT NULL THEN sona._check_id(t.embedder, 'the embedder') END"
             " FROM pg_temp.sona_load_space t"
         ).fetchone()
-        if row is None or tuple(row[:2]) != (name, dim):
+        if row is None or tuple(row[:3]) != (name, dim, embedder):
             raise refusal("its space is another than its manifest says")
         dims = connection.execute(
             "SELECT quote_ident(n.nspname) || '.vector_dims' FROM pg_extension e JOIN pg_namespace n"
@@ -275,12 +285,13 @@ def insert_staged(
 
 
 def check_name(connection: Connection, name: str) -> None:
-    """Refuse the name of a space that is there.
+    """Refuse a role that may not load, and the name of a space that is there.
 
     Raises
     ------
-    InvalidInput
+    PermissionDenied, InvalidInput
     """
+    require_right(connection, "load a space", "sona.forgotten_user", "INSERT")
     with translated():
         if connection.execute("SELECT FROM sona.space WHERE name = %s", (name,)).fetchone() is not None:
             raise _taken(name)
@@ -388,8 +399,10 @@ def _insert_items(connection: Connection, space_id: int) -> tuple[str | None, st
         " (SELECT ARRAY[t.typname, a.atttypmod::text] FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
         "  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname = %(embedding)s),"
         " ARRAY(SELECT f FROM unnest(%(filters)s::text[]) f WHERE sona._column_type(c.oid, f) IS NULL),"
-        " has_table_privilege(c.oid, 'SELECT')"
-        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%(items)s)",
+        " has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"
+        # to_regclass is an error to a role that may not look into the schema.
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, parse_ident(%(items)s) named"
+        " WHERE n.nspname = named[1] AND c.relname = named[2]",
         {"items": items, "id": id_column, "embedding": embedding_column, "filters": filters},
     ).fetchone()
     if found is None:

@@ -399,6 +399,21 @@ def writing(connection: Connection) -> Iterator[Connection]:
         yield connection
 
 
+def require_right(connection: Connection, what: str, table: str, *rights: str) -> None:
+    """Refuse a role that lacks rights on a table, and say which role has them.
+
+    Raises
+    ------
+    PermissionDenied
+    """
+    with translated():
+        row = connection.execute(
+            "SELECT bool_and(has_table_privilege(%s, needed)) FROM unnest(%s::text[]) needed", (table, list(rights))
+        ).fetchone()
+    if row is None or not row[0]:
+        raise PermissionDenied(f"the role {connection.info.user!r} may not {what}: make it a member of sona_worker")
+
+
 _OTHER_JOINS = ("enable_nestloop", "enable_mergejoin")
 
 

@@ -7,6 +7,7 @@ its name: what it has learned stays whole, for the way back.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -198,7 +199,7 @@ def _named_items(connection: Connection, space: Space, goal: Space, target: Targ
             raise EmbedderMismatch(
                 f"the change of space {space.name!r} to the embedder {goal.embedder!r} has begun with the {option} "
                 f"{has!r} of the items, not {wants!r}, and would mix two models: go on with that, or go back before "
-                f"(sona space re-embed {space.name} --abort)"
+                f"(sona space re-embed {shlex.quote(space.name)} --abort)"
             )
     return Target(target.embedder, target.dim, *named)
 

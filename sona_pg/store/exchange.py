@@ -12,7 +12,7 @@ from sona_pg.errors import EmbedderMismatch, LockLost, UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.resumed_bank import Advance, Verdicts
-from sona_pg.store.connection import Connection, snapshot_transaction, writing
+from sona_pg.store.connection import Connection, require_right, snapshot_transaction, translated, writing
 from sona_pg.store.learning import Head, read_head, read_state
 from sona_pg.store.ledger import LOOP
 from sona_pg.store.patterns import (
@@ -141,6 +141,7 @@ def import_transaction(
         If the locks are not to be had.
     """
     with writing(connection):
+        require_right(connection, "import", "sona.learner", "INSERT", "UPDATE")
         lock_space(connection, space, config.lock_timeout_seconds)
         row = connection.execute(
             "SELECT embedder FROM sona.space WHERE space_id = %s AND standby_of IS NULL", (space.space_id,)
@@ -272,6 +273,17 @@ class ImportTransaction:
         self._connection.execute(
             "SELECT sona._log_deployment(%s, %s, NULL, %s, %s)", (space_id, IMPORT, origin, reason)
         )
+
+
+def has_prompts(connection: Connection, space: Space, key: str) -> bool:
+    """Whether the metadata of any trajectory hold a text under a key."""
+    with translated():
+        row = connection.execute(
+            "SELECT EXISTS (SELECT FROM sona.trajectory WHERE space_id = %s"
+            " AND jsonb_typeof(metadata -> %s) = 'string')",
+            (space.space_id, key),
+        ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def prompts(connection: Connection, space: Space, ids: Sequence[uuid.UUID], key: str) -> dict[uuid.UUID, str]:

@@ -15,9 +15,9 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from sona_pg.errors import LearningError, LockLost, PermissionDenied
+from sona_pg.errors import LearningError, LockLost
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, translated, writing
+from sona_pg.store.connection import Connection, require_right, translated, writing
 from sona_pg.store.errors import storable
 from sona_pg.store.schedules import IS_DUE, Due
 from sona_pg.store.spaces import Space
@@ -77,7 +77,7 @@ def prepare(connection: Connection, loop: str, worker: str) -> None:
         If the role may not run cycles.
     """
     with translated():
-        _require(connection, "sona.loop_run", "run cycles")
+        require_right(connection, "run cycles", "sona.loop_run", "INSERT", "UPDATE")
         show_worker(connection, loop, worker)
         # The lock must outlast a long computation, and go soon after a host has vanished.
         for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
@@ -94,16 +94,7 @@ def require_learner(connection: Connection) -> None:
     ------
     PermissionDenied
     """
-    with translated():
-        _require(connection, "sona.learner", "learn")
-
-
-def _require(connection: Connection, table: str, what: str) -> None:
-    row = connection.execute(
-        "SELECT has_table_privilege(%(table)s, 'INSERT') AND has_table_privilege(%(table)s, 'UPDATE')", {"table": table}
-    ).fetchone()
-    if row is None or not row[0]:
-        raise PermissionDenied(f"the role {connection.info.user!r} may not {what}: make it a member of sona_worker")
+    require_right(connection, "learn", "sona.learner", "INSERT", "UPDATE")
 
 
 def show_worker(connection: Connection, loop: str, worker: str) -> None:

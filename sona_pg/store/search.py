@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from psycopg import sql
+from psycopg.errors import UndefinedColumn
 from psycopg.types.json import Jsonb
 
 from sona_pg.config import StoreConfig
-from sona_pg.errors import SonaError
+from sona_pg.errors import DatabaseError, InvalidInput, SonaError
 from sona_pg.kernels import single
 from sona_pg.store.reader import Reader
 from sona_pg.store.spaces import Space
@@ -187,13 +188,24 @@ class ItemSearch:
 
         Raises
         ------
+        InvalidInput
+            If there is no such column.
         DatabaseError
-            If there is no such column, or it cannot be read.
+            If it cannot be read.
         """
         source = await self._source_of_items(reader)
         if source is None:
             return {}
-        return dict(await reader.rows(source.texts(column), (list(ids),), prepare=self._config.prepare_statements))
+        statement, parameters = source.texts(column), (list(ids),)
+        try:
+            return dict(await reader.rows(statement, parameters, prepare=self._config.prepare_statements))
+        except DatabaseError as error:
+            if isinstance(error.__cause__, UndefinedColumn):
+                raise InvalidInput(
+                    f"the table of items has no column {column!r}: name the one that holds their text (text_column=, "
+                    "--text-column)"
+                ) from error
+            raise
 
     def look_again(self) -> None:
         """The items table was named anew."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from sona_pg import (
     SonaEngine,
 )
+from sona_pg.store.connection import Connection
 
 from .conftest import DIM
 from .exchanged import Vectors, plain, read
@@ -77,6 +81,7 @@ def test_the_command_line_writes_rows_and_reads_patterns(
         (("export", "SPACE", "adapter", "--text-column", "body"), 2, "--text-column"),
         (("export", "SPACE", "adapter", "--what", "everything"), 2, "--what"),
         (("export", "SPACE", "nowhere/adapter"), 1, "cannot be written"),
+        (("export", "SPACE", ""), 1, "the name is empty"),
         (("import", "nothing.jsonl"), 1, "cannot be read"),
         (("import", "nothing"), 2, "neither"),
         (("import", "empty"), 1, "cannot be read"),
@@ -102,3 +107,49 @@ def test_the_command_line_refuses_with_a_status_that_says_whose_fault_it_is(
     assert message in done.stderr
     assert not done.stdout
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_hint_can_be_pasted_into_a_shell(url: str, tmp_path: Path) -> None:
+    name = f'it\'s "q" ünï {uuid.uuid4().hex[:8]}'
+    with SonaEngine.connect(url, space=name, dim=DIM, background=False) as engine:
+        engine.save_pretrained(tmp_path / "adapter")
+    done = sona("import", str(tmp_path / "adapter"), url=url)
+    assert done.returncode == 0, done.stderr
+    for said in (done.stdout, sona("deploy", name, "frozen", url=url).stdout):
+        command = shlex.split(said[said.index("sona deploy") :])
+        assert command[:3] == ["sona", "deploy", name]
+        assert sona(*command[1:], url=url).returncode == 0
+
+
+def test_a_key_that_no_trajectory_has_is_said(judged: SonaEngine, tmp_path: Path, url: str) -> None:
+    for key, warning in (("nothing", "no trajectory"), ("question", "")):
+        path = str(tmp_path / f"{key}.jsonl")
+        done = sona("export", judged.space.name, path, "--what", "preferences", "--prompt-key", key, url=url)
+        assert done.returncode == 0
+        assert warning in done.stderr if warning else not done.stderr
+        assert done.stdout.endswith(f"{path}\n")
+
+
+def test_a_role_that_may_not_is_told_which_one_may(
+    with_patterns: SonaEngine,
+    role: Callable[..., str],
+    connection: Connection,
+    tmp_path: Path,
+    url: str,
+) -> None:
+    name = with_patterns.space.name
+    with_patterns.save_pretrained(tmp_path / "adapter")
+    with_patterns.export_patterns(tmp_path / "patterns.jsonl")
+    with_patterns.save(tmp_path / "saved")
+    login = role("app", "sona_app")
+    connection.execute("SELECT sona.grant_space(%s, %s)", (name, login))
+    for command in (
+        ("import", str(tmp_path / "adapter")),
+        ("import", str(tmp_path / "patterns.jsonl")),
+        ("space", "save", name, str(tmp_path / "again")),
+        ("space", "load", str(tmp_path / "saved"), "--name", "another"),
+    ):
+        done = sona(*command, url=make_conninfo(url, user=login))
+        assert done.returncode == 1
+        assert "may not" in done.stderr
+        assert "sona_worker" in done.stderr

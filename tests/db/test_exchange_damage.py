@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -20,6 +21,8 @@ from sona_pg import (
     SonaEngine,
 )
 from sona_pg.exchange import rows
+from sona_pg.exchange.patterns import read_patterns
+from sona_pg.exchange.rows import rows_sha256
 from sona_pg.store.connection import Connection
 
 from .conftest import DIM
@@ -93,6 +96,8 @@ def test_patterns_that_are_wrong_are_refused_before_anything_is_written(
     with_patterns.export_patterns(path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     WRONG[name](lines)
+    if lines[0].get("sha256") is not None:
+        lines[0]["sha256"] = rows_sha256(lines[0], lines[1:])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     other = open_space(" other")
     before = everything(connection, other.space.name)
@@ -137,6 +142,43 @@ def test_files_that_are_damaged_are_refused(
     with pytest.raises(IoError):
         other.import_patterns(tmp_path / "pipe.jsonl")
     assert everything(connection, other.space.name) == before
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_bit_that_changes_what_a_file_says_is_noticed(with_patterns: SonaEngine, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"patterns.{kind}"
+    with_patterns.export_patterns(path)
+    whole, good = path.read_bytes(), read_patterns(path)
+    rng, refused = np.random.default_rng(1), 0
+    for place in rng.choice(len(whole), 300, replace=False):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            found = read_patterns(path)
+        except (InvalidInput, DimensionMismatch):
+            refused += 1
+            continue
+        # What no reader sees may differ: padding and statistics of Parquet, the case of an exponent.
+        assert (found.digest, found.space) == (good.digest, good.space)
+    assert refused > 150
+
+
+@pytest.mark.parametrize("change", [row_of(avg_quality=0.25), row_of(title="another"), header_of(space="another")])
+def test_a_file_that_was_changed_and_says_nothing_wrong_is_refused(
+    with_patterns: SonaEngine, tmp_path: Path, change: Change
+) -> None:
+    path = tmp_path / "patterns.jsonl"
+    with_patterns.export_patterns(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvalidInput, match="checksum"):
+        read_patterns(path)
+    del lines[0]["sha256"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvalidInput, match="no export of patterns"):
+        read_patterns(path)
 
 
 def test_parquet_of_something_else_is_refused(open_space: Callable[..., SonaEngine], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sona_pg import (
     PermissionDenied,
     SonaEngine,
 )
+from sona_pg.exchange.rows import rows_sha256
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.store.connection import Connection
 
@@ -66,7 +67,9 @@ def test_near_patterns_become_one_and_bring_their_evidence(
     with_patterns.export_patterns(path)
     header, *rows = map(json.loads, path.read_text().splitlines())
     third = tmp_path / "third.jsonl"
-    third.write_text("\n".join(map(json.dumps, [{**header, "space_key": str(uuid.uuid4())}, *rows])) + "\n")
+    header |= {"space_key": str(uuid.uuid4())}
+    header["sha256"] = rows_sha256(header, rows)
+    third.write_text("\n".join(map(json.dumps, [header, *rows])) + "\n")
     other = open_space(" other")
     other.import_patterns(path)
     report = other.import_patterns(third)

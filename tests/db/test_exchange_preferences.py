@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from sona_pg import (
-    DatabaseError,
+    InvalidInput,
     IoError,
     SonaEngine,
 )
@@ -49,7 +49,7 @@ def test_parquet_has_the_same_pairs(judged: SonaEngine, tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_an_export_that_failed(judged: SonaEngine, tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError):
+    with pytest.raises(InvalidInput, match="no column 'nowhere'"):
         judged.export_preferences(tmp_path / "a.jsonl", text_column="nowhere")
     assert os.listdir(tmp_path) == []
     (tmp_path / "mine.jsonl").write_text("mine")

@@ -164,6 +164,10 @@ def _dim(parts: dict[str, bytes], manifest: dict[str, object]) -> None:
     manifest["dim"] = 3
 
 
+def _embedder(parts: dict[str, bytes], manifest: dict[str, object]) -> None:
+    manifest["embedder"] = "another"
+
+
 def _nothing(parts: dict[str, bytes], manifest: dict[str, object]) -> None:
     manifest["tables"] = {}
     parts.clear()
@@ -208,8 +212,8 @@ def _twice(parts: dict[str, bytes], manifest: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        _more, _less, _outside, _other_table, _count, _size, _hash, _column, _name, _dim, _nothing, _nested, _negative,
-        _garbage, _huge_field, _no_end, _no_rows, _twice,
+        _more, _less, _outside, _other_table, _count, _size, _hash, _column, _name, _dim, _embedder, _nothing, _nested,
+        _negative, _garbage, _huge_field, _no_end, _no_rows, _twice,
     ],
 )  # fmt: skip
 def test_a_forged_file(target: str, file: Path, tmp_path: Path, change: saving.Change) -> None:

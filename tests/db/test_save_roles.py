@@ -116,3 +116,26 @@ def test_a_load_that_ends_midway_leaves_nothing(
     with connect(url) as made:
         assert made.execute("SELECT count(*) FROM sona.space").fetchone() == (0,)
         assert made.execute("SELECT count(*) FROM sona.trajectory").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("granted", ["USAGE ON SCHEMA private", "SELECT ON private.doc", None])
+def test_a_role_that_may_not_read_the_items_loads_without_them(
+    make_database: Callable[[], str], role: Callable[..., str], tmp_path: Path, granted: str | None
+) -> None:
+    worker, urls = role("worker", "sona_worker"), (make_database(), make_database())
+    for url in urls:
+        migrate(url)
+        with connect(url) as connection:
+            connection.execute("CREATE SCHEMA private")
+        saving.make_items(url, "private.doc")
+    with connect(urls[1]) as connection:
+        if granted is not None:
+            connection.execute(f"GRANT {granted} TO {worker}")
+    with SonaEngine.connect(urls[0], space=NAME, dim=saving.DIM, background=False) as engine:
+        engine.set_items("private.doc", "id", "embedding")
+        saving.record(engine, 0, 20)
+        engine.save(tmp_path / "file")
+    with SonaEngine.load(tmp_path / "file", make_conninfo(urls[1], user=worker), background=False) as engine:
+        assert engine.loaded is not None
+        assert engine.loaded.items_missing == "this role may not read private.doc"
+        assert engine.adapt(saving.QUERIES[0]).shape == saving.QUERIES[0].shape

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sona_pg.exchange.peft_files import CARD, CONFIG, WEIGHTS, AdapterCard, weights_sha256, write_adapter
-from sona_pg.exchange.rows import write_rows
+from sona_pg.exchange.rows import rows_sha256, write_rows
 from sona_pg.kernels import LowRank
 
 from .python_values import DIM, Any_, texts
@@ -47,7 +47,8 @@ def _patterns(key: int) -> Path:
     shape: dict[str, Any] = {"id": 1, "centroid": [1.0] + [0.0] * (DIM - 1), "children": [], "verdicts": []}
     header = {"format": "sona patterns 1", "rows": 1, "dim": DIM, "embedder": "fuzz", "space": "elsewhere"}
     path, own_key = _free(".jsonl"), str(uuid.UUID(int=key))
-    write_rows(path, {}, [{**shape, **numbers, **times, **worth, **nothing}], {**header, "space_key": own_key})
+    row, said = {**shape, **numbers, **times, **worth, **nothing}, {**header, "space_key": own_key}
+    write_rows(path, {}, [row], {**said, "sha256": rows_sha256(said, [row])})
     return path
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sona_pg.errors import DatabaseError, IoError
-from sona_pg.files import new_file, open_file, read_inside, write_directory
+from sona_pg.files import new_file, open_file, read_inside, replacing, write_directory, write_file
 
 
 def test_a_new_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -94,12 +98,13 @@ def test_nothing_is_left_of_a_directory_that_was_not_finished(tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("path", ["nowhere/at/all", "\0", 3, None, b"\xff\0"])
+@pytest.mark.parametrize("path", ["nowhere/at/all", "", "\0", 3, None, b"\xff\0"])
 def test_a_place_that_is_none_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for act in (
         lambda: write_directory(path, {"a": b""}),
         lambda: new_file(path).__enter__(),
+        lambda: write_file(path, b""),
         lambda: open_file(path).__enter__(),
         lambda: read_inside(path, "a"),
     ):
@@ -130,3 +135,73 @@ def test_only_regular_files_of_the_directory_itself_are_read(tmp_path: Path) -> 
                 raise AssertionError
     with pytest.raises(IoError, match="at most 3"), open_file(folder / "good", 3):
         raise AssertionError
+
+
+KILLED = {
+    "replaced": "with files.replacing(path) as file: killed(file)",
+    "new": "with files.new_file(path) as file: killed(file)",
+    "directory": "os.fsync = lambda handle: os.kill(os.getpid(), 9); files.write_directory(path, {'a': b'secret'})",
+}
+NEXT = {
+    "replaced": lambda path: write_file(path, b"new"),
+    "new": lambda path: new_file(path).__enter__(),
+    "directory": lambda path: write_directory(path, {"a": b"new"}),
+}
+
+
+def killed_while_writing(path: Path, how: str) -> Path:
+    """What a process leaves that was killed."""
+    script = (
+        "import os, sys\nfrom sona_pg import files\npath = sys.argv[1]\n"
+        "def killed(file):\n    file.write(b'secret'); file.flush(); os.kill(os.getpid(), 9)\n" + KILLED[how]
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (entry for entry in path.parent.iterdir() if entry.name.startswith(".sona-"))
+    return left
+
+
+def make_old(path: Path) -> None:
+    os.utime(path, (time.time() - 120, time.time() - 120), follow_symlinks=False)
+
+
+@pytest.mark.parametrize("how", KILLED)
+@pytest.mark.parametrize("then", NEXT)
+def test_what_a_killed_writer_has_left_goes_with_the_next_one(tmp_path: Path, how: str, then: str) -> None:
+    left = killed_while_writing(tmp_path / "saved", how)
+    NEXT[then](tmp_path / "young")
+    assert left.exists(), "somebody may have made it, and be about to lock it"
+    make_old(left)
+    NEXT[then](tmp_path / "next")
+    assert not left.exists()
+
+
+def test_what_another_is_writing_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in (".sona-notes", ".sona-abcdefghi", ".sona-link_123", ".sona-pipe_123")]
+    others[0].write_text("mine")
+    others[1].write_text("mine")
+    others[2].symlink_to(others[0])
+    os.mkfifo(others[3])
+    with replacing(tmp_path / "first") as file:
+        file.write(b"first")
+        file.flush()
+        (unfinished,) = (entry for entry in tmp_path.iterdir() if entry not in others)
+        for path in (unfinished, *others):
+            make_old(path)
+        write_file(tmp_path / "second", b"second")
+        assert unfinished.exists()
+    assert (tmp_path / "first").read_bytes() == b"first"
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "first", tmp_path / "second"])
+
+
+def test_a_path_may_lead_through_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to("real")
+    with new_file(tmp_path / "linked" / "rows.jsonl") as file:
+        file.write(b"a")
+    (tmp_path / "latest.jsonl").symlink_to("real/rows.jsonl")
+    for path in (tmp_path / "linked" / "rows.jsonl", tmp_path / "latest.jsonl"):
+        with open_file(path) as opened:
+            assert opened.read() == b"a"
+    write_directory(tmp_path / "linked" / "adapter", {"a": b"b"})
+    assert read_inside(tmp_path / "linked" / "adapter", "a") == b"b"

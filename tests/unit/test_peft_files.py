@@ -226,6 +226,21 @@ def test_a_bit_that_fell_over_is_noticed(written: Path) -> None:
         read_adapter(written)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"lora_alpha": 2 * RANK}, {"lora_alpha": 0}, {"lora_alpha": -3}, {"use_rslora": True}, {"r": RANK + 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_scale_other_than_was_exported_is_refused(written: Path, other: dict[str, Any], beside: bool) -> None:
+    held = json.loads((written / CONFIG).read_text())
+    (written / CONFIG).write_text(json.dumps(held | other))
+    if not beside:
+        (written / CARD).unlink()
+    with pytest.raises(InvalidInput, match=CONFIG):
+        read_adapter(written)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_weights_that_are_not_finite_are_refused(written: Path, bad: float) -> None:
     for name in (A, B):
@@ -270,6 +285,8 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"lora_alpha": None},
     {"lora_alpha": float("nan")},
     {"lora_alpha": 1e300},
+    {"lora_alpha": 0},
+    {"lora_alpha": -3},
     {"lora_alpha": [[[[]]]]},
     {"use_rslora": 1},
     {"use_dora": True},
