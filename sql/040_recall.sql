@@ -440,6 +440,10 @@ CREATE OR REPLACE FUNCTION sona.recall_batch(
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, sona, pg_temp AS $$
 BEGIN
+    -- No query is no answer of a space that there is.
+    IF NOT EXISTS (SELECT FROM sona.space s WHERE s.name = recall_batch.space) THEN
+        PERFORM sona._unknown_space(recall_batch.space);
+    END IF;
     IF array_ndims(queries) > 1 OR array_lower(queries, 1) <> 1 THEN
         PERFORM sona._refuse('SN003', 'the queries are no list of vectors', 'pass ARRAY[query, ...]');
     END IF;

@@ -266,7 +266,9 @@ class GrowingGraph:
             is_creative, value, since = row >= len(self._edges), weight.value, weight.decayed_at
             gone.append(ArchivedEdge(*ends, value, since, is_creative, reason, bool(is_merge[row]), weight.version))
         takes_in = is_moved & stays
-        takes_in[plan.edge_into[folds]] = True
+        # What was dreamt gives nothing to what was observed.
+        is_dream = edges.origin == Origin.CREATIVE
+        takes_in[plan.edge_into[folds & (is_dream == is_dream[plan.edge_into])]] = True
         for row in np.flatnonzero(takes_in).tolist():
             _, weight = every[row]
             value, since = (0.0, None) if is_moved[row] else (weight.value, weight.decayed_at)

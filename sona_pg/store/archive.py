@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -192,6 +193,8 @@ def check_staged(
 ) -> None:
     """Refuse what no space holds: NaN, infinity, vectors of another dimension, more or less than one of what is one.
 
+    Of the memory graph also kinds and weights that there are not, and what of its archive could not be brought back.
+
     Raises
     ------
     IoError
@@ -224,6 +227,23 @@ def check_staged(
                 is not None
             ):
                 raise refusal(f"{table} holds NaN, infinity, or a vector that has not {dim} dimensions")
+        for table, flaw in _FLAWS.items():
+            found = connection.execute(
+                sql.SQL(
+                    "SELECT f.flaw FROM {} t CROSS JOIN LATERAL (SELECT {} AS flaw) f WHERE f.flaw IS NOT NULL LIMIT 1"
+                ).format(_staged(table), sql.SQL(flaw).format(sql.Literal(dim)))
+            ).fetchone()
+            if found is not None:
+                raise refusal(f"{table} holds what no space does: {found[0]}")
+
+
+_FLAWS: dict[str, LiteralString] = {
+    "memory_edge": "sona._edge_flaw(t.kind, t.source_kind, t.source, t.target_kind, t.target, t.weight)",
+    "memory_node": "sona._node_flaw(t.kind, t.key, t.level)",
+    "memory_node_state": "sona._node_state_flaw(t.importance, t.quality, t.access_count)",
+    "memory_archive": "sona._archived_flaw(t.entity, t.content, {})",
+}
+"""By table what is wrong with a row of it, or NULL."""
 
 
 def _wrong(column: Column, dim: int, dims: str) -> Iterator[sql.Composed]:

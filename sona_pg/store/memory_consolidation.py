@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sona_pg.learning.consolidation import ConsolidationPlan
-from sona_pg.learning.memory_columns import MemoryNodes
+from sona_pg.learning.memory_columns import MemoryNodes, Origin
 from sona_pg.store.columns import write_columns
 from sona_pg.store.learning import LearningTransaction
 from sona_pg.store.memory import DERIVED, WALKED, StoredEdges
@@ -64,26 +64,32 @@ class ConsolidationTransaction(MemoryTransaction):
         edges, after, rows = stored.edges, plan.edges, np.arange(len(stored.keys))
         stays = plan.edge_into == rows
         is_moved = stored.is_renamed | (after.source != edges.source) | (after.target != edges.target)
+        # Edges that become one, with the one that they become: all of them, or none.
+        folds = ~stays & (plan.edge_into >= 0)
+        into = np.where(folds, plan.edge_into, rows)
+        # What was dreamt, and stands beside what was observed, goes: the other one takes nothing in.
+        is_dream = edges.origin == Origin.CREATIVE
+        gives = folds & (is_dream == is_dream[into])
+        is_observed = folds & ~gives & ~is_moved & ~is_moved[into]
         # What weak edges were is in the archive in any case.
-        is_merge = (is_moved | (~stays & (plan.edge_into >= 0))).astype(np.int64)
+        is_merge = (is_moved | (folds & ~is_observed)).astype(np.int64)
         is_moved &= stays
         # Between other nodes, or under other names, it is another row.
         goes = ~stays | is_moved
         is_weak = np.zeros(len(rows), dtype=bool)
         is_weak[plan.pruned] = True
         changes = stays & ~is_moved & ((after.weight != edges.weight) | (after.decayed_at > edges.decayed_at))
-        # Edges that become one, with the one that they become: all of them, or none.
-        folds = ~stays & (plan.edge_into >= 0)
-        into = np.where(folds, plan.edge_into, rows)
         is_fold = np.zeros(len(rows), dtype=bool)
         is_fold[into[folds]] = is_fold[folds] = True
+        takes_in = np.zeros(len(rows), dtype=np.int64)
+        takes_in[into[gives]] = 1
         kept = np.flatnonzero(goes | changes | is_fold)
-        # 0 another weight, 1 too weak, 2 with its node or twice, 3 between other nodes.
-        action = np.where(is_moved, 3, np.where(is_weak, 1, np.where(goes, 2, 0)))
+        # 0 another weight, 1 too weak, 2 with its node or twice, 3 between other nodes, 4 dreamt and observed by now.
+        action = np.select([is_moved, is_weak, is_observed, goes], [3, 1, 4, 2], 0)
         self._temporary(
             "sona_edge_change",
             "(key bigint, was float8, weight float8, action bigint, source bigint, target bigint, fold bigint,"
-            " is_merge bigint)",
+            " is_merge bigint, takes_in bigint)",
         )
         columns = {
             "key": stored.keys[kept],
@@ -95,6 +101,7 @@ class ConsolidationTransaction(MemoryTransaction):
             # The row of the edge that it is of, or -1.
             "fold": np.where(is_fold, into, -1)[kept].astype(np.int64),
             "is_merge": is_merge[kept],
+            "takes_in": takes_in[kept],
         }
         write_columns(self._connection, "pg_temp.sona_edge_change", list(columns), columns)
         self._connection.execute("ANALYZE pg_temp.sona_edge_change")
@@ -167,6 +174,7 @@ class ConsolidationTransaction(MemoryTransaction):
         self._connection.execute(
             "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason, archived_at, is_merge)"
             " SELECT %(space)s, %(run)s, 'edge', to_jsonb(r.edge), CASE r.action WHEN 1 THEN 'too weak'"
+            " WHEN 4 THEN 'observed by now'"
             f" ELSE 'of a node that was merged or went' END, {TO_TIME}, r.is_merge = 1 AND r.action > 1"
             " FROM pg_temp.sona_removed r"
             # What is made anew in every cycle would go in every one.
@@ -230,7 +238,7 @@ class ConsolidationTransaction(MemoryTransaction):
             self._archive_before(
                 "edge",
                 "to_jsonb(e) || jsonb_build_object('after', c.weight)",
-                f"sona.memory_edge e JOIN pg_temp.sona_edge_change c ON {_EDGE_KEY} = c.key WHERE c.fold >= 0"
+                f"sona.memory_edge e JOIN pg_temp.sona_edge_change c ON {_EDGE_KEY} = c.key WHERE c.takes_in = 1"
                 " AND e.space_id = %(space)s AND c.action = 0 AND e.weight = c.was AND c.weight <> c.was"
                 f" AND e.kind <> ALL({_DERIVED}) ORDER BY e.kind, e.source, e.target",
             )

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from sona_pg.config import DeepLoopConfig
 from sona_pg.loops.cycle import Cycle, Loop, Phase
@@ -405,6 +406,149 @@ def test_entries_that_are_not_in_the_archive_are_refused(world: World, connectio
     assert _restore(connection, world, known) == len(known)
     with pytest.raises(psycopg.errors.DatabaseError, match=f"no entry {known[0]} in the archive"):
         _restore(connection, world, known)
+
+
+NODE: dict[str, object] = {"node_id": 5_000, "kind": "episode", "key": "e", "level": 0, "created_at": "2026-01-01"}
+STATE: dict[str, object] = {"importance": 0.5, "access_count": 3, "last_access": "2026-01-01", "consolidation_count": 0}
+NODE |= {"embedding": str([0.5] * DIM), "state": STATE}
+EDGE: dict[str, object] = {"kind": "co_access", "source_kind": "item", "source": "0", "target_kind": "item"}
+EDGE |= {"target": "5", "weight": 0.5, "origin": "trajectories", "created_at": "2026-01-01"}
+EDGE |= {"updated_at": "2026-01-01", "decayed_at": "2026-01-01"}
+EDGE_BEFORE = EDGE | {"after": 0.6}
+NODE_BEFORE = NODE | STATE | {"node_id": 1, "after": STATE | {"created_at": "2026-01-01"}}
+ENTRIES = {"node": NODE, "edge": EDGE, "edge before": EDGE_BEFORE, "node before": NODE_BEFORE}
+
+
+def _forge(connection: Connection, world: World, entity: str, content: object) -> int:
+    ((made,),) = connection.execute(
+        "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason)"
+        " VALUES (%s, 1, %s, %s, 'a test') RETURNING archive_id",
+        (world.space_id, entity, Jsonb(content)),
+    ).fetchall()
+    return int(made)
+
+
+@pytest.mark.parametrize(
+    ("entity", "change", "says"),
+    [
+        ("edge", {"weight": "NaN"}, "weight NaN"),
+        ("edge", {"weight": -5}, "weight -5"),
+        ("edge", {"weight": 1e300}, "weight 1e"),
+        ("edge", {"weight": None}, "weight NULL"),
+        ("edge", {"weight": "abc"}, "abc"),
+        ("edge", {"kind": "zzz"}, "kind 'zzz'"),
+        ("edge", {"source_kind": "zzz"}, "kind 'zzz'"),
+        ("edge", {"target_kind": "elsewhere"}, "kind 'elsewhere'"),
+        ("edge", {"target": "0"}, "to itself"),
+        ("edge", {"target": ""}, "no key"),
+        ("edge", {"origin": None}, "origin"),
+        ("edge", {"decayed_at": "infinity"}, "time"),
+        ("edge before", {"weight": "Infinity"}, "weight Infinity"),
+        ("edge before", {"after": "x"}, "x"),
+        ("edge before", {"after": "NaN"}, "NaN"),
+        ("edge before", {"after": None}, "NULL"),
+        ("node", {"node_id": "x"}, "x"),
+        ("node", {"node_id": 1e30}, "out of range"),
+        ("node", {"node_id": 2**62}, "the id"),
+        ("node", {"kind": "zzz"}, "kind 'zzz'"),
+        ("node", {"key": "k" * 501}, "501 bytes"),
+        ("node", {"level": -1}, "level -1"),
+        ("node", {"is_distinct": "maybe"}, "maybe"),
+        ("node", {"embedding": "[1,2]"}, "2 dimensions"),
+        ("node", {"embedding": "[NaN,2]"}, "NaN"),
+        ("node", {"state": 7}, "state"),
+        ("node", {"state": STATE | {"quality": "NaN"}}, "quality NaN"),
+        ("node", {"state": STATE | {"importance": 2}}, "importance 2"),
+        ("node", {"state": STATE | {"access_count": -5}}, "-5 accesses"),
+        ("node", {"into_id": "x"}, "x"),
+        ("node before", {"access_count": -(2**62)}, "accesses"),
+        ("node before", {"after": 7}, "what it became"),
+        ("node before", {"after": STATE | {"access_count": 2**63}}, "out of range"),
+        ("node before", {"after": STATE | {"created_at": "when"}}, "when"),
+    ],
+)
+def test_what_no_graph_holds_is_not_restored(
+    world: World, connection: Connection, entity: str, change: dict[str, object], says: str
+) -> None:
+    _refused(connection, world, entity, ENTRIES[entity] | change, says)
+    assert _rows(connection, "SELECT FROM sona.edges WHERE space = %s", world.name) == []
+    assert _rows(connection, "SELECT FROM sona.memory WHERE space = %s", world.name) == []
+
+
+@pytest.mark.parametrize("entity", [*ENTRIES, "zzz"])
+@pytest.mark.parametrize("content", [{}, [1], 5, "x", None])
+def test_what_is_no_row_is_not_restored(world: World, connection: Connection, entity: str, content: object) -> None:
+    _refused(connection, world, entity, content, "")
+
+
+def _refused(connection: Connection, world: World, entity: str, content: object, says: str) -> None:
+    forged = _forge(connection, world, entity, content)
+    for ids in (None, [forged]):
+        with pytest.raises(psycopg.errors.DatabaseError, match=f"entry {forged} of the archive.*{says}") as refused:
+            _restore(connection, world, ids)
+        assert refused.value.sqlstate == "SN003"
+
+
+def test_rows_such_as_a_cycle_archives_come_back(world: World, connection: Connection) -> None:
+    """Those that the others differ from in one value; and the next node has another id."""
+    for entity in ("edge before", "node before", "edge", "node"):
+        _forge(connection, world, entity, ENTRIES[entity] | ({"node_id": 5_000} if "node" in entity else {}))
+    assert _restore(connection, world) == 4
+    assert connection.execute("SELECT sona.add_memory_node(%s, 'episode', 'f')", (world.name,)).fetchall() == [(5_001,)]
+
+
+def test_tiny_weights_are_taken_out_of_each_other(world: World, connection: Connection) -> None:
+    _forge(connection, world, "edge before", EDGE | {"weight": 1e-300, "after": 1.0})
+    _forge(connection, world, "edge", EDGE | {"weight": 1e-300})
+    assert _restore(connection, world) == 2
+    assert _rows(connection, "SELECT weight FROM sona.edges WHERE space = %s", world.name) == []
+
+
+def test_what_was_dreamt_and_is_observed_by_now_leaves_that_alone(world: World, connection: Connection) -> None:
+    """Also where restored: the edge that was observed has taken nothing in."""
+    _help(world, "0", "7")
+    _help(world, "5", "9")
+    world.cycle(QUIET)
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin)"
+        " VALUES (%s, 'creative', '0', '5', 0.15, 'dreams of run 1')",
+        (world.space_id,),
+    )
+    _help(world, "0", "5")
+    _at_one_instant(world, connection, _without_dreaming(), later="2 days")
+    archived = "SELECT entity, content ->> 'kind', reason, is_merge FROM sona.memory_archive WHERE space_id = %s"
+    assert _rows(connection, archived, world.space_id) == [("edge", "creative", "observed by now", False)]
+    observed = (
+        "SELECT kind, source, target, weight, decayed_at FROM sona.edges WHERE space = %s AND kind = 'co_access'"
+        " ORDER BY source, target"
+    )
+    before = _rows(connection, observed, world.name)
+    evidence = "UPDATE sona.memory_state SET evidence = %s WHERE space_id = %s"
+    connection.execute(evidence, (Jsonb({"confirmed": False}), world.space_id))
+    assert _restore(connection, world) == 0
+    connection.execute(evidence, (None, world.space_id))
+    assert _restore(connection, world) == 1
+    assert _rows(connection, observed, world.name) == before
+
+
+def test_a_dream_beside_which_an_observed_edge_is_moved_comes_back_with_the_merge(
+    world: World, connection: Connection
+) -> None:
+    _twins(world, connection)
+    _help(world, "0", "9", times=40)
+    _help(world, "1", "5", times=6)
+    connection.execute(
+        "INSERT INTO sona.memory_edge (space_id, kind, source, target, weight, origin)"
+        " VALUES (%s, 'creative', '0', '5', 0.15, 'dreams of run 1')",
+        (world.space_id,),
+    )
+    every = "SELECT kind, source, target, round(weight::numeric, 6) FROM sona.edges WHERE space = %s ORDER BY 1, 2, 3"
+    before = _rows(connection, every, world.name)
+    world.cycle(_without_dreaming())
+    assert _rows(connection, every.replace("ORDER", "AND kind = 'creative' ORDER"), world.name) == []
+    gone = "SELECT archive_id FROM sona.archive WHERE space = %s AND entity = 'node'"
+    _restore(connection, world, [_rows(connection, gone, world.name)[0][0]])
+    assert [row[:3] for row in _rows(connection, every, world.name)] == [row[:3] for row in before]
 
 
 def test_a_node_of_a_pattern_is_not_added_by_hand(world: World, connection: Connection) -> None:

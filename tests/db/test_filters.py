@@ -178,6 +178,18 @@ def test_many_queries_at_once_are_as_one_after_the_other(searching: SonaEngine, 
         searching.recall_batch([queries[0], [1.0]])
 
 
+@pytest.mark.parametrize("queries", [None, "{}"])
+def test_no_queries_are_asked_of_a_space_that_there_is(
+    searching: SonaEngine, connection: Connection, queries: str | None
+) -> None:
+    asked = "SELECT * FROM sona.recall_batch(%s, %s::vector[])"
+    assert connection.execute(asked, (searching.space.name, queries)).fetchall() == []
+    for unknown in ("nowhere", None):
+        with pytest.raises(psycopg.DatabaseError, match="there is no space") as refused:
+            connection.execute(asked, (unknown, queries))
+        assert refused.value.sqlstate == "SN001"
+
+
 def test_without_prepared_statements_the_answers_are_the_same(searching: SonaEngine, url: str) -> None:
     pooled = StoreConfig(prepare_statements=False)
     with SonaEngine.connect(url, space=searching.space.name, background=False, store=pooled) as other:

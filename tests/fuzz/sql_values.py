@@ -287,6 +287,9 @@ GOOD: dict[str, Text] = {
             '{"kind": "given", "source_kind": "item", "source": "1", "target_kind": "item", "target": "2"}',
         )
     ),
+    "entity text": st.sampled_from(("node", "edge", "node before", "edge before")),
+    "level integer": st.sampled_from(("0", "1")),
+    "access_count bigint": st.sampled_from(("0", "7")),
     "was_merged boolean": st.sampled_from(("true", "false")),
     "kinds text[]": st.sampled_from(("{item,concept}", "{item}", "{}")),
     "keys text[]": st.sampled_from(("{1,2}", "{1}", "{}")),

@@ -153,6 +153,21 @@ def test_near_duplicates_become_one_and_both_again() -> None:
     assert {name for name in before if before[name] != after[name]} <= {"importance", "walked"}
 
 
+def test_what_was_dreamt_gives_nothing_to_an_edge_that_was_observed() -> None:
+    engine = DreamEngine()
+    for id, vector in ((7, [1.0, 0.0]), (8, [1.0, 0.01]), (9, [0.0, 1.0])):
+        engine.add_memory_node(MemoryNode(id, vector, access_count=id, timestamp=float(id), quality=0.5, created=0.0))
+    engine.add_edge(8, 9, 0.5, at=0.0)
+    assert engine.restore_edge(ArchivedEdge(7, 9, 0.15, 0.0, True, "a dream"))
+    done = engine.consolidate(30 * DAY, ConsolidationConfig(threshold=1.0, prune_value=0.0))
+    assert [(gone.a, gone.b) for gone in done.removed if isinstance(gone, ArchivedEdge)] == [(7, 9)]
+    faded = engine.graph.edges()[2].tolist()
+    assert faded[0] < 0.5
+    restored(engine, done.removed)
+    assert engine.graph.edges()[2].tolist()[0] == faded[0]
+    assert [(edge.a, edge.b, edge.weight) for edge in engine.creative_edges] == [(7, 9, 0.15)]
+
+
 def test_what_came_since_a_merge_is_its_own_where_it_is_undone() -> None:
     def merged() -> tuple[DreamEngine, Consolidation]:
         engine = DreamEngine()
