@@ -117,7 +117,8 @@ def build(url: str, name: str) -> None:
         for statement in (
             "INSERT INTO sona.error_log (space_id, source, worker, message) VALUES (%(s)s, 'a', 'b', E'c\\t\\\\.\\n')",
             "INSERT INTO sona.memory_archive (space_id, run_id, entity, content, reason) SELECT %(s)s, r.run_id,"
-            ' \'node\', \'{"kind": "item", "key": "gone", "node_id": 9999}\', \'a test\' FROM sona.loop_run r'
+            ' \'node\', \'{"kind": "item", "key": "gone", "node_id": 9999, "level": 0,'
+            ' "created_at": "2026-01-01"}\', \'a test\' FROM sona.loop_run r'
             " WHERE r.space_id = %(s)s AND r.state = 'done'",
             "INSERT INTO sona.strategy_turn (space_id, ordinal, trajectory_id, before, after, reason)"
             " VALUES (%(s)s, 0, gen_random_uuid(), 'frozen', 'fusion', 'a test'),"

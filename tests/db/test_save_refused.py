@@ -253,10 +253,10 @@ def test_another_format_and_another_revision_say_the_way_out(target: str, file: 
         ("UPDATE sona.memory_edge SET weight = '-Infinity' WHERE space_id = %s", "NaN"),
         ("UPDATE sona.memory_edge SET weight = -5 WHERE space_id = %s", "an edge of weight -5"),
         (
-            "UPDATE sona.memory_edge SET kind = 'bogus' WHERE space_id = %s AND kind = 'given'",
+            "UPDATE sona.memory_edge SET kind = 'bogus' WHERE space_id = %s AND kind = 'creative'",
             "an edge of kind 'bogus'",
         ),
-        ("UPDATE sona.memory_node SET kind = 'bogus' WHERE space_id = %s", "a node of kind 'bogus'"),
+        ("UPDATE sona.memory_node SET kind = 'bogus' WHERE space_id = %s AND kind = 'item'", "a node of kind 'bogus'"),
         ("UPDATE sona.memory_node_state SET importance = 7 WHERE space_id = %s", "a node of importance 7"),
         ("UPDATE sona.memory_archive SET content = '[1]' WHERE space_id = %s", "it holds no row"),
         ("UPDATE sona.memory_archive SET entity = 'bogus' WHERE space_id = %s", "it is of kind 'bogus'"),

@@ -141,7 +141,7 @@ CALLS = {
     "_restore_node_before": f"SELECT sona._restore_node_before('{ARCHIVED_NODE}')",
     "_restore_edge": f"SELECT sona._restore_edge('{ARCHIVED_EDGE}', true)",
     "_restore_edge_before": f"SELECT sona._restore_edge_before('{ARCHIVED_EDGE}')",
-    "_archived_flaw": f"SELECT sona._archived_flaw('node', '{ARCHIVED_NODE}', 3) IS NULL",
+    "_archived_flaw": "SELECT sona._archived_flaw('node', '{{}}', 3)",
     "_edge_flaw": "SELECT sona._edge_flaw('given', 'item', 'a', 'item', 'b', 0.5) IS NULL",
     "_node_flaw": "SELECT sona._node_flaw('item', 'a', 0) IS NULL",
     "_node_state_flaw": "SELECT sona._node_state_flaw(0.5, 0.5, 1) IS NULL",
