@@ -19,7 +19,7 @@ from .budget import tries
 from .sql_values import DIM, SPACES
 from .sweep import learn_all, not_finite
 
-OWN = re.compile("SN00[1-8]")
+OWN = re.compile("SN00[1-9]")
 DATA = re.compile("22...|54...")
 """Values that are no values of their type, out of range, or too large: Postgres says which."""
 OBJECT = re.compile("42...|55000|0A000")
