@@ -47,6 +47,7 @@ UNSAFE = {
     ),
     "_may_grant": "asks which id the session drew from a sequence, and catches the error where it drew none",
     "_check_may_index": "asks _may_grant",
+    "_archived_flaw": "catches what cannot be read as a row, and a parallel worker cannot begin a subtransaction",
 }
 """Functions that write nothing, and must not run in a parallel worker all the same; the reason."""
 
