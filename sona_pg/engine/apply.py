@@ -105,8 +105,10 @@ class Applying(Session):
 
         Raises
         ------
+        InvalidInput
+            If there is no such column.
         DatabaseError
-            If there is no such column, or it cannot be read.
+            If it cannot be read.
         """
         return at_once(self._requests.item_texts(ids, column))
 

@@ -404,7 +404,8 @@ def test_a_spool_that_nobody_takes_is_found_and_mended(home: Path, monkeypatch: 
     assert sona(*finding["command"].split()[1:], home=home).returncode == 0
     done = sona("doctor", home=home)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^ok +disk ", done.stdout, re.MULTILINE)
+    # How much room there is is the machine's affair.
+    assert re.search(r"^(ok|warning|wrong) +disk ", done.stdout, re.MULTILINE)
 
 
 def test_a_login_without_rights_is_told_which(url: str, role: Callable[..., str]) -> None:

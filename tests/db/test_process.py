@@ -13,7 +13,6 @@ from sona_pg.config import BackgroundConfig
 from sona_pg.errors import (
     ConfigError,
     DatabaseBusy,
-    DatabaseError,
     EmbedderError,
     EmbedderMismatch,
     InvalidInput,
@@ -179,7 +178,7 @@ def test_what_is_missing_is_said(connect: Callable[..., SonaEngine], url: str) -
             engine.process("a parcel")
     with pytest.raises(ConfigError, match="needs an embedder"):
         SonaEngine.connect(url, space="without embedder", text_column="body")
-    with pytest.raises(DatabaseError, match="nowhere"):
+    with pytest.raises(InvalidInput, match="no column 'nowhere'"):
         connect(text_column="nowhere").process("a parcel")
 
 
