@@ -21,8 +21,9 @@ FilePath = str | os.PathLike[str]
 MOST_BYTES = 1 << 31
 """A larger file is not read."""
 
-_UNFINISHED = re.compile(r"\.sona-[a-z0-9_]{8}")
-"""What a file is called until all of it is on the disk."""
+_PREFIX = ".sona-unfinished-"
+_UNFINISHED = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+"""What a file is called until all of it is on the disk. Nobody calls anything else so: what is left is removed."""
 
 _LEAST_AGE_SECONDS = 60.0
 """What was written later is not taken for left: its writer may not have locked it yet."""
@@ -74,7 +75,7 @@ def _absolute(path: FilePath) -> str:
 def _unfinished(directory: str) -> tuple[int, str]:
     """A new file that is locked while it is written; what writers that were killed have left there is removed."""
     _remove_left(directory)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".sona-")
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=_PREFIX)
     _lock(handle)
     return handle, temporary
 
@@ -222,7 +223,7 @@ def write_directory(path: FilePath, files: Mapping[str, bytes]) -> None:
         if _is_there(target) and (os.path.islink(target) or not os.path.isdir(target) or os.listdir(target)):
             raise FileExistsError(_TAKEN)
         _remove_left(os.path.dirname(target))
-        temporary = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".sona-")
+        temporary = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=_PREFIX)
         handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         _lock(handle)
         for name, data in files.items():

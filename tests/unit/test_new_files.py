@@ -157,7 +157,7 @@ def killed_while_writing(path: Path, how: str) -> Path:
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
-    (left,) = (entry for entry in path.parent.iterdir() if entry.name.startswith(".sona-"))
+    (left,) = (entry for entry in path.parent.iterdir() if entry.name.startswith(".sona-unfinished-"))
     return left
 
 
@@ -177,11 +177,13 @@ def test_what_a_killed_writer_has_left_goes_with_the_next_one(tmp_path: Path, ho
 
 
 def test_what_another_is_writing_and_what_is_not_ours_stays(tmp_path: Path) -> None:
-    others = [tmp_path / name for name in (".sona-notes", ".sona-abcdefghi", ".sona-link_123", ".sona-pipe_123")]
-    others[0].write_text("mine")
+    names = "settings", "unfinished-notes", "unfinished-abcdefghi", "unfinished-link_123", "unfinished-pipe_123"
+    others = [tmp_path / f".sona-{name}" for name in names]
+    others[0].mkdir()
     others[1].write_text("mine")
-    others[2].symlink_to(others[0])
-    os.mkfifo(others[3])
+    others[2].write_text("mine")
+    others[3].symlink_to(others[1])
+    os.mkfifo(others[4])
     with replacing(tmp_path / "first") as file:
         file.write(b"first")
         file.flush()
