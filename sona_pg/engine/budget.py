@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,9 +28,6 @@ from sona_pg.loops.admission import admitted
 from sona_pg.loops.buffer import TrajectoryBuffer
 from sona_pg.types import FloatVector, QueryTrajectory
 
-if TYPE_CHECKING:
-    from sona_pg.engine.engine import SonaEngine
-
 CODE_BYTES = 16 << 20
 """Modules of an engine over an interpreter with NumPy and psycopg, by `python -m benchmarks memory`, and some more."""
 
@@ -48,6 +44,13 @@ _EVENT = 768
 """A trajectory without its vectors, steps and texts, its id, its entry for the ledger and the edges that it touches."""
 _STEP = 176
 """A step without its vectors and the id of its item."""
+
+_HALVINGS = 7
+"""How often what is not set is halved, at most."""
+_BUFFERS_FIRST = 4
+"""After so many halvings of the buffers the sample is halved, too."""
+_TIMED = 500
+"""Requests whose median is the latency."""
 
 
 def memory_bound(
@@ -177,10 +180,6 @@ def within_budget(
     )
 
 
-_HALVINGS = 7
-_BUFFERS_FIRST = 4
-
-
 def check_latency(config: SonaConfig, dim: int, adapter: QueryAdapterConfig | None) -> None:
     """Refuse a target latency that this machine does not reach with these settings, with a `ConfigError`.
 
@@ -198,7 +197,7 @@ def check_latency(config: SonaConfig, dim: int, adapter: QueryAdapterConfig | No
         return
     rank = (adapter or config.adapter_config or QueryAdapterConfig.for_dim(dim)).rank
     served = Serving([_random_map(dim, min(rank, dim)), _random_map(dim, 1), _random_map(dim, 1)])
-    measured = _median_us(served.adapt, dim, config.space_config or SpaceConfig(), 500)
+    measured = _median_us(served.adapt, dim, config.space_config or SpaceConfig())
     if measured > target:
         raise ConfigError(
             f"target_latency_us is {target:g}, and adapting and recording take {measured:.0f} here, in the median: "
@@ -213,33 +212,12 @@ def _random_map(dim: int, rank: int) -> LowRank:
     return made
 
 
-def request_latency(engine: SonaEngine, calls: int = 500) -> float:
-    """Median of the microseconds that a request spends in `adapt` and `record`, without the database.
-
-    What is recorded goes to a buffer that is thrown away: nothing of the engine changes.
-
-    Parameters
-    ----------
-    engine
-        An engine that is open.
-    calls
-        How many requests are timed.
-
-    Raises
-    ------
-    ConfigError
-        If the engine is closed, or `calls` is no number of calls.
-    """
-    if not isinstance(calls, int) or isinstance(calls, bool) or not 1 <= calls <= 1_000_000:
-        raise ConfigError(f"calls is {calls!r}, expected a whole number from 1 to 1000000")
-    return _median_us(engine.adapt, engine.space.dim, engine.space.config, calls)
-
-
-def _median_us(adapt: Callable[[FloatVector], object], dim: int, space: SpaceConfig, calls: int) -> float:
-    buffer = TrajectoryBuffer(calls)
-    queries = np.random.default_rng(0).standard_normal((min(calls, 64), dim), dtype=np.float32)
+def _median_us(adapt: Callable[[FloatVector], object], dim: int, space: SpaceConfig) -> float:
+    """Of the microseconds that a request spends in `adapt` and `record`; the buffer is thrown away."""
+    buffer = TrajectoryBuffer(_TIMED)
+    queries = np.random.default_rng(0).standard_normal((64, dim), dtype=np.float32)
     shown, taken = [str(item) for item in range(SHOWN)], []
-    for call in range(calls):
+    for call in range(_TIMED):
         query = queries[call % len(queries)]
         began = time.perf_counter_ns()
         adapt(query)

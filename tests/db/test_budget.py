@@ -1,10 +1,11 @@
-"""What an engine may take: the bound of its memory holds, and is not idle; a request is timed without a trace."""
+"""What an engine may take: the bound of its memory holds, and is not idle; a target latency is measured."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,11 +18,14 @@ from sona_pg import (
     EmbeddingConfig,
     InstantLoopConfig,
     QueryAdapterConfig,
+    SonaConfig,
     SonaEngine,
     StoreConfig,
     StrategyConfig,
 )
-from sona_pg.engine.budget import memory_bound, request_latency
+from sona_pg.engine import budget
+from sona_pg.engine.budget import check_latency, memory_bound
+from sona_pg.learning.serving import Serving
 from sona_pg.store.connection import Connection
 from sona_pg.text.embedders import FunctionEmbedder
 
@@ -157,24 +161,8 @@ def test_a_bound_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
         memory_bound(**{"dim": 8, **wrong})
 
 
-def test_a_request_is_timed_and_leaves_nothing(engine: SonaEngine, rng: np.random.Generator) -> None:
-    engine.record(rng.standard_normal(16), ["1", "2"], [1.0, 0.0])
-    engine.flush()
-    before, state = engine.metrics, engine.instant.learner.to_bytes()
-    taken = request_latency(engine, 50)
-    assert 0 < taken < 1e6
-    assert (engine.metrics, engine.instant.learner.to_bytes()) == (before, state)
-    for calls in (0, True, 1.5, "5"):
-        with pytest.raises(ConfigError, match="calls"):
-            request_latency(engine, calls)  # type: ignore[arg-type]
-
-
-def test_a_request_that_takes_longer_is_seen(engine: SonaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what is timed, adapting and recording are parts."""
-    from sona_pg.engine import budget
-
+def test_a_target_is_measured_by_adapting_and_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    adapt, record = engine.adapt, budget._record
 
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*arguments: Any) -> Any:  # noqa: ANN401
@@ -183,10 +171,22 @@ def test_a_request_that_takes_longer_is_seen(engine: SonaEngine, monkeypatch: py
 
         return wrapper
 
-    monkeypatch.setattr(engine, "adapt", noted("adapt", adapt))
-    monkeypatch.setattr(budget, "_record", noted("record", record))
-    request_latency(engine, 3)
-    assert done == ["adapt", "record"] * 3
+    monkeypatch.setattr(Serving, "adapt", noted("adapt", Serving.adapt))
+    monkeypatch.setattr(budget, "_record", noted("record", budget._record))
+    check_latency(SonaConfig(target_latency_us=1e9), 16, None)
+    assert done
+    assert done == ["adapt", "record"] * (len(done) // 2)
+
+
+@pytest.mark.parametrize("part", ["adapt", "record"])
+def test_a_part_that_takes_longer_is_seen(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> None:
+        time.sleep(0.002)
+
+    monkeypatch.setattr(*((Serving, "adapt") if part == "adapt" else (budget, "_record")), slow)
+    with pytest.raises(ConfigError, match=r"adapting and recording take \d+ here"):
+        check_latency(SonaConfig(target_latency_us=1000), 16, None)
+    check_latency(SonaConfig(), 16, None)
 
 
 _IMPORTS = """
