@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sona_pg.config import MAX_DIM, QueryAdapterConfig, SonaConfig, SpaceConfig
+from sona_pg.config import SonaConfig
 from sona_pg.engine.budget import check_latency, within_budget
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
 from sona_pg.loops.admission import checked_text
@@ -21,12 +21,15 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
     """The space with its loops, and the settings within the memory budget; errors as of `SonaEngine`."""
     space, dim, embedder, space_config = config.space, config.dim, config.embedder, config.space_config
     home = None if config.home is None else os.fspath(config.home)
+    checked_text(space, "the name of the space")
+    if embedder is not None:
+        checked_text(embedder, "embedder")
     database = open_database(config.database_url, home=home, config=config.store_config)
     with database.connect() as connection:
         there = spaces.find_space(connection, space)
         # Before anything is created or declared: what is refused must leave nothing behind.
         config = _reachable(connection, there, config)
-        found = _open_or_create(connection, space, dim, embedder, space_config, config.adapter_config)
+        found = there or _create(connection, config)
         if found.standby_of is not None:
             raise EmbedderMismatch(
                 f"space {space!r} is kept beside another one, which changes its embedder: connect to that one"
@@ -64,26 +67,15 @@ def _reachable(connection: Connection, there: Space | None, config: SonaConfig) 
     return config
 
 
-def _open_or_create(
-    connection: Connection,
-    name: str,
-    dim: int | None,
-    embedder: str | None,
-    config: SpaceConfig | None,
-    adapter: QueryAdapterConfig | None,
-) -> Space:
-    checked_text(name, "the name of the space")
-    if dim is not None and (not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
-        raise ConfigError(f"dim is {dim!r}, expected a whole number from 1 to {MAX_DIM}")
-    if embedder is not None:
-        checked_text(embedder, "embedder")
-    found = spaces.find_space(connection, name)
-    if found is None and dim is not None:
-        if adapter is not None and adapter.rank > dim:
-            raise ConfigError(f"rank {adapter.rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
-        try:
-            return spaces.create_space(connection, name, dim, embedder=embedder, config=config)
-        except InvalidInput:
-            # Another process that starts at the same time may have created it.
-            found = spaces.find_space(connection, name)
-    return spaces.get_space(connection, name) if found is None else found
+def _create(connection: Connection, config: SonaConfig) -> Space:
+    """The space, which was not there."""
+    name, dim, adapter = config.space, config.dim, config.adapter_config
+    if dim is None:
+        return spaces.get_space(connection, name)  # says what helps
+    if adapter is not None and adapter.rank > dim:
+        raise ConfigError(f"rank {adapter.rank} exceeds the dimension {dim}: choose a rank of at most {dim}")
+    try:
+        return spaces.create_space(connection, name, dim, embedder=config.embedder, config=config.space_config)
+    except InvalidInput:
+        # Another process that starts at the same time may have created it.
+        return spaces.get_space(connection, name)
