@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sona_pg.config import SonaConfig
+from sona_pg.errors import PermissionDenied, SchemaMismatch, SonaError
 from sona_pg.store.database import Database
 from sona_pg.store.spaces import Space
 
@@ -84,14 +85,27 @@ def run_cycles(database: Database, space: Space, config: SonaConfig, stop: threa
     return threads
 
 
+_AGAIN_SECONDS = 5.0
+"""After a failure that may pass."""
+
+
 def _run(name: str, database: Database, space: Space, config: SonaConfig, stop: threading.Event) -> None:
     from sona_pg.loops.coordinator import LoopCoordinator
 
+    failure = ""
     with contextlib.closing(LoopCoordinator(database, loop_of(name, config), only=space)) as coordinator:
         while not stop.is_set():
             try:
                 coordinator.run(stop)
+            except (PermissionDenied, SchemaMismatch) as error:
+                # Nothing that this process can wait for.
+                log.warning("the %s loop of space %r does not run here: %s", name, space.name, error)
+                return
+            except SonaError as error:
+                if str(error) != failure:
+                    failure = str(error)
+                    log.warning("the %s loop of space %r failed, will be tried again: %s", name, space.name, error)
+                stop.wait(_AGAIN_SECONDS)
             except Exception:
-                # As in a worker: what went wrong is in `sona.runs`, and the engine goes on without.
-                log.exception("the %s loop of space %r ended, and is begun again", name, space.name)
-                stop.wait(1.0)
+                log.exception("the %s loop of space %r failed, will be tried again", name, space.name)
+                stop.wait(_AGAIN_SECONDS)
