@@ -211,7 +211,7 @@ class ArchiveReader:
             raise IoError(f"{self._path!r} cannot be read ({cause}): pass the path of a file that was saved") from cause
         except (
             zipfile.BadZipFile,
-            NotImplementedError,
+            NotImplementedError,  # zipfile's, of a method of compression that it does not know
             RuntimeError,
             struct.error,
             ValueError,
