@@ -40,6 +40,7 @@ from sona_pg.engine.async_engine import Opening
 from sona_pg.loops import on_demand
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
+from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
 from .conftest import DIM
@@ -696,18 +697,20 @@ def test_it_opens_as_the_engine_does(own_url: str, space_name: str, application:
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_the_program_of_the_page_runs(url: str, connection: Connection) -> None:
+def test_the_program_of_the_page_runs(empty_url: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "async.md").read_text(encoding="utf-8")
     program: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], program)
-    connection.execute("CREATE TABLE public.articles (id text PRIMARY KEY, body text, embedding vector(256))")
+    migrate(empty_url)
     texts = {"parcel": "A parcel takes two days.", "password": "Reset your password by the link in the mail."}
-    for (id, text), row in zip(texts.items(), HashingEmbedder(256).embed(list(texts.values())), strict=True):
-        connection.execute("INSERT INTO public.articles VALUES (%s, %s, %s)", (id, text, row))
+    with connect(empty_url) as connection:
+        connection.execute("CREATE TABLE public.articles (id text PRIMARY KEY, body text, embedding vector(256))")
+        for (id, text), row in zip(texts.items(), HashingEmbedder(256).embed(list(texts.values())), strict=True):
+            connection.execute("INSERT INTO public.articles VALUES (%s, %s, %s)", (id, text, row))
 
     async def used() -> None:
         app = program["App"]()
-        await app.start(url)
+        await app.start(empty_url)
         try:
             ann, bob = await asyncio.gather(app.ask("ann", "my password"), app.ask("bob", "a parcel"))
             assert ann["answer"] == f"ann, see password: {texts['password']}"
@@ -716,14 +719,11 @@ def test_the_program_of_the_page_runs(url: str, connection: Connection) -> None:
         finally:
             await app.stop()
 
-    try:
-        asyncio.run(used())
+    asyncio.run(used())
+    with connect(empty_url) as connection:
         assert connection.execute(
             "SELECT count(*) FROM sona.trajectory JOIN sona.space USING (space_id) WHERE name = 'support'"
         ).fetchall() == [(2,)]
-    finally:
-        connection.execute("SELECT sona.drop_space('support')")
-        connection.execute("DROP TABLE public.articles")
 
 
 def test_embedders_that_do_not_answer_hold_up_neither_flush_nor_close(url: str, space_name: str) -> None:

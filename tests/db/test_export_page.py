@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 
 from sona_pg.store.connection import connect
+from sona_pg.store.migrate import migrate
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_code_of_the_page_runs(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with connect(url) as connection:
+    migrate(empty_url)
+    with connect(empty_url) as connection:
         connection.execute("CREATE TABLE public.articles (id integer PRIMARY KEY, embedding vector(16))")
         for item in (7, 8):
             embedding = np.random.default_rng(item).standard_normal(16).astype(np.float32)
             connection.execute("INSERT INTO public.articles VALUES (%s, %s)", (item, embedding))
-    names: dict[str, Any] = {"url": url}
+    names: dict[str, Any] = {"url": empty_url}
     run = [block for block in BLOCKS if "import torch" not in block]
     assert len(run) == len(BLOCKS) - 1 >= 4
     for block in run:
