@@ -324,7 +324,8 @@ COMMENT ON COLUMN sona.integration.updated_at IS 'when it last changed';
 COMMENT ON COLUMN sona.deployments.space IS 'name of the space';
 COMMENT ON COLUMN sona.deployments.created_at IS 'when it was done';
 COMMENT ON COLUMN sona.deployments.actor IS 'login that did it';
-COMMENT ON COLUMN sona.deployments.action IS 'publish, deploy, freeze, strategy, control, forget or embedder';
+COMMENT ON COLUMN sona.deployments.action IS
+    'publish, deploy, freeze, strategy, control, transfer, forget, embedder, load or import';
 COMMENT ON COLUMN sona.deployments.before IS 'version or setting before';
 COMMENT ON COLUMN sona.deployments.after IS 'version or setting since';
 COMMENT ON COLUMN sona.deployments.reason IS 'why';
