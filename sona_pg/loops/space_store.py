@@ -1,4 +1,4 @@
-"""A space in the database, as a loop holds it: one connection, made anew after it failed."""
+"""A space in the database, as a loop holds it: one connection, made anew after it has ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from sona_pg.config import StoreConfig
 from sona_pg.errors import SonaError
 from sona_pg.store import errors
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, is_over
 from sona_pg.store.spaces import Space
 from sona_pg.store.spool import Spool
 
@@ -19,7 +19,7 @@ log = logging.getLogger("sona_pg")
 
 
 class SpaceStore:
-    """A space in the database, over one connection that is made anew after it failed.
+    """A space in the database, over one connection that is made anew after it has ended.
 
     Parameters
     ----------
@@ -53,8 +53,9 @@ class SpaceStore:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def connection(self) -> Connection:
-        """The connection, alive as far as is known."""
-        if self._connection is None or self._connection.closed:
+        """The connection, alive as far as is known without asking the server."""
+        if self._connection is None or is_over(self._connection):
+            self.discard()
             self._connection = self._connect()
         return self._connection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 from collections.abc import Iterator
 
 import numpy as np
@@ -180,6 +181,15 @@ async def connect_async(url: str, *, config: StoreConfig, application: str = "so
         await connection.close()
         raise
     return connection
+
+
+def is_over(connection: Connection | AsyncConnection) -> bool:
+    """Whether an idle connection is closed, or the server has spoken unasked: it does when it ends one."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _conninfo(url: str, config: StoreConfig, application: str) -> str:

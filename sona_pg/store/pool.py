@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +13,7 @@ from typing import Protocol
 from psycopg.pq import TransactionStatus
 
 from sona_pg.errors import DatabaseUnavailable
-from sona_pg.store.connection import AsyncConnection, Connection, translated
+from sona_pg.store.connection import AsyncConnection, Connection, is_over, translated
 from sona_pg.store.database import Database
 from sona_pg.store.reader import AsyncReader, Reader, SyncReader
 
@@ -80,7 +79,7 @@ class ConnectionPool:
                 if not self._idle:
                     return None
                 connection = self._idle.pop()
-            if not _is_over(connection):
+            if not is_over(connection):
                 return connection
             connection.close()
 
@@ -155,7 +154,7 @@ class AsyncConnectionPool:
     async def _taken(self) -> AsyncConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not _is_over(connection):
+            if not is_over(connection):
                 return connection
             await connection.close()
         return None
@@ -178,12 +177,3 @@ class AsyncConnectionPool:
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.close()
-
-
-def _is_over(connection: Connection | AsyncConnection) -> bool:
-    """Whether an idle connection is closed, or the server has spoken unasked: it does when it ends one."""
-    if connection.closed:
-        return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

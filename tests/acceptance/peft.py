@@ -24,6 +24,7 @@ from sona_pg import SonaEngine, SpaceConfig, TrajectoryBuilder
 from sona_pg.exchange.peft_files import read_adapter
 from sona_pg.kernels import LowRank
 from sona_pg.learning.serving import Serving
+from sona_pg.store.connection import connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
@@ -108,7 +109,7 @@ def check(url: str, dim: int, place: Path) -> dict[str, float]:
         )
 
     with opened("first") as first, opened("second") as second, opened("third") as third:
-        with first._search.connection() as connection:
+        with connect(url) as connection:
             connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
             connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(items)))
         for engine in (first, second):

@@ -16,7 +16,6 @@ from psycopg.conninfo import make_conninfo
 from sona_pg import (
     ConfigError,
     DatabaseError,
-    DatabaseUnavailable,
     InstantLoopConfig,
     InvalidInput,
     QueryAdapterConfig,
@@ -201,23 +200,22 @@ def test_sets_of_items_that_are_named_at_once_do_not_collide(
 # Connections that end
 
 
-def test_a_flush_over_a_connection_that_ended_says_so_and_the_next_one_succeeds(
-    connection: Connection, engine: SonaEngine, items: tuple[str, Matrix], rng: np.random.Generator
+def test_connections_that_the_server_ended_are_made_anew(
+    url: str, connection: Connection, engine: SonaEngine, items: tuple[str, Matrix], rng: np.random.Generator
 ) -> None:
-    engine.flush()
     connection.execute(f"INSERT INTO {items[0]} VALUES (3000, %s)", (_query(rng),))
-    for _ in range(5):
-        engine.record(_query(rng), ["3000"], [1.0])
-    connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-        " AND datname = current_database()"
-    )
-    with pytest.raises(DatabaseUnavailable):
-        engine.flush()
-    assert engine.metrics.last_error is not None
-    engine.flush()
-    assert _count(connection, "learning_event", engine.space.space_id) == 5
-    assert engine.instant.learner.events == 5
+    others = make_conninfo(url, application_name="ended")
+    with SonaEngine.connect(others, space=engine.space.name, background=False) as used:
+        for learn in (used.flush, lambda: used.learn_one(_query(rng), {"3000": 1.0}), used.background_learn):
+            used.record(_query(rng), ["3000"], [1.0])
+            ended = connection.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'ended'"
+            ).fetchall()
+            assert ended
+            learn()
+            assert used.metrics.last_error is None
+        assert used.instant.learner.events == 4
+    assert _count(connection, "learning_event", engine.space.space_id) == 4
 
 
 def test_a_flush_does_not_wait_forever_for_the_learner(url: str, engine: SonaEngine, rng: np.random.Generator) -> None:
