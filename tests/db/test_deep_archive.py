@@ -18,7 +18,7 @@ from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection, connect
 
-from .test_deep import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
+from .deep_worlds import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit, connection, deep_url, world
 
 __all__ = ["connection", "deep_url", "world"]
 """Fixtures."""
