@@ -464,7 +464,7 @@ def test_nothing_of_another_space_is_seen(world: World, login: Callable[[str], C
                 (world.ids["beta"], world.ids["alpha"]),
             ).fetchall() == [(0, True)], table
     for view in _tables(own, "v"):
-        if view == "workers":  # one that is at work in a space is looked at in test_loops.py
+        if view == "workers":  # one that is at work in a space is looked at in test_loops_workers.py
             continue
         assert own.execute(
             f"SELECT count(*) FILTER (WHERE space = 'beta'), count(*) FILTER (WHERE space = 'alpha') > 0"
