@@ -44,7 +44,7 @@ from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
 from .conftest import DIM
-from .test_strategist import QUESTIONS, World
+from .recurring import QUESTIONS, World
 
 STRATEGIES = ("frozen", "adapted", "familiar", "boosted", "stake", "fusion", "related", "shadow", "learned")
 WAIT_SECONDS = 30

@@ -18,7 +18,7 @@ from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.worker import InstantWorker
 
-from .test_strategist import QUESTIONS, World
+from .recurring import QUESTIONS, World
 
 SHARE = 0.3
 

@@ -25,8 +25,8 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.spaces import Space
 
 from .conftest import World as Tenants
+from .recurring import World
 from .test_improvement import DIM, Answer, mixed, write
-from .test_strategist import World
 
 HOSTILE = """</title></style><script>alert("x")</script><img src=x onerror='y'>&amp;\u202e"""
 VOID = {"meta", "br", "hr", "img", "link", "input"}

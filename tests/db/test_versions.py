@@ -20,7 +20,7 @@ from sona_pg.store.learning import read_state
 from sona_pg.store.versions import read_version
 from sona_pg.worker import InstantWorker
 
-from .test_strategist import DIM, QUESTIONS, World
+from .recurring import DIM, QUESTIONS, World
 
 PUBLISH = StoreConfig(publish_every_events=50)
 

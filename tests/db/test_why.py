@@ -22,8 +22,8 @@ from sona_pg.store.strategy_settings import claim_settings
 from sona_pg.store.why import Why, why
 
 from .conftest import World as Tenants
+from .recurring import World
 from .test_cli import sona
-from .test_strategist import World
 
 LEARNED = ("adapted", "familiar", "boosted", "stake", "fusion", "related")
 
