@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -13,44 +11,29 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from numpy.typing import NDArray
-from psycopg.conninfo import make_conninfo
 
 from sona_pg import (
     AsyncSonaEngine,
     ConfigError,
-    Context,
-    DatabaseUnavailable,
     DimensionMismatch,
-    EmbedderError,
-    FunctionEmbedder,
     HashingEmbedder,
     InvalidInput,
-    Item,
-    LearningError,
-    LearningMode,
-    Recall,
-    ResponderError,
-    SonaConfig,
     SonaEngine,
     SpaceConfig,
     StoreConfig,
 )
-from sona_pg.engine.async_engine import Opening
-from sona_pg.loops import on_demand
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
-from sona_pg.store.server import EmbeddedServer
 
+from .awaited import Open, said, sessions, until, waiting
+from .awaited import application as application
+from .awaited import opened as opened
+from .awaited import own_url as own_url
 from .conftest import DIM
 from .recurring import QUESTIONS, World
 
 STRATEGIES = ("frozen", "adapted", "familiar", "boosted", "stake", "fusion", "related", "shadow", "learned")
-WAIT_SECONDS = 30
-
-Vector = NDArray[np.float32]
-Open = Callable[..., Opening]
 
 
 @pytest.fixture(scope="module")
@@ -61,60 +44,6 @@ def taught(url: str) -> Iterator[World]:
     world.engine.background_learn(minimum=1)
     yield world
     world.engine.close()
-
-
-@pytest.fixture
-def application() -> str:
-    """What the connections of this test are called."""
-    return f"async {uuid.uuid4()}"
-
-
-@pytest.fixture
-def own_url(url: str, application: str) -> str:
-    """The same database, under that name."""
-    return make_conninfo(url, application_name=application)
-
-
-@pytest.fixture
-def opened(own_url: str, space_name: str, engine: SonaEngine) -> Open:
-    """Opens an engine for asyncio on the space of `engine`."""
-
-    def open_(**settings: Any) -> Opening:  # noqa: ANN401
-        return AsyncSonaEngine.connect(own_url, space=space_name, background=False, **settings)
-
-    return open_
-
-
-def said(found: Recall) -> tuple[object, ...]:
-    """All of an answer but its id."""
-    return found.query.tobytes(), found.items, found.answer
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Waits in the event loop."""
-    for _ in range(WAIT_SECONDS * 100):
-        if holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
-
-
-def waiting(connection: Connection, application: str) -> int:
-    """How many sessions wait for a lock."""
-    ((found,),) = connection.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'", (application,)
-    ).fetchall()
-    return int(found)
-
-
-def sessions(connection: Connection, application: str) -> list[int]:
-    """Processes of the server."""
-    return [
-        row[0]
-        for row in connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = %s", (application,)
-        ).fetchall()
-    ]
 
 
 # ---- the same answers ------------------------------------------------------------------------------------------------
@@ -207,377 +136,6 @@ def test_versions_and_users_go_the_same_way(opened: Open, rng: np.random.Generat
             assert (await sona.improvement_metrics()).answers_7d == 0
 
     asyncio.run(used())
-
-
-# ---- many at once ----------------------------------------------------------------------------------------------------
-
-
-def test_a_hundred_recalls_at_once_share_few_connections(
-    opened: Open,
-    engine: SonaEngine,
-    connection: Connection,
-    application: str,
-    rng: np.random.Generator,
-) -> None:
-    queries = rng.standard_normal((100, DIM)).astype(np.float32)
-    expected = [said(found) for found in engine.recall_batch(queries)]
-
-    async def answered() -> tuple[list[Recall], int]:
-        async with opened(store=StoreConfig(async_connections=3)) as sona:
-            before = len(sessions(connection, application))
-            found = await asyncio.gather(*(sona.recall(query) for query in queries))
-            return found, len(sessions(connection, application)) - before
-
-    found, made = asyncio.run(answered())
-    assert [said(one) for one in found] == expected
-    assert len({one.trajectory_id for one in found}) == 100
-    assert made == 3
-    # Those of the loops go with the rest, when they have seen that nobody is there any more.
-    asyncio.run(until(lambda: not sessions(connection, application)))
-
-
-def test_the_loop_goes_on_while_the_database_does_not_answer(
-    opened: Open,
-    items: tuple[str, Vector],
-    url: str,
-    application: str,
-    rng: np.random.Generator,
-) -> None:
-    query = rng.standard_normal(DIM)
-
-    async def answered() -> None:
-        async with opened() as sona:
-            with connect(url) as blocker, connect(url) as observer:
-                with blocker.transaction():
-                    blocker.execute(f"LOCK TABLE {items[0]} IN ACCESS EXCLUSIVE MODE")
-                    asking = [asyncio.ensure_future(sona.recall(query)) for _ in range(3)]
-                    # The same thread holds the lock: were it blocked, nobody would ever let go.
-                    await until(lambda: waiting(observer, application) == 3)
-                    sona.record(query, ["1"], [1.0])
-                assert len({said(found) for found in await asyncio.gather(*asking)}) == 1
-
-    asyncio.run(answered())
-
-
-@pytest.mark.parametrize("work", ["deep_learn", "background_learn", "flush", "partial_fit"])
-def test_a_heartbeat_goes_on_while_it_learns(work: str, opened: Open, rng: np.random.Generator) -> None:
-    async def beaten() -> int:
-        beats = 0
-        async with opened() as sona:
-            for i in range(120):
-                sona.record(rng.standard_normal(DIM), [str(i % 20 + 1)], [1.0])
-            arguments = (rng.standard_normal((20, DIM)), [{"1": 1.0}] * 20) if work == "partial_fit" else ()
-            learning = asyncio.ensure_future(getattr(sona, work)(*arguments))
-            while not learning.done():
-                await asyncio.sleep(0.001)
-                beats += 1
-            await learning
-        return beats
-
-    # Were it done in the loop, one beat would see all of it.
-    assert asyncio.run(beaten()) > 3
-
-
-# ---- cancelled -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("asked", ["recall", "recall_batch", "predict_one"])
-def test_a_cancelled_request_ends_on_the_server_and_leaves_the_connection_sound(
-    asked: str,
-    opened: Open,
-    items: tuple[str, Vector],
-    url: str,
-    application: str,
-    rng: np.random.Generator,
-) -> None:
-    query = rng.standard_normal(DIM)
-
-    async def cancelled() -> None:
-        async with opened(store=StoreConfig(async_connections=1)) as sona:
-            expected = said(await sona.recall(query))
-            with connect(url) as blocker, connect(url) as observer:
-                before = set(sessions(observer, application))
-                with blocker.transaction():
-                    blocker.execute(f"LOCK TABLE {items[0]} IN ACCESS EXCLUSIVE MODE")
-                    asking = asyncio.ensure_future(getattr(sona, asked)([query] if asked == "recall_batch" else query))
-                    queued = asyncio.ensure_future(sona.recall(query))
-                    await until(lambda: waiting(observer, application) == 1)
-                    for task in (queued, asking):
-                        task.cancel()
-                        with pytest.raises(asyncio.CancelledError):
-                            await task
-                    assert waiting(observer, application) == 0
-                assert said(await asyncio.wait_for(sona.recall(query), WAIT_SECONDS)) == expected
-                assert set(sessions(observer, application)) == before
-
-    asyncio.run(cancelled())
-
-
-def test_a_transaction_that_is_cancelled_is_over(opened: Open, url: str, application: str) -> None:
-    async def cancelled() -> None:
-        async with opened(store=StoreConfig(async_connections=1)) as sona:
-            expected = await sona.improvement_metrics()
-            with connect(url) as blocker, connect(url) as observer:
-                with blocker.transaction():
-                    blocker.execute("LOCK TABLE sona.memory_state IN ACCESS EXCLUSIVE MODE")
-                    asking = asyncio.ensure_future(sona.improvement_metrics())
-                    await until(lambda: waiting(observer, application) == 1)
-                    asking.cancel()
-                    with pytest.raises(asyncio.CancelledError):
-                        await asking
-                states = observer.execute(
-                    "SELECT state FROM pg_stat_activity WHERE application_name = %s", (application,)
-                ).fetchall()
-                assert {state for (state,) in states} == {"idle"}
-            assert await sona.improvement_metrics() == expected
-
-    asyncio.run(cancelled())
-
-
-def test_a_cancelled_flush_loses_nothing(
-    opened: Open,
-    engine: SonaEngine,
-    url: str,
-    application: str,
-    connection: Connection,
-    rng: np.random.Generator,
-) -> None:
-    async def cancelled() -> uuid.UUID:
-        async with opened() as sona:
-            id = sona.record(rng.standard_normal(DIM), ["1"], [1.0])
-            with connect(url) as blocker, connect(url) as observer, blocker.transaction():
-                blocker.execute("SELECT FROM sona.learner WHERE space_id = %s FOR UPDATE", (engine.space.space_id,))
-                flushing = asyncio.ensure_future(sona.flush())
-                await until(lambda: waiting(observer, application) == 1)
-                flushing.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await flushing
-        return id
-
-    id = asyncio.run(cancelled())
-    rows = connection.execute("SELECT revision FROM sona.ledger WHERE trajectory_id = %s", (id,)).fetchall()
-    assert len(rows) == 1
-
-
-def test_a_cycle_that_is_under_way_is_left_when_the_engine_closes(
-    opened: Open,
-    connection: Connection,
-    space_name: str,
-    rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A closed engine would otherwise go on for minutes, and write what nobody awaits."""
-    begun = threading.Event()
-
-    class Slow(on_demand.LoopCoordinator):
-        def step(self, stop: threading.Event | None = None) -> int:
-            assert stop is not None
-            begun.set()
-            assert stop.wait(WAIT_SECONDS)
-            return super().step(stop)
-
-    monkeypatch.setattr(on_demand, "LoopCoordinator", Slow)
-
-    async def closed() -> None:
-        async with opened() as sona:
-            sona.record(rng.standard_normal(DIM), ["1"], [1.0])
-            learning = asyncio.ensure_future(sona.deep_learn())
-            assert await asyncio.to_thread(begun.wait, WAIT_SECONDS)
-        with pytest.raises(LearningError, match="closed during the deep cycle"):
-            await learning
-
-    asyncio.run(closed())
-    runs = connection.execute("SELECT state FROM sona.runs WHERE space = %s", (space_name,)).fetchall()
-    assert runs == [("requested",)]
-
-
-# ---- cut off ---------------------------------------------------------------------------------------------------------
-
-
-def test_connections_that_were_ended_are_made_anew(
-    opened: Open,
-    engine: SonaEngine,
-    own_url: str,
-    connection: Connection,
-    application: str,
-    rng: np.random.Generator,
-) -> None:
-    query = rng.standard_normal(DIM)
-
-    def end() -> None:
-        ended = sessions(connection, application)
-        assert len(ended) >= 3
-        for pid in ended:
-            connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
-
-    async def answered() -> list[Recall]:
-        async with opened() as sona:
-            await asyncio.gather(*(sona.recall(query) for _ in range(5)))
-            end()
-            return await asyncio.gather(*(sona.recall(query) for _ in range(5)))
-
-    expected = said(engine.recall(query))
-    assert {said(found) for found in asyncio.run(answered())} == {expected}
-    with SonaEngine.connect(own_url, space=engine.space.name, background=False) as other:
-        other.recall(query)
-        end()
-        assert said(other.recall(query)) == expected
-
-
-def test_requests_fail_while_the_server_is_away_and_go_on_when_it_is_back(home: Path, rng: np.random.Generator) -> None:
-    server = EmbeddedServer(home)
-    url = server.start()
-    with connect(SonaEngine.connect(home=home, space="outage", dim=DIM, background=False).url) as connection:
-        connection.execute(f"CREATE TABLE public.things (id integer PRIMARY KEY, embedding vector({DIM}))")
-        for row in range(20):
-            connection.execute("INSERT INTO public.things VALUES (%s, %s)", (row, rng.standard_normal(DIM).tolist()))
-    query = rng.standard_normal(DIM)
-
-    async def answered() -> None:
-        async with AsyncSonaEngine.connect(url, home=home, space="outage", background=False) as sona:
-            await sona.set_items("public.things", "id", "embedding")
-            before = said(await sona.recall(query))
-            await asyncio.to_thread(server.stop)
-            for found in await asyncio.gather(*(sona.recall(query) for _ in range(5)), return_exceptions=True):
-                assert isinstance(found, DatabaseUnavailable)
-            id = sona.record(query, ["1"], [1.0])
-            await asyncio.to_thread(server.start)
-            assert said(await sona.recall(query)) == before
-            with contextlib.suppress(DatabaseUnavailable):
-                await sona.flush()  # the connection of the loops finds out by this
-            await sona.flush()
-            assert (await sona.why(id)).trajectory_id == id
-
-    asyncio.run(answered())
-
-
-# ---- texts -----------------------------------------------------------------------------------------------------------
-
-
-class Letters:
-    """An embedder that awaits."""
-
-    dim, fingerprint = DIM, "letters"
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.failure: Exception | None = None
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        self.asked += texts
-        await asyncio.sleep(0)
-        if self.failure is not None:
-            raise self.failure
-        return [[text.count(chr(97 + i)) + 0.5 for i in range(DIM)] for text in texts]
-
-
-async def respond(query: str, items: Sequence[Item], context: Context, parameters: object) -> str:
-    await asyncio.sleep(0)
-    return f"{query}: {items[0].item_id} for {context.user_id}"
-
-
-def test_texts_are_answered_by_what_awaits(
-    opened: Open,
-    engine: SonaEngine,
-    connection: Connection,
-) -> None:
-    letters = Letters()
-
-    async def answered() -> None:
-        async with opened(embedder=letters, responder=respond) as sona:
-            texts = [f"text {chr(97 + i % 26)}{i}" for i in range(50)]
-            found = await asyncio.gather(*(sona.process(text, Context("ann"), k=2) for text in texts))
-            for text, one in zip(texts, found, strict=True):
-                (vector,) = await letters.embed([text])
-                assert [item.item_id for item in one.items] == engine.predict_one(vector, 2)
-                assert one.text == f"{text}: {one.items[0].item_id} for ann"
-            sona.score(found[0].trajectory_id, 1.0, found[0].items[0].item_id)
-            await sona.flush()
-            assert sona.metrics.learned == 1
-            asked = len(letters.asked)
-            await sona.process(texts[0])
-            assert len(letters.asked) == asked
-            letters.failure = RuntimeError("no such model")
-            with pytest.raises(EmbedderError, match="RuntimeError: no such model"):
-                await sona.process("something new")
-            for text in ("", 5):
-                with pytest.raises(InvalidInput, match="text"):
-                    await sona.process(text)
-            # Nobody can await in the engine beneath.
-            with pytest.raises(ConfigError, match=r"Letters\.embed is asynchronous: use AsyncSonaEngine"):
-                sona.engine.process("something else")
-
-    asyncio.run(answered())
-    assert connection.execute(
-        "SELECT count(*) FROM sona.trajectory WHERE space_id = %s", (engine.space.space_id,)
-    ).fetchall() == [(51,)]
-
-
-def test_what_waits_for_the_loop_is_called_beside_it(opened: Open) -> None:
-    """A plain embedder and a plain responder that need the loop to go on: in the loop they would wait forever."""
-    turns = [threading.Event(), threading.Event()]
-
-    class Waits:
-        dim, fingerprint = DIM, "waits"
-
-        def embed(self, texts: Sequence[str]) -> Vector:
-            assert turns[0].wait(WAIT_SECONDS)
-            return np.ones((len(texts), DIM), dtype=np.float32)
-
-    def responds(*_: object) -> str:
-        assert turns[1].wait(WAIT_SECONDS)
-        return "an answer"
-
-    async def answered() -> None:
-        async with opened(embedder=Waits(), responder=responds) as sona:
-            asking = asyncio.ensure_future(sona.process("a text"))
-            for turn in turns:
-                await asyncio.sleep(0.01)
-                turn.set()
-            assert (await asking).text == "an answer"
-
-    asyncio.run(answered())
-
-
-def test_what_an_awaited_responder_fails_at_is_kept(
-    opened: Open,
-    connection: Connection,
-    engine: SonaEngine,
-) -> None:
-    async def fails(*_: object) -> str:
-        await asyncio.sleep(0)
-        raise RuntimeError("out of tokens")
-
-    async def answered() -> None:
-        async with opened(embedder=Letters(), responder=fails) as sona:
-            with pytest.raises(ResponderError, match="out of tokens"):
-                await sona.process("a parcel")
-
-    asyncio.run(answered())
-    ((metadata,),) = connection.execute(
-        "SELECT metadata FROM sona.trajectory WHERE space_id = %s", (engine.space.space_id,)
-    ).fetchall()
-    assert "out of tokens" in metadata["failure"]
-
-
-def test_an_answer_that_is_cancelled_is_not_recorded(opened: Open) -> None:
-    async def answered() -> int:
-        begun = asyncio.Event()
-
-        async def never(*_: object) -> str:
-            begun.set()
-            await asyncio.Event().wait()
-            return ""
-
-        async with opened(embedder=Letters(), responder=never) as sona:
-            asking = asyncio.ensure_future(sona.process("a parcel"))
-            await asyncio.wait_for(begun.wait(), WAIT_SECONDS)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            return sona.metrics.recorded
-
-    assert asyncio.run(answered()) == 0
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------
@@ -724,29 +282,3 @@ def test_the_program_of_the_page_runs(empty_url: str) -> None:
         assert connection.execute(
             "SELECT count(*) FROM sona.trajectory JOIN sona.space USING (space_id) WHERE name = 'support'"
         ).fetchall() == [(2,)]
-
-
-def test_embedders_that_do_not_answer_hold_up_neither_flush_nor_close(url: str, space_name: str) -> None:
-    answer = threading.Event()
-
-    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        answer.wait(60)
-        return np.ones((len(texts), 16), dtype=np.float32)
-
-    async def main() -> int:
-        config = SonaConfig(database_url=url, space=space_name, embedding_dim=16, learning_loops=LearningMode.MANUAL)
-        sona = await AsyncSonaEngine.open(config, embedder=FunctionEmbedder(embed, 16, "a model"))
-        sona.record(np.ones(16), ["a"], [1.0])
-        asked = [asyncio.create_task(sona.process(f"text {i}")) for i in range(80)]
-        await asyncio.sleep(0.1)
-        for each in asked:
-            each.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
-        await sona.flush()
-        await sona.close()
-        await sona.close()
-        flushed = sona.metrics.flushed
-        answer.set()
-        return flushed
-
-    assert asyncio.run(main()) == 1
