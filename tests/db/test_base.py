@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import nsmallest
 from typing import Any
 from uuid import UUID
@@ -11,130 +10,25 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
-from numpy.typing import NDArray
 
-from sona_pg import SonaEngine, SpaceConfig, StoreConfig
+from sona_pg import SonaEngine, StoreConfig
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig, WorkerConfig
 from sona_pg.doctor import Verdict, examine
 from sona_pg.learning import base_cycle
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.judged_list import reservoir_sample
-from sona_pg.learning.learner import Learner, is_withheld
+from sona_pg.learning.learner import is_withheld
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.coordinator import LoopCoordinator
-from sona_pg.loops.cycle import Loop
 from sona_pg.store import base as base_store
 from sona_pg.store.base import base_reader
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.health import left_withheld
-from sona_pg.store.learning import read_state
-from sona_pg.store.migrate import migrate
 
-from .cycles import run_cycle
-
-DIM, ITEMS = 24, 200
-RANK = 6
-LOOP = background_loop(
-    BackgroundConfig(minimum=1),
-    base=BaseConfig(
-        training=BaseTrainingConfig(rank=RANK, reservoir=400),
-        # Ids are drawn anew each time: what is neutral by chance must not fail a test.
-        gate=GateConfig(withheld=0.2, losing_z=4.0),
-    ),
-)
-_tables = itertools.count()
-
-Vector = NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def base_url(make_database: Callable[[], str]) -> str:
-    made = make_database()
-    migrate(made)
-    return made
-
-
-@pytest.fixture
-def connection(base_url: str) -> Iterator[Connection]:
-    with connect(base_url) as opened:
-        yield opened
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
-
-
-class World:
-    """What answers a query is the item it comes from, turned in the planes in which items differ most."""
-
-    def __init__(self, url: str, name: str, seed: int = 0) -> None:
-        self.url, self.rng = url, np.random.default_rng(seed)
-        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [1.0] * (DIM - 8)))
-        self.moved = np.zeros(DIM)
-        """What all queries have in common."""
-        table = f"public.base_{next(_tables)}"
-        with connect(url) as connection:
-            connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
-            connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(self.items)))
-        self.engine = SonaEngine.connect(
-            url,
-            space=name,
-            dim=DIM,
-            background=False,
-            space_config=SpaceConfig(control_share=0.0, implicit_feedback=True, strategy="adapted"),
-        )
-        self.engine.set_items(table, "id", "embedding")
-
-    def ask(self, item: int) -> Vector:
-        query, x, y = self.items[item].copy(), self.items[item, 0:8:2], self.items[item, 1:8:2]
-        query[0:8:2], query[1:8:2] = 0.4 * x - 0.9 * y, 0.9 * x + 0.4 * y
-        return _unit(query + 0.05 * self.rng.standard_normal(DIM) + self.moved)
-
-    def teach(self, events: int, user: str | None = None, *, shuffled: bool = False) -> None:
-        wanted = self.rng.integers(0, ITEMS // 2, events)
-        helped = self.rng.permutation(wanted) if shuffled else wanted
-        for item, answer in zip(wanted, helped, strict=True):
-            found = self.engine.recall(self.ask(int(item)))
-            self.engine.record(found, rewards={str(answer): 1.0}, user_id=user)
-        self.engine.flush()
-
-    def quality(self, engine: SonaEngine | None = None) -> float:
-        """Mean reciprocal rank over items that nobody asked for."""
-        queries = np.stack([self.ask(item) for item in range(ITEMS // 2, ITEMS)])
-        scores = _unit((engine or self.engine).adapt(queries)) @ self.items.T
-        own = scores[np.arange(len(queries)), np.arange(ITEMS // 2, ITEMS)]
-        return float((1 / (scores >= own[:, np.newaxis]).sum(axis=1)).mean())
-
-    def cycle(self, loop: Loop = LOOP) -> dict[str, Any]:
-        """Facts of a cycle that is asked for."""
-        found = run_cycle(self.url, self.engine.space.name, loop)
-        assert found.state == "done", found.reason
-        return found.facts
-
-    def learner(self) -> Learner:
-        """As the database has it."""
-        own = self.engine.instant.learner
-        made = own.anew(own.pool)
-        with connect(self.url) as connection:
-            state = read_state(connection, self.engine.space)
-        assert state is not None
-        made.load_bytes(state)
-        return made
-
-
-def _unit(rows: NDArray[np.floating]) -> Vector:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
-
-
-def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something in every cycle, after it has read and before it writes."""
-    train = base_cycle.train_base
-
-    def trained(*args: object, **kwargs: object) -> object:
-        made = train(*args, **kwargs)  # type: ignore[arg-type]
-        act()
-        return made
-
-    monkeypatch.setattr(base_cycle, "train_base", trained)
+from .base_worlds import DIM, LOOP, RANK, World, _meanwhile, _tables
+from .base_worlds import base_url as base_url
+from .base_worlds import connection as connection
 
 
 @pytest.fixture

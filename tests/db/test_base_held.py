@@ -19,10 +19,11 @@ from sona_pg.loops.cycle import Loop
 from sona_pg.store.base import BaseTransaction, base_reader
 from sona_pg.store.connection import Connection
 from tests.db.cycles import run_cycle
-from tests.db.test_base import DIM, RANK, World
-from tests.db.test_base import base_url as base_url
-from tests.db.test_base import connection as connection
 from tests.db.test_base_hours import _became, _hours
+
+from .base_worlds import DIM, RANK, World
+from .base_worlds import base_url as base_url
+from .base_worlds import connection as connection
 
 HERE, THERE, ELSEWHERE = 1.5 * np.eye(DIM)[20], -1.5 * np.eye(DIM)[21], 1.5 * np.eye(DIM)[22]
 

@@ -13,9 +13,10 @@ from sona_pg.loops import base
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.store.connection import Connection
-from tests.db.test_base import RANK, World, _meanwhile
-from tests.db.test_base import base_url as base_url
-from tests.db.test_base import connection as connection
+
+from .base_worlds import RANK, World, _meanwhile
+from .base_worlds import base_url as base_url
+from .base_worlds import connection as connection
 
 
 @pytest.fixture
