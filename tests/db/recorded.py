@@ -21,6 +21,10 @@ def _query(rng: np.random.Generator) -> Matrix:
     return rng.standard_normal(DIM).astype(np.float32)
 
 
+def _count(connection: Connection, table: str, space_id: int) -> int:
+    return connection.execute(f"SELECT count(*) FROM sona.{table} WHERE space_id = %s", (space_id,)).fetchall()[0][0]
+
+
 def _counts(connection: Connection, engine: SonaEngine) -> dict[str, int]:
     tables = ("trajectory", "trajectory_step", "remembered_query", "learning_event", "learning_cycle", "score")
     return {
