@@ -113,9 +113,9 @@ def test_a_space_of_another_dimension(
 ) -> None:
     rng = np.random.default_rng(3)
     small, large = open_engine(f"{space_name}_5", 5), open_engine(f"{space_name}_300", 300)
-    for engine in (small, large):
-        _ask(engine, _topics(rng, engine.space.dim), rng, 40)
-        assert _cycle(patterns_url, engine)[0] == "done"
+    for opened in (small, large):
+        _ask(opened, _topics(rng, opened.space.dim), rng, 40)
+        assert _cycle(patterns_url, opened)[0] == "done"
     assert len(_patterns(connection, large)) == TOPICS
     assert 1 <= len(_patterns(connection, small)) <= TOPICS
     connection.execute("SELECT sona.drop_space(%s)", (small.space.name,))
