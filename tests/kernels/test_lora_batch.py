@@ -9,7 +9,7 @@ from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.kernels import LowRank, reference
 
 from .layouts import EPS, Floats, bits, read_only, unaligned, wide_range
-from .test_lora import BAD, RANKS, Doubles, make, position_classes, some
+from .lora_maps import BAD, RANKS, Doubles, make, position_classes, some
 
 # Samples pass by 64: one block, the borders of it, and a last one that is not full.
 SIZES = (0, 1, 2, 5, 63, 64, 65, 130)
