@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sona_pg
 
-from .python_values import anything, texts
+from .anything import anything, texts
 
 Any_ = st.SearchStrategy[Any]
 

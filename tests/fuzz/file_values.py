@@ -17,7 +17,7 @@ from sona_pg.exchange.peft_files import CARD, CONFIG, WEIGHTS, AdapterCard, weig
 from sona_pg.exchange.rows import rows_sha256, write_rows
 from sona_pg.kernels import LowRank
 
-from .python_values import DIM, Any_, texts
+from .anything import DIM, Any_, texts
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sona-fuzz-")
 PLACE = Path(_FOLDER.name)

@@ -25,7 +25,8 @@ from sona_pg.learning.dreams import DreamQuality
 from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode, EdgeBefore, NodeBefore
 from sona_pg.learning.memory_graph import NodeFacts
 
-from .python_values import DIM, Any_, anything, arrays, bank, ewc, numbers, texts, typed_arrays, vectors
+from .anything import DIM, Any_, anything, arrays, numbers, texts, typed_arrays, vectors
+from .objects import bank, ewc
 
 NODES = 5
 

@@ -19,8 +19,9 @@ from sona_pg.store.database import ENV_URL
 from sona_pg.types import QueryTrajectory, TrajectoryStep
 
 from . import budget, config_values, file_values, graph_values, python_values, text_values
+from .anything import DIM, anything
 from .budget import tries
-from .python_values import ANSWER, DIM, anything
+from .python_values import ANSWER
 from .sweep import learn_all, not_finite
 
 OF = (python_values, graph_values, text_values, config_values, file_values)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sona_pg
 from sona_pg import EndpointConfig
 
-from .python_values import DIM, Any_, anything, numbers, texts, vectors
+from .anything import DIM, Any_, anything, numbers, texts, vectors
 
 NOBODY = EndpointConfig("http://127.0.0.1:9/v1", attempts=1, timeout_seconds=0.1, pause_seconds=0.0)
 """Refuses at once."""
