@@ -18,7 +18,7 @@ from sona_pg.errors import ConfigError
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.cycle import Loop
 
-from .test_config import OUT_OF_RANGE
+from .ranges import OUT_OF_RANGE
 
 EVERY = [(loop, setting) for loop, known in SETTINGS.items() for setting in known]
 DEFAULTS: dict[str, Value] = {setting.field: setting.default for _, setting in EVERY}
