@@ -13,378 +13,34 @@ import argparse
 import json
 import math
 import sys
-import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks.closed_loop import (
+    CHOICES,
+    HALF,
+    NOISE,
+    Lived,
+    Noise,
+    live_change,
+    live_noise,
+    live_to_noise,
+    log_uniform,
+)
+from benchmarks.grounds import ChangingGround, LoggedGround, Random, SyntheticGround
 from benchmarks.harness import aligned
-from benchmarks.worlds import Space, World
-from sona_pg.config import SHOWN, SpaceConfig
 from sona_pg.evaluation.collection import Collection, load_collection
-from sona_pg.evaluation.feedback import Feedback, judge
-from sona_pg.evaluation.metrics import Grades, ndcg_at_10
-from sona_pg.kernels import unit
 from sona_pg.learning.item_pool import ItemPool
-from sona_pg.learning.outcome import outcome_of
-from sona_pg.learning.remembered import JudgedEvent
-from sona_pg.learning.strategies import Lesson, Scored, Strategy
-from sona_pg.types import EMPTY, FloatVector, QueryTrajectory, TrajectoryStep
-
-Random = np.random.Generator
-Helped = Mapping[str, float]
+from sona_pg.learning.strategies import Strategy
 
 EVENTS = (30, 1000)
 """Of a stream of noise: the fewest and the most, drawn log-uniformly."""
-HALF = 300
-"""Events before outcomes become noise, or the best strategy another one; within as many a change is to be followed."""
-MOVED = 0.3
-"""nDCG@10 that frozen loses where answers are moved. The fusion wins 0.1 and more of it, once it has learned."""
 CHANGE = 0.1
 """nDCG@10 by which another strategy is better."""
-EXAMINATION = tuple(1.0 / place for place in range(1, SHOWN + 1))
-"""How likely a position is looked at by those who click by position alone."""
-SHARE = 0.2
-"""Of the outcomes are at most another question's, where the best strategy changes."""
-
-
-class Asked(NamedTuple):
-    """A query with what is relevant to it: grades above 0 by row of the item."""
-
-    query: FloatVector
-    relevant: Grades
-
-
-class Ground(Protocol):
-    """Where queries come from."""
-
-    pool: ItemPool
-
-    def ask(self) -> Asked:
-        """The next query."""
-        ...
-
-    def elsewhere(self, shown: Sequence[int]) -> Helped:
-        """What helped on another query, after this was shown."""
-        ...
-
-
-class SyntheticGround:
-    """Questions that recur in other words.
-
-    Parameters
-    ----------
-    random
-        Draws the world and every query.
-    """
-
-    def __init__(self, random: Random) -> None:
-        self._random = random
-        self._world = World(
-            int(random.integers(1 << 32)),
-            dim=round(_log_uniform(random, 32, 384)),
-            items=round(_log_uniform(random, 200, 2000)),
-            questions=round(_log_uniform(random, 20, 200)),
-            words=float(random.uniform(0.3, 1.0)),
-        )
-        self.pool = self._world.pool
-
-    def ask(self) -> Asked:
-        question = int(self._random.integers(len(self._world.answers)))
-        return Asked(self._world.ask(question), {self._world.answers[question]: 1.0})
-
-    def elsewhere(self, shown: Sequence[int]) -> Helped:
-        return {self.pool.ids[self._random.choice(self._world.answers)]: 1.0}
-
-
-class LoggedGround:
-    """Logged outcomes in an order of their own.
-
-    Parameters
-    ----------
-    collection
-        Where they come from.
-    random
-        Draws the order, and who gets whose outcome.
-    """
-
-    def __init__(self, collection: Collection, pool: ItemPool, random: Random) -> None:
-        self.pool = pool
-        self._collection, self._random = collection, random
-        judged = np.array([query for query, grades in enumerate(collection.relevant) if grades])
-        self._order = random.permutation(judged).tolist()
-        self._others = random.permutation(judged).tolist()
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def ask(self) -> Asked:
-        query = self._order.pop()
-        return Asked(unit(self._collection.queries[query]), self._collection.relevant[query])
-
-    def elsewhere(self, shown: Sequence[int]) -> Helped:
-        grades, best = self._collection.relevant[self._others.pop()], self._collection.best_grade
-        outcome = judge(grades, shown, Feedback.FULL, best_grade=best, seed=(0, len(self._others)))
-        return {self.pool.ids[doc]: reward for doc, reward, _ in outcome if reward}
-
-
-class ChangingGround:
-    """Questions of which some are answered by what is nearest, and some by an item that stands further down.
-
-    Before `change` and after it, what is nearest answers all of them in one half, and not the moved ones in the other.
-
-    Parameters
-    ----------
-    random
-        Draws the world and every query.
-    to_moved
-        Whether it is after the change that some are moved; else before it.
-    to_others
-        Whether other questions are asked after the change; else the same ones.
-    moved
-        nDCG@10 that frozen loses where answers are moved.
-    """
-
-    def __init__(self, random: Random, *, to_moved: bool, to_others: bool, moved: float = MOVED) -> None:
-        self._random, self._is_moved, self._to_others = random, not to_moved, to_others
-        self._world = World(
-            int(random.integers(1 << 32)),
-            dim=round(_log_uniform(random, 32, 384)),
-            items=round(_log_uniform(random, 200, 2000)),
-            questions=2 * int(random.integers(20, 41)),
-        )
-        self.pool = self._world.pool
-        self._asked = range(len(self._world.answers) // 2)
-        lost = [np.cumsum([self._lost(question) for question in half]) / len(half) for half in self._halves]
-        self._moved = {
-            half[place]
-            for half, sums in zip(self._halves, lost, strict=True)
-            for place in range(np.searchsorted(sums, moved))
-        }
-
-    @property
-    def _halves(self) -> tuple[range, range]:
-        n = len(self._world.answers)
-        return range(n // 2), range(n // 2, n)
-
-    def _lost(self, question: int) -> float:
-        """nDCG@10 that frozen loses where the question's own answer is the right one."""
-        queries = np.stack([self._world.ask(question) for _ in range(5)])
-        best = np.argsort(-(queries @ self.pool.embeddings.T), axis=1)[:, :SHOWN]
-        return 1.0 - float(ndcg_at_10(best, [{self._world.answers[question]: 1.0}] * len(queries)).mean())
-
-    def change(self) -> None:
-        """What is true is another thing from now on."""
-        self._is_moved = not self._is_moved
-        if self._to_others:
-            self._asked = self._halves[1]
-
-    def ask(self) -> Asked:
-        question = int(self._random.choice(self._asked))
-        query = self._world.ask(question)
-        if self._is_moved and question in self._moved:
-            return Asked(query, {self._world.answers[question]: 1.0})
-        return Asked(query, {int(np.argmax(self.pool.embeddings @ query)): 1.0})
-
-    def elsewhere(self, shown: Sequence[int]) -> Helped:
-        return {self.pool.ids[self._random.choice(self._world.answers)]: 1.0}
-
-
-class Noise(NamedTuple):
-    """Outcomes that have nothing to do with the query: what is said to have helped, after `shown` was."""
-
-    helped: Callable[[Random, Ground, Sequence[int]], Helped]
-    space: SpaceConfig = SpaceConfig(implicit_feedback=True)
-
-
-def _shuffled(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    return ground.elsewhere(shown)
-
-
-def _any_items(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    return {ground.pool.ids[row]: 1.0 for row in random.choice(len(ground.pool), random.integers(1, 4), replace=False)}
-
-
-def _clicks(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    return {ground.pool.ids[row]: 1.0 for row in shown if random.uniform() < 0.2}
-
-
-def _everything(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    return {ground.pool.ids[row]: 1.0 for row in shown}
-
-
-def _popular(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    return {ground.pool.ids[0]: 1.0}
-
-
-def _clicks_by_position(random: Random, ground: Ground, shown: Sequence[int]) -> Helped:
-    clicks = zip(shown, EXAMINATION, strict=False)
-    return {ground.pool.ids[row]: 1.0 for row, looked_at in clicks if random.uniform() < 0.5 * looked_at}
-
-
-NOISE = {
-    "outcomes of other questions": Noise(_shuffled),
-    "any items": Noise(_any_items),
-    "clicks on what is shown": Noise(_clicks),
-    "everything shown": Noise(_everything),
-    "one popular item": Noise(_popular),
-}
-"""What must leave the answers as they are."""
-CHOICES = {
-    "clicks by position": Noise(_clicks_by_position),
-    "clicks by position, examination declared": Noise(
-        _clicks_by_position, SpaceConfig(implicit_feedback=True, examination=EXAMINATION)
-    ),
-}
-"""What looks like choices, and is known to be taken for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lived:
-    """One stream.
-
-    Parameters
-    ----------
-    served
-        Strategy by event, before it was learned.
-    in_force
-        That of the space likewise: a region may be served another one.
-    ended
-        The strategy in force at the end; frozen if it answers everywhere.
-    losses
-        nDCG@10 points of frozen over what was served, by what is relevant, for each event.
-    gains
-        nDCG@10 points of the fusion over frozen likewise, served or not.
-    """
-
-    served: list[Strategy]
-    in_force: list[Strategy]
-    ended: Strategy
-    losses: list[float]
-    gains: list[float]
-
-    @property
-    def loss(self) -> float:
-        """In the mean over its events."""
-        return float(np.mean(self.losses))
-
-    @property
-    def has_left(self) -> bool:
-        """Whether anything but frozen was ever served."""
-        return any(strategy is not Strategy.FROZEN for strategy in self.served)
-
-
-class Loop:
-    """A closed loop of answers and outcomes.
-
-    Parameters
-    ----------
-    ground
-        Where queries come from.
-    """
-
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._space = Space(ground.pool)
-        self._served: list[Strategy] = []
-        self._in_force: list[Strategy] = []
-        self._losses: list[float] = []
-        self._gains: list[float] = []
-        self._asked: list[FloatVector] = []
-
-    @property
-    def in_force(self) -> Strategy:
-        """The strategy that answers."""
-        return self._space.strategist.in_force
-
-    def step(self, helped: Callable[[Asked, Sequence[int]], Helped], space: SpaceConfig) -> Lesson | None:
-        """Answer a query and learn its outcome."""
-        asked = self._ground.ask()
-        strategy = self._space.strategist.strategy_for(asked.query)
-        scored = self._space.answer(asked.query)
-        shown = self._rows(scored, strategy)
-        frozen, served, fusion = self._ndcg(asked, scored, strategy)
-        self._asked.append(asked.query)
-        self._served.append(strategy)
-        self._in_force.append(self.in_force)
-        self._losses.append(100 * (frozen - served))
-        self._gains.append(100 * (fusion - frozen))
-        return self._learn(asked.query, shown, helped(asked, shown), space)
-
-    def _rows(self, scored: Scored, strategy: Strategy) -> list[int]:
-        return [row for item in scored.ranking(strategy) if (row := self._ground.pool.row(item)) is not None]
-
-    def _ndcg(self, asked: Asked, scored: Scored, strategy: Strategy) -> list[float]:
-        ranked = [self._rows(scored, one) for one in (Strategy.FROZEN, strategy, Strategy.FUSION)]
-        found: list[float] = ndcg_at_10(np.array(ranked), [asked.relevant] * 3).tolist()
-        return found
-
-    def _learn(self, query: FloatVector, shown: Sequence[int], helped: Helped, space: SpaceConfig) -> Lesson | None:
-        """As an application's outcome is taken in."""
-        items = [self._ground.pool.ids[row] for row in shown]
-        steps = [
-            TrajectoryStep(EMPTY, EMPTY, helped.get(item), 0.0, item, place)
-            for place, item in enumerate(items, start=1)
-        ]
-        marked = helped.keys() - set(items)
-        steps += [TrajectoryStep(EMPTY, EMPTY, helped[item], 0.0, item, None) for item in sorted(marked)]
-        outcome = outcome_of(QueryTrajectory(uuid.UUID(int=len(self._served)), query, tuple(steps)), space)
-        if not outcome.helped:
-            self._space.memory.add(query, outcome.helped, outcome.unhelpful)
-            return None
-        seed = len(self._served)
-        return self._space.study(JudgedEvent(query, outcome.shown, outcome.helped, outcome.unhelpful, seed))
-
-    def lived(self) -> Lived:
-        """What came of it."""
-        everywhere = {self._space.strategist.strategy_for(query) for query in self._asked} | {self.in_force}
-        exceptions = sorted(everywhere - {Strategy.FROZEN})
-        ended = exceptions[0] if exceptions else Strategy.FROZEN
-        return Lived(self._served, self._in_force, ended, self._losses, self._gains)
-
-
-def live_noise(ground: Ground, noise: Noise, events: int, random: Random) -> Lived:
-    """Noise from the first event on."""
-    loop = Loop(ground)
-    for _ in range(events):
-        loop.step(lambda _, shown: noise.helped(random, ground, shown), noise.space)
-    return loop.lived()
-
-
-def live_to_noise(ground: Ground, noise: Noise, random: Random) -> Lived:
-    """True outcomes for `HALF` events, then noise for as many."""
-    loop = Loop(ground)
-    for _ in range(HALF):
-        loop.step(lambda asked, _: _truth(ground, asked), noise.space)
-    for _ in range(HALF):
-        loop.step(lambda _, shown: noise.helped(random, ground, shown), noise.space)
-    return loop.lived()
-
-
-def live_change(ground: ChangingGround, random: Random) -> Lived:
-    """`HALF` events, a change, and twice as many; some outcomes are another question's all the time."""
-    loop, share_of_noise = Loop(ground), random.uniform(0.0, SHARE)
-
-    def helped(asked: Asked, shown: Sequence[int]) -> Helped:
-        return ground.elsewhere(shown) if random.uniform() < share_of_noise else _truth(ground, asked)
-
-    for event in range(3 * HALF):
-        if event == HALF:
-            ground.change()
-        loop.step(helped, SpaceConfig(implicit_feedback=True))
-    return loop.lived()
-
-
-def _truth(ground: Ground, asked: Asked) -> Helped:
-    return {ground.pool.ids[row]: grade for row, grade in asked.relevant.items()}
-
-
-def _log_uniform(random: Random, low: float, high: float) -> float:
-    return float(np.exp(random.uniform(np.log(low), np.log(high))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,7 +155,7 @@ def run_noise(kinds: Mapping[str, Noise], streams: int, seed: int) -> list[Noisy
         lives = []
         for random in _randoms(seed, kind, streams):
             ground = SyntheticGround(random)
-            lives.append(live_noise(ground, noise, round(_log_uniform(random, *EVENTS)), random))
+            lives.append(live_noise(ground, noise, round(log_uniform(random, *EVENTS)), random))
         found.append(noisy(kind, lives))
     return found
 
@@ -509,7 +165,7 @@ def run_logged(collection: Collection, streams: int, seed: int) -> Noisy:
     pool, lives = ItemPool(collection.doc_ids, collection.docs), []
     for random in _randoms(seed, collection.name, streams):
         ground = LoggedGround(collection, pool, random)
-        events = min(round(_log_uniform(random, *EVENTS)), len(ground))
+        events = min(round(log_uniform(random, *EVENTS)), len(ground))
         lives.append(live_noise(ground, NOISE["outcomes of other questions"], events, random))
     return noisy(f"{collection.name}, shuffled", lives)
 

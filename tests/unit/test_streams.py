@@ -7,17 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.streams import (
-    HALF,
-    NOISE,
-    ChangingGround,
-    Lived,
-    SyntheticGround,
-    live_change,
-    live_noise,
-    until_fusion,
-    until_left,
-)
+from benchmarks.closed_loop import HALF, NOISE, Lived, live_change, live_noise
+from benchmarks.grounds import ChangingGround, SyntheticGround
+from benchmarks.streams import until_fusion, until_left
 from sona_pg.learning.strategies import Strategy
 
 STREAMS = 12
