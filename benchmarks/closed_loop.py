@@ -213,7 +213,3 @@ def live_change(ground: ChangingGround, random: Random) -> Lived:
 
 def _truth(ground: Ground, asked: Asked) -> Helped:
     return {ground.pool.ids[row]: grade for row, grade in asked.relevant.items()}
-
-
-def _log_uniform(random: Random, low: float, high: float) -> float:
-    return float(np.exp(random.uniform(np.log(low), np.log(high))))

@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from benchmarks.closed_loop import log_uniform
 from benchmarks.worlds import World
 from sona_pg.config import SHOWN
 from sona_pg.evaluation.collection import Collection
@@ -163,3 +162,7 @@ class ChangingGround:
 
     def elsewhere(self, shown: Sequence[int]) -> Helped:
         return {self.pool.ids[self._random.choice(self._world.answers)]: 1.0}
+
+
+def log_uniform(random: Random, low: float, high: float) -> float:
+    return float(np.exp(random.uniform(np.log(low), np.log(high))))

@@ -29,9 +29,8 @@ from benchmarks.closed_loop import (
     live_change,
     live_noise,
     live_to_noise,
-    log_uniform,
 )
-from benchmarks.grounds import ChangingGround, LoggedGround, Random, SyntheticGround
+from benchmarks.grounds import ChangingGround, LoggedGround, Random, SyntheticGround, log_uniform
 from benchmarks.harness import aligned
 from sona_pg.evaluation.collection import Collection, load_collection
 from sona_pg.learning.item_pool import ItemPool
