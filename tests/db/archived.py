@@ -15,9 +15,6 @@ from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
 from .deep_worlds import DIM, World, _unit
-from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
-from .deep_worlds import world as world
 
 QUIET = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
 """Without dreams."""

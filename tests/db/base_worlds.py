@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from sona_pg import SonaEngine, SpaceConfig
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig
 from sona_pg.learning import base_cycle
-from sona_pg.learning.base_cycle import BaseConfig
+from sona_pg.learning.base_cycle import BaseConfig, Candidate, Hour
 from sona_pg.learning.learner import Learner
+from sona_pg.loops import base
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.store.connection import Connection, connect
@@ -125,3 +127,25 @@ def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> No
         return made
 
     monkeypatch.setattr(base_cycle, "train_base", trained)
+
+
+def _became(connection: Connection, world: World, learned: str, since: int = 0) -> list[uuid.UUID]:
+    rows = connection.execute(
+        "SELECT e.trajectory_id FROM sona.learning_event e JOIN sona.space s USING (space_id)"
+        " WHERE s.name = %s AND e.learned = %s AND e.ordinal >= %s ORDER BY e.ordinal",
+        (world.engine.space.name, learned, since),
+    ).fetchall()
+    return [id for (id,) in rows]
+
+
+def _hours(monkeypatch: pytest.MonkeyPatch) -> list[Hour]:
+    """What cycles begin with from now on."""
+    hours: list[Hour] = []
+    make = base.make_candidate
+
+    def made(hour: Hour, *args: object, **kwargs: object) -> Candidate | None:
+        hours.append(hour)
+        return make(hour, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "make_candidate", made)
+    return hours

@@ -19,9 +19,8 @@ from sona_pg.loops.cycle import Loop
 from sona_pg.store.base import BaseTransaction, base_reader
 from sona_pg.store.connection import Connection
 from tests.db.cycles import run_cycle
-from tests.db.test_base_hours import _became, _hours
 
-from .base_worlds import DIM, RANK, World
+from .base_worlds import DIM, RANK, World, _became, _hours
 from .base_worlds import base_url as base_url
 from .base_worlds import connection as connection
 

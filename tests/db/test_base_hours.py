@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from sona_pg.config import BackgroundConfig, BaseTrainingConfig, GateConfig
-from sona_pg.learning.base_cycle import BaseConfig, Candidate, Hour
-from sona_pg.loops import base
+from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.store.connection import Connection
 
-from .base_worlds import RANK, World, _meanwhile
+from .base_worlds import RANK, World, _became, _hours, _meanwhile
 from .base_worlds import base_url as base_url
 from .base_worlds import connection as connection
 
@@ -34,28 +32,6 @@ def _loop(reservoir: int = 400, rank: int = RANK, withheld: float = 0.2) -> Loop
             gate=GateConfig(withheld=withheld, losing_z=10.0),
         ),
     )
-
-
-def _became(connection: Connection, world: World, learned: str, since: int = 0) -> list[uuid.UUID]:
-    rows = connection.execute(
-        "SELECT e.trajectory_id FROM sona.learning_event e JOIN sona.space s USING (space_id)"
-        " WHERE s.name = %s AND e.learned = %s AND e.ordinal >= %s ORDER BY e.ordinal",
-        (world.engine.space.name, learned, since),
-    ).fetchall()
-    return [id for (id,) in rows]
-
-
-def _hours(monkeypatch: pytest.MonkeyPatch) -> list[Hour]:
-    """What cycles begin with from now on."""
-    hours: list[Hour] = []
-    make = base.make_candidate
-
-    def made(hour: Hour, *args: object, **kwargs: object) -> Candidate | None:
-        hours.append(hour)
-        return make(hour, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(base, "make_candidate", made)
-    return hours
 
 
 def test_what_comes_during_a_cycle_counts_once(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +12,7 @@ import pytest
 from sona_pg.config import SCHEMA_REVISION
 from sona_pg.store.connection import connect
 
-
-def sona(
-    *arguments: str, url: str | None = None, home: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SONA_")} | env
-    if url is not None:
-        environment["SONA_DATABASE_URL"] = url
-    if home is not None:
-        environment["SONA_HOME"] = str(home)
-    return subprocess.run(
-        [sys.executable, "-m", "sona_pg", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+from .command_line import sona
 
 
 def test_the_demo_learns_from_real_outcomes_and_shows_it(url: str) -> None:

@@ -18,9 +18,9 @@ from sona_pg import (
 )
 from sona_pg.store.connection import Connection
 
+from .command_line import sona
 from .conftest import DIM
 from .exchanged import Vectors, plain, read
-from .test_cli import sona
 
 
 def test_the_command_line_exports_and_imports(

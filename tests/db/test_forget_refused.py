@@ -22,11 +22,11 @@ from sona_pg.steps import ENV_KILL_AT, FORGET
 from sona_pg.store.connection import Connection, connect
 from sona_pg.worker import InstantWorker
 
+from .command_line import sona
 from .conftest import DIM
 from .forgetting import Matrix, _everything, _some
 from .forgetting import open_space as open_space
 from .forgetting import worker as worker
-from .test_cli import sona
 
 # Refused, or killed
 

@@ -31,7 +31,7 @@ from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 from sona_pg.telemetry.metrics import HELP
 
-from .test_cli import sona
+from .command_line import sona
 
 PATIENCE_SECONDS = 60
 Samples = dict[tuple[str, str], float]

@@ -28,8 +28,8 @@ from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 from sona_pg.worker import InstantWorker
 
+from .command_line import sona
 from .conftest import DIM
-from .test_cli import sona
 
 POOL = 2
 POOLED = StoreConfig(prepare_statements=False)

@@ -18,8 +18,8 @@ from sona_pg.store.connection import Connection, connect, translated
 from sona_pg.store.database import Database
 from sona_pg.worker import InstantWorker
 
+from .command_line import sona
 from .conftest import DIM
-from .test_cli import sona
 
 Matrix = NDArray[np.float32]
 

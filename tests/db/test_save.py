@@ -19,8 +19,8 @@ from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
 from . import saving
+from .command_line import sona
 from .saving import DIM, NAME, QUERIES
-from .test_cli import sona
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from sona_pg.store.strategy_settings import claim_settings
 from sona_pg.store.why import Why, why
 
 from .answered import LEARNED, _answered, _publish
+from .command_line import sona
 from .recurring import World
-from .test_cli import sona
 
 
 @pytest.fixture(scope="module")

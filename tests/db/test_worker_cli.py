@@ -19,7 +19,7 @@ from sona_pg.config import BackgroundConfig
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.store.connection import Connection, connect
 
-from .test_cli import sona
+from .command_line import sona
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from .deep_loops import BRIEF, FEW, QUICK, bank_of
 from .ewcs import learned
 from .memories import DAY, DIM, topical
 from .samples import bits, trajectory, unit_rows
-from .test_system_integration import activations, pair_among
+from .systems import activations, pair_among
 
 PHASES = ["consolidate", "patterns", "hierarchy", "dream", "ewc", "integration"]
 

@@ -15,25 +15,10 @@ from sona_pg.errors import InvalidInput
 from sona_pg.learning.integration import causal_integration
 from sona_pg.learning.system_integration import fit_system, system_integration
 
+from .systems import activations, pair_among
+
 Doubles = NDArray[np.float64]
 QUICK = PhiConfig(shuffles=0)
-
-
-def activations(transition: ArrayLike, steps: int, seed: int = 0) -> Doubles:
-    """A series of a linear system with unit noise, once it is stationary."""
-    a, random = np.asarray(transition, dtype=np.float64), np.random.default_rng(seed)
-    x, found = np.zeros(len(a)), []
-    for _ in range(steps + 200):
-        x = a @ x + random.standard_normal(len(a))
-        found.append(x)
-    return np.array(found[200:])
-
-
-def pair_among(n: int) -> Doubles:
-    """Nodes 1 and 3 read each other, all others themselves alone."""
-    a = 0.5 * np.eye(n)
-    a[1, 3] = a[3, 1] = 0.4
-    return a
 
 
 def test_a_long_series_gives_the_system_back() -> None:
