@@ -20,16 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.closed_loop import (
-    CHOICES,
-    HALF,
-    NOISE,
-    Lived,
-    Noise,
-    live_change,
-    live_noise,
-    live_to_noise,
-)
+from benchmarks.closed_loop import CHOICES, HALF, NOISE, Lived, Noise, live_change, live_noise, live_to_noise
 from benchmarks.grounds import ChangingGround, LoggedGround, Random, SyntheticGround, log_uniform
 from benchmarks.harness import aligned
 from sona_pg.evaluation.collection import Collection, load_collection

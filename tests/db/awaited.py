@@ -12,11 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import (
-    AsyncSonaEngine,
-    Recall,
-    SonaEngine,
-)
+from sona_pg import AsyncSonaEngine, Recall, SonaEngine
 from sona_pg.engine.async_engine import Opening
 from sona_pg.store.connection import Connection
 

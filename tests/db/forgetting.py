@@ -12,12 +12,7 @@ from acceptance.weighing import weighed
 from numpy.typing import NDArray
 from psycopg import sql
 
-from sona_pg import (
-    SonaEngine,
-    SpaceConfig,
-    StoreConfig,
-    StrategyConfig,
-)
+from sona_pg import SonaEngine, SpaceConfig, StoreConfig, StrategyConfig
 from sona_pg.config import EvidenceConfig
 from sona_pg.ids import new_trajectory_id
 from sona_pg.learning.lift import CONTROL, LEARNED, LiftTest, is_control

@@ -10,10 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from sona_pg import (
-    SonaEngine,
-    SpaceConfig,
-)
+from sona_pg import SonaEngine, SpaceConfig
 from sona_pg.store.server import EmbeddedServer
 
 from .conftest import DIM

@@ -7,9 +7,7 @@ import uuid
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_pg import (
-    SonaEngine,
-)
+from sona_pg import SonaEngine
 from sona_pg.store.connection import Connection
 
 from .conftest import DIM

@@ -1,4 +1,4 @@
-"""The engine for asyncio: the answers of SonaEngine bit for bit, many at once, cancelled, cut off, and closed."""
+"""The engine for asyncio: the answers of SonaEngine bit for bit, what it refuses, and how it closes."""
 
 from __future__ import annotations
 

@@ -11,14 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sona_pg import (
-    AsyncSonaEngine,
-    DatabaseUnavailable,
-    LearningError,
-    Recall,
-    SonaEngine,
-    StoreConfig,
-)
+from sona_pg import AsyncSonaEngine, DatabaseUnavailable, LearningError, Recall, SonaEngine, StoreConfig
 from sona_pg.loops import on_demand
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.server import EmbeddedServer

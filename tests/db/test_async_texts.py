@@ -31,8 +31,6 @@ from .awaited import opened as opened
 from .awaited import own_url as own_url
 from .conftest import DIM
 
-# ---- texts -----------------------------------------------------------------------------------------------------------
-
 
 class Letters:
     """An embedder that awaits."""
@@ -158,9 +156,6 @@ def test_an_answer_that_is_cancelled_is_not_recorded(opened: Open) -> None:
             return sona.metrics.recorded
 
     assert asyncio.run(answered()) == 0
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def test_embedders_that_do_not_answer_hold_up_neither_flush_nor_close(url: str, space_name: str) -> None:

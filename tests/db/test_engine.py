@@ -12,13 +12,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg import (
-    DatabaseError,
-    DatabaseUnavailable,
-    InstantLoopConfig,
-    SonaEngine,
-    StoreConfig,
-)
+from sona_pg import DatabaseError, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig
 from sona_pg.store import learning as learning_store
 from sona_pg.store.connection import Connection
 from sona_pg.store.server import EmbeddedServer

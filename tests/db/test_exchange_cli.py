@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import (
-    SonaEngine,
-)
+from sona_pg import SonaEngine
 from sona_pg.store.connection import Connection
 
 from .command_line import sona

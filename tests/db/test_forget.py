@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 from acceptance.audit import inconsistencies, replayed
 
-from sona_pg import (
-    ForgetReport,
-    InvalidInput,
-    SonaEngine,
-)
+from sona_pg import ForgetReport, InvalidInput, SonaEngine
 from sona_pg.ids import new_trajectory_id
 from sona_pg.learning.lift import CONTROL
 from sona_pg.store.connection import Connection

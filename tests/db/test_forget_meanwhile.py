@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 from acceptance.audit import inconsistencies, replayed
 
-from sona_pg import (
-    SonaEngine,
-    StoreConfig,
-    UnknownVersion,
-)
+from sona_pg import SonaEngine, StoreConfig, UnknownVersion
 from sona_pg.ids import new_trajectory_id
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.spool import Spool

@@ -11,13 +11,7 @@ import pytest
 from acceptance.audit import inconsistencies, replayed
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import (
-    DatabaseBusy,
-    IncompleteLedger,
-    PermissionDenied,
-    SonaEngine,
-    StoreConfig,
-)
+from sona_pg import DatabaseBusy, IncompleteLedger, PermissionDenied, SonaEngine, StoreConfig
 from sona_pg.steps import ENV_KILL_AT, FORGET
 from sona_pg.store.connection import Connection, connect
 from sona_pg.worker import InstantWorker

@@ -23,8 +23,6 @@ from .scheduled import connection as connection
 from .scheduled import coordinate as coordinate
 from .scheduled import loops_url as loops_url
 
-# What is due ------------------------------------------------------------------------------------------------------
-
 
 def test_a_cycle_runs_when_the_amount_is_there_and_not_again(
     connection: Connection, coordinate: Callable[..., LoopCoordinator]
@@ -274,9 +272,6 @@ def test_many_requests_during_a_cycle_cause_one_look(
         stop.set()
         thread.join()
     assert len(looks) < 10
-
-
-# What dies ----------------------------------------------------------------------------------------------------------
 
 
 def test_old_runs_go(connection: Connection, coordinate: Callable[..., LoopCoordinator]) -> None:

@@ -27,7 +27,7 @@ from .scheduled import connection as connection
 from .scheduled import coordinate as coordinate
 from .scheduled import loops_url as loops_url
 
-# What is refused ----------------------------------------------------------------------------------------------------
+# What it may run, and who sees it -----------------------------------------------------------------------------------
 
 
 def test_a_role_without_rights_is_refused(loops_url: str, connection: Connection, role: Callable[..., str]) -> None:

@@ -16,14 +16,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from sona_pg import (
-    DatabaseBusy,
-    DatabaseUnavailable,
-    InstantLoopConfig,
-    SonaEngine,
-    StoreConfig,
-    UnknownSpace,
-)
+from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig, UnknownSpace
 from sona_pg.cli.app import app
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database

@@ -12,13 +12,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from sona_pg import (
-    DatabaseBusy,
-    DatabaseUnavailable,
-    InstantLoopConfig,
-    SonaEngine,
-    StoreConfig,
-)
+from sona_pg import DatabaseBusy, DatabaseUnavailable, InstantLoopConfig, SonaEngine, StoreConfig
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database
 from sona_pg.store.server import EmbeddedServer

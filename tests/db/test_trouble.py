@@ -10,11 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import (
-    DatabaseError,
-    SonaEngine,
-    StoreConfig,
-)
+from sona_pg import DatabaseError, SonaEngine, StoreConfig
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 

@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from sona_pg import (
-    EmbedderReport,
-    RecordedQuery,
-    SonaEngine,
-    SpaceConfig,
-    StoreConfig,
-    StrategyConfig,
-    change_embedder,
-)
+from sona_pg import EmbedderReport, RecordedQuery, SonaEngine, SpaceConfig, StoreConfig, StrategyConfig, change_embedder
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate

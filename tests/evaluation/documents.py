@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sona_pg.evaluation import (
-    Collection,
-)
+from sona_pg.evaluation import Collection
 
 FloatMatrix = NDArray[np.float32]
 DIM, DOCS, QUERIES = 32, 100, 300

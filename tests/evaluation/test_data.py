@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, IoError
-from sona_pg.evaluation import (
-    Collection,
-    Feedback,
-    SplitKind,
-    load_collection,
-    metrics,
-)
+from sona_pg.evaluation import Collection, Feedback, SplitKind, load_collection, metrics
 from sona_pg.evaluation.feedback import Judgement, judge
 from sona_pg.evaluation.splits import disjoint_parts, linked_groups, make_split
 

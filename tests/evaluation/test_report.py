@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sona_pg.errors import InvalidInput
-from sona_pg.evaluation import (
-    Collection,
-    evaluate_collection,
-    metrics,
-    report_json,
-)
+from sona_pg.evaluation import Collection, evaluate_collection, metrics, report_json
 from sona_pg.evaluation.report import confidence_interval
 from sona_pg.learning.strategies import Strategy
 

@@ -1,4 +1,4 @@
-"""What kernels of the learned fusion take: settings, layouts, and a world of remembered events."""
+"""What tests of the fusion's kernels share: settings, sizes, and layouts of what goes in."""
 
 from __future__ import annotations
 

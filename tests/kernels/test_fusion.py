@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from sona_pg.errors import ConfigError, InvalidInput
-from sona_pg.kernels import (
-    OutcomeNeighbours,
-    fusion_features,
-    reference,
-)
+from sona_pg.kernels import OutcomeNeighbours, fusion_features, reference
 from sona_pg.learning.fusion import FEATURES
 from sona_pg.learning.remembered import Remembered
 

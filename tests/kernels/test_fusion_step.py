@@ -10,13 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sona_pg.errors import ConfigError, DimensionMismatch, InvalidInput, LearningError
-from sona_pg.kernels import (
-    adam_step,
-    listwise_gradient,
-    order_by_score,
-    reference,
-    shuffled_sums,
-)
+from sona_pg.kernels import adam_step, listwise_gradient, order_by_score, reference, shuffled_sums
 from sona_pg.learning.fusion import Fusion
 
 from .fusion_cases import BAD, COMPILED_AND_TWIN, CONFIG, INPUT_LAYOUTS, SIZES, Doubles, strided, swapped

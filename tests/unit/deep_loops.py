@@ -1,4 +1,4 @@
-"""Banks and settings for loop C in memory, and what a cycle of it leaves."""
+"""Banks and settings for loop C in memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sona_pg import (
-    DeepConfig,
-    DeepLoopConfig,
-    DreamEvidenceConfig,
-    PatternConfig,
-    PhiConfig,
-    ReasoningBank,
-)
+from sona_pg import DeepConfig, DeepLoopConfig, DreamEvidenceConfig, PatternConfig, PhiConfig, ReasoningBank
 
 from .memories import DIM
 from .samples import trajectory

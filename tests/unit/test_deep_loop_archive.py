@@ -6,14 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sona_pg import (
-    ConsolidationConfig,
-    DeepLoop,
-    DeepLoopConfig,
-    MemoryNode,
-    PatternConfig,
-    ReasoningBank,
-)
+from sona_pg import ConsolidationConfig, DeepLoop, DeepLoopConfig, MemoryNode, PatternConfig, ReasoningBank
 from sona_pg.errors import InvalidInput
 from sona_pg.learning.memory_archive import ArchivedEdge, ArchivedNode, ArchivedPattern
 

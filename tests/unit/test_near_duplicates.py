@@ -13,12 +13,7 @@ from sona_pg.config import DreamConfig
 from sona_pg.errors import InvalidInput, MemoryGraphError
 from sona_pg.learning import leaders as leaders_module
 from sona_pg.learning.clusters import near_duplicates
-from sona_pg.learning.consolidation import (
-    apply_plan,
-    compression,
-    consolidation_plan,
-    merged_into,
-)
+from sona_pg.learning.consolidation import apply_plan, compression, consolidation_plan, merged_into
 from sona_pg.learning.dreams import generate_dreams
 from sona_pg.learning.leaders import leaders
 from sona_pg.learning.memory_columns import Origin
