@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from sona_pg.config import PhiConfig
 from sona_pg.errors import InvalidInput
@@ -17,7 +17,6 @@ from sona_pg.learning.system_integration import fit_system, system_integration
 
 from .systems import activations, pair_among
 
-Doubles = NDArray[np.float64]
 QUICK = PhiConfig(shuffles=0)
 
 
