@@ -137,8 +137,8 @@ def test_children_keep_their_parents(
     with_patterns: SonaEngine, open_space: Callable[..., SonaEngine], tmp_path: Path, connection: Connection
 ) -> None:
     connection.execute(
-        "WITH own AS (SELECT array_agg(pattern_id) AS ids, max(pattern_id) AS last FROM sona.pattern"
-        "  WHERE space_id = %(space)s)"
+        "WITH own AS (SELECT array_agg(pattern_id ORDER BY pattern_id) AS ids, max(pattern_id) AS last"
+        "  FROM sona.pattern WHERE space_id = %(space)s)"
         " INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality,"
         " confidence, support, abstraction_level, children) SELECT %(space)s, own.last + 1, p.centroid, 4, 4, 0.5, 0.5,"
         " 4, 1, own.ids FROM own, sona.pattern p WHERE p.space_id = %(space)s AND p.pattern_id = own.last",
