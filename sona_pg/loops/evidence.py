@@ -44,7 +44,7 @@ from sona_pg.store import learning as learning_store
 from sona_pg.store.ledger import LedgerEvent, ledger_events
 from sona_pg.store.spaces import Space
 from sona_pg.store.strategist import AnswerOutcome, StrategistTransaction, strategist_transaction
-from sona_pg.store.strategist_standing import Adopted, News, Standing
+from sona_pg.store.strategist_standing import Adopted, News, StrategistStanding
 from sona_pg.types import FloatVector, QueryTrajectory
 
 log = logging.getLogger("sona_pg")
@@ -188,7 +188,7 @@ class EvidenceLoop:
                     "try again later, workers go on once it is free"
                 )
 
-    def _standing(self) -> tuple[int, Standing]:
+    def _standing(self) -> tuple[int, StrategistStanding]:
         """How many entries the ledger holds, and where the strategist stands."""
         with self._in_turn():
             connection, space = self._store.connection(), self._store.space

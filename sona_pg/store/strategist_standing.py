@@ -57,7 +57,7 @@ class News(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StrategistStanding:
     """Where the strategist of a space stands.
 
     Parameters
@@ -111,7 +111,7 @@ def read_news(connection: Connection, space: Space) -> News:
     return News(None, None, None, 0, 0) if row is None else News(*row)
 
 
-def standing(connection: Connection, space: Space) -> Standing:
+def standing(connection: Connection, space: Space) -> StrategistStanding:
     """Where the strategist of a space stands, without a lock."""
     with translated():
         row = connection.execute(
@@ -123,7 +123,7 @@ def standing(connection: Connection, space: Space) -> Standing:
     if row is None:
         raise space_gone(space.name)
     ordinal, strategy, may_weigh, epoch, control_share, *adopted, is_behind = row
-    return Standing(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
+    return StrategistStanding(ordinal, strategy, may_weigh, epoch, control_share, Adopted(*adopted), is_behind)
 
 
 def spaces_unweighed(connection: Connection) -> list[str]:
