@@ -14,7 +14,8 @@ from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .deep_worlds import DIM, World, _unit
+from .deep_worlds import DIM, World
+from .vectors import unit
 
 QUIET = deep_loop(DeepConfig(DeepLoopConfig(dreams_per_cycle=0)))
 """Without dreams."""
@@ -48,23 +49,23 @@ def _twins(world: World, connection: Connection) -> None:
     """Let items 0 and 1 be near duplicates."""
     connection.execute(
         f"UPDATE {world.table} SET embedding = %s WHERE id = 1",
-        (_unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM)),),
+        (unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM)),),
     )
     world.engine.set_items(world.table, "id", "embedding")
 
 
 def _help(world: World, *items: str, times: int = 1) -> None:
     for _ in range(times):
-        query = _unit(world.centres[0] + 0.2 * world.rng.standard_normal(DIM))
+        query = unit(world.centres[0] + 0.2 * world.rng.standard_normal(DIM))
         world.engine.record(query, items, [1.0] * len(items))
     world.engine.flush()
 
 
 def _near_duplicates(world: World, connection: Connection, *keys: str) -> None:
     """Episodes that are nearly one, each with an edge to `far`, and ten accesses."""
-    _add(connection, world, "far", _unit(world.items[50]))
+    _add(connection, world, "far", unit(world.items[50]))
     for place, key in enumerate(keys):
-        _add(connection, world, key, _unit(world.items[7] + 1e-3 * place * world.items[100]))
+        _add(connection, world, key, unit(world.items[7] + 1e-3 * place * world.items[100]))
         connection.execute("SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', 'far', 0.5)", (world.name, key))
     connection.execute(
         "UPDATE sona.memory_node_state t SET access_count = 10 FROM sona.memory_node n WHERE t.space_id = %s"

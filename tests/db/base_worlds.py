@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.learning import read_state
-from sona_pg.store.migrate import migrate
 
 from .cycles import run_cycle
+from .own_spaces import connection as connection
+from .vectors import unit
 
 DIM, ITEMS = 24, 200
 RANK = 6
@@ -40,27 +41,12 @@ _tables = itertools.count()
 Vector = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def base_url(make_database: Callable[[], str]) -> str:
-    made = make_database()
-    migrate(made)
-    return made
-
-
-@pytest.fixture
-def connection(base_url: str) -> Iterator[Connection]:
-    with connect(base_url) as opened:
-        yield opened
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
-
-
 class World:
     """What answers a query is the item it comes from, turned in the planes in which items differ most."""
 
     def __init__(self, url: str, name: str, seed: int = 0) -> None:
         self.url, self.rng = url, np.random.default_rng(seed)
-        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [1.0] * (DIM - 8)))
+        self.items = unit(self.rng.standard_normal((ITEMS, DIM)) * ([3.0] * 8 + [1.0] * (DIM - 8)))
         self.moved = np.zeros(DIM)
         """What all queries have in common."""
         table = f"public.base_{next(_tables)}"
@@ -79,7 +65,7 @@ class World:
     def ask(self, item: int) -> Vector:
         query, x, y = self.items[item].copy(), self.items[item, 0:8:2], self.items[item, 1:8:2]
         query[0:8:2], query[1:8:2] = 0.4 * x - 0.9 * y, 0.9 * x + 0.4 * y
-        return _unit(query + 0.05 * self.rng.standard_normal(DIM) + self.moved)
+        return unit(query + 0.05 * self.rng.standard_normal(DIM) + self.moved)
 
     def teach(self, events: int, user: str | None = None, *, shuffled: bool = False) -> None:
         wanted = self.rng.integers(0, ITEMS // 2, events)
@@ -92,7 +78,7 @@ class World:
     def quality(self, engine: SonaEngine | None = None) -> float:
         """Mean reciprocal rank over items that nobody asked for."""
         queries = np.stack([self.ask(item) for item in range(ITEMS // 2, ITEMS)])
-        scores = _unit((engine or self.engine).adapt(queries)) @ self.items.T
+        scores = unit((engine or self.engine).adapt(queries)) @ self.items.T
         own = scores[np.arange(len(queries)), np.arange(ITEMS // 2, ITEMS)]
         return float((1 / (scores >= own[:, np.newaxis]).sum(axis=1)).mean())
 
@@ -111,10 +97,6 @@ class World:
         assert state is not None
         made.load_bytes(state)
         return made
-
-
-def _unit(rows: NDArray[np.floating]) -> Vector:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
 
 
 def _meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:

@@ -23,8 +23,9 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.migrate import migrate
 from sona_pg.store.server import EmbeddedServer
 
-from .exchanged import SMALL, unit
+from .exchanged import SMALL
 from .statements import Watch, watched
+from .vectors import unit
 
 DIM = 16
 _counter = itertools.count()
@@ -117,6 +118,14 @@ def empty_url(make_database: Callable[[], str]) -> str:
 @pytest.fixture(scope="session")
 def url(make_database: Callable[[], str]) -> str:
     """A migrated database that the tests share; each uses spaces of its own."""
+    made = make_database()
+    migrate(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def module_url(make_database: Callable[[], str]) -> str:
+    """A migrated database of a module's own: loops run in every space that there is."""
     made = make_database()
     migrate(made)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.loops.deep import DEEP
 from sona_pg.store.connection import Connection, connect
-from sona_pg.store.migrate import migrate
 
 from .cycles import run_cycle
+from .own_spaces import connection as connection
+from .vectors import unit
 
 DIM, TOPICS, ITEMS = 16, 12, 20
 """Topics, and items of each."""
@@ -29,29 +30,14 @@ _tables = itertools.count()
 Vector = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def deep_url(make_database: Callable[[], str]) -> str:
-    made = make_database()
-    migrate(made)
-    return made
-
-
-@pytest.fixture
-def connection(deep_url: str) -> Iterator[Connection]:
-    with connect(deep_url) as opened:
-        yield opened
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
-
-
 class World:
     """Topics; a question of one is helped by some items of it, which neighbours in a ring share more often."""
 
     def __init__(self, url: str, name: str, seed: int = 0, embedder: str | None = None) -> None:
         self.url, self.rng = url, np.random.default_rng(seed)
         centres = self.rng.standard_normal((TOPICS, DIM))
-        self.items = _unit(np.repeat(centres, ITEMS, axis=0) + 0.5 * self.rng.standard_normal((TOPICS * ITEMS, DIM)))
-        self.centres = _unit(centres)
+        self.items = unit(np.repeat(centres, ITEMS, axis=0) + 0.5 * self.rng.standard_normal((TOPICS * ITEMS, DIM)))
+        self.centres = unit(centres)
         self.table = table = f"public.deep_{next(_tables)}"
         with connect(url) as connection:
             connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
@@ -66,7 +52,7 @@ class World:
         for topic in self.rng.integers(0, TOPICS, events):
             first = int(self.rng.integers(0, ITEMS))
             helped = [str(topic * ITEMS + (first + offset) % ITEMS) for offset in (0, 1, 2)]
-            query = _unit(self.centres[topic] + 0.2 * self.rng.standard_normal(DIM))
+            query = unit(self.centres[topic] + 0.2 * self.rng.standard_normal(DIM))
             unhelpful = str(int(self.rng.integers(0, TOPICS * ITEMS)))
             self.engine.record(query, [*helped, unhelpful], [1.0, 1.0, 1.0, 0.0], user_id=user)
         self.engine.flush()
@@ -78,14 +64,10 @@ class World:
 
 
 @pytest.fixture
-def world(deep_url: str, connection: Connection, request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(deep_url, request.node.name[:60])
+def world(module_url: str, connection: Connection, request: pytest.FixtureRequest) -> Iterator[World]:
+    made = World(module_url, request.node.name[:60])
     yield made
     made.engine.close()
-
-
-def _unit(vectors: NDArray[Any]) -> Vector:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def _rows(connection: Connection, statement: str, *values: object) -> list[Any]:

@@ -18,12 +18,10 @@ from sona_pg.exchange.peft_files import CARD, CONFIG, WEIGHTS
 from sona_pg.loops.background import background_loop
 from sona_pg.store.connection import Connection
 
+from .vectors import unit
+
 Vectors = NDArray[np.float32]
 SMALL = background_loop(BackgroundConfig(minimum=1))
-
-
-def unit(rows: NDArray[np.floating]) -> Vectors:
-    return np.ascontiguousarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
 
 
 def audit(connection: Connection, space: str) -> list[tuple[Any, ...]]:

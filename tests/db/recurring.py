@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sona_pg import SonaEngine, SpaceConfig
 from sona_pg.store.connection import Connection, connect
 
+from .vectors import unit
+
 DIM, ITEMS, QUESTIONS = 24, 300, 30
 _tables = itertools.count()
 
@@ -23,9 +25,9 @@ class World:
 
     def __init__(self, url: str, name: str, seed: int = 0, **space: object) -> None:
         self.url, self.name, self.rng = url, name, np.random.default_rng(seed)
-        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)))
+        self.items = unit(self.rng.standard_normal((ITEMS, DIM)))
         self.topics = self.rng.standard_normal((QUESTIONS, DIM))
-        near = self.items @ _unit(self.topics).T
+        near = self.items @ unit(self.topics).T
         self.answers = [int(np.argsort(-near[:, q])[self.rng.integers(2, 15)]) for q in range(QUESTIONS)]
         self.table = f"public.strategist_{next(_tables)}"
         with connect(url) as connection:
@@ -44,7 +46,7 @@ class World:
         self.engine.set_items(self.table, "id", "embedding", filter_columns=["lang"])
 
     def ask(self, question: int) -> Vector:
-        return _unit(self.topics[question] + 0.3 * self.rng.standard_normal(DIM))
+        return unit(self.topics[question] + 0.3 * self.rng.standard_normal(DIM))
 
     def teach(self, events: int, helped: Callable[[int], str] | None = None, flush_every: int = 20) -> None:
         for event in range(events):
@@ -59,10 +61,6 @@ class World:
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with connect(self.url) as connection:
             return connection.execute(statement, {"space": self.engine.space.space_id, "name": self.name}).fetchall()
-
-
-def _unit(rows: NDArray[np.floating]) -> Vector:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,10 +14,11 @@ from sona_pg.config import BackgroundConfig
 from sona_pg.learning.strategist import Strategist
 from sona_pg.loops.background import background_loop
 from sona_pg.store.connection import Connection, connect
-from sona_pg.store.migrate import migrate
 from sona_pg.store.strategist import strategist_transaction
 
 from .cycles import run_cycle
+from .own_spaces import connection as connection
+from .vectors import unit
 
 DIM, ITEMS, QUESTIONS = 16, 100, 6
 _tables = itertools.count()
@@ -25,27 +26,12 @@ _tables = itertools.count()
 Vector = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def adoption_url(make_database: Callable[[], str]) -> str:
-    made = make_database()
-    migrate(made)
-    return made
-
-
-@pytest.fixture
-def connection(adoption_url: str) -> Iterator[Connection]:
-    with connect(adoption_url) as opened:
-        yield opened
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
-
-
 class _World:
     """Questions apart from each other; what answers one is near it."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.rng = url, np.random.default_rng(0)
-        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)))
+        self.items = unit(self.rng.standard_normal((ITEMS, DIM)))
         self.topics = self.items[:QUESTIONS]
         table = f"public.adoption_{next(_tables)}"
         with connect(url) as connection:
@@ -64,7 +50,7 @@ class _World:
     def teach(self, events: int) -> None:
         for event in range(events):
             question = event % QUESTIONS
-            query = _unit(self.topics[question] + 0.02 * self.rng.standard_normal(DIM))
+            query = unit(self.topics[question] + 0.02 * self.rng.standard_normal(DIM))
             self.engine.record(self.engine.recall(query), rewards={str(question): 1.0})
         self.engine.flush()
 
@@ -86,13 +72,9 @@ class _World:
         return made
 
 
-def _unit(rows: NDArray[np.floating]) -> Vector:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
-
-
 @pytest.fixture
-def world(adoption_url: str, connection: Connection, space_name: str) -> Iterator[_World]:
-    made = _World(adoption_url, space_name)
+def world(module_url: str, connection: Connection, space_name: str) -> Iterator[_World]:
+    made = _World(module_url, space_name)
     yield made
     made.engine.close()
 
@@ -134,10 +116,10 @@ def test_regions_become_patterns_and_what_is_known_of_them_stays(world: _World, 
 
 
 def test_a_process_that_holds_a_copy_takes_patterns_over_and_goes_on_with_them(
-    world: _World, connection: Connection, adoption_url: str
+    world: _World, connection: Connection, module_url: str
 ) -> None:
     world.teach(60)
-    with SonaEngine.connect(adoption_url, space=world.engine.space.name, background=False) as other:
+    with SonaEngine.connect(module_url, space=world.engine.space.name, background=False) as other:
         assert world.cycle() == "done"
         other.evidence.advance()
         first = _regions(connection, world)

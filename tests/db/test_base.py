@@ -27,13 +27,12 @@ from sona_pg.store.database import Database
 from sona_pg.store.health import left_withheld
 
 from .base_worlds import DIM, LOOP, RANK, World, _meanwhile, _tables
-from .base_worlds import base_url as base_url
 from .base_worlds import connection as connection
 
 
 @pytest.fixture
-def world(base_url: str, connection: Connection, space_name: str) -> Iterator[World]:
-    made = World(base_url, space_name)
+def world(module_url: str, connection: Connection, space_name: str) -> Iterator[World]:
+    made = World(module_url, space_name)
     yield made
     made.engine.close()
 
@@ -95,7 +94,7 @@ def test_what_was_learned_becomes_part_of_the_base_and_is_published(world: World
 
 
 def test_what_comes_during_a_cycle_is_learned_on_the_new_base(
-    world: World, base_url: str, monkeypatch: pytest.MonkeyPatch
+    world: World, module_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.teach(100)
     world.cycle()
@@ -111,7 +110,7 @@ def test_what_comes_during_a_cycle_is_learned_on_the_new_base(
     again = after.anew(after.pool)
     again.adapter.stand_on(after.adapter.base)
     again.withheld_share = 0.2
-    with connect(base_url) as connection:
+    with connect(module_url) as connection:
         from sona_pg.store.ledger import ledger_events
 
         for entry in ledger_events(connection, world.engine.space, 300, 1000):
@@ -227,13 +226,13 @@ def test_the_strategist_goes_on_with_the_base(world: World, connection: Connecti
     assert np.abs(own.adapt(query) - learner.serving().adapt(query)).max() < 1e-5
 
 
-def test_a_space_that_teaches_no_items_has_no_base(base_url: str, connection: Connection, space_name: str) -> None:
-    with SonaEngine.connect(base_url, space=space_name, dim=4, background=False) as engine:
+def test_a_space_that_teaches_no_items_has_no_base(module_url: str, connection: Connection, space_name: str) -> None:
+    with SonaEngine.connect(module_url, space=space_name, dim=4, background=False) as engine:
         for _ in range(20):
             engine.record(np.ones(4), ["a"], quality=0.5)
         engine.flush()
         connection.execute("SELECT sona.run_cycle(%s, 'background')", (space_name,))
-        coordinator = LoopCoordinator(Database(base_url, StoreConfig()), LOOP, WorkerConfig())
+        coordinator = LoopCoordinator(Database(module_url, StoreConfig()), LOOP, WorkerConfig())
         assert coordinator.step() == 1
         coordinator.close()
         ((state, facts),) = connection.execute(

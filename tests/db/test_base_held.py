@@ -21,7 +21,6 @@ from sona_pg.store.connection import Connection
 from tests.db.cycles import run_cycle
 
 from .base_worlds import DIM, RANK, World, _became, _hours
-from .base_worlds import base_url as base_url
 from .base_worlds import connection as connection
 
 HERE, THERE, ELSEWHERE = 1.5 * np.eye(DIM)[20], -1.5 * np.eye(DIM)[21], 1.5 * np.eye(DIM)[22]
@@ -40,8 +39,8 @@ def _loop(reservoir: int, *, withheld: float = 0.2, window: int = 2048, decides:
 
 
 @pytest.fixture
-def world(base_url: str, connection: Connection, space_name: str) -> Iterator[World]:
-    made = World(base_url, space_name)
+def world(module_url: str, connection: Connection, space_name: str) -> Iterator[World]:
+    made = World(module_url, space_name)
     yield made
     made.engine.close()
 

@@ -13,13 +13,12 @@ from sona_pg.loops.cycle import Loop
 from sona_pg.store.connection import Connection
 
 from .base_worlds import RANK, World, _became, _hours, _meanwhile
-from .base_worlds import base_url as base_url
 from .base_worlds import connection as connection
 
 
 @pytest.fixture
-def world(base_url: str, connection: Connection, space_name: str) -> Iterator[World]:
-    made = World(base_url, space_name)
+def world(module_url: str, connection: Connection, space_name: str) -> Iterator[World]:
+    made = World(module_url, space_name)
     yield made
     made.engine.close()
 

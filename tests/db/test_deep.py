@@ -13,10 +13,10 @@ from sona_pg.loops.deep import deep_loop
 from sona_pg.loops.deep_config import DeepConfig
 from sona_pg.store.connection import Connection
 
-from .deep_worlds import BACKGROUND, DIM, ITEMS, TOPICS, World, _at_one_instant, _memory, _rows, _tables, _unit
+from .deep_worlds import BACKGROUND, DIM, ITEMS, TOPICS, World, _at_one_instant, _memory, _rows, _tables
 from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
 from .deep_worlds import world as world
+from .vectors import unit
 
 # What is there is what was learned ------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_dreams_that_predict_nothing_stay_out(world: World, connection: Connecti
     """Events at random: each connects its three items, which says nothing of what the next one will connect."""
     for query in world.rng.standard_normal((300, DIM)):
         helped = [str(item) for item in world.rng.choice(TOPICS * ITEMS, 3, replace=False)]
-        world.engine.record(_unit(query), helped, [1.0, 1.0, 1.0])
+        world.engine.record(unit(query), helped, [1.0, 1.0, 1.0])
     world.engine.flush()
     world.cycle(BACKGROUND)
     done = world.cycle()
@@ -224,7 +224,7 @@ def test_what_goes_may_be_kept_for_as_long_as_can_be_set(world: World, connectio
 def test_near_duplicates_become_one_and_no_access_is_lost(world: World, connection: Connection) -> None:
     world.teach(60)
     for key, shift in (("a", 0.0), ("b", 1e-3), ("c", 0.5)):
-        vector = _unit(world.items[7] + shift * world.items[100])
+        vector = unit(world.items[7] + shift * world.items[100])
         connection.execute("SELECT sona.add_memory_node(%s, 'episode', %s, %s)", (world.name, key, vector))
     connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'a', 'episode', 'c', 0.5)", (world.name,))
     connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'b', 'episode', 'c', 0.5)", (world.name,))
@@ -252,7 +252,7 @@ def test_near_duplicates_become_one_and_no_access_is_lost(world: World, connecti
 
 def test_items_that_are_merged_stay_merged_while_outcomes_go_on(world: World, connection: Connection) -> None:
     twins = world.items.copy()
-    twins[1::2] = _unit(twins[0::2] + 1e-3 * world.rng.standard_normal(twins[0::2].shape))
+    twins[1::2] = unit(twins[0::2] + 1e-3 * world.rng.standard_normal(twins[0::2].shape))
     table = f"public.deep_{next(_tables)}"
     connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
     connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(twins)))

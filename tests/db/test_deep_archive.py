@@ -21,10 +21,10 @@ from .archived import (
     _twins,
     _without_dreaming,
 )
-from .deep_worlds import BACKGROUND, DIM, World, _at_one_instant, _rows, _unit
+from .deep_worlds import BACKGROUND, DIM, World, _at_one_instant, _rows
 from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
 from .deep_worlds import world as world
+from .vectors import unit
 
 
 def _make_old(connection: Connection, world: World, key: str) -> None:
@@ -41,8 +41,8 @@ def _make_old(connection: Connection, world: World, key: str) -> None:
     )
 
 
-def test_nothing_is_restored_into_another_space(world: World, connection: Connection, deep_url: str) -> None:
-    victim = World(deep_url, "victim", seed=5)
+def test_nothing_is_restored_into_another_space(world: World, connection: Connection, module_url: str) -> None:
+    victim = World(module_url, "victim", seed=5)
     key = {"own": world.engine.space.space_id, "other": victim.engine.space.space_id}
     _add(connection, world, "x")
     forged = "jsonb_build_object('space_id', %(other)s::bigint, 'node_id', 77, 'key', 'planted')"
@@ -144,7 +144,7 @@ def test_an_edge_by_dreams_is_counted_once_whatever_became_of_it(world: World, c
     """One is moved to another node, one becomes part of another, and one fades and is dreamt again."""
     _near_duplicates(world, connection, "a", "b")
     for key, place in (("near", 90), ("off", 130)):
-        _add(connection, world, key, _unit(world.items[place]))
+        _add(connection, world, key, unit(world.items[place]))
     dream = (
         "INSERT INTO sona.memory_edge (space_id, kind, source_kind, source, target_kind, target, weight, origin,"
         " decayed_at) SELECT space_id, 'creative', 'episode', %s, 'episode', %s, 0.15, 'dreams', now() - %s::interval"
@@ -412,10 +412,10 @@ def test_what_somebody_changes_meanwhile_stays(world: World, connection: Connect
     assert _rows(connection, GIVEN, world.name) == [("mate", "old", 0.5)]
 
 
-def test_nobody_changes_the_graph_while_it_is_restored(world: World, connection: Connection, deep_url: str) -> None:
+def test_nobody_changes_the_graph_while_it_is_restored(world: World, connection: Connection, module_url: str) -> None:
     _help(world, "0", "5")
     world.cycle(QUIET)
-    with connect(deep_url) as other, other.transaction(force_rollback=True):
+    with connect(module_url) as other, other.transaction(force_rollback=True):
         other.execute("SELECT sona.restore_memory(%s)", (world.name,))
         for table in ("loop_schedule", "learner", "strategist", "memory_state"):
             waits = sql.SQL("SELECT FROM sona.{} WHERE space_id = %s FOR NO KEY UPDATE NOWAIT")

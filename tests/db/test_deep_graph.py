@@ -13,10 +13,10 @@ from sona_pg.loops.deep import DEEP
 from sona_pg.store.connection import Connection
 
 from .cycles import run_cycle
-from .deep_worlds import BACKGROUND, DIM, TOPICS, World, _rows, _unit
+from .deep_worlds import BACKGROUND, DIM, TOPICS, World, _rows
 from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
 from .deep_worlds import world as world
+from .vectors import unit
 
 
 def test_an_edge_by_hand_is_one_whichever_end_is_named_first(world: World, connection: Connection) -> None:
@@ -132,8 +132,8 @@ def test_integration_is_that_of_the_patterns_as_a_system(world: World, connectio
     ) == [(facts["phi"], facts["chance"], len(facts["patterns"]))]
 
 
-def test_patterns_cross_spaces_only_where_both_allow_it(deep_url: str, connection: Connection) -> None:
-    worlds = [World(deep_url, name, seed=3, embedder="model") for name in ("here", "there", "elsewhere")]
+def test_patterns_cross_spaces_only_where_both_allow_it(module_url: str, connection: Connection) -> None:
+    worlds = [World(module_url, name, seed=3, embedder="model") for name in ("here", "there", "elsewhere")]
     for each in worlds:
         each.teach(300)
         each.cycle(BACKGROUND)
@@ -174,8 +174,8 @@ def test_activation_spreads_from_a_query_as_in_memory(world: World, connection: 
         transition[place[a], place[b]] += weight
         transition[place[b], place[a]] += weight
     transition /= np.maximum(transition.sum(axis=1, keepdims=True), 1e-300)
-    query = _unit(world.centres[0] + 0.1 * world.rng.standard_normal(DIM))
-    cosine = np.array([float(_unit(e) @ query) if e is not None else -1.0 for _, e in nodes])
+    query = unit(world.centres[0] + 0.1 * world.rng.standard_normal(DIM))
+    cosine = np.array([float(unit(e) @ query) if e is not None else -1.0 for _, e in nodes])
     start = np.argsort(-cosine)[:5]
     wave = np.zeros(len(nodes))
     wave[start] = cosine[start]
@@ -236,7 +236,7 @@ def test_many_nodes_are_searched_through_an_index(world: World, connection: Conn
     world.cycle(BACKGROUND)
     small = StoreConfig(exact_search_rows=50)
     assert run_cycle(world.url, world.name, DEEP, small).facts["transfer"]["nodes_indexed"]
-    query = _unit(world.centres[3] + 0.1 * world.rng.standard_normal(DIM))
+    query = unit(world.centres[3] + 0.1 * world.rng.standard_normal(DIM))
     through = _rows(connection, "SELECT kind, key FROM sona.related(%s, %s, 0, 5)", world.name, query)
     exact = _rows(
         connection,

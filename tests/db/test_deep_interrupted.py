@@ -25,10 +25,10 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 
 from .cycles import run_cycle
-from .deep_worlds import BACKGROUND, World, _memory, _rows, _unit
+from .deep_worlds import BACKGROUND, World, _memory, _rows
 from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
 from .deep_worlds import world as world
+from .vectors import unit
 
 
 def test_a_rehearsal_says_all_that_changes_and_changes_nothing(world: World, connection: Connection) -> None:
@@ -47,19 +47,19 @@ def test_a_rehearsal_says_all_that_changes_and_changes_nothing(world: World, con
     assert {change.what for change in created} == {f"{row[1]} {row[2]}" for row in after["memory_node"]}
 
 
-def test_a_deploy_waits_for_a_rehearsal(world: World, deep_url: str) -> None:
+def test_a_deploy_waits_for_a_rehearsal(world: World, module_url: str) -> None:
     world.teach(60)
     deploying: list[Future[Any]] = []
 
     def deploy() -> None:
-        with connect(deep_url, application="deploying") as connection:
+        with connect(module_url, application="deploying") as connection:
             connection.execute("SELECT sona.deploy(%s, 'frozen')", (world.name,))
 
     def read(connection: Connection, cycle: Cycle) -> object:
         # Only one that waits for locks is where two could wait for each other.
         deploying.append(pool.submit(deploy))
         waits = "SELECT FROM pg_stat_activity WHERE application_name = 'deploying' AND wait_event_type = 'Lock'"
-        with connect(deep_url) as watching:
+        with connect(module_url) as watching:
             while not watching.execute(waits).fetchall():
                 assert not deploying[0].done(), "it did not wait"
         return DEEP.phases[0].read(connection, cycle)
@@ -72,7 +72,7 @@ def test_a_deploy_waits_for_a_rehearsal(world: World, deep_url: str) -> None:
 
 
 def test_a_worker_needs_the_right_to_make_temporary_tables(
-    world: World, deep_url: str, connection: Connection, role: Callable[..., str]
+    world: World, module_url: str, connection: Connection, role: Callable[..., str]
 ) -> None:
     world.teach(40)
     worker, database = role("deep", "sona_worker"), connection.info.dbname
@@ -81,7 +81,7 @@ def test_a_worker_needs_the_right_to_make_temporary_tables(
     )
     connection.execute(f"GRANT SELECT ON {table} TO {worker}")
     connection.execute("SELECT sona.grant_space(%s, %s)", (world.name, worker))
-    own = Database(psycopg.conninfo.make_conninfo(deep_url, user=worker), StoreConfig())
+    own = Database(psycopg.conninfo.make_conninfo(module_url, user=worker), StoreConfig())
     try:
         connection.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
         with pytest.raises(PermissionDenied, match="temporary tables"):
@@ -185,7 +185,7 @@ def test_items_that_are_embedded_anew_move_once_the_table_is_named_anew(world: W
         f"SELECT count(*) FROM sona.memory m JOIN {table} i ON i.id::text = m.key"
         " WHERE m.space = %s AND m.kind = 'item' AND m.embedding <> i.embedding"
     )
-    moved = _unit(world.items[:, ::-1])
+    moved = unit(world.items[:, ::-1])
     connection.cursor().executemany(
         f"UPDATE {table} SET embedding = %s WHERE id = %s", [(vector, id) for id, vector in enumerate(moved)]
     )

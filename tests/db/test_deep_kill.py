@@ -32,6 +32,7 @@ from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 
 from .cycles import run_cycle
+from .vectors import unit
 
 DIM, TOPICS, ITEMS = 16, 8, 24
 """Topics, and items of each; the first three of a topic have near duplicates."""
@@ -63,16 +64,12 @@ class Clones(NamedTuple):
     expected: dict[str, list[tuple[Any, ...]]]
 
 
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
 def _teach(engine: SonaEngine, random: np.random.Generator, centres: NDArray[Any], events: int, items: int) -> None:
     """Each question is helped by three neighbours in the ring of the first so many items of its topic."""
     for topic in random.integers(0, TOPICS, events):
         first = int(random.integers(0, items))
         helped = [str(topic * ITEMS + (first + offset) % items) for offset in (0, 1, 2)]
-        query = _unit(centres[topic] + 0.2 * random.standard_normal(DIM))
+        query = unit(centres[topic] + 0.2 * random.standard_normal(DIM))
         other = str((topic * ITEMS + ITEMS // 2) % (TOPICS * ITEMS))
         rewards = [1.0, 1.0, 1.0, 0.0]
         engine.record(query, [*helped, other], rewards if other not in helped else [1.0, 1.0, 1.0, 1.0])
@@ -82,14 +79,14 @@ def _teach(engine: SonaEngine, random: np.random.Generator, centres: NDArray[Any
 def _grow(url: str) -> None:
     """Two spaces that correspond to each other; the first has had a cycle, long ago, and was taught more since."""
     random = np.random.default_rng(3)
-    centres = _unit(random.standard_normal((TOPICS, DIM)))
+    centres = unit(random.standard_normal((TOPICS, DIM)))
     items = np.repeat(centres, ITEMS, axis=0) + 0.4 * random.standard_normal((TOPICS * ITEMS, DIM))
     for first in range(0, len(items), ITEMS):
         items[first + 3 : first + 6] = items[first : first + 3] + 0.01 * random.standard_normal((3, DIM))
         items[first + 20] = items[first] + 0.01 * random.standard_normal(DIM)
     with connect(url) as connection:
         connection.execute("CREATE TABLE public.items (id integer PRIMARY KEY, embedding vector)")
-        connection.cursor().executemany("INSERT INTO public.items VALUES (%s, %s)", list(enumerate(_unit(items))))
+        connection.cursor().executemany("INSERT INTO public.items VALUES (%s, %s)", list(enumerate(unit(items))))
         for name in (OTHER, SPACE):
             with SonaEngine.connect(
                 url, space=name, dim=DIM, background=False, embedder="one",
@@ -383,7 +380,7 @@ def test_what_changes_while_a_consolidation_computes_is_left_to_the_next(
 
     def use() -> None:
         for pair in (weak, merged, fading, new):
-            engine.record(_unit(np.ones(DIM)), list(pair), [1.0, 1.0])
+            engine.record(unit(np.ones(DIM)), list(pair), [1.0, 1.0])
         engine.flush()
         with connect(url) as connection:
             connection.execute("SELECT sona.add_memory_edge(%s, 'episode', 'of no use', 'item', '0', 0.5)", (SPACE,))
@@ -419,7 +416,7 @@ def test_an_outcome_waits_for_a_consolidation_that_is_being_written(
     consolidated = _weights(clones.undisturbed)[_co_access(fading)]
     url = clones.make()
     engine = SonaEngine.connect(url, space=SPACE, background=False)
-    engine.record(_unit(np.ones(DIM)), list(fading), [1.0, 1.0])
+    engine.record(unit(np.ones(DIM)), list(fading), [1.0, 1.0])
     flush = threading.Thread(target=engine.flush)
 
     def start() -> None:

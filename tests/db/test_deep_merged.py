@@ -18,10 +18,10 @@ from .archived import (
     _twins,
     _without_dreaming,
 )
-from .deep_worlds import World, _rows, _unit
+from .deep_worlds import World, _rows
 from .deep_worlds import connection as connection
-from .deep_worlds import deep_url as deep_url
 from .deep_worlds import world as world
+from .vectors import unit
 
 CO_ACCESS = "SELECT source, target, weight FROM sona.edges WHERE space = %s AND kind = 'co_access' ORDER BY 1, 2"
 
@@ -74,7 +74,7 @@ def test_what_was_merged_comes_back_and_stays(world: World, connection: Connecti
 def test_an_edge_that_was_only_moved_leaves_nothing_there(world: World, connection: Connection, weight: float) -> None:
     """0.001 and 1 - (1 - 0.001) differ by a rounding: an edge of that weight would stay, for ever if given by hand."""
     for key, place, shift in (("a", 7, 0.0), ("b", 7, 1e-3), ("far", 50, 0.0), ("near", 90, 0.0)):
-        _add(connection, world, key, _unit(world.items[place] + shift * world.items[100]))
+        _add(connection, world, key, unit(world.items[place] + shift * world.items[100]))
     for ends in (("a", "near", 0.9), ("b", "far", weight)):
         connection.execute("SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', %s, %s)", (world.name, *ends))
     before = _rows(connection, GIVEN, world.name)
@@ -91,7 +91,7 @@ def test_merges_are_undone_from_the_last_one_back(world: World, connection: Conn
     world.cycle(QUIET)
     ((kept,),) = _rows(connection, "SELECT key FROM sona.memory WHERE space = %s AND key IN ('a', 'b')", world.name)
     middle = _rows(connection, EPISODES, world.name), _rows(connection, GIVEN, world.name)
-    _add(connection, world, "c", _unit(world.items[7] + 2e-3 * world.items[100]))
+    _add(connection, world, "c", unit(world.items[7] + 2e-3 * world.items[100]))
     connection.execute(
         "UPDATE sona.memory_node_state t SET access_count = 100, quality = 1 FROM sona.memory_node n"
         " WHERE t.space_id = %s AND n.space_id = t.space_id AND n.node_id = t.node_id AND n.key = 'c'",
@@ -161,7 +161,7 @@ def test_a_weight_that_was_set_since_a_merge_stays(
 ) -> None:
     """0.75 is what the edges to `far` become, and 0.5 what the one to `near` has where it is moved."""
     _near_duplicates(world, connection, "a", "b")
-    _add(connection, world, "near", _unit(world.items[90]))
+    _add(connection, world, "near", unit(world.items[90]))
     merged_away = "SELECT content ->> 'key' FROM sona.archive WHERE space = %s AND entity = 'node'"
     add = "SELECT sona.add_memory_edge(%s, 'episode', %s, 'episode', %s, %s)"
     for key in ("a", "b"):

@@ -25,7 +25,8 @@ from sona_pg.learning.resumed_bank import Advance, ResumedBank
 from sona_pg.store.connection import Connection
 
 from .conftest import DIM
-from .exchanged import SMALL, ask, audit, everything, patterns, supports, unit
+from .exchanged import SMALL, ask, audit, everything, patterns, supports
+from .vectors import unit
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -27,15 +27,14 @@ from .topics import TOPICS, Vector, _ask, _cycle, _nearest, _patterns, _verdicts
 from .topics import connection as connection
 from .topics import engine as engine
 from .topics import open_engine as open_engine
-from .topics import patterns_url as patterns_url
 from .topics import topics as topics
 
 
 def test_outcomes_become_patterns(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 80)
-    state, facts, _ = _cycle(patterns_url, engine)
+    state, facts, _ = _cycle(module_url, engine)
     assert state == "done"
     assert (facts["trajectories"], facts["new"], facts["patterns"], facts["created"]) == (80, 80, TOPICS, TOPICS)
     assert _patterns(connection, engine) == [(id, 20, 20) for id in range(1, TOPICS + 1)]
@@ -52,15 +51,15 @@ def test_outcomes_become_patterns(
 
 
 def test_patterns_keep_their_identity(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 80)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     were = {topic: _nearest(connection, engine, centre) for topic, centre in enumerate(topics)}
     assert sorted(were.values()) == list(range(1, TOPICS + 1))
     for more in range(1, 4):
         _ask(engine, topics, rng, 40)
-        _, facts, _ = _cycle(patterns_url, engine)
+        _, facts, _ = _cycle(module_url, engine)
         assert (facts["new"], facts["created"], facts["changed"]) == (40, 0, TOPICS)
         assert {topic: _nearest(connection, engine, centre) for topic, centre in enumerate(topics)} == were
         assert _patterns(connection, engine) == [(id, 20 + 10 * more, 20 + 10 * more) for id in sorted(were.values())]
@@ -72,7 +71,7 @@ def test_patterns_keep_their_identity(
 
 
 def test_a_parameter_that_works_is_proven(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     def metadata(topic: int, i: int) -> dict[str, Json]:
         return {"parameters": {"model": "ab"[i // TOPICS % 2]}, "precision": 0.25, "recall": 0.75}
@@ -82,7 +81,7 @@ def test_a_parameter_that_works_is_proven(
 
     for _ in range(2):
         _ask(engine, topics, rng, 240, metadata, quality)
-        _cycle(patterns_url, engine)
+        _cycle(module_url, engine)
     for topic, centre in enumerate(topics):
         rows = connection.execute(
             "SELECT parameter, value, support, improvement, decision, mean_precision, mean_recall"
@@ -97,7 +96,7 @@ def test_a_parameter_that_works_is_proven(
 
 
 def test_an_engine_recommends_what_worked(
-    patterns_url: str, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     def metadata(topic: int, i: int) -> dict[str, Json]:
         return {"parameters": {"ef_search": 40 + 40 * (i // TOPICS % 2), "model": "ab"[i // TOPICS % 2]}}
@@ -113,7 +112,7 @@ def test_an_engine_recommends_what_worked(
     }
     assert engine.find_patterns(topics[0]) == []
     _ask(engine, topics, rng, 240, metadata, quality)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     for topic, centre in enumerate(topics):
         (nearest, cosine), *others = engine.find_patterns(centre, 3)
         assert len(others) == 2
@@ -133,75 +132,75 @@ def test_an_engine_recommends_what_worked(
 
 
 def test_too_little_is_skipped_and_consumes_nothing(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 37)
-    assert _cycle(patterns_url, engine, BACKGROUND)[::2] == ("skipped", "37 of 100 new trajectories with an outcome")
+    assert _cycle(module_url, engine, BACKGROUND)[::2] == ("skipped", "37 of 100 new trajectories with an outcome")
     assert _patterns(connection, engine) == []
     _ask(engine, topics, rng, 63)
-    state, facts, _ = _cycle(patterns_url, engine, BACKGROUND)
+    state, facts, _ = _cycle(module_url, engine, BACKGROUND)
     assert (state, facts["new"]) == ("done", 100)
-    assert _cycle(patterns_url, engine, BACKGROUND)[::2] == ("skipped", "0 of 100 new trajectories with an outcome")
+    assert _cycle(module_url, engine, BACKGROUND)[::2] == ("skipped", "0 of 100 new trajectories with an outcome")
 
 
 def test_before_anything_is_judged_queries_alone_make_patterns_of_which_nothing_is_known(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     ids = [engine.record(topics[i % TOPICS], ["1"], metadata={"parameters": {"model": "a"}}) for i in range(80)]
     engine.flush()
-    _, _, reason = _cycle(patterns_url, engine, BACKGROUND)
+    _, _, reason = _cycle(module_url, engine, BACKGROUND)
     assert reason == "80 of 100 new trajectories, none of them judged"
     ids += [engine.record(topics[i % TOPICS], ["1"], metadata={"parameters": {"model": "a"}}) for i in range(20)]
     engine.flush()
-    assert _cycle(patterns_url, engine, BACKGROUND)[1]["created"] == TOPICS
+    assert _cycle(module_url, engine, BACKGROUND)[1]["created"] == TOPICS
     unknown = PatternConfig().prior_quality
     assert (
         _patterns(connection, engine, "cluster_size, support, avg_quality, confidence")
         == [(25, 0, unknown, 0.0)] * TOPICS
     )
     assert engine.optimized_params(topics[0], {"model": "b"})["model"].value == "b"
-    assert _cycle(patterns_url, engine)[0] == "skipped"
+    assert _cycle(module_url, engine)[0] == "skipped"
     # The first outcomes are of the same patterns, and all that is known of them.
     for id in ids[:40]:
         engine.score(id, 1.0)
     engine.flush()
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert (facts["new"], facts["created"], facts["patterns"]) == (40, 0, TOPICS)
     assert _patterns(connection, engine, "support, avg_quality") == [(10, 1.0)] * TOPICS
 
 
 def test_what_has_no_outcome_is_no_news_until_it_has(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector
 ) -> None:
     _ask(engine, topics[1:2], np.random.default_rng(0), 5)
-    assert _cycle(patterns_url, engine)[1]["new"] == 5
+    assert _cycle(module_url, engine)[1]["new"] == 5
     ids = [engine.record(topics[0], ["1"]) for _ in range(10)]
     engine.flush()
-    assert _cycle(patterns_url, engine)[0] == "skipped"
+    assert _cycle(module_url, engine)[0] == "skipped"
     for id in ids:
         engine.score(id, 0.25)
     engine.flush()
-    assert _cycle(patterns_url, engine)[1]["new"] == 10
+    assert _cycle(module_url, engine)[1]["new"] == 10
     assert _patterns(connection, engine, "support, avg_quality") == [(5, 0.5), (10, 0.25)]
     # A correction changes what the pattern is worth, and counts no second time.
     for id in ids:
         engine.score(id, 0.75)
     engine.record(topics[0], ["1"], quality=0.75)
     engine.flush()
-    assert _cycle(patterns_url, engine)[1]["new"] == 1
+    assert _cycle(module_url, engine)[1]["new"] == 1
     assert _patterns(connection, engine, "support, avg_quality") == [(5, 0.5), (11, 0.75)]
 
 
 def test_what_belongs_to_no_pattern_waits_and_counts_once(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     used = {"parameters": {"model": "a"}}
     _ask(engine, topics[:1], rng, 40, lambda *_: used)
     _ask(engine, topics[1:2], rng, 3, lambda *_: used)
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert (facts["waiting"], facts["patterns"]) == (3, 1)
     _ask(engine, topics[1:2], rng, 3, lambda *_: used)
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert (facts["new"], facts["waiting"], facts["created"]) == (3, 0, 1)
     assert _verdicts(connection, engine) == {(1, "model", "a"): 40, (2, "model", "a"): 6}
 
@@ -219,14 +218,14 @@ def test_what_belongs_to_no_pattern_waits_and_counts_once(
 )
 def test_what_is_no_parameter_is_left_out_and_stated(
     metadata: dict[str, Json],
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     engine: SonaEngine,
     topics: Vector,
     rng: np.random.Generator,
 ) -> None:
     _ask(engine, topics[:1], rng, 10, lambda *_: metadata)
-    state, facts, _ = _cycle(patterns_url, engine)
+    state, facts, _ = _cycle(module_url, engine)
     assert (state, facts["unusable_parameters"], facts["patterns"]) == ("done", 10, 1)
     assert _patterns(connection, engine, "support") == [(10,)]
 
@@ -234,7 +233,7 @@ def test_what_is_no_parameter_is_left_out_and_stated(
 @pytest.mark.parametrize("step", CYCLE)
 def test_nothing_is_lost_and_nothing_counts_twice_whoever_dies(
     step: str,
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     engine: SonaEngine,
     topics: Vector,
@@ -242,10 +241,10 @@ def test_nothing_is_lost_and_nothing_counts_twice_whoever_dies(
 ) -> None:
     used = {"parameters": {"model": "a"}}
     _ask(engine, topics, rng, 80, lambda *_: used)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     _ask(engine, topics, rng, 120, lambda *_: used)
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (engine.space.name,))
-    worker = [sys.executable, "-m", "sona_pg", "worker", "background", "--once", "--url", patterns_url]
+    worker = [sys.executable, "-m", "sona_pg", "worker", "background", "--once", "--url", module_url]
     killed = subprocess.run(worker, env={**os.environ, ENV_KILL_AT: step}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     finished = subprocess.run(worker, capture_output=True, check=False)
@@ -257,7 +256,7 @@ def test_nothing_is_lost_and_nothing_counts_twice_whoever_dies(
 
 
 def test_a_cycle_adds_up_what_was_counted_and_keeps_what_was_counted_meanwhile(
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     engine: SonaEngine,
     topics: Vector,
@@ -265,7 +264,7 @@ def test_a_cycle_adds_up_what_was_counted_and_keeps_what_was_counted_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _ask(engine, topics, rng, 80)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     space_id, kept = engine.space.space_id, _nearest(connection, engine, topics[0])
     connection.execute(
         "INSERT INTO sona.pattern (space_id, pattern_id, centroid, cluster_size, total_weight, avg_quality, confidence,"
@@ -278,13 +277,13 @@ def test_a_cycle_adds_up_what_was_counted_and_keeps_what_was_counted_meanwhile(
     before = background.write_advance
 
     def late(connection: Connection, run: Run, *rest: object) -> None:
-        with connect(patterns_url) as other:
+        with connect(module_url) as other:
             other.execute(count, (space_id, [kept, 99], [10, 20]))
         before(connection, run, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(background, "write_advance", late)
     _ask(engine, topics, rng, 40)
-    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    assert _cycle(module_url, engine)[1]["merged"] == 1
     counts = dict(_patterns(connection, engine, "pattern_id, access_count"))
     assert counts == {id: 35 if id == kept else 0 for id in (1, 2, 3, 4)}
     left = connection.execute("SELECT pattern_id FROM sona.pattern_access WHERE space_id = %s", (space_id,)).fetchall()
@@ -292,32 +291,32 @@ def test_a_cycle_adds_up_what_was_counted_and_keeps_what_was_counted_meanwhile(
 
 
 def test_other_settings_recommend_anew_without_news(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     def metadata(topic: int, i: int) -> dict[str, Json]:
         return {"parameters": {"model": "ab"[i // TOPICS % 2]}}
 
     _ask(engine, topics, rng, 240, metadata, lambda topic, i: 0.8 if i // TOPICS % 2 == topic % 2 else 0.4)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     in_sql = "SELECT value, source[1] FROM sona.optimized_params(%s, %s) WHERE parameter = 'model'"
     for topic, centre in enumerate(topics):
         rows = connection.execute(in_sql, (engine.space.name, centre)).fetchall()
         assert rows == [("ab"[topic % 2], _nearest(connection, engine, centre))]
-    assert _cycle(patterns_url, engine, BACKGROUND)[0] == "skipped"
+    assert _cycle(module_url, engine, BACKGROUND)[0] == "skipped"
     careful = background_loop(verdicts=VerdictConfig(min_support=1000))
-    state, facts, _ = _cycle(patterns_url, engine, careful)
+    state, facts, _ = _cycle(module_url, engine, careful)
     assert (state, facts["new"]) == ("done", 0)
     assert connection.execute(in_sql, (engine.space.name, topics[0])).fetchall() == [(None, None)]
     assert engine.optimized_params(topics[0])["model"].source == ()
-    assert _cycle(patterns_url, engine, careful)[0] == "skipped"
+    assert _cycle(module_url, engine, careful)[0] == "skipped"
 
 
 def test_evidence_of_many_kinds_of_values(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     values = [1, 1.5, True, None, "x", [1, 2], {"a": 1}]
     _ask(engine, topics[:1], rng, 70, lambda _, i: {"parameters": {"é": values[i % 7]}})
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     rows = connection.execute("SELECT value, support FROM sona.get_verdict(%s, 1)", (engine.space.name,)).fetchall()
     assert len(rows) == 7
     assert {support for _, support in rows} == {10}
@@ -328,7 +327,7 @@ def test_evidence_of_many_kinds_of_values(
 
 
 def test_the_queries_of_the_page_run(
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     open_engine: Callable[..., SonaEngine],
     rng: np.random.Generator,
@@ -349,7 +348,7 @@ def test_the_queries_of_the_page_run(
         lambda _, i: {"parameters": {"model": model(i)}},
         lambda topic, i: 0.9 if model(i) == "abb"[topic] else 0.2,
     )
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     asked = block.replace("$1", "'[0.1, 0.9, 0.2]'")
     statements = [statement for statement in asked.split(";") if statement.strip()]
     assert len(statements) == 11

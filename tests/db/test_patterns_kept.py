@@ -21,16 +21,15 @@ from .topics import SMALL, TOPICS, Vector, _ask, _cycle, _nearest, _patterns, _t
 from .topics import connection as connection
 from .topics import engine as engine
 from .topics import open_engine as open_engine
-from .topics import patterns_url as patterns_url
 from .topics import topics as topics
 
 
 def test_near_duplicates_become_one_and_what_is_bad_and_old_goes(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     used = {"parameters": {"model": "a"}}
     _ask(engine, topics, rng, 80, lambda *_: used, lambda topic, _: 0.1 if topic == 3 else 0.9)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     bad, kept = _nearest(connection, engine, topics[3]), _nearest(connection, engine, topics[0])
     # A second one of the same kind, as if it had come from elsewhere; and the bad one is from long ago.
     connection.execute(
@@ -50,7 +49,7 @@ def test_near_duplicates_become_one_and_what_is_bad_and_old_goes(
         (bad,),
     )
     _ask(engine, topics[:3], rng, 30, lambda *_: used)
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert (facts["merged"], facts["pruned"]) == (1, 1)
     left = [id for (id,) in _patterns(connection, engine, "pattern_id")]
     assert left == sorted({1, 2, 3, 4} - {bad})
@@ -65,10 +64,10 @@ def test_near_duplicates_become_one_and_what_is_bad_and_old_goes(
 
 
 def test_text_is_kept_by_cycles_and_taken_over_by_what_it_is_merged_into(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 40)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     name = engine.space.name
     connection.execute("SELECT sona.describe_pattern(%s, 1, 'one', description => 'the first')", (name,))
     connection.execute("SELECT sona.describe_pattern(%s, 2, content => 'to be read')", (name,))
@@ -78,7 +77,7 @@ def test_text_is_kept_by_cycles_and_taken_over_by_what_it_is_merged_into(
     )
     connection.execute("UPDATE sona.pattern_state SET last_id = 99")
     _ask(engine, topics, rng, 40)
-    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    assert _cycle(module_url, engine)[1]["merged"] == 1
     texts = "title, description, content"
     assert _patterns(connection, engine, texts)[:3] == [
         ("one", "the first", "its own"),
@@ -96,26 +95,26 @@ def test_text_is_kept_by_cycles_and_taken_over_by_what_it_is_merged_into(
 
 
 def test_memory_is_bounded_by_the_newest(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     loop = background_loop(BackgroundConfig(minimum=1, max_trajectories=40))
     _ask(engine, topics, rng, 80)
-    _, facts, _ = _cycle(patterns_url, engine, loop)
+    _, facts, _ = _cycle(module_url, engine, loop)
     assert (facts["trajectories"], facts["new"]) == (40, 40)
     _ask(engine, topics, rng, 20)
-    _, facts, _ = _cycle(patterns_url, engine, loop)
+    _, facts, _ = _cycle(module_url, engine, loop)
     assert (facts["trajectories"], facts["new"]) == (40, 20)
     assert _patterns(connection, engine) == [(id, 10, 15) for id in range(1, TOPICS + 1)]
 
 
 def test_a_space_of_another_dimension(
-    patterns_url: str, connection: Connection, open_engine: Callable[..., SonaEngine], space_name: str
+    module_url: str, connection: Connection, open_engine: Callable[..., SonaEngine], space_name: str
 ) -> None:
     rng = np.random.default_rng(3)
     small, large = open_engine(f"{space_name}_5", 5), open_engine(f"{space_name}_300", 300)
     for opened in (small, large):
         _ask(opened, _topics(rng, opened.space.dim), rng, 40)
-        assert _cycle(patterns_url, opened)[0] == "done"
+        assert _cycle(module_url, opened)[0] == "done"
     assert len(_patterns(connection, large)) == TOPICS
     assert 1 <= len(_patterns(connection, small)) <= TOPICS
     connection.execute("SELECT sona.drop_space(%s)", (small.space.name,))
@@ -124,11 +123,11 @@ def test_a_space_of_another_dimension(
 
 
 def test_retention_takes_nothing_from_patterns(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     used = {"parameters": {"model": "a"}}
     _ask(engine, topics, rng, 80, lambda *_: used)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     _ask(engine, topics, rng, 20, lambda *_: used)
     connection.execute(
         "UPDATE sona.trajectory SET created_at = now() - interval '90 days' WHERE trajectory_id IN"
@@ -137,24 +136,24 @@ def test_retention_takes_nothing_from_patterns(
     connection.execute("SELECT sona.set_retention(%s, '30 days')", (engine.space.name,))
     while connection.execute("SELECT sona.apply_retention(%s)", (engine.space.name,)).fetchall()[0][0]:
         pass
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert (facts["trajectories"], facts["new"], facts["created"]) == (40, 20, 0)
     assert _patterns(connection, engine) == [(id, 10, 25) for id in range(1, TOPICS + 1)]
     assert sum(_verdicts(connection, engine).values()) == 100
 
 
 def test_who_is_forgotten_is_in_no_pattern(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics[:1], rng, 20, lambda *_: {"parameters": {"model": "bob's"}}, user="bob")
     _ask(engine, topics[:2], rng, 40, lambda *_: {"parameters": {"model": "ann's"}}, user="ann")
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     ids = [id for (id,) in _patterns(connection, engine, "pattern_id")]
     report = engine.forget("ann")
     assert report.patterns == len(ids) == 2
     assert _patterns(connection, engine) == []
     assert _verdicts(connection, engine) == {}
-    _, facts, _ = _cycle(patterns_url, engine)
+    _, facts, _ = _cycle(module_url, engine)
     assert facts["new"] == 20
     assert _patterns(connection, engine) == [(3, 20, 20)], "no id is given twice"
     assert _verdicts(connection, engine) == {(3, "model", "bob's"): 20}
@@ -165,7 +164,7 @@ def test_who_is_forgotten_is_in_no_pattern(
 
 
 def test_a_cycle_that_read_before_somebody_was_forgotten_writes_nothing(
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     engine: SonaEngine,
     topics: Vector,
@@ -180,7 +179,7 @@ def test_a_cycle_that_read_before_somebody_was_forgotten_writes_nothing(
     def late(connection: Connection, run: Run, *rest: object) -> None:
         if not calls:
             calls.append(1)
-            with connect(patterns_url) as other:
+            with connect(module_url) as other:
                 # As the transaction that forgets does; it needs no lock that the cycle has.
                 other.execute("INSERT INTO sona.pattern_state (space_id, generation) VALUES (%s, 1)",
                               (engine.space.space_id,))  # fmt: skip
@@ -188,7 +187,7 @@ def test_a_cycle_that_read_before_somebody_was_forgotten_writes_nothing(
 
     monkeypatch.setattr(background, "write_advance", late)
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (engine.space.name,))
-    coordinator = LoopCoordinator(Database(patterns_url, StoreConfig()), SMALL, WorkerConfig())
+    coordinator = LoopCoordinator(Database(module_url, StoreConfig()), SMALL, WorkerConfig())
     assert coordinator.step() == 0
     assert _patterns(connection, engine) == []
     assert coordinator.step() == 1
@@ -197,7 +196,7 @@ def test_a_cycle_that_read_before_somebody_was_forgotten_writes_nothing(
 
 
 def test_roles(
-    patterns_url: str,
+    module_url: str,
     connection: Connection,
     engine: SonaEngine,
     topics: Vector,
@@ -206,10 +205,10 @@ def test_roles(
 ) -> None:
     _ask(engine, topics, rng, 40, lambda *_: {"parameters": {"model": "a"}})
     worker, reader = role("weaver", "sona_worker"), role("onlooker", "sona_reader")
-    url = psycopg.conninfo.make_conninfo(patterns_url, user=worker)
+    url = psycopg.conninfo.make_conninfo(module_url, user=worker)
     connection.execute("SELECT sona.grant_space(%s, %s)", (engine.space.name, worker))
     assert _cycle(url, engine)[0] == "done"
-    with connect(psycopg.conninfo.make_conninfo(patterns_url, user=reader)) as onlooker:
+    with connect(psycopg.conninfo.make_conninfo(module_url, user=reader)) as onlooker:
         assert _patterns(onlooker, engine) == []
         connection.execute("SELECT sona.grant_space(%s, %s, false)", (engine.space.name, reader))
         assert len(_patterns(onlooker, engine)) == TOPICS
@@ -219,7 +218,7 @@ def test_roles(
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             onlooker.execute("DELETE FROM sona.pattern")
     coordinator = LoopCoordinator(
-        Database(psycopg.conninfo.make_conninfo(patterns_url, user=reader), StoreConfig()), SMALL, WorkerConfig()
+        Database(psycopg.conninfo.make_conninfo(module_url, user=reader), StoreConfig()), SMALL, WorkerConfig()
     )
     with pytest.raises(PermissionDenied):
         coordinator.step()
@@ -227,10 +226,10 @@ def test_roles(
 
 
 def test_what_is_bad_and_old_stays_while_it_is_used(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 80, quality=lambda *_: 0.1)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     long_ago = "now() - interval '60 days'"
     connection.execute(f"UPDATE sona.pattern SET created_at = {long_ago}, updated_at = {long_ago}")
     often, lately, unused, fed = (_nearest(connection, engine, topic) for topic in topics)
@@ -238,16 +237,16 @@ def test_what_is_bad_and_old_stays_while_it_is_used(
     connection.execute(f"UPDATE sona.pattern_access SET last_accessed = {long_ago} WHERE pattern_id = %s", (often,))
     loop = background_loop(BackgroundConfig(minimum=1, max_trajectories=20))
     _ask(engine, topics[3:], rng, 20, quality=lambda *_: 0.1)
-    assert _cycle(patterns_url, engine, loop)[1]["pruned"] == 1
+    assert _cycle(module_url, engine, loop)[1]["pruned"] == 1
     assert [id for (id,) in _patterns(connection, engine, "pattern_id")] == sorted({often, lately, fed})
     assert unused not in (often, lately, fed)
 
 
 def test_levels_and_children_are_kept(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     _ask(engine, topics, rng, 80)
-    _cycle(patterns_url, engine)
+    _cycle(module_url, engine)
     assert _patterns(connection, engine, "abstraction_level, children") == [(0, [])] * TOPICS
     kept = _nearest(connection, engine, topics[0])
     # A pattern of patterns, and a second one of the first topic that will be merged into it.
@@ -260,20 +259,20 @@ def test_levels_and_children_are_kept(
     )
     connection.execute("UPDATE sona.pattern_state SET last_id = 99")
     _ask(engine, topics, rng, 40)
-    assert _cycle(patterns_url, engine)[1]["merged"] == 1
+    assert _cycle(module_url, engine)[1]["merged"] == 1
     assert _patterns(connection, engine, "pattern_id, abstraction_level, children")[-1] == (99, 1, [kept, 2])
     found = {pattern.id: pattern for pattern, _ in engine.find_patterns(topics[0], 5)}
     assert (found[99].abstraction_level, found[99].children) == (1, (kept, 2))
 
 
 def test_a_cycle_makes_the_index_and_forgetting_drops_it(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     store = StoreConfig(exact_search_rows=TOPICS - 1)
     has_index = "SELECT sona._vectors_index('pattern', %s) IS NOT NULL"
     for topic, made in ((topics[:3], False), (topics, True), (topics, False)):
         _ask(engine, topic, rng, 40, user="ann")
-        assert _cycle(patterns_url, engine, store=store)[1]["indexed"] is made
+        assert _cycle(module_url, engine, store=store)[1]["indexed"] is made
     assert connection.execute(has_index, (engine.space.space_id,)).fetchall() == [(True,)]
     _ask(engine, topics[:1], rng, 5, user="eve")
     assert engine.forget("eve").patterns == 0
@@ -287,14 +286,14 @@ def test_a_cycle_makes_the_index_and_forgetting_drops_it(
 
 
 def test_decayed_weight_is_not_written_for_nothing(
-    patterns_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
+    module_url: str, connection: Connection, engine: SonaEngine, topics: Vector, rng: np.random.Generator
 ) -> None:
     loop = background_loop(BackgroundConfig(minimum=1, max_trajectories=40), PatternConfig(half_life_seconds=3600.0))
     _ask(engine, topics, rng, 40)
-    _cycle(patterns_url, engine, loop)
+    _cycle(module_url, engine, loop)
     connection.execute("UPDATE sona.pattern SET decayed_at = decayed_at - interval '1 hour'")
     _ask(engine, topics[:2], rng, 40)  # the others have left the window
-    _, facts, _ = _cycle(patterns_url, engine, loop)
+    _, facts, _ = _cycle(module_url, engine, loop)
     assert facts["changed"] == 2
     weights = [weight for (weight,) in _patterns(connection, engine, "round(total_weight)")]
     assert sorted(weights) == [10, 10, 25, 25]

@@ -24,6 +24,7 @@ from sona_pg.store.connection import Connection, connect
 from sona_pg.store.spaces import set_strategy
 
 from .cycles import run_cycle
+from .vectors import unit
 
 DIM, ITEMS = 32, 600
 _tables = itertools.count()
@@ -36,7 +37,7 @@ class World:
 
     def __init__(self, url: str, name: str, *, batch: int = 64) -> None:
         self.url, self.name, self.rng = url, name, np.random.default_rng(0)
-        self.items = _unit(self.rng.standard_normal((ITEMS, DIM)))
+        self.items = unit(self.rng.standard_normal((ITEMS, DIM)))
         order = np.argsort(-(self.items @ self.items.T), axis=1)
         self.partner = order[np.arange(ITEMS), self.rng.integers(15, 80, ITEMS)]
         table = f"public.related_{next(_tables)}"
@@ -78,7 +79,7 @@ class World:
         )
 
     def ask(self, about: int) -> Vector:
-        return _unit(self.items[about] + 0.05 * self.rng.standard_normal(DIM))
+        return unit(self.items[about] + 0.05 * self.rng.standard_normal(DIM))
 
     def live(self, events: int, flush_every: int = 25) -> None:
         for event in range(events):
@@ -108,10 +109,6 @@ class World:
         found = run_cycle(self.url, self.name, DEEP)
         assert found.state == "done", found.reason
         return found.facts
-
-
-def _unit(rows: NDArray[Any]) -> Vector:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture
@@ -267,8 +264,8 @@ def test_live_edges_are_no_evidence_and_a_snapshot_counts_from_its_entry_on(
 
 def test_what_was_merged_is_weighed_as_it_answers(world: World, connection: Connection) -> None:
     """Near items 0 and 2 are such as are merged with them, of which one name alone has a node then."""
-    world.items[1] = _unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM))
-    world.items[3] = _unit(world.items[2] + 1e-3 * world.rng.standard_normal(DIM))
+    world.items[1] = unit(world.items[0] + 1e-3 * world.rng.standard_normal(DIM))
+    world.items[3] = unit(world.items[2] + 1e-3 * world.rng.standard_normal(DIM))
     table = f"public.related_{next(_tables)}"
     connection.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, embedding vector)")
     connection.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", list(enumerate(world.items)))

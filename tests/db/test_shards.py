@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,15 @@ from sona_pg.loops import shards as shards_module
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
 from sona_pg.steps import ENV_KILL_AT
-from sona_pg.store.connection import Connection, connect
+from sona_pg.store.connection import Connection
 
 from .cycles import Cycled, run_cycle
+from .own_spaces import connection as connection
 
 DIM, TOPICS, OUTCOMES = 8, 4, 240
 HERE = ShardConfig(processes=1)
 Cluster = Any  # distributed.LocalCluster, which has no types
 WORKER = [sys.executable, "-m", "sona_pg", "worker", "background", "--once"]
-
-
-@pytest.fixture(scope="module")
-def shards_url(make_database: Callable[[], str]) -> str:
-    from sona_pg.store.migrate import migrate
-
-    made = make_database()
-    migrate(made)
-    return made
-
-
-@pytest.fixture
-def connection(shards_url: str) -> Iterator[Connection]:
-    with connect(shards_url) as opened:
-        yield opened
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
 
 
 def loop(shards: ShardConfig, rows: int = 50) -> Loop:
@@ -83,19 +67,19 @@ def cycled(url: str, name: str, shards: ShardConfig, rows: int = 50) -> Cycled:
     return run_cycle(url, taught(url, name), loop(shards, rows))
 
 
-def test_parts_are_of_equal_size_and_none_is_lost(shards_url: str, connection: Connection) -> None:
-    found = cycled(shards_url, "parts", HERE, rows=100)
+def test_parts_are_of_equal_size_and_none_is_lost(module_url: str, connection: Connection) -> None:
+    found = cycled(module_url, "parts", HERE, rows=100)
     assert (found.facts["shards"], found.facts["computed"]) == (3, "here")
     assert (found.facts["trajectories"], found.facts["new"], found.facts["waiting"]) == (OUTCOMES, OUTCOMES, 0)
     assert sum(row[3] for row in learned(connection, "parts")) == OUTCOMES
 
 
 @pytest.fixture(scope="module")
-def cluster(shards_url: str) -> Iterator[Cluster]:
+def cluster(module_url: str) -> Iterator[Cluster]:
     """A Dask cluster whose workers know the database by their environment: no password goes to a scheduler."""
     distributed = pytest.importorskip("distributed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SONA_DATABASE_URL", shards_url)
+        patch.setenv("SONA_DATABASE_URL", module_url)
         made = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with made:
         yield made
@@ -113,18 +97,18 @@ def _held_here() -> int:
 
 @pytest.mark.parametrize("first_sample", [outcome_shard.FIRST_SAMPLE, 30])
 def test_processes_and_a_cluster_come_to_the_same(
-    first_sample: int, shards_url: str, connection: Connection, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    first_sample: int, module_url: str, connection: Connection, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the sample of all rows that few have, and with steps over the shards after a smaller one."""
     monkeypatch.setattr(outcome_shard, "FIRST_SAMPLE", first_sample)
     steps: list[float] = []
     moved = outcome_shard._moved
     monkeypatch.setattr(outcome_shard, "_moved", lambda *args: steps.append(args[2]) or moved(*args))
-    here = cycled(shards_url, f"here {first_sample}", HERE)
+    here = cycled(module_url, f"here {first_sample}", HERE)
     assert (here.facts["shards"], here.facts["computed"]) == (5, "here")
-    apart = cycled(shards_url, f"apart {first_sample}", ShardConfig(processes=2))
+    apart = cycled(module_url, f"apart {first_sample}", ShardConfig(processes=2))
     assert (apart.facts["shards"], apart.facts["computed"]) == (5, "2 processes")
-    there = cycled(shards_url, f"there {first_sample}", ShardConfig(scheduler=cluster.scheduler_address))
+    there = cycled(module_url, f"there {first_sample}", ShardConfig(scheduler=cluster.scheduler_address))
     assert (there.facts["shards"], there.facts["computed"]) == (5, "2 Dask workers")
     assert held_by(cluster) == 0
     found = [learned(connection, f"{where} {first_sample}") for where in ("here", "apart", "there")]
@@ -134,23 +118,23 @@ def test_processes_and_a_cluster_come_to_the_same(
 
 
 def test_a_worker_of_the_cluster_that_is_busy_keeps_its_shards(
-    shards_url: str, connection: Connection, cluster: Cluster
+    module_url: str, connection: Connection, cluster: Cluster
 ) -> None:
     """An idle one would steal what it is asked, and does not have them."""
     with cluster.get_client() as client:
         client.submit(time.sleep, 3, workers=[min(client.ncores())], pure=False)
-        found = cycled(shards_url, "busy", ShardConfig(scheduler=cluster.scheduler_address), rows=12)
+        found = cycled(module_url, "busy", ShardConfig(scheduler=cluster.scheduler_address), rows=12)
     assert found.state == "done", found.reason
     assert sum(row[3] for row in learned(connection, "busy")) == OUTCOMES
 
 
 def test_what_a_killed_worker_has_left_in_a_cluster_goes_with_the_next_cycle(
-    shards_url: str, connection: Connection, cluster: Cluster
+    module_url: str, connection: Connection, cluster: Cluster
 ) -> None:
-    name = taught(shards_url, "left behind")
+    name = taught(module_url, "left behind")
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (name,))
     options = ["--minimum=1", "--shard-rows=50", f"--scheduler={cluster.scheduler_address}"]
-    environment = {**os.environ, "SONA_DATABASE_URL": shards_url, ENV_KILL_AT: "cycle.after_read"}
+    environment = {**os.environ, "SONA_DATABASE_URL": module_url, ENV_KILL_AT: "cycle.after_read"}
     assert subprocess.run([*WORKER, *options], env=environment, check=False).returncode == -signal.SIGKILL
     assert held_by(cluster) == 5
     del environment[ENV_KILL_AT]
@@ -160,46 +144,46 @@ def test_what_a_killed_worker_has_left_in_a_cluster_goes_with_the_next_cycle(
 
 
 def test_a_worker_of_a_cluster_that_does_not_reach_the_database(
-    shards_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    module_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distributed = pytest.importorskip("distributed")
     monkeypatch.setenv("SONA_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/nowhere")
     one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(**one) as cluster:
-        failed = cycled(shards_url, "elsewhere", ShardConfig(scheduler=cluster.scheduler_address))
+        failed = cycled(module_url, "elsewhere", ShardConfig(scheduler=cluster.scheduler_address))
     assert failed.state == "failed"
     assert "could not be read by a Dask worker: its own SONA_DATABASE_URL" in str(failed.reason)
     monkeypatch.delenv("SONA_DATABASE_URL")
     with distributed.LocalCluster(**one) as cluster:
-        failed = run_cycle(shards_url, "elsewhere", loop(ShardConfig(scheduler=cluster.scheduler_address)))
+        failed = run_cycle(module_url, "elsewhere", loop(ShardConfig(scheduler=cluster.scheduler_address)))
     assert "SONA_DATABASE_URL is not set where a Dask worker runs" in str(failed.reason)
-    assert run_cycle(shards_url, "elsewhere", loop(HERE)).facts["new"] == OUTCOMES
+    assert run_cycle(module_url, "elsewhere", loop(HERE)).facts["new"] == OUTCOMES
 
 
-def test_a_server_that_ends_idle_transactions_ends_no_cycle(shards_url: str, connection: Connection) -> None:
-    name = taught(shards_url, "idle")
+def test_a_server_that_ends_idle_transactions_ends_no_cycle(module_url: str, connection: Connection) -> None:
+    name = taught(module_url, "idle")
     database = connection.info.dbname
     connection.execute(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '100ms'")
     try:
-        found = run_cycle(shards_url, name, loop(ShardConfig(processes=2)))
+        found = run_cycle(module_url, name, loop(ShardConfig(processes=2)))
     finally:
         connection.execute(f"ALTER DATABASE {database} RESET idle_in_transaction_session_timeout")
     assert found.state == "done", found.reason
 
 
-def test_there_are_no_more_processes_than_parts(shards_url: str, connection: Connection) -> None:
-    found = cycled(shards_url, "few parts", ShardConfig(processes=9), rows=120)
+def test_there_are_no_more_processes_than_parts(module_url: str, connection: Connection) -> None:
+    found = cycled(module_url, "few parts", ShardConfig(processes=9), rows=120)
     assert (found.facts["shards"], found.facts["computed"]) == (2, "2 processes")
 
 
 @pytest.mark.parametrize("given", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_leaves_the_cycle_to_the_next_worker(
-    given: signal.Signals, shards_url: str, connection: Connection
+    given: signal.Signals, module_url: str, connection: Connection
 ) -> None:
     """As Ctrl-C at a terminal, and as systemd ends a service."""
-    name = taught(shards_url, f"group {given}")
+    name = taught(module_url, f"group {given}")
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (name,))
-    environment = {**os.environ, "SONA_DATABASE_URL": shards_url}
+    environment = {**os.environ, "SONA_DATABASE_URL": module_url}
     worker = subprocess.Popen(
         [*WORKER, "--minimum=1", "--shard-rows=50"], env=environment, start_new_session=True, stderr=subprocess.PIPE
     )
@@ -211,14 +195,14 @@ def test_a_signal_to_all_processes_leaves_the_cycle_to_the_next_worker(
     assert b"Traceback" not in said
     assert connection.execute("SELECT message FROM sona.errors WHERE space = %s", (name,)).fetchall() == []
     psutil.wait_procs(children, timeout=30)
-    assert run_cycle(shards_url, name, loop(HERE)).state in ("done", "requested")
+    assert run_cycle(module_url, name, loop(HERE)).state in ("done", "requested")
     assert sum(row[3] for row in learned(connection, name)) == OUTCOMES
 
 
-def test_a_process_that_hangs_does_not_hold_a_worker_that_is_to_end(shards_url: str, connection: Connection) -> None:
-    name = taught(shards_url, "hangs")
+def test_a_process_that_hangs_does_not_hold_a_worker_that_is_to_end(module_url: str, connection: Connection) -> None:
+    name = taught(module_url, "hangs")
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (name,))
-    environment = {**os.environ, "SONA_DATABASE_URL": shards_url}
+    environment = {**os.environ, "SONA_DATABASE_URL": module_url}
     worker = subprocess.Popen(
         [*WORKER, "--minimum=1", "--shard-rows=50", "--drain-seconds=100"], env=environment, stderr=subprocess.PIPE
     )
@@ -239,28 +223,28 @@ def _spawned(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
-def test_one_part_is_not_sent_away(shards_url: str, connection: Connection) -> None:
-    found = cycled(shards_url, "whole", ShardConfig(scheduler="tcp://127.0.0.1:9"), rows=OUTCOMES)
+def test_one_part_is_not_sent_away(module_url: str, connection: Connection) -> None:
+    found = cycled(module_url, "whole", ShardConfig(scheduler="tcp://127.0.0.1:9"), rows=OUTCOMES)
     assert (found.state, found.facts["computed"]) == ("done", "here")
 
 
-def test_a_scheduler_that_cannot_be_reached(shards_url: str, connection: Connection) -> None:
+def test_a_scheduler_that_cannot_be_reached(module_url: str, connection: Connection) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     brief = {"scheduler": address, "scheduler_timeout_seconds": 0.5}
-    failed = cycled(shards_url, "unreachable", ShardConfig(**brief))  # type: ignore[arg-type]
+    failed = cycled(module_url, "unreachable", ShardConfig(**brief))  # type: ignore[arg-type]
     assert failed.state == "failed"
     assert f"there is no Dask scheduler at {address}" in str(failed.reason)
     assert learned(connection, "unreachable") == []
     local = ShardConfig(**brief, processes=2, without_scheduler="local")  # type: ignore[arg-type]
-    done = run_cycle(shards_url, "unreachable", loop(local))
+    done = run_cycle(module_url, "unreachable", loop(local))
     assert (done.state, done.facts["computed"], done.facts["new"]) == ("done", "2 processes", OUTCOMES)
 
 
 @pytest.mark.parametrize("when", ["loading", "asked"])
 def test_a_process_that_dies_costs_the_cycle_and_no_outcome(
-    when: str, shards_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    when: str, module_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(_spawned(os.getpid()))
     if when == "loading":
@@ -268,22 +252,22 @@ def test_a_process_that_dies_costs_the_cycle_and_no_outcome(
     else:
         monkeypatch.setattr(outcome_shard.OutcomeShard, "nearest_counts", _die)
         monkeypatch.setattr(outcome_shard.OutcomeShard, "sample", _die)
-    failed = cycled(shards_url, when, ShardConfig(processes=2))
+    failed = cycled(module_url, when, ShardConfig(processes=2))
     assert failed.state == "failed"
     assert "a process that held a shard has died" in str(failed.reason)
     assert learned(connection, when) == []
     monkeypatch.undo()
-    assert run_cycle(shards_url, when, loop(ShardConfig(processes=2))).facts["new"] == OUTCOMES
+    assert run_cycle(module_url, when, loop(ShardConfig(processes=2))).facts["new"] == OUTCOMES
     assert sum(row[3] for row in learned(connection, when)) == OUTCOMES
     assert set(_spawned(os.getpid())) == before
 
 
-def test_processes_end_with_their_worker(shards_url: str, connection: Connection) -> None:
-    name = taught(shards_url, "orphans")
+def test_processes_end_with_their_worker(module_url: str, connection: Connection) -> None:
+    name = taught(module_url, "orphans")
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (name,))
     mark = f"sona-orphans-{os.getpid()}"
     worker = [*WORKER, "--minimum=1", "--shard-rows=50"]
-    environment = {**os.environ, "SONA_DATABASE_URL": shards_url, ENV_KILL_AT: "cycle.after_read", "SONA_MARK": mark}
+    environment = {**os.environ, "SONA_DATABASE_URL": module_url, ENV_KILL_AT: "cycle.after_read", "SONA_MARK": mark}
     killed = subprocess.run(worker, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30

@@ -19,8 +19,9 @@ from sona_pg.store.connection import Connection
 from sona_pg.store.strategist import strategist_transaction
 from sona_pg.store.strategy_settings import claim_settings
 
-from .recurring import DIM, ITEMS, QUESTIONS, Vector, World, _sql_recall, _tables, _unit
+from .recurring import DIM, ITEMS, QUESTIONS, Vector, World, _sql_recall, _tables
 from .recurring import world as world
+from .vectors import unit
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_what_is_proven_answers_and_helps(taught: World) -> None:
 def test_python_and_sql_give_the_same_items_in_the_same_order(taught: World, connection: Connection) -> None:
     strategies = set()
     for number in range(1000):
-        query = taught.ask(number % QUESTIONS) if number % 2 else _unit(taught.rng.standard_normal(DIM))
+        query = taught.ask(number % QUESTIONS) if number % 2 else unit(taught.rng.standard_normal(DIM))
         found = taught.engine.recall(query)
         assert [item.item_id for item in found.items] == _sql_recall(connection, taught, query)
         strategies.add(found.answer.strategy)
@@ -91,7 +92,7 @@ def test_sql_scores_as_the_strategist_that_proved_it(taught: World, connection: 
                 return np.zeros((0, DIM), dtype=np.float32)
 
         for number in range(40):
-            query = taught.ask(number % QUESTIONS) if number % 2 else _unit(taught.rng.standard_normal(DIM))
+            query = taught.ask(number % QUESTIONS) if number % 2 else unit(taught.rng.standard_normal(DIM))
             scored = strategist.answer(query, look_around(query, Remembered, index, strategist.config))
             rows = connection.execute(
                 "SELECT item_id, score FROM sona._score_items(%s, %s, %s, 20, NULL) ORDER BY rank",
@@ -245,7 +246,7 @@ def test_k_items_of_a_table_of_chunks(world: World, connection: Connection) -> N
     connection.execute(f"CREATE TABLE {name} (id integer, embedding vector)")
     for row in range(30):
         for _ in range(50):
-            chunk = _unit(world.items[row] + 0.01 * world.rng.standard_normal(DIM))
+            chunk = unit(world.items[row] + 0.01 * world.rng.standard_normal(DIM))
             connection.execute(f"INSERT INTO {name} VALUES (%s, %s)", (row, chunk))
     world.engine.set_items(name, "id", "embedding")
     for strategy in ("boosted", "fusion", "stake"):

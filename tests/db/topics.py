@@ -13,9 +13,10 @@ from sona_pg import SonaEngine, SpaceConfig, StoreConfig
 from sona_pg.config import BackgroundConfig
 from sona_pg.loops.background import background_loop
 from sona_pg.loops.cycle import Loop
-from sona_pg.store.connection import Connection, connect
+from sona_pg.store.connection import Connection
 
 from .cycles import run_cycle
+from .own_spaces import connection as connection
 
 DIM = 16
 TOPICS = 4
@@ -24,32 +25,14 @@ SMALL = background_loop(BackgroundConfig(minimum=1))
 Vector = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def patterns_url(make_database: Callable[[], str]) -> str:
-    from sona_pg.store.migrate import migrate
-
-    made = make_database()
-    migrate(made)
-    return made
-
-
 @pytest.fixture
-def connection(patterns_url: str) -> Iterator[Connection]:
-    with connect(patterns_url) as opened:
-        yield opened
-        # A loop runs in every space: what a test leaves is not the next one's.
-        for (name,) in opened.execute("SELECT name FROM sona.space").fetchall():
-            opened.execute("SELECT sona.drop_space(%s)", (name,))
-
-
-@pytest.fixture
-def open_engine(patterns_url: str, connection: Connection) -> Iterator[Callable[..., SonaEngine]]:
+def open_engine(module_url: str, connection: Connection) -> Iterator[Callable[..., SonaEngine]]:
     made: list[SonaEngine] = []
 
     def make(name: str, dim: int = DIM) -> SonaEngine:
         made.append(
             SonaEngine.connect(
-                patterns_url, space=name, dim=dim, background=False, space_config=SpaceConfig(control_share=0.0)
+                module_url, space=name, dim=dim, background=False, space_config=SpaceConfig(control_share=0.0)
             )
         )
         return made[-1]
