@@ -388,10 +388,12 @@ class InstantLoop:
                 if self._given_up is not None:
                     raise EmbedderMismatch(self._given_up) from error
             elif isinstance(error, SonaError) and store.spool is not None:
-                if copy.is_away:
-                    # What answers meanwhile has learned it; the replay learns it again, on what the database has.
-                    self._learn_pending()
-                backlog.spill_all(store.spool)
+                try:
+                    if copy.is_away:
+                        # What answers meanwhile has learned it; the replay learns it again, on what the database has.
+                        self._learn_pending()
+                finally:
+                    backlog.spill_all(store.spool)
             raise
         self._counts.note_error(None)
         self._complaints.write(store, backlog.dropped)
