@@ -19,7 +19,7 @@ test: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	SONA_FUZZ=full $(BIN)/python -m pytest -q -s tests/fuzz $(PYTEST)
 
-# 604 processes killed; with COLLECTIONS="DIR ...", also 16 processes on one space.
+# 614 processes killed; with COLLECTIONS="DIR ...", also 16 processes on one space.
 chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.acceptance.chaos $(CHAOS)
 	$(BIN)/python -m tests.acceptance.cycles $(CHAOS)
