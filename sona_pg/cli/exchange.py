@@ -49,6 +49,8 @@ def export_space(
         raise click.UsageError("--version goes with --what adapter")
     if (text_column is not None or prompt_key is not None) and what != "preferences":
         raise click.UsageError("--text-column and --prompt-key go with --what preferences")
+    if what == "adapter" and path.endswith((".jsonl", ".parquet")):
+        raise click.UsageError(f"{path} is the name of a file: add --what patterns or --what preferences")
     database = open_database(url)
     with database.connect() as connection:
         found = spaces.get_space(connection, space)

@@ -17,7 +17,7 @@ class StoreConfig:
     connect_timeout_seconds
         Longest wait for a connection.
     lock_timeout_seconds
-        Longest wait of a flush for the learner's row; the next one tries again.
+        Longest wait for what another session holds, such as the learner's row; a flush tries again the next time.
     prepare_statements
         Whether the server may keep prepared statements; false behind a pooler in transaction mode.
     idle_connections

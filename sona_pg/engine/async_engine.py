@@ -285,9 +285,12 @@ class AsyncSonaEngine:
         ------
         DatabaseError
             If what was recorded could not be made durable; says how much that is. Close again.
+        ConfigError
+            If the engine belongs to another event loop.
         """
         if self._is_closed:
             return
+        self._check_event_loop()
         self._is_closing = True
         try:
             await self._event_loop.run_in_executor(self._closer, self._engine.close)
@@ -303,9 +306,12 @@ class AsyncSonaEngine:
 
     def _check(self) -> None:
         self._check_open()
+        self._check_event_loop()
+        self._engine.check_open()
+
+    def _check_event_loop(self) -> None:
         if asyncio.get_running_loop() is not self._event_loop:
             raise ConfigError("the engine belongs to another event loop: connect in each of them")
-        self._engine.check_open()
 
     async def __aenter__(self) -> Self:
         return self

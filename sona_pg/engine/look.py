@@ -22,8 +22,8 @@ class Looking(Session):
 
         Raises
         ------
-        DatabaseError
-            If the database cannot be asked.
+        UnknownSpace, DatabaseError
+            If the space is gone, or the database cannot be asked.
         """
         return at_once(self._requests.improvement_metrics())
 

@@ -53,7 +53,10 @@ class SpaceStore:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def connection(self) -> Connection:
-        """The connection, alive as far as is known without asking the server."""
+        """The connection, alive as far as is known without asking the server; in a transaction that of the transaction.
+
+        Its owner must learn that it has ended: what comes over another one would not be part of the transaction.
+        """
         if self._connection is None or is_over(self._connection):
             self.discard()
             self._connection = self._connect()

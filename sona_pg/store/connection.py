@@ -39,7 +39,13 @@ from sona_pg.errors import (
 )
 from sona_pg.kernels import floats_wire, vector_wire
 
-Connection = psycopg.Connection[TupleRow]
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection, and how long its transactions wait for locks."""
+
+    lock_timeout_seconds: int = StoreConfig().lock_timeout_seconds
+
+
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
 
 MIN_POSTGRES = 16
@@ -153,7 +159,8 @@ def connect(
     config = StoreConfig() if config is None else config
     conninfo = _conninfo(url, config, application)
     with translated():
-        connection = psycopg.connect(conninfo, autocommit=autocommit)
+        connection = Connection.connect(conninfo, autocommit=autocommit)
+    connection.lock_timeout_seconds = config.lock_timeout_seconds
     try:
         if not config.prepare_statements:
             connection.prepare_threshold = None
@@ -184,9 +191,11 @@ async def connect_async(url: str, *, config: StoreConfig, application: str = "so
 
 
 def is_over(connection: Connection | AsyncConnection) -> bool:
-    """Whether an idle connection is closed, or the server has spoken unasked: it does when it ends one."""
+    """Whether a connection is closed, or is idle and the server has spoken unasked: it does when it ends one."""
     if connection.closed:
         return True
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        return False
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
@@ -313,9 +322,20 @@ def _translation(error: psycopg.Error) -> SonaError:
 
 @contextlib.contextmanager
 def transaction(connection: Connection) -> Iterator[Connection]:
-    """A transaction whose errors are ours."""
+    """A transaction whose errors are ours.
+
+    Raises
+    ------
+    DatabaseUnavailable
+        If the connection has ended meanwhile: nothing was committed.
+    """
     with translated(), connection.transaction():
         yield connection
+        if connection.closed:
+            # psycopg would end the block as if it had committed.
+            raise DatabaseUnavailable(
+                "the connection ended within a transaction, of which nothing is committed: try again"
+            )
 
 
 @contextlib.contextmanager
@@ -336,15 +356,14 @@ def schema_mismatch(found: str | None) -> SchemaMismatch:
 
 _REVISION = "SELECT version_num FROM sona.alembic_version"
 
-_BOUNDED_REVISION = f"SET LOCAL lock_timeout = '{StoreConfig().lock_timeout_seconds}s'; {_REVISION}"
-"""The same, with a bound for the rest of the transaction; outside of one both statements are one."""
-
 
 def _bounded_revision(connection: Connection) -> str | None:
-    """The revision; whoever waits for it in vain is told who has it."""
+    """The revision, with a bound for the rest of the transaction; whoever waits for it in vain is told who has it."""
+    bound = sql.SQL("SET LOCAL lock_timeout = {}").format(f"{connection.lock_timeout_seconds}s")
     try:
         with translated():
-            cursor = connection.execute(_BOUNDED_REVISION, prepare=False)
+            # One message: outside of a transaction both statements are one.
+            cursor = connection.execute(sql.SQL("{}; {}").format(bound, sql.SQL(_REVISION)), prepare=False)
             cursor.nextset()
             row = cursor.fetchone()
     except DatabaseBusy as error:
@@ -391,6 +410,14 @@ def require_schema(connection: Connection) -> None:
 def _refuse_other(found: str | None) -> None:
     if found != SCHEMA_REVISION:
         raise schema_mismatch(found)
+
+
+@contextlib.contextmanager
+def bounded(connection: Connection) -> Iterator[Connection]:
+    """A `transaction` that waits for no lock without limit."""
+    with transaction(connection):
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{connection.lock_timeout_seconds}s",))
+        yield connection
 
 
 @contextlib.contextmanager

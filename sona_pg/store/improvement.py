@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sona_pg.store.connection import Connection, transaction
 from sona_pg.store.reader import Reader
-from sona_pg.store.spaces import Space
+from sona_pg.store.spaces import Space, space_gone
 
 MIN_ANSWERS = 30
 """A figure of fewer answers says nothing, and is None."""
@@ -152,8 +152,16 @@ def lift_days(connection: Connection, space: Space) -> list[LiftDay]:
 
 
 async def improvement_metrics(reader: Reader, space: Space) -> ImprovementMetrics:
-    """Whether a space gets better, by what its answers were worth."""
+    """Whether a space gets better, by what its answers were worth.
+
+    Raises
+    ------
+    UnknownSpace
+        If the space is gone.
+    """
     async with reader.transaction():
+        if not await reader.rows("SELECT FROM sona.space WHERE space_id = %s", (space.space_id,)):
+            raise space_gone(space.name)
         days = await _days(reader, space)
         arms = await _arms(reader, space)
         connections = await _novel_connections(reader, space)

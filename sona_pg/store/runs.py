@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from sona_pg.errors import LearningError, LockLost
 from sona_pg.store import spaces
-from sona_pg.store.connection import Connection, require_right, translated, writing
+from sona_pg.store.connection import Connection, bounded, require_right, translated, writing
 from sona_pg.store.errors import storable
 from sona_pg.store.schedules import IS_DUE, Due
 from sona_pg.store.spaces import Space
@@ -322,9 +322,9 @@ def request(connection: Connection, name: str, loop: str) -> int:
 
     Raises
     ------
-    UnknownSpace, UnknownLoop, PermissionDenied
+    UnknownSpace, UnknownLoop, PermissionDenied, DatabaseBusy
     """
-    with translated():
+    with bounded(connection):
         row = connection.execute("SELECT sona.run_cycle(%s, %s)", (name, loop)).fetchone()
     assert row is not None
     return int(row[0])

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
 from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, SonaError, UnknownSpace
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, bounded, translated
 from sona_pg.types import FloatVector
 
 _LEARNING_SETTINGS = ("micro_lora_rank", "micro_lora_lr", "edge_update_scale")
@@ -274,7 +274,7 @@ def set_items(
     filter_columns: Sequence[str] = (),
 ) -> int:
     """Name the application's table of items; returns the size of the sample that was taken."""
-    with translated():
+    with bounded(connection):
         found = connection.execute("SELECT to_regclass(%s)", (items,)).fetchone()
         if found is None or found[0] is None:
             raise InvalidInput(f"there is no table {items!r}: give its name as SQL would, with its schema")

@@ -8,7 +8,7 @@ from datetime import datetime
 from sona_pg.errors import UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.packing import expand, squeeze
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, bounded, translated
 from sona_pg.store.reader import Reader
 from sona_pg.store.served_rows import served_map, served_rows
 from sona_pg.store.spaces import Space
@@ -67,8 +67,10 @@ def deploy(connection: Connection, space: Space, what: str, reason: str | None) 
     ------
     UnknownVersion, DamagedVersion, InvalidInput, PermissionDenied
         If there is no such version, it is not what was published, or the role may not.
+    DatabaseBusy
+        If another session holds the space.
     """
-    with translated():
+    with bounded(connection):
         row = connection.execute("SELECT sona.deploy(%s, %s::text, %s)", (space.name, what, reason)).fetchone()
     assert row is not None
     return int(row[0])

@@ -217,7 +217,7 @@ def test_another_event_loop_is_refused(opened: Open, rng: np.random.Generator) -
             return second.run(steps)
 
         sona = first.run(open_())
-        for ask in (sona.recall(query), sona.flush(), sona.versions()):
+        for ask in (sona.recall(query), sona.flush(), sona.versions(), sona.close()):
             with pytest.raises(ConfigError, match="another event loop"):
                 here(ask)
         sona.record(query, ["1"], [1.0])

@@ -34,6 +34,9 @@ def test_the_command_line_exports_and_imports(
     said = json.loads(done.stdout)
     assert (said["what"], said["space"], said["path"], said["dim"]) == ("adapter", name, path, DIM)
     assert "already" in sona("export", name, path, url=url).stderr
+    named = sona("export", name, str(tmp_path / "adapter.parquet"), url=url)
+    assert named.returncode == 2
+    assert "--what patterns" in named.stderr
     other = open_space(" other")
     done = sona("import", path, "--space", other.space.name, "--json", url=url)
     assert done.returncode == 0, done.stderr

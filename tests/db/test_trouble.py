@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from sona_pg import DatabaseError, SonaEngine, StoreConfig
-from sona_pg.store.connection import Connection, connect
+from sona_pg import DatabaseBusy, DatabaseError, DatabaseUnavailable, SonaEngine, StoreConfig, UnknownSpace
+from sona_pg.loops import forget
+from sona_pg.loops.space_store import SpaceStore
+from sona_pg.store.connection import Connection, connect, transaction
+from sona_pg.store.forget import ForgetTransaction
 from sona_pg.store.migrate import migrate
 
 from .conftest import DIM
@@ -200,6 +206,86 @@ def test_a_flush_does_not_wait_forever_for_the_learner(url: str, engine: SonaEng
                 hurried.flush()
         hurried.flush()
         assert hurried.metrics.flushed == 1
+
+
+def test_a_transaction_whose_connection_ends_is_not_said_to_be_committed(
+    url: str, connection: Connection, engine: SonaEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a store asks within a transaction goes over the connection of the transaction, also where that has ended."""
+    space = engine.space.name
+    for _ in range(3):
+        connection.execute("SELECT sona.record(%s, %s, ARRAY['1'], '{1}', user_id => 'ann')", (space, _query(rng)))
+    delete_alone = forget._Forgetting._delete_alone
+
+    def then_ends(
+        own: forget._Forgetting, transaction: ForgetTransaction, ids: Sequence[uuid.UUID]
+    ) -> forget.ForgetReport:
+        found = delete_alone(own, transaction, ids)
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'ended'"
+        )
+        return found
+
+    with SonaEngine.connect(make_conninfo(url, application_name="ended"), space=space, background=False) as forgetful:
+        with monkeypatch.context() as patch:
+            patch.setattr(forget._Forgetting, "_delete_alone", then_ends)
+            with pytest.raises(DatabaseUnavailable):
+                forgetful.forget("ann")
+        assert _count(connection, "trajectory", engine.space.space_id) == 3
+        assert forgetful.forget("ann").trajectories == 3
+    assert _count(connection, "trajectory", engine.space.space_id) == 0
+
+
+def test_what_is_done_in_a_transaction_is_never_done_over_another_connection(url: str, engine: SonaEngine) -> None:
+    def end_first() -> None:
+        with transaction(first), connect(url) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", (first.info.backend_pid,))
+            assert store.connection() is first
+
+    with contextlib.closing(SpaceStore(engine.space, lambda: connect(url))) as store:
+        first = store.connection()
+        with pytest.raises(DatabaseUnavailable):
+            end_first()
+        assert store.connection() is not first
+
+
+def test_a_transaction_in_which_the_end_of_its_connection_was_ignored_is_refused(url: str) -> None:
+    with connect(url) as lost:
+        with pytest.raises(DatabaseUnavailable, match="nothing is committed"), transaction(lost):
+            with contextlib.suppress(psycopg.Error):
+                lost.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@pytest.mark.parametrize("blocked", ["space", "strategist", "learner"])
+def test_nothing_waits_forever_for_what_another_session_holds(
+    blocked: str, url: str, engine: SonaEngine, items: tuple[str, Matrix], rng: np.random.Generator
+) -> None:
+    store = StoreConfig(lock_timeout_seconds=1)
+    with SonaEngine.connect(url, space=engine.space.name, background=False, store=store) as hurried:
+        hurried.record(_query(rng), ["1"], [1.0])
+        hurried.flush()
+        calls: list[Callable[[], object]] = [lambda: hurried.deploy("latest")]
+        if blocked != "learner":
+            calls.append(lambda: hurried.background_learn(wait_seconds=1))
+        if blocked == "space":
+            calls.append(lambda: hurried.set_items(items[0], "id", "embedding"))
+        with psycopg.connect(url) as blocker:
+            blocker.execute(
+                sql.SQL("SELECT FROM sona.{} WHERE space_id = %s FOR UPDATE").format(sql.Identifier(blocked)),
+                (engine.space.space_id,),
+            )
+            for call in calls:
+                with pytest.raises(DatabaseBusy, match="another session holds"):
+                    call()
+        for call in calls:
+            call()
+
+
+def test_what_a_deleted_space_was_worth_is_not_told_as_zero(url: str, connection: Connection, space_name: str) -> None:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as opened:
+        connection.execute("SELECT sona.drop_space(%s)", (space_name,))
+        with pytest.raises(UnknownSpace, match="is gone"):
+            opened.improvement_metrics()
 
 
 def test_servers_that_start_at_the_same_time_open_one_space(url: str, space_name: str) -> None:
