@@ -20,7 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 from sona_pg import SonaEngine
 from sona_pg.config import StoreConfig, WorkerConfig
-from sona_pg.store.connection import connect
+from sona_pg.store import connection as connection_module
+from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.migrate import migrate
 from sona_pg.worker import InstantWorker
@@ -66,8 +67,6 @@ _FILL = (
     " SELECT {space}, 'co_access', least(a, b), greatest(a, b), 0.5 FROM (SELECT n::text AS a, (n + o)::text AS b"
     " FROM generate_series(1, {count} / 2) n, generate_series(1, 3) o) e",
 )
-
-plain_connect = psycopg.connect
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,12 @@ class Watch:
         self.explained: list[str] = []
         self.whole: list[str] = []
         """Statements with what they would read as a whole."""
-        self._monitor = plain_connect(superuser, autocommit=True)
+        self._monitor = psycopg.connect(superuser, autocommit=True)
         self._made: list[psycopg.Connection[Any]] = []
         self._before = self._counters()
 
     def connect(self, conninfo: str, *, autocommit: bool) -> psycopg.Connection[Any]:
-        """Stands for psycopg.connect."""
+        """Stands for that of the class of connections."""
         made = _Watched.connect(conninfo, autocommit=autocommit, cursor_factory=_Explaining)
         made.watch = self
         self._made.append(made)
@@ -170,7 +169,7 @@ class Watch:
         assert used >= set(by_index)
 
 
-class _Watched(psycopg.Connection[Any]):
+class _Watched(Connection):
     watch: Watch
 
     def close(self) -> None:
@@ -197,7 +196,7 @@ class _Explaining(psycopg.Cursor[Any]):
 def watch(request: pytest.FixtureRequest, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Watch:
     """Watches all that the product does in the test, as one or the other role."""
     watch = Watch(filled.superuser, getattr(filled, request.param))
-    monkeypatch.setattr(psycopg, "connect", watch.connect)
+    monkeypatch.setattr(connection_module, "Connection", watch)
     return watch
 
 

@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -240,10 +241,10 @@ def test_a_worker_waits_until_a_lock_is_given_back(
     empty_url: str, loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     migrate(empty_url)
-    monkeypatch.setattr(
-        connection_module, "_BOUNDED_REVISION", connection_module._BOUNDED_REVISION.replace("'10s'", "'100ms'")
+    database, config = (
+        Database(empty_url, StoreConfig(lock_timeout_seconds=1)),
+        WorkerConfig(poll_interval_seconds=0.05),
     )
-    database, config = Database(empty_url, StoreConfig()), WorkerConfig(poll_interval_seconds=0.05)
     worker = InstantWorker(database, config) if loop == "instant" else LoopCoordinator(database, BACKGROUND, config)
 
     def times_refused() -> int:
@@ -340,9 +341,7 @@ def test_a_migration_keeps_nobody_waiting_for_long(url: str, empty_url: str, mon
 
 def test_who_looks_for_the_revision_says_who_keeps_it(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate(empty_url)
-    monkeypatch.setattr(
-        connection_module, "_BOUNDED_REVISION", connection_module._BOUNDED_REVISION.replace("'10s'", "'200ms'")
-    )
+    monkeypatch.setattr(connection_module, "StoreConfig", partial(StoreConfig, lock_timeout_seconds=1))
     with connect(empty_url, application="some migration") as other, connect(empty_url) as worker, other.transaction():
         other.execute("LOCK TABLE sona.alembic_version IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(DatabaseBusy, match=r"the longest first: some migration \("):
