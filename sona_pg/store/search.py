@@ -57,9 +57,10 @@ class _Source:
     """
 
     def __init__(self, table: str, id_column: str, id_type: str, embedding_column: str, vector_schema: str) -> None:
+        # Without an index every row passes the inner level: ids become text behind the limit.
         self._nearest = sql.SQL(
-            "SELECT t.{id}::text, t.{embedding} {operator} %s AS distance FROM {table} t"
-            " WHERE t.{embedding} IS NOT NULL ORDER BY distance"
+            "SELECT n.id::text, n.distance FROM (SELECT t.{id}, t.{embedding} {operator} %s"
+            " FROM {table} t WHERE t.{embedding} IS NOT NULL ORDER BY 2 LIMIT "
         ).format(
             id=sql.Identifier(id_column),
             embedding=sql.Identifier(embedding_column),
@@ -72,7 +73,7 @@ class _Source:
     def nearest(self, k: int) -> sql.SQL:
         """The statement that gives the k items nearest to a vector, with their distance."""
         # A literal limit: behind a parameter it would be unknown, and the statement planned at every call.
-        return self._once(k, lambda: self._nearest + sql.SQL(" LIMIT {}").format(k))
+        return self._once(k, lambda: self._nearest + sql.SQL("{}) n (id, distance)").format(k))
 
     def texts(self, column: str) -> sql.SQL:
         """The statement that gives items, by a list of their ids, with what is in a column."""
