@@ -114,6 +114,12 @@ class PatternChaos(CycleChaos):
     def grow(self) -> None:
         """As an SQL client: a trajectory, and a late score of an earlier one; sometimes somebody asks for a cycle."""
         space_id = self._random.choice(self.spaces)
+        self._record(space_id)
+        if self._random.random() < 0.2:
+            self._connection.execute("SELECT sona.run_cycle(%s, %s)", (self.names[space_id], self.loop.name))
+
+    def _record(self, space_id: int) -> None:
+        """The next trajectory of a space, with the late score that comes with it."""
         known, name = self._outcomes[space_id], self.names[space_id]
         number = len(known)
         random = np.random.default_rng((space_id, number))
@@ -144,10 +150,13 @@ class PatternChaos(CycleChaos):
         known.append(has_outcome)
         if number >= SCORE_DELAY and number % 3:
             known[number - SCORE_DELAY] = True
-        if self._random.random() < 0.2:
-            self._connection.execute("SELECT sona.run_cycle(%s, %s)", (name, self.loop.name))
 
     def drain(self) -> None:
+        for space_id in self.spaces:
+            # A late score of an outcome that was taken in counts from the next cycle on that has a new one.
+            self._record(space_id)
+            while not self._outcomes[space_id][-1]:
+                self._record(space_id)
         worker = InstantWorker(Database(self.url, StoreConfig()))
         while worker.step() + worker.weigh():
             pass
