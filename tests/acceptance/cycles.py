@@ -50,12 +50,15 @@ class DemonstrationChaos(CycleChaos):
                 )
 
     def drain(self) -> None:
+        # Where nothing is left, it is to be at work all the same before it is ended.
         last = self.start_worker()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self._connection.execute(
             "SELECT FROM sona.learner l WHERE l.ordinal > (SELECT count(DISTINCT ordinal)"
             "  FROM public.demonstration_entry e WHERE e.space_id = l.space_id)"
             " UNION ALL SELECT FROM sona.loop_run WHERE finished_at IS NULL"
+            " UNION ALL SELECT WHERE NOT EXISTS (SELECT FROM sona.workers WHERE worker LIKE %s)",
+            (f"%:{last.pid}",),
         ).fetchall():
             assert time.monotonic() < deadline, f"work is left after {PATIENCE_SECONDS} s"
             time.sleep(0.1)
