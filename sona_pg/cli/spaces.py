@@ -13,7 +13,7 @@ from sona_pg.cli.output import print_json, print_table
 from sona_pg.config import MAX_DIM, STRATEGIES, SpaceConfig, WorkerConfig
 from sona_pg.errors import UnknownSpace
 from sona_pg.store import spaces, strategy_evidence
-from sona_pg.store.connection import translated
+from sona_pg.store.connection import transaction
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.spool_usage import SpoolUsage, usage
 
@@ -76,7 +76,7 @@ def create(
     """Create the space NAME for vectors of DIM components."""
     probabilities = _probabilities(examination)
     config = SpaceConfig(reward_min, reward_max, implicit_feedback, strategy, probabilities, control_share)
-    with open_database(url).connect() as connection, translated(), connection.transaction():
+    with open_database(url).connect() as connection, transaction(connection):
         made = spaces.create_space(connection, name, dim, embedder=embedder, config=config)
         if items is not None:
             sampled = spaces.set_items(connection, made, items, id_column, embedding_column, filter_columns)

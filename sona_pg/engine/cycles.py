@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -95,6 +96,7 @@ def _run(name: str, database: Database, space: Space, config: SonaConfig, stop: 
     failure = ""
     with contextlib.closing(LoopCoordinator(database, loop_of(name, config), only=space)) as coordinator:
         while not stop.is_set():
+            began = time.monotonic()
             try:
                 coordinator.run(stop)
             except (PermissionDenied, SchemaMismatch) as error:
@@ -102,7 +104,8 @@ def _run(name: str, database: Database, space: Space, config: SonaConfig, stop: 
                 log.warning("the %s loop of space %r does not run here: %s", name, space.name, error)
                 return
             except SonaError as error:
-                if str(error) != failure:
+                # Once, unless it ran for a while in between.
+                if str(error) != failure or time.monotonic() - began > _AGAIN_SECONDS:
                     failure = str(error)
                     log.warning("the %s loop of space %r failed, will be tried again: %s", name, space.name, error)
                 stop.wait(_AGAIN_SECONDS)

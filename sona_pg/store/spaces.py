@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
 from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, SonaError, UnknownSpace
-from sona_pg.store.connection import Connection, bounded, translated
+from sona_pg.store.connection import Connection, bounded, transaction, translated
 from sona_pg.types import FloatVector
 
 _LEARNING_SETTINGS = ("micro_lora_rank", "micro_lora_lr", "edge_update_scale")
@@ -335,7 +335,7 @@ def _of_items(
     if not ids:
         return []
     # A savepoint: what is wrong with the application's table must not undo the transaction around.
-    with translated(), connection.transaction():
+    with transaction(connection):
         source = connection.execute(
             "SELECT items::text, id_column, id_type, embedding_column FROM sona._items_of(%s)", (space.space_id,)
         ).fetchone()

@@ -22,8 +22,10 @@ from sona_pg import (
     HashingEmbedder,
     InstantLoopConfig,
     InvalidInput,
+    LearningError,
     LearningMode,
     PatternConfig,
+    PermissionDenied,
     QueryAdapterConfig,
     SonaConfig,
     SonaEngine,
@@ -32,8 +34,11 @@ from sona_pg import (
     UnknownSpace,
 )
 from sona_pg.config import BackgroundConfig
+from sona_pg.engine import cycles
 from sona_pg.engine.budget import CODE_BYTES, memory_bound
+from sona_pg.loops.coordinator import LoopCoordinator
 from sona_pg.store.connection import Connection, connect
+from sona_pg.store.database import Database
 
 
 @pytest.fixture
@@ -288,3 +293,27 @@ def test_a_target_latency_is_measured(opened: Callable[..., SonaEngine]) -> None
     assert opened(embedding_dim=16, target_latency_us=1e6).recall is not None
     with pytest.raises(ConfigError, match=r"adapting and recording take \d+ here"):
         opened(embedding_dim=16, target_latency_us=1)
+
+
+def test_a_loop_that_fails_says_so_once_and_one_that_may_not_run_ends(
+    url: str, space_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [
+        (0.0, LearningError("it fails")),
+        (0.0, LearningError("it fails")),
+        (0.3, LearningError("it fails")),
+        (0.0, PermissionDenied("it may not")),
+    ]
+
+    def run(own: LoopCoordinator, stop: threading.Event) -> None:
+        seconds, failure = failures.pop(0)
+        stop.wait(seconds)
+        raise failure
+
+    monkeypatch.setattr(LoopCoordinator, "run", run)
+    monkeypatch.setattr(cycles, "_AGAIN_SECONDS", 0.1)
+    with SonaEngine.connect(url, space=space_name, dim=8, background=False) as opened:
+        cycles._run("deep", Database(url, StoreConfig()), opened.space, SonaConfig(), threading.Event())
+    assert failures == []
+    said = [record.getMessage().split(": ")[-1] for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["it fails", "it fails", "it may not"]
