@@ -241,6 +241,7 @@ def test_requests_fail_while_the_server_is_away_and_go_on_when_it_is_back(home: 
     server = EmbeddedServer(home)
     url = server.start()
     with connect(SonaEngine.connect(home=home, space="outage", dim=DIM, background=False).url) as connection:
+        connection.execute("UPDATE sona.space SET control_share = 0")  # each answer is of the same arm
         connection.execute(f"CREATE TABLE public.things (id integer PRIMARY KEY, embedding vector({DIM}))")
         for row in range(20):
             connection.execute("INSERT INTO public.things VALUES (%s, %s)", (row, rng.standard_normal(DIM).tolist()))
