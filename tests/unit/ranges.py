@@ -37,37 +37,6 @@ from sona_pg.config import (
     WorkerConfig,
 )
 
-ALL: list[type[Any]] = [
-    BackgroundConfig,
-    BaseTrainingConfig,
-    DistillationConfig,
-    DreamConfig,
-    DreamEvidenceConfig,
-    BoundaryConfig,
-    ConsolidationConfig,
-    EmbeddingConfig,
-    EndpointConfig,
-    EvidenceConfig,
-    EwcConfig,
-    GateConfig,
-    HierarchyConfig,
-    InstantLoopConfig,
-    LoraConfig,
-    PatternConfig,
-    PhiConfig,
-    QueryAdapterConfig,
-    ScheduleConfig,
-    ShardConfig,
-    SignalConfig,
-    SpaceConfig,
-    StrategyConfig,
-    StoreConfig,
-    TelemetryConfig,
-    TransferConfig,
-    VerdictConfig,
-    WorkerConfig,
-]
-
 # The first value beyond each end of the range.
 OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
     BackgroundConfig: {
@@ -369,3 +338,5 @@ OUT_OF_RANGE: dict[type[Any], dict[str, tuple[float, float]]] = {
     },
     ScheduleConfig: {"every_seconds": (0.9, 366 * 86_400 + 1), "amount": (0, (1 << 62) + 1)},
 }
+
+ALL = list(OUT_OF_RANGE)
