@@ -108,7 +108,7 @@ def finish_embedder(
         If the database does not take it.
     """
     with _opened(url, space, home, store) as opened:
-        embedder_change.finish(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
+        embedder_change.finish(opened.connection(), opened.space, accept_lost=accept_lost)
 
 
 def abort_embedder(
@@ -133,7 +133,7 @@ def abort_embedder(
         If the database does not take it.
     """
     with _opened(url, space, home, store) as opened:
-        embedder_change.abort(opened.connection(), opened.space, opened.config, accept_lost=accept_lost)
+        embedder_change.abort(opened.connection(), opened.space, accept_lost=accept_lost)
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def import_space(path: str, space: str | None, embedder: str | None, as_json: bo
         database = open_database(url)
         with database.connect() as connection:
             found = spaces.get_space(connection, name)
-            version = import_adapter(connection, found, database.config, files, embedder=embedder)
+            version = import_adapter(connection, found, files, embedder=embedder)
         done: Mapping[str, object] = {"what": "adapter", "version": version}
         said = f"version {version} is in force in {name!r}; to go back: sona deploy {shlex.quote(name)} rollback"
     else:
@@ -125,7 +125,7 @@ def import_space(path: str, space: str | None, embedder: str | None, as_json: bo
         database = open_database(url)
         with database.connect() as connection:
             found = spaces.get_space(connection, name)
-            report = import_patterns(connection, found, database.config, file, embedder=embedder)
+            report = import_patterns(connection, found, file, embedder=embedder)
         done = {"what": "patterns", **asdict(report)}
         said = (
             f"{report.read} patterns read: {report.created} are new in {name!r}, {report.merged} became part of others,"

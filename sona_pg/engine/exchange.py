@@ -76,7 +76,7 @@ class Exchanging(Session):
 
         self.flush()
         with self._connections.connection() as connection:
-            version = import_adapter(connection, self._space, self._database.config, files, embedder=embedder)
+            version = import_adapter(connection, self._space, files, embedder=embedder)
         self._loop.flush_updates()
         self._weigh_now()
         return version
@@ -122,7 +122,7 @@ class Exchanging(Session):
         said = None if embedder is None else checked_text(embedder, "embedder")
         file = read_patterns(path)
         with self._connections.connection() as connection:
-            return import_patterns(connection, self._space, self._database.config, file, embedder=said)
+            return import_patterns(connection, self._space, file, embedder=said)
 
     def export_preferences(
         self, path: FilePath, *, text_column: str | None = None, prompt_key: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import DimensionMismatch
 from sona_pg.exchange.origin import embedder_of
 from sona_pg.exchange.peft_files import AdapterCard, AdapterFiles, weights_sha256, write_adapter
@@ -43,9 +42,7 @@ def export_adapter(connection: Connection, space: Space, path: FilePath, version
     return card
 
 
-def import_adapter(
-    connection: Connection, space: Space, config: StoreConfig, files: AdapterFiles, *, embedder: str | None = None
-) -> int:
+def import_adapter(connection: Connection, space: Space, files: AdapterFiles, *, embedder: str | None = None) -> int:
     """Let a space go on with an adapter that was read; the version that is published of it.
 
     It becomes the base on which the space learns, with moments and averages that begin anew. What was learned until now
@@ -67,7 +64,7 @@ def import_adapter(
     if low_rank.dim != space.dim:
         raise DimensionMismatch(space.dim, low_rank.dim, "the exported adapter")
     said = embedder_of(None if card is None else card.embedder, embedder)
-    with import_transaction(connection, space, config, said) as transaction:
+    with import_transaction(connection, space, said) as transaction:
         current = _learner(connection, space, ItemPool(*spaces.item_sample(connection, space)))
         state = transaction.state()
         if state is not None:

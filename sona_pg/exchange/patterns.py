@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from sona_pg.config import PatternConfig, StoreConfig, VerdictConfig
+from sona_pg.config import PatternConfig, VerdictConfig
 from sona_pg.errors import DimensionMismatch, InvalidInput
 from sona_pg.exchange.origin import embedder_of
 from sona_pg.exchange.rows import SEAL, Columns, Kind, Row, opened_rows, rows_sha256, write_rows
@@ -215,7 +215,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def import_patterns(
-    connection: Connection, space: Space, config: StoreConfig, file: PatternFile, *, embedder: str | None = None
+    connection: Connection, space: Space, file: PatternFile, *, embedder: str | None = None
 ) -> PatternImport:
     """Take patterns that were read over into a space, all of them or none.
 
@@ -240,7 +240,7 @@ def import_patterns(
     """
     if file.dim != space.dim:
         raise DimensionMismatch(space.dim, file.dim, "the file of patterns")
-    with import_transaction(connection, space, config, embedder_of(file.embedder, embedder)) as t:
+    with import_transaction(connection, space, embedder_of(file.embedder, embedder)) as t:
         before = t.imported_patterns()
         is_own = file.space_key == space.key
         held = before.get(file.space_key)

@@ -62,7 +62,7 @@ class AccessCounts:
             return
         try:
             with self._connect() as connection:
-                count_accesses(connection, self._space, counts, self._config)
+                count_accesses(connection, self._space, counts)
         except PermissionDenied:
             # Who may only read a space is not counted in it.
             self._may_count = False

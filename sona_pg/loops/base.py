@@ -192,7 +192,7 @@ class BasePhase:
         share = self._config.gate.withheld
         if learner is None or (candidate is None and share):
             return _NOTHING
-        transaction = BaseTransaction(connection, cycle.run, found.state, cycle.config.lock_timeout_seconds)
+        transaction = BaseTransaction(connection, cycle.run, found.state)
         current = _current(learner, transaction)
         # Before it is noted down as learned.
         taught = 0 if share else _teach_waiting(connection, cycle, transaction, current)

@@ -82,7 +82,7 @@ class DeepPhase(ABC, Generic[R, W, T]):
         if made is None:
             return {self.name: f"skipped: {self.config.loop.max_cycle_seconds:g} seconds are over"}
         state, result = made
-        transaction = self.transaction(connection, cycle.run, state, cycle.config.lock_timeout_seconds)
+        transaction = self.transaction(connection, cycle.run, state)
         return {self.name: self.done(transaction, result, connection, cycle)}
 
     @abstractmethod

@@ -132,7 +132,7 @@ class EmbedderChange:
         """
         began = time.monotonic()
         connection, space = self._store.connection(), self._store.space
-        standby = prepare(connection, space, self._target, self._store.config)
+        standby = prepare(connection, space, self._target)
         reached("embedder.after_prepare")
         is_switched = standby.replaced_at is not None
         older, newer = (standby.space, space) if is_switched else (space, standby.space)
@@ -172,7 +172,7 @@ class EmbedderChange:
         while queries := recorded_queries.unembedded(connection, space, successor, after, config.embed_batch):
             after = queries[-1].trajectory_id
             vectors, activations = self._embedded(queries, successor.dim)
-            with successor_transaction(connection, space, successor, config) as transaction:
+            with successor_transaction(connection, space, successor) as transaction:
                 self._write(transaction, vectors, activations)
             reached("embedder.after_queries")
 
@@ -209,8 +209,8 @@ class EmbedderChange:
 
     def _relearn_batch(self, successor: spaces.Space, goal: int) -> bool:
         """Learn the next entries of the ledger before `goal`; whether there were any."""
-        connection, space, config = self._store.connection(), self._store.space, self._store.config
-        with successor_transaction(connection, space, successor, config) as transaction:
+        connection, space = self._store.connection(), self._store.space
+        with successor_transaction(connection, space, successor) as transaction:
             return self._relearn(transaction, successor, goal)
 
     def _relearn(self, transaction: SuccessorTransaction, successor: spaces.Space, goal: int) -> bool:
@@ -265,7 +265,7 @@ class EmbedderChange:
     def _switch(self, successor: spaces.Space) -> bool:
         """Let the successor take the place of the space; false if too much has come for the locks to be held on."""
         connection, space, config = self._store.connection(), self._store.space, self._store.config
-        with successor_transaction(connection, space, successor, config, both=True) as transaction:
+        with successor_transaction(connection, space, successor, both=True) as transaction:
             began = time.monotonic()
             reached("embedder.after_lock")
             after: uuid.UUID | None = None

@@ -183,7 +183,7 @@ class Flusher:
         distinct = {entry.event.trajectory.id: entry for entry in reversed(waiting)}
         entries, learner, replayed = list(reversed(distinct.values())), copy.learner, False
         reached("flush.before_lock")
-        with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
+        with learning_store.learning_transaction(connection, store.space) as transaction:
             reached("flush.after_lock")
             # A flush whose commit was not confirmed may have been taken all the same; and ids may be given twice.
             known = transaction.recorded([entry.event.trajectory.id for entry in entries])

@@ -184,7 +184,7 @@ class _Forgetting:
         """Forget: all of it is done, or nothing."""
         store = self._store
         # First a look: what is refused, or needs no replay, is said at once.
-        with forget_transaction(store.connection(), store.space, store.config) as transaction:
+        with forget_transaction(store.connection(), store.space) as transaction:
             began = time.monotonic()
             ids = transaction.trajectories_of(self._user_id)
             if not transaction.entries(ids):
@@ -195,7 +195,7 @@ class _Forgetting:
         self._lost = self._check_lost()
         self._catch_up()
         reached("forget.after_replay")
-        with forget_transaction(store.connection(), store.space, store.config) as transaction:
+        with forget_transaction(store.connection(), store.space) as transaction:
             began = time.monotonic()
             reached("forget.after_lock")
             report = self._rebuild(transaction)
@@ -203,10 +203,10 @@ class _Forgetting:
         reached("forget.after_commit")
         report = replace(report, locked_seconds=time.monotonic() - began)
         try:
-            drop_queries_index(store.connection(), store.space, store.config)
+            drop_queries_index(store.connection(), store.space)
             if report.patterns:
-                drop_vectors_index(store.connection(), store.space, store.config, "pattern")
-            drop_vectors_index(store.connection(), store.space, store.config, "memory_node")
+                drop_vectors_index(store.connection(), store.space, "pattern")
+            drop_vectors_index(store.connection(), store.space, "memory_node")
         except SonaError as error:
             log.warning("an index of what is forgotten could not be dropped, a VACUUM cleans it: %s", error)
         return report
@@ -225,7 +225,7 @@ class _Forgetting:
         # Under the lock of the space, which a switch takes first: it comes before this, or finds nothing of them.
         standby = find_standby(store.connection(), store.space)
         if standby is not None and standby.replaced_at is None:
-            SuccessorTransaction(store.connection(), store.space, standby.space, store.config).forget(self._user_id)
+            SuccessorTransaction(store.connection(), store.space, standby.space).forget(self._user_id)
         transaction.shut_out(self._digest)
         gone = transaction.delete(ids, self._user_id)
         return ForgetReport(

@@ -343,7 +343,7 @@ class InstantLoop:
             if store is None or copy.base is None:
                 return None
             connection = store.connection()
-            with learning_store.learning_transaction(connection, store.space, store.config) as transaction:
+            with learning_store.learning_transaction(connection, store.space) as transaction:
                 head, state = transaction.head, transaction.state()
                 if state is None or head.epoch != copy.base[0]:
                     return None

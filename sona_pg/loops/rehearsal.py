@@ -56,7 +56,7 @@ def rehearse(database: Database, loop: Loop, name: str) -> Rehearsal:
             raise DatabaseBusy(f"a cycle of the {loop.name} loop is at work in space {name!r}: try again later")
         with translated(), connection.transaction(force_rollback=True):
             # All at once: a cycle locks the learner late, and its own request has locked the strategist by then.
-            spaces.lock_space(connection, space, database.config.lock_timeout_seconds)
+            spaces.lock_space(connection, space)
             runs.request(connection, name, loop.name)
             due = Due(space.space_id, name, "manual")
             run = runs.claim(connection, due, loop.name, SpaceStore.worker_name())

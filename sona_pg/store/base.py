@@ -219,8 +219,6 @@ class BaseTransaction:
     ----------
     state
         What the cycle began with.
-    lock_timeout_seconds
-        Longest wait for the lock.
 
     Raises
     ------
@@ -228,9 +226,9 @@ class BaseTransaction:
         If something was deployed, or somebody forgotten, since: what was computed belongs to what is gone.
     """
 
-    def __init__(self, connection: Connection, run: Run, state: BaseState, lock_timeout_seconds: int) -> None:
+    def __init__(self, connection: Connection, run: Run, state: BaseState) -> None:
         self._connection, self._run, self._state = connection, run, state
-        self.learner = LearningTransaction(connection, run.space, lock_timeout_seconds)
+        self.learner = LearningTransaction(connection, run.space)
         """Where the learner stands by now, and its state."""
         if self.learner.head.epoch != state.head.epoch:
             raise LockLost(

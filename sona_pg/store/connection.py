@@ -412,11 +412,16 @@ def _refuse_other(found: str | None) -> None:
         raise schema_mismatch(found)
 
 
+def bound_locks(connection: Connection) -> None:
+    """No lock is waited for without limit, for the rest of the transaction."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{connection.lock_timeout_seconds}s",))
+
+
 @contextlib.contextmanager
 def bounded(connection: Connection) -> Iterator[Connection]:
     """A `transaction` that waits for no lock without limit."""
     with transaction(connection):
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{connection.lock_timeout_seconds}s",))
+        bound_locks(connection)
         yield connection
 
 

@@ -14,7 +14,6 @@ from datetime import datetime
 
 from psycopg import sql
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import ConfigError, EmbedderMismatch, IncompleteLedger, InvalidInput, LockLost
 from sona_pg.store import spaces
 from sona_pg.store.connection import Connection, translated, writing
@@ -85,7 +84,7 @@ def _held(connection: Connection, space: Space) -> Space:
     return held
 
 
-def prepare(connection: Connection, space: Space, target: Target, config: StoreConfig) -> Standby:
+def prepare(connection: Connection, space: Space, target: Target) -> Standby:
     """The successor of a space, made if there is none; or its predecessor, where the switch was made already.
 
     Raises
@@ -99,7 +98,7 @@ def prepare(connection: Connection, space: Space, target: Target, config: StoreC
         that of the space is taken, or too long.
     """
     with writing(connection):
-        lock_space(connection, space, config.lock_timeout_seconds)
+        lock_space(connection, space)
         held = _held(connection, space)
         standby = find_standby(connection, held)
         is_new = standby is None
@@ -275,7 +274,7 @@ def log_change(connection: Connection, space: Space, before: str | None, after: 
     )
 
 
-def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_lost: bool) -> None:
+def finish(connection: Connection, space: Space, *, accept_lost: bool) -> None:
     """Delete the predecessor of a space: there is no way back from then on. Outcomes that came to it late are carried.
 
     Raises
@@ -286,7 +285,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
         If it has recorded trajectories since the switch that the space does not have, and that is not accepted.
     """
     with writing(connection):
-        standby = _locked_standby(connection, space, config, ends_standby=True)
+        standby = _locked_standby(connection, space, ends_standby=True)
         if standby.replaced_at is None:
             raise ConfigError(f"space {space.name!r} has not changed its embedder yet: run the change to its end first")
         late = count_lacking(connection, standby.space, space)
@@ -301,7 +300,7 @@ def finish(connection: Connection, space: Space, config: StoreConfig, *, accept_
         spaces.drop_space(connection, standby.space.name)
 
 
-def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_lost: bool) -> None:
+def abort(connection: Connection, space: Space, *, accept_lost: bool) -> None:
     """Give up the successor of a space or, after the switch, go back to its predecessor as a whole.
 
     Raises
@@ -312,7 +311,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         If trajectories were recorded since the switch, and it is not accepted that they are lost.
     """
     with writing(connection):
-        standby = _locked_standby(connection, space, config, ends_standby=False)
+        standby = _locked_standby(connection, space, ends_standby=False)
         if standby.replaced_at is None:
             spaces.drop_space(connection, standby.space.name)
             log_change(connection, space, standby.space.embedder, space.embedder, "the change of embedder was given up")
@@ -324,7 +323,7 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
                 "has changed to it, and the one before cannot have them: consent that they are lost (accept_lost=True, "
                 "--accept-lost), or finish this change and then change back, which embeds them again"
             )
-        lock_space(connection, standby.space, config.lock_timeout_seconds)
+        lock_space(connection, standby.space)
         carry_scores(connection, space, standby.space)
         given_up = free_name(connection, space, "given up")
         connection.execute("UPDATE sona.space SET name = %s WHERE space_id = %s", (given_up, space.space_id))
@@ -340,13 +339,13 @@ def abort(connection: Connection, space: Space, config: StoreConfig, *, accept_l
         spaces.drop_space(connection, given_up)
 
 
-def _locked_standby(connection: Connection, space: Space, config: StoreConfig, *, ends_standby: bool) -> Standby:
+def _locked_standby(connection: Connection, space: Space, *, ends_standby: bool) -> Standby:
     """What is kept beside a space, under the lock of that; nobody records in the one of both that is to be deleted."""
     before = find_standby(connection, space)
     if before is not None:
         ends_standby = ends_standby or before.replaced_at is None
-        shut_space(connection, before.space if ends_standby else space, config.lock_timeout_seconds)
-    lock_space(connection, space, config.lock_timeout_seconds)
+        shut_space(connection, before.space if ends_standby else space)
+    lock_space(connection, space)
     standby = find_standby(connection, _held(connection, space))
     if standby != before:
         raise LockLost(f"another process has changed the embedder of space {space.name!r} meanwhile: look again")

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import EmbedderMismatch, LockLost, UnknownVersion
 from sona_pg.kernels import LowRank
 from sona_pg.learning.patterns import LearnedPattern
@@ -121,9 +120,7 @@ class ExportReader:
 
 
 @contextlib.contextmanager
-def import_transaction(
-    connection: Connection, space: Space, config: StoreConfig, embedder: str | None
-) -> Iterator[ImportTransaction]:
+def import_transaction(connection: Connection, space: Space, embedder: str | None) -> Iterator[ImportTransaction]:
     """Begin a transaction that imports; commits at the end, rolls back on any error.
 
     Parameters
@@ -142,7 +139,7 @@ def import_transaction(
     """
     with writing(connection):
         require_right(connection, "import", "sona.learner", "INSERT", "UPDATE")
-        lock_space(connection, space, config.lock_timeout_seconds)
+        lock_space(connection, space)
         row = connection.execute(
             "SELECT embedder FROM sona.space WHERE space_id = %s AND standby_of IS NULL", (space.space_id,)
         ).fetchone()

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import EmbedderMismatch
 from sona_pg.kernels import LowRank
 from sona_pg.learning.edges import Edge
 from sona_pg.store.base import forget_base
-from sona_pg.store.connection import Connection, transaction, translated, writing
+from sona_pg.store.connection import Connection, bounded, translated, writing
 from sona_pg.store.learning import Head, delete_trajectories, read_head, write_edge_weights
 from sona_pg.store.ledger import LOOP, TAUGHT
 from sona_pg.store.memory_facts import forget_memory
@@ -278,7 +277,7 @@ class ForgetTransaction:
 
 
 @contextlib.contextmanager
-def forget_transaction(connection: Connection, space: Space, config: StoreConfig) -> Iterator[ForgetTransaction]:
+def forget_transaction(connection: Connection, space: Space) -> Iterator[ForgetTransaction]:
     """Begin a transaction that forgets; commits at the end, rolls back on any error.
 
     Raises
@@ -291,7 +290,7 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
         If the locks are not to be had.
     """
     with writing(connection):
-        lock_space(connection, space, config.lock_timeout_seconds)
+        lock_space(connection, space)
         row = connection.execute(
             "SELECT FROM sona.space WHERE space_id = %s AND standby_of IS NOT DISTINCT FROM %s",
             (space.space_id, space.standby_of),
@@ -304,28 +303,25 @@ def forget_transaction(connection: Connection, space: Space, config: StoreConfig
         yield ForgetTransaction(connection, space)
 
 
-def drop_queries_index(connection: Connection, space: Space, config: StoreConfig) -> None:
+def drop_queries_index(connection: Connection, space: Space) -> None:
     """Drop the HNSW index of remembered queries, which holds those that were deleted; workers make another one."""
     _drop_index(
         connection,
-        config,
         "SELECT sona._drop_queries_index(%(space)s, current_user) WHERE sona._queries_index(%(space)s) IS NOT NULL",
         {"space": space.space_id},
     )
 
 
-def drop_vectors_index(connection: Connection, space: Space, config: StoreConfig, of: str) -> None:
+def drop_vectors_index(connection: Connection, space: Space, of: str) -> None:
     """Drop the HNSW index of `pattern` or `memory_node`, which holds what was deleted; a cycle makes another one."""
     _drop_index(
         connection,
-        config,
         "SELECT sona._drop_vectors_index(%(of)s, %(space)s, current_user)"
         " WHERE sona._vectors_index(%(of)s, %(space)s) IS NOT NULL",
         {"space": space.space_id, "of": of},
     )
 
 
-def _drop_index(connection: Connection, config: StoreConfig, statement: str, key: dict[str, object]) -> None:
-    with transaction(connection):
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+def _drop_index(connection: Connection, statement: str, key: dict[str, object]) -> None:
+    with bounded(connection):
         connection.execute(statement, key)

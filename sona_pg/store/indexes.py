@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sona_pg.config import StoreConfig
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, bound_locks
 from sona_pg.store.spaces import Space
 
 
@@ -19,6 +19,6 @@ def index_by_size(connection: Connection, space: Space, config: StoreConfig, of:
     DatabaseBusy
         If others write them for too long.
     """
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+    bound_locks(connection)
     row = connection.execute(f"SELECT sona.index_{of}(%s, %s)", (space.name, config.exact_search_rows)).fetchone()
     return row is not None and bool(row[0])

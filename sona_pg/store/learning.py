@@ -18,7 +18,7 @@ from sona_pg.learning.forgetting import digest_of, is_before
 from sona_pg.learning.outcome import OutcomeEvent, next_revision
 from sona_pg.steps import reached
 from sona_pg.store.append import Appender
-from sona_pg.store.connection import Connection, require_schema, transaction, translated
+from sona_pg.store.connection import Connection, bound_locks, require_schema, transaction, translated
 from sona_pg.store.ledger import LOOP, trajectories
 from sona_pg.store.served_rows import write_served
 from sona_pg.store.spaces import Space, space_gone
@@ -131,14 +131,12 @@ def drop_oldest_pending(connection: Connection, space: Space) -> uuid.UUID | Non
 class LearningTransaction:
     """One learning transaction, under the row lock of the space's learner."""
 
-    def __init__(self, connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
+    def __init__(self, connection: Connection, space: Space) -> None:
         self._connection = connection
         self._space = space
-        row = connection.execute(
-            "SELECT set_config('lock_timeout', %s, true), row_security_active('sona.trajectory')",
-            (f"{lock_timeout_seconds}s",),
-        ).fetchone()
-        self._appender = Appender(connection, space, may_copy=row is not None and not row[1])
+        bound_locks(connection)
+        row = connection.execute("SELECT row_security_active('sona.trajectory')").fetchone()
+        self._appender = Appender(connection, space, may_copy=row is not None and not row[0])
         require_schema(connection)
         row = connection.execute(_HEAD + " FOR UPDATE OF l", (space.space_id,)).fetchone()
         if row is None:
@@ -391,10 +389,10 @@ def delete_trajectories(connection: Connection, space: Space, ids: Collection[uu
 
 
 @contextlib.contextmanager
-def learning_transaction(connection: Connection, space: Space, config: StoreConfig) -> Iterator[LearningTransaction]:
+def learning_transaction(connection: Connection, space: Space) -> Iterator[LearningTransaction]:
     """Begin a learning transaction; commits at the end, rolls back on any error."""
     with transaction(connection):
-        yield LearningTransaction(connection, space, config.lock_timeout_seconds)
+        yield LearningTransaction(connection, space)
 
 
 def write_edge_weights(connection: Connection, space_id: int, weights: Mapping[Edge, float]) -> None:

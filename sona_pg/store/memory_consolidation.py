@@ -40,7 +40,7 @@ class ConsolidationTransaction(MemoryTransaction):
         """
         changed = self._stage_edges(nodes, stored, plan)
         # Flushes change edges, too: behind the lock of the learner they wait for each other in one order.
-        LearningTransaction(self._connection, self._space, self._lock_timeout)
+        LearningTransaction(self._connection, self._space)
         self._leave_changed_folds()
         ids = self._still_unused(nodes, plan)
         pruned = self._remove_edges()

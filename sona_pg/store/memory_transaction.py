@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from psycopg.types.json import Jsonb
 
 from sona_pg.errors import LockLost
-from sona_pg.store.connection import Connection, hash_joins
+from sona_pg.store.connection import Connection, bound_locks, hash_joins
 from sona_pg.store.memory import MemoryState
 from sona_pg.store.runs import Run
 from sona_pg.types import Json
@@ -25,11 +25,10 @@ class MemoryTransaction:
         If a user was forgotten since it was read: it may hold what they have left.
     """
 
-    def __init__(self, connection: Connection, run: Run, state: MemoryState, lock_timeout_seconds: int) -> None:
-        self._connection, self._run, self._state = connection, run, state
-        self._space, self._lock_timeout = run.space, lock_timeout_seconds
+    def __init__(self, connection: Connection, run: Run, state: MemoryState) -> None:
+        self._connection, self._run, self._state, self._space = connection, run, state, run.space
         self._key: dict[str, object] = {"space": run.space.space_id, "run": run.run_id, "now": state.now}
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        bound_locks(connection)
         connection.execute(
             "INSERT INTO sona.memory_state (space_id) VALUES (%(space)s) ON CONFLICT DO NOTHING", self._key
         )

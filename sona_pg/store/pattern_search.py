@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sona_pg.config import StoreConfig
 from sona_pg.learning.patterns import LearnedPattern
 from sona_pg.learning.recommendation import Best, NearPattern
-from sona_pg.store.connection import Connection, transaction
+from sona_pg.store.connection import Connection, bounded
 from sona_pg.store.patterns import PATTERN_COLUMNS, pattern_of
 from sona_pg.store.reader import Reader
 from sona_pg.store.spaces import Space
@@ -60,7 +59,7 @@ async def near_patterns(reader: Reader, space: Space, query: FloatVector, k: int
     return list(near.values()), rows[0][-1] if rows else 1.0
 
 
-def count_accesses(connection: Connection, space: Space, counts: Mapping[int, int], config: StoreConfig) -> None:
+def count_accesses(connection: Connection, space: Space, counts: Mapping[int, int]) -> None:
     """Add how often patterns were found, by id; those that are gone are left out.
 
     Raises
@@ -70,8 +69,7 @@ def count_accesses(connection: Connection, space: Space, counts: Mapping[int, in
     PermissionDenied
         If this role may only read the space.
     """
-    with transaction(connection):
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{config.lock_timeout_seconds}s",))
+    with bounded(connection):
         connection.execute(
             "SELECT sona._count_accesses(%s, %s::bigint[], %s::bigint[])",
             (space.space_id, list(counts), list(counts.values())),

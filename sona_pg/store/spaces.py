@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from sona_pg.config import InstantLoopConfig, QueryAdapterConfig, SpaceConfig
 from sona_pg.errors import ConfigError, EmbedderMismatch, InvalidInput, SonaError, UnknownSpace
-from sona_pg.store.connection import Connection, bounded, transaction, translated
+from sona_pg.store.connection import Connection, bound_locks, bounded, transaction, translated
 from sona_pg.types import FloatVector
 
 _LEARNING_SETTINGS = ("micro_lora_rank", "micro_lora_lr", "edge_update_scale")
@@ -205,7 +205,7 @@ def claim_settings(
     )
 
 
-def lock_space(connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
+def lock_space(connection: Connection, space: Space) -> None:
     """Keep whoever schedules, learns, deploys or forgets there waiting until the transaction ends.
 
     Raises
@@ -218,7 +218,7 @@ def lock_space(connection: Connection, space: Space, lock_timeout_seconds: int) 
         If the locks are not to be had.
     """
     with translated():
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        bound_locks(connection)
         # Before all else, as a cycle does that writes: in another order each might wait for the other.
         connection.execute(
             "SELECT FROM sona.loop_schedule WHERE space_id = %s ORDER BY loop FOR NO KEY UPDATE", (space.space_id,)
@@ -244,7 +244,7 @@ def hold_space(connection: Connection, space: Space) -> None:
         raise space_gone(space.name)
 
 
-def shut_space(connection: Connection, space: Space, lock_timeout_seconds: int) -> None:
+def shut_space(connection: Connection, space: Space) -> None:
     """Before a space is deleted: wait for who records there, and keep others waiting until the transaction ends.
 
     Before the locks of rows, as sona.drop_space takes these.
@@ -255,7 +255,7 @@ def shut_space(connection: Connection, space: Space, lock_timeout_seconds: int) 
         If somebody who records there does not end.
     """
     with translated():
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_seconds}s",))
+        bound_locks(connection)
         connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended('sona.drop_queries_index', 0))"
             " WHERE sona._queries_index(%(id)s) IS NOT NULL OR sona._vectors_index('pattern', %(id)s) IS NOT NULL"

@@ -6,7 +6,6 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 
-from sona_pg.config import StoreConfig
 from sona_pg.errors import LockLost
 from sona_pg.kernels import LowRank
 from sona_pg.store.connection import Connection, writing
@@ -24,8 +23,8 @@ from sona_pg.types import FloatVector
 class SuccessorTransaction:
     """Fills the successor of a space, under the locks of the successor's learner and strategist."""
 
-    def __init__(self, connection: Connection, space: Space, successor: Space, config: StoreConfig) -> None:
-        lock_space(connection, successor, config.lock_timeout_seconds)
+    def __init__(self, connection: Connection, space: Space, successor: Space) -> None:
+        lock_space(connection, successor)
         self._connection, self._space, self._successor = connection, space, successor
         self._key = pair(space, successor)
         row = connection.execute(
@@ -214,7 +213,7 @@ _TAKE_OVER = (
 
 @contextlib.contextmanager
 def successor_transaction(
-    connection: Connection, space: Space, successor: Space, config: StoreConfig, *, both: bool = False
+    connection: Connection, space: Space, successor: Space, *, both: bool = False
 ) -> Iterator[SuccessorTransaction]:
     """Begin a transaction that fills the successor, or that switches: then the space is locked, too.
 
@@ -229,5 +228,5 @@ def successor_transaction(
     """
     with writing(connection):
         if both:
-            lock_space(connection, space, config.lock_timeout_seconds)
-        yield SuccessorTransaction(connection, space, successor, config)
+            lock_space(connection, space)
+        yield SuccessorTransaction(connection, space, successor)

@@ -335,12 +335,12 @@ def test_a_space_is_deleted_in_the_order_in_which_a_switch_locks(url: str, conne
 
     with connect(url) as switching, ThreadPoolExecutor(1) as pool:
         with switching.transaction():
-            lock_space(switching, space, 10)
+            lock_space(switching, space)
             dropping = pool.submit(drop)
             while connection.execute(waiting).fetchall() == [(0,)]:
                 time.sleep(0.01)
             time.sleep(0.2)
-            lock_space(switching, successor, 10)
+            lock_space(switching, successor)
             exchange(switching, space, successor)
         with pytest.raises(DatabaseBusy, match="changed the embedder of space 'support' meanwhile: delete it again"):
             dropping.result()
