@@ -6,6 +6,8 @@ those inside functions, and as the last word for all, the server's own counters 
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from sona_pg.store.migrate import migrate
 from sona_pg.worker import InstantWorker
 
 DIM = 8
+PATIENCE_SECONDS = 60
 SPACES = (12_000, 3_000, 3_000, 1_000, 1_000, 1_000, 1_000)
 """Trajectories by space; the first is searched through HNSW."""
 LARGE = {
@@ -127,6 +130,7 @@ class Watch:
         """Statements with what they would read as a whole."""
         self._monitor = psycopg.connect(superuser, autocommit=True)
         self._made: list[psycopg.Connection[Any]] = []
+        self._wait_for_others()
         self._before = self._counters()
 
     def connect(self, conninfo: str, *, autocommit: bool) -> psycopg.Connection[Any]:
@@ -152,6 +156,17 @@ class Watch:
             if node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE:
                 self.whole.append(f"{node['Relation Name']}: {text}")
 
+    def _wait_for_others(self) -> None:
+        """Sessions of the test before may be at their end still, and count what they have read as the last thing."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        others = (
+            "SELECT application_name FROM pg_stat_activity"
+            " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        while found := self._monitor.execute(others).fetchall():
+            assert time.monotonic() < end, found
+            time.sleep(0.01)
+
     def _counters(self) -> dict[str, tuple[int, int]]:
         for connection in self._made:
             connection.close()
@@ -159,6 +174,11 @@ class Watch:
             "SELECT relname, seq_scan, idx_scan FROM pg_stat_user_tables WHERE schemaname = 'sona'"
         ).fetchall()
         return {table: counts for table, *counts in found if table in LARGE}
+
+    def close(self) -> None:
+        """End what was watched, and the watching."""
+        for connection in (*self._made, self._monitor):
+            connection.close()
 
     def check(self, *by_index: str) -> None:
         """Nothing large was read as a whole, by whatever statement; and these tables were read by their indexes."""
@@ -193,11 +213,11 @@ class _Explaining(psycopg.Cursor[Any]):
 
 
 @pytest.fixture(params=["superuser", "owner"])
-def watch(request: pytest.FixtureRequest, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Watch:
+def watch(request: pytest.FixtureRequest, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     """Watches all that the product does in the test, as one or the other role."""
-    watch = Watch(filled.superuser, getattr(filled, request.param))
-    monkeypatch.setattr(connection_module, "Connection", watch)
-    return watch
+    with contextlib.closing(Watch(filled.superuser, getattr(filled, request.param))) as watch:
+        monkeypatch.setattr(connection_module, "Connection", watch)
+        yield watch
 
 
 @pytest.fixture
