@@ -26,12 +26,13 @@ class SpaceConfig:
     implicit_feedback
         Whether an item that was shown and not judged counts as unhelpful when another one helped.
     strategy
-        What answers: 'learned' is whatever outcomes have proven to be best, any other one is fixed.
+        What answers in a new space: 'learned' is whatever outcomes have proven to be best, any other one is fixed. One
+        that is there goes by what it was given since, as with ``control_share``.
     examination
         Probability that an item is looked at, by position from 1; the last one holds beyond. None where it is unknown:
         then nothing is corrected for it.
     control_share
-        Share of answers that the frozen embedding gives, to measure the lift by; 0 has no control arm.
+        Share of answers that the frozen embedding gives in a new space, to measure the lift by; 0 has no control arm.
     """
 
     reward_min: float = 0.0

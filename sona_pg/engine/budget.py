@@ -125,7 +125,11 @@ def memory_bound(
 
 
 def within_budget(
-    config: SonaConfig, dim: int, adapter: QueryAdapterConfig | None, strategy: StrategyConfig | None
+    config: SonaConfig,
+    dim: int,
+    instant: InstantLoopConfig | None,
+    adapter: QueryAdapterConfig | None,
+    strategy: StrategyConfig | None,
 ) -> SonaConfig:
     """The settings, with smaller buffers, cache and sample of items where the budget takes that.
 
@@ -138,7 +142,7 @@ def within_budget(
         Settings with a budget.
     dim
         Dimension of the space.
-    adapter, strategy
+    instant, adapter, strategy
         As the space has declared them; None where it has not, and they may be chosen.
 
     Raises
@@ -153,9 +157,10 @@ def within_budget(
     may_choose = adapter is None and (asked is None or asked.pool_size == default_sample)
     adapter = adapter or config.adapter_config or QueryAdapterConfig.for_dim(dim)
     strategy = strategy or config.strategy_config
+    asked_instant, usual = config.instant_config or instant or InstantLoopConfig(), InstantLoopConfig()
     least = 0
     for halvings in range(_HALVINGS + 1):
-        instant, usual = config.instant_config or InstantLoopConfig(), InstantLoopConfig()
+        instant = asked_instant
         if instant.max_unflushed == usual.max_unflushed:
             instant = replace(instant, max_unflushed=max(usual.max_unflushed >> halvings, 100))
         if instant.max_pending_signals == usual.max_pending_signals:

@@ -27,7 +27,7 @@ from sona_pg.engine.learn import Learning
 from sona_pg.engine.look import Looking
 from sona_pg.engine.opening import open_space
 from sona_pg.engine.save import Saving
-from sona_pg.errors import ConfigError
+from sona_pg.errors import ConfigError, DimensionMismatch
 from sona_pg.files import FilePath
 from sona_pg.loops.archiving import load_space
 from sona_pg.store import spaces
@@ -88,6 +88,8 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
                 raise ConfigError(f"embedder is {config.embedder!r} in config, and {checked.fingerprint!r} was given")
             self._answering = Answering(checked, responder, config.text_column)
             dim = checked.dim if config.dim is None else config.dim
+            if dim != checked.dim:
+                raise DimensionMismatch(dim, checked.dim, f"the embedder {checked.fingerprint!r}")
             config = config.replace(embedding_dim=dim, hidden_dim=None, embedder=checked.fingerprint)
         # Before anything runs: what a cycle would refuse is refused now.
         check_loops(config)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 
-from sona_pg.config import SonaConfig
+from sona_pg.config import SonaConfig, SpaceConfig
 from sona_pg.engine.budget import check_latency, within_budget
 from sona_pg.errors import ConfigError, DimensionMismatch, EmbedderMismatch, InvalidInput
 from sona_pg.loops.admission import checked_text
@@ -15,6 +17,8 @@ from sona_pg.store import spaces, strategy_settings
 from sona_pg.store.connection import Connection
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.spaces import Space
+
+log = logging.getLogger("sona_pg")
 
 
 def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, EvidenceLoop, SonaConfig]:
@@ -36,8 +40,8 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
             )
         if dim is not None and dim != found.dim:
             raise DimensionMismatch(found.dim, dim, f"the dimension given for space {space!r}")
-        if space_config is not None and space_config != found.config:
-            raise ConfigError(f"space {space!r} declares {found.config}, not {space_config}: leave space_config out")
+        if space_config is not None:
+            _check_declared(found, space_config)
         spaces.check_embedder(connection, found, embedder)
         instant, adapter = spaces.claim_settings(connection, found, config.instant_config, config.adapter_config)
         strategy = strategy_settings.claim_settings(connection, found, config.strategy_config)
@@ -54,15 +58,28 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
     return database, found, loop, weighing, config
 
 
+def _check_declared(space: Space, asked: SpaceConfig) -> None:
+    """What a space declares of its traffic is as it is asked for; what answers may have been changed since."""
+    held = space.config
+    if replace(asked, strategy=held.strategy, control_share=held.control_share) != held:
+        raise ConfigError(f"space {space.name!r} declares {held}, not {asked}: leave space_config out")
+    if asked != held:
+        log.warning(
+            "space %r was given strategy %r and control share %g since it was created, instead of %r and %g",
+            *(space.name, held.strategy, held.control_share, asked.strategy, asked.control_share),
+        )
+
+
 def _reachable(connection: Connection, there: Space | None, config: SonaConfig) -> SonaConfig:
     """The settings within the memory budget, where the target latency is reached with them; refused otherwise."""
     dim = config.dim if there is None else there.dim
     if dim is None or (config.memory_budget_mb is None and config.target_latency_us is None):
         return config
-    adapter = None if there is None else spaces.declared_adapter(connection, there)
+    declared = None if there is None else spaces.declared_settings(connection, there)
+    instant, adapter = (None, None) if declared is None else declared
     if config.memory_budget_mb is not None:
         strategy = None if there is None else strategy_settings.declared_settings(connection, there)
-        config = within_budget(config, dim, adapter, strategy)
+        config = within_budget(config, dim, instant, adapter, strategy)
     check_latency(config, dim, adapter)
     return config
 

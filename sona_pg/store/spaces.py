@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, LiteralString
 
@@ -147,13 +147,11 @@ def is_blank(connection: Connection, space: Space, embedder: str) -> bool:
     return row is not None and (row[0] == embedder or (row[0] is None and not row[1]))
 
 
-def declared_adapter(connection: Connection, space: Space) -> QueryAdapterConfig | None:
-    """The settings of the adapter that the space is learned with; None as long as nobody has declared any."""
+def declared_settings(connection: Connection, space: Space) -> tuple[InstantLoopConfig, QueryAdapterConfig] | None:
+    """The settings that the space is learned with; None as long as nobody has declared any."""
     with translated():
-        row = connection.execute(
-            "SELECT settings -> 'adapter' FROM sona.learner WHERE space_id = %s", (space.space_id,)
-        ).fetchone()
-    return QueryAdapterConfig(**row[0]) if row is not None and row[0] else None
+        row = connection.execute("SELECT settings FROM sona.learner WHERE space_id = %s", (space.space_id,)).fetchone()
+    return _as_held(InstantLoopConfig(), row[0]) if row is not None and row[0] else None
 
 
 def claim_settings(
@@ -192,15 +190,15 @@ def claim_settings(
         if given is not None and held[name] != asked[name]:
             raise ConfigError(
                 f"space {space.name!r} is learned with {name} = {held[name]}, not {asked[name]}: "
-                "leave the setting out, or create another space"
+                "give the same, leave the setting out, or create another space"
             )
+    return _as_held(given_instant, held)
+
+
+def _as_held(instant: InstantLoopConfig, held: Mapping[str, Any]) -> tuple[InstantLoopConfig, QueryAdapterConfig]:
+    """Settings of a process, with those that a space holds."""
     return (
-        replace(
-            given_instant,
-            micro_lora_rank=held["micro_lora_rank"],
-            micro_lora_lr=held["micro_lora_lr"],
-            edge_update_scale=held["edge_update_scale"],
-        ),
+        replace(instant, **{name: held[name] for name in _LEARNING_SETTINGS}),
         QueryAdapterConfig(**held["adapter"]),
     )
 

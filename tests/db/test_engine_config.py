@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,44 @@ def test_a_space_keeps_what_it_has_declared(opened: Callable[..., SonaEngine]) -
     with pytest.raises(ConfigError, match="rank"):
         opened(adapter_config=QueryAdapterConfig(rank=3))
     with pytest.raises(ConfigError, match="leave space_config out"):
-        opened(space_config=SpaceConfig())
+        opened(space_config=SpaceConfig(control_share=0, implicit_feedback=True))
     with pytest.raises(DimensionMismatch):
         opened(hidden_dim=9)
     opened(embedder="a model")
     with pytest.raises(EmbedderMismatch):
         opened(embedder="another one")
+
+
+def test_who_restarts_goes_by_what_answers_now(
+    opened: Callable[..., SonaEngine], connection: Connection, space_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = SpaceConfig(reward_max=5, strategy="adapted")
+    opened(embedding_dim=8, space_config=asked)
+    opened(space_config=asked)
+    assert not caplog.records
+    # An operator, or the space itself: proven harm is ended in the same way.
+    connection.execute("SELECT sona.deploy(%s, 'frozen')", (space_name,))
+    connection.execute("SELECT sona.set_control_share(%s, 0.25)", (space_name,))
+    sona = opened(space_config=asked)
+    assert sona.space.config == replace(asked, strategy="frozen", control_share=0.25)
+    assert f"space {space_name!r} was given strategy 'frozen' and control share 0.25" in caplog.text
+
+
+def test_a_budget_leaves_what_a_space_has_declared(opened: Callable[..., SonaEngine]) -> None:
+    declared = InstantLoopConfig(micro_lora_rank=2, micro_lora_lr=0.01)
+    opened(embedding_dim=8, instant_config=declared)
+    held = opened(memory_budget_mb=40).config.instant_config
+    assert held is not None
+    assert (held.micro_lora_rank, held.micro_lora_lr) == (2, 0.01)
+    assert held.max_unflushed < declared.max_unflushed
+    with pytest.raises(ConfigError, match="micro_lora_rank = 2, not 1: give the same"):
+        opened(memory_budget_mb=40, instant_config=InstantLoopConfig(flush_interval_seconds=2.0))
+
+
+def test_an_embedder_of_another_dimension_makes_no_space(url: str, space_name: str, connection: Connection) -> None:
+    with pytest.raises(DimensionMismatch, match="32 dimensions, expected 16"):
+        SonaEngine.connect(url, space=space_name, dim=16, embedder=HashingEmbedder(32), background=False)
+    assert connection.execute("SELECT FROM sona.space WHERE name = %s", (space_name,)).fetchone() is None
 
 
 def test_an_embedder_says_what_the_settings_do_not(url: str, space_name: str) -> None:

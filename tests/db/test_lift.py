@@ -10,7 +10,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from sona_pg import ConfigError, InvalidInput, SonaEngine, SpaceConfig
+from sona_pg import ConfigError, InvalidInput, SpaceConfig
 from sona_pg.config import StoreConfig, StrategyConfig
 from sona_pg.learning.lift import is_control
 from sona_pg.store import spaces
@@ -301,8 +301,3 @@ def test_a_share_that_is_none_is_refused(world: World, connection: Connection, s
     if share is not None:
         with pytest.raises(ConfigError):
             SpaceConfig(control_share=share)
-
-
-def test_who_opens_a_space_with_another_share_is_refused(world: World, url: str) -> None:
-    with pytest.raises(ConfigError, match="leave space_config out"):
-        SonaEngine.connect(url, space=world.name, background=False, space_config=SpaceConfig(implicit_feedback=True))
