@@ -207,13 +207,13 @@ class Recording(Session):
         finally:
             self._notify()
         if taken < n:
-            log.warning("%d trajectories were dropped: the buffers are full, the database is behind", n - taken)
+            log.warning("%d trajectories were dropped: the buffers are full", n - taken)
         return ids
 
     def _take(self, trajectory: QueryTrajectory) -> uuid.UUID:
         taken = self._loop.on_inference(trajectory)
         if not taken:
-            log.warning("trajectory %s was dropped: the buffers are full, the database is behind", trajectory.id)
+            log.warning("trajectory %s was dropped: the buffers are full", trajectory.id)
         self._notify()
         return trajectory.id
 
@@ -245,7 +245,7 @@ class Recording(Session):
         given = str(uuid.uuid4()) if score_id is None else score_id
         score = admitted_score(Score(trajectory_id, value, item_id, name, given), self._space.config)
         if not self._loop.on_score(score):
-            log.warning("score %s was dropped: the buffers are full, the database is behind", given)
+            log.warning("score %s was dropped: the buffers are full", given)
         self._notify()
 
 

@@ -52,9 +52,9 @@ class Backlog:
         self.spooled = 0
         """Events that the spool took so far."""
         self._spilled: deque[Event] = deque()
-        """Taken out of the buffers while a flush took long, and not taken by the spool."""
+        """Taken out of the buffers early: the spool did not take it, or more came at once than they hold."""
         self._moving = threading.Lock()
-        """Held while the buffers are emptied: what they held is never in between. Never on the caller's path."""
+        """Held while the buffers are emptied: what they held is never in between. No caller waits for it."""
 
     # The caller's path -----------------------------------------------------------------------------------------
 
@@ -91,6 +91,16 @@ class Backlog:
     def unflushed_count(self) -> int:
         """Entries and scores that wait to be flushed."""
         return len(self.unflushed) + len(self.unflushed_scores) + len(self.scores)
+
+    def set_aside(self) -> bool:
+        """Empty the buffer for who records more at once than it holds; False while somebody else empties it."""
+        if not self._moving.acquire(blocking=False):
+            return False
+        try:
+            self.buffer.drain_into(self._spilled)
+        finally:
+            self._moving.release()
+        return True
 
     # In a turn -------------------------------------------------------------------------------------------------
 

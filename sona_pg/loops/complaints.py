@@ -42,7 +42,7 @@ class Complaints:
         """What was dropped is counted where everybody can see it, too: the process takes its own counts along."""
         more = dropped - self._dropped_told
         if more:
-            store.log_errors(DROPPED, [f"{more} trajectories and scores were dropped: buffers and spool were full"])
+            store.log_errors(DROPPED, [f"{more} trajectories and scores were dropped: the buffers were full"])
             self._dropped_told, self._tell_dropped_at = dropped, time.monotonic() + _DROPPED_SECONDS
 
     def find_given_up(self, store: SpaceStore, lost: int) -> str | None:

@@ -163,9 +163,12 @@ class InstantLoop:
             while True:
                 if not self._backlog.is_full:
                     taken = self._backlog.buffer.record_from(checked, taken)
-                if not wait or taken == len(checked):
+                if taken == len(checked):
                     return taken
-                self._make_room()
+                if wait:
+                    self._make_room()
+                elif self._backlog.is_full or not self._backlog.set_aside():
+                    return taken
         except DatabaseError as error:
             raise DatabaseError(
                 f"{taken} of {len(checked)} rows were recorded, the others dropped: the buffers are full, and {error}"

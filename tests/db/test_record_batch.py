@@ -191,12 +191,24 @@ def _batch(n: int) -> tuple[NDArray[np.float32], Sequence[Sequence[str]], list[l
 def test_without_waiting_what_does_not_fit_is_dropped_and_counted(
     narrow: SonaEngine, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = narrow.record_batch(*_batch(25))
-    assert len(ids) == 25
-    assert (narrow.metrics.recorded, narrow.metrics.dropped) == (10, 15)
+    ids = narrow.record_batch(*_batch(45))
+    assert len(ids) == 45
+    assert (narrow.metrics.recorded, narrow.metrics.dropped) == (30, 15)
     assert "15 trajectories were dropped" in caplog.text
     narrow.flush()
-    assert _durable(connection, narrow) == set(ids[:10])
+    assert _durable(connection, narrow) == set(ids[:30])
+
+
+def test_what_may_wait_is_taken_though_it_is_more_than_the_buffer_holds(
+    narrow: SonaEngine, connection: Connection
+) -> None:
+    ids = [id for n in (7, 9, 13) for id in narrow.record_batch(*_batch(n))]
+    ids.append(narrow.record(np.ones(DIM), ["1"], [1.0]))
+    assert (narrow.metrics.recorded, narrow.metrics.dropped, narrow.metrics.pending) == (30, 0, 30)
+    narrow.flush()
+    assert [row[0] for row in connection.execute(
+        "SELECT trajectory_id FROM sona.learning_event WHERE space_id = %s ORDER BY ordinal", (narrow.space.space_id,)
+    )] == ids  # fmt: skip
 
 
 def test_who_waits_loses_nothing(narrow: SonaEngine, connection: Connection) -> None:
