@@ -128,7 +128,7 @@ CREATE OR REPLACE VIEW sona.turns WITH (security_invoker = true) AS
 SELECT s.name AS space, t.created_at, t.ordinal, t.trajectory_id, t.region, t.before, t.after, t.reason
 FROM sona.strategy_turn t
 JOIN sona.space s USING (space_id);
-COMMENT ON VIEW sona.turns IS 'When another strategy came into force, where, and why.';
+COMMENT ON VIEW sona.turns IS 'When another strategy came into force, or was proven in a region, where, and why.';
 
 CREATE OR REPLACE VIEW sona.lift WITH (security_invoker = true) AS
 WITH days AS (

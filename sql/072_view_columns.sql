@@ -161,8 +161,8 @@ COMMENT ON COLUMN sona.turns.created_at IS 'when it was found';
 COMMENT ON COLUMN sona.turns.ordinal IS 'ledger entry by which it was found';
 COMMENT ON COLUMN sona.turns.trajectory_id IS 'trajectory of that entry';
 COMMENT ON COLUMN sona.turns.region IS 'where; NULL is the whole space';
-COMMENT ON COLUMN sona.turns.before IS 'strategy that was in force';
-COMMENT ON COLUMN sona.turns.after IS 'strategy that is in force since';
+COMMENT ON COLUMN sona.turns.before IS 'strategy that was in force there';
+COMMENT ON COLUMN sona.turns.after IS 'strategy that is in force there since; the same where what is proven of a region changes nothing';
 COMMENT ON COLUMN sona.turns.reason IS 'what was proven';
 
 COMMENT ON COLUMN sona.lift.space IS 'name of the space';

@@ -149,9 +149,15 @@ def strategy(name: str, chosen: str | None, reason: str | None, as_json: bool, u
         click.echo(f"\nnDCG@10 above frozen, before each of {evidence.strategies[0].events} events was learned from:")
         rows = [(s.strategy, f"{s.gain:+.4f}", f"{s.recent_gain:+.4f}") for s in evidence.strategies]
         print_table(("strategy", "gain", "recently"), rows)
+        if not evidence.is_sane:
+            click.echo(
+                "\nIt is not shown that outcomes have to do with what was asked: until it is, whatever the gain, "
+                "nothing but frozen answers in a space that is set to learned"
+            )
     for turn in evidence.turns:
         where = "" if turn.region is None else f" in region {turn.region}"
-        click.echo(f"entry {turn.ordinal}: {turn.after} instead of {turn.before}{where}: {turn.reason}")
+        change = f"{turn.after} still" if turn.after == turn.before else f"{turn.after} instead of {turn.before}"
+        click.echo(f"entry {turn.ordinal}: {change}{where}: {turn.reason}")
 
 
 @space.command()

@@ -83,14 +83,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Another strategy is in force.
+    """Another strategy is in force, or something else than before is proven in a region.
 
     Parameters
     ----------
     region
         Where; None is the whole space.
     before, after
-        The strategies. A region that is no exception any more is named by what the space does.
+        What answers there; the same where a region is proven to be what it was by other reasons.
     reason
         What was proven, for people.
     """

@@ -340,7 +340,7 @@ class Strategist:
         self._test_sanity(event, scored, embeddings, others)
         self._learn_fusion(event, asked, answer, scored)
         self._learn_adapters(event, around, embeddings)
-        return Lesson(here, gains, self._turns(space, region if has_turned else None))
+        return Lesson(here, gains, self._turns(space, here, region if has_turned else None))
 
     def _weigh(
         self, asked: _Asked, familiar: float, embeddings: FloatMatrix, gains: Mapping[Strategy, float]
@@ -419,19 +419,18 @@ class Strategist:
         for adapter in (*own, self._careful, *blind):
             adapter.learn(event.query, items, targets, pool=self._pool.embeddings, skip=skip, seed=event.seed)
 
-    def _turns(self, before: Strategy, turned: int | None) -> tuple[Turn, ...]:
+    def _turns(self, before: Strategy, there: Strategy, turned: int | None) -> tuple[Turn, ...]:
         after, turns = self.in_force, []
         if after is not before:
             turns.append(Turn(None, before, after, self._reason(after)))
         if turned is not None:
             region = self._regions.describe()[turned]
-            there = self._in_force(region.verdict)
             found = "better" if region.verdict is Verdict.BETTER else "worse"
             reason = (
                 f"there the fusion is proven to be {found} than frozen, by {region.gain:+.3f} nDCG@10 in the mean; "
                 f"proven among {self.config.regions} regions at odds of {self.config.gate_threshold:g}"
             )
-            turns.append(Turn(turned, after, there, reason))
+            turns.append(Turn(turned, there, self._in_force(region.verdict), reason))
         return tuple(turns)
 
     def _reason(self, after: Strategy) -> str:

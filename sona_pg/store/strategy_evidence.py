@@ -30,7 +30,7 @@ class StrategyEvidence:
 
 @dataclass(frozen=True, slots=True)
 class LoggedTurn:
-    """When another strategy came into force.
+    """When another strategy came into force, or was proven in a region.
 
     Parameters
     ----------
@@ -61,6 +61,9 @@ class Evidence:
         What the space is set to.
     in_force
         What answers.
+    is_sane
+        Whether it is shown that outcomes have to do with their queries; without, nothing but frozen answers in a space
+        that is set to learned.
     strategies
         Every strategy, best first.
     turns
@@ -69,6 +72,7 @@ class Evidence:
 
     strategy: str
     in_force: str
+    is_sane: bool
     strategies: list[StrategyEvidence]
     turns: list[LoggedTurn]
 
@@ -77,7 +81,9 @@ def evidence(connection: Connection, space: Space, turns: int = 20) -> Evidence:
     """What answers in a space, and why."""
     with transaction(connection):
         row = connection.execute(
-            "SELECT strategy, in_force FROM sona.status WHERE space = %s", (space.name,)
+            "SELECT x.strategy, x.in_force, coalesce(g.is_sane, false) FROM sona.status x"
+            " LEFT JOIN sona.strategist g ON g.space_id = %s WHERE x.space = %s",
+            (space.space_id, space.name),
         ).fetchone()
         if row is None:
             raise space_gone(space.name)
@@ -91,7 +97,6 @@ def evidence(connection: Connection, space: Space, turns: int = 20) -> Evidence:
             " ORDER BY turn_id DESC LIMIT %s",
             (space.space_id, turns),
         ).fetchall()
-    strategy, in_force = row
-    return Evidence(
-        strategy, in_force, [StrategyEvidence(*s) for s in strategies], [LoggedTurn(*turn) for turn in logged[::-1]]
-    )
+    strategy, in_force, is_sane = row
+    described = [StrategyEvidence(*s) for s in strategies]
+    return Evidence(strategy, in_force, is_sane, described, [LoggedTurn(*turn) for turn in logged[::-1]])

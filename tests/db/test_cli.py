@@ -77,7 +77,13 @@ def test_what_answers_is_shown_and_set(url: str, space_name: str) -> None:
     made = sona("space", "create", space_name, "3", "--strategy", "boosted", "--examination", "1,0.5", url=url)
     assert made.returncode == 0, made.stderr
     found = json.loads(sona("space", "strategy", space_name, "--json", url=url).stdout)
-    assert found == {"strategy": "boosted", "in_force": "boosted", "strategies": [], "turns": []}
+    assert found == {
+        "strategy": "boosted",
+        "in_force": "boosted",
+        "is_sane": False,
+        "strategies": [],
+        "turns": [],
+    }
     why = ("--reason", "a test")
     assert "frozen answers" in sona("space", "strategy", space_name, "frozen", *why, url=url).stdout
     assert sona("space", "strategy", space_name, *why, url=url).returncode == 2

@@ -75,20 +75,26 @@ def test_strategies_are_scored_before_they_learn_the_event() -> None:
 
 def test_a_turn_says_why() -> None:
     world = World()
-    turns = []
+    turns, regional = [], 0
     for event in range(300):
         question = event % QUESTIONS
         query = world.ask(question)
         shown = world.answer(query).ranking(world.strategist.in_force)
         helped = {f"i{world.answers[question]}": 1.0}
         judged = JudgedEvent(query, shown, helped, [item for item in shown if item not in helped], event)
-        before = world.strategist.in_force
-        of_space = [turn for turn in world.study(judged).turns if turn.region is None]
+        before, there = world.strategist.in_force, world.strategist.strategy_for(query)
+        found = world.study(judged).turns
+        for turn in found:
+            if turn.region is not None:
+                assert (turn.before, turn.after) == (there, world.strategist.strategy_for(query))
+                regional += 1
+        of_space = [turn for turn in found if turn.region is None]
         assert bool(of_space) == (world.strategist.in_force is not before)
         turns += of_space
     assert [turn.before for turn in turns[1:]] == [turn.after for turn in turns[:-1]]
     assert turns[-1].after is Strategy.FUSION
     assert "proven to beat frozen" in turns[-1].reason
+    assert regional
 
 
 @pytest.mark.parametrize(
