@@ -162,7 +162,8 @@ JOIN sona.space s USING (space_id);
 COMMENT ON VIEW sona.lift IS
     'What answers are worth above those of the control arm, by day (UTC): the arms, the lift by inverse propensity, and so '
     'far, with a 95 % confidence sequence, which may be looked at every day (Waudby-Smith et al. 2021, asymptotic). '
-    'Harmed answers and gain are by what was judged, whatever the arms say.';
+    'The lift is by the first outcome of an answer, the means of the arms by the last. Harmed answers and gain are by what '
+    'was judged, whatever the arms say.';
 
 CREATE OR REPLACE VIEW sona.harmed WITH (security_invoker = true) AS
 SELECT s.name AS space, o.trajectory_id, o.answered_at, o.strategy, o.version, o.value, o.gain,

@@ -3,8 +3,8 @@
 COMMENT ON COLUMN sona.status.space IS 'name of the space';
 COMMENT ON COLUMN sona.status.dim IS 'components of every vector of the space';
 COMMENT ON COLUMN sona.status.embedder IS 'fingerprint of the embedding model; NULL until it is declared';
-COMMENT ON COLUMN sona.status.events_learned IS 'outcome events learned';
-COMMENT ON COLUMN sona.status.version IS 'last published version';
+COMMENT ON COLUMN sona.status.events_learned IS 'outcome events learned, those too that were withheld first';
+COMMENT ON COLUMN sona.status.version IS 'version that was published last, or deployed since';
 COMMENT ON COLUMN sona.status.epoch IS 'grows with every deploy';
 COMMENT ON COLUMN sona.status.revision IS 'grows with every flush';
 COMMENT ON COLUMN sona.status.trajectories IS 'trajectories recorded and not deleted';
@@ -40,7 +40,8 @@ COMMENT ON COLUMN sona.ledger.loop IS 'instant, background or deep';
 COMMENT ON COLUMN sona.ledger.ordinal IS 'order in which events were learned';
 COMMENT ON COLUMN sona.ledger.trajectory_id IS 'trajectory that was learned from';
 COMMENT ON COLUMN sona.ledger.revision IS 'revision of its outcomes: a later or corrected score makes a new one';
-COMMENT ON COLUMN sona.ledger.learned IS 'what became of it: adapter, withheld, no outcome, …';
+COMMENT ON COLUMN sona.ledger.learned IS
+    'what became of it then: adapter, withheld, no outcome, …; what was withheld a later cycle learns, see sona.runs';
 COMMENT ON COLUMN sona.ledger.cycle_id IS 'transaction that learned it, in sona.cycles';
 
 COMMENT ON COLUMN sona.runs.space IS 'name of the space';
@@ -171,7 +172,8 @@ COMMENT ON COLUMN sona.lift.learned_answers IS 'answers of the learned arm';
 COMMENT ON COLUMN sona.lift.control_answers IS 'answers of the control arm';
 COMMENT ON COLUMN sona.lift.learned_value IS 'what those of the learned arm were worth, in the mean';
 COMMENT ON COLUMN sona.lift.control_value IS 'what those of the control arm were worth, in the mean';
-COMMENT ON COLUMN sona.lift.lift IS 'of the day, by inverse propensity; NULL where there was no control arm';
+COMMENT ON COLUMN sona.lift.lift IS
+    'of the day, by inverse propensity and first outcomes; NULL where there was no control arm';
 COMMENT ON COLUMN sona.lift.lift_so_far IS 'the same over all days until then';
 COMMENT ON COLUMN sona.lift.lower IS 'of the 95 % confidence sequence of lift_so_far; above 0 it is proven';
 COMMENT ON COLUMN sona.lift.upper IS 'of the same';
@@ -309,7 +311,7 @@ COMMENT ON COLUMN sona.archive.content IS 'the row, all of it; of a node with it
 COMMENT ON COLUMN sona.integration.space IS 'name of the space';
 COMMENT ON COLUMN sona.integration.consolidated_at IS 'up to when memory is consolidated';
 COMMENT ON COLUMN sona.integration.phi IS
-    'integration of the patterns as one system, in nats; NULL before it was measured';
+    'integration of those of the patterns that are most of one system, in nats; NULL before it was measured';
 COMMENT ON COLUMN sona.integration.chance IS 'what chance gives';
 COMMENT ON COLUMN sona.integration.patterns IS 'the patterns that it was measured over';
 COMMENT ON COLUMN sona.integration.reason IS 'why it could not be measured; NULL where it was';

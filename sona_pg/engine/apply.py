@@ -34,8 +34,10 @@ class Applying(Session):
             If it has another dimension, or holds NaN or infinity.
         EmbedderMismatch
             If the space has moved to another embedder.
+        ConfigError
+            If the engine is closed.
         """
-        if self._loop.has_moved:
+        if self._loop.has_moved or self._closed:
             self.check_open()
         if self._evidence.served.strategy == "adapted":
             return self._loop.serving.adapt(query)

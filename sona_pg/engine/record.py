@@ -39,6 +39,7 @@ class Recording(Session):
 
     def start(self, query: ArrayLike) -> TrajectoryBuilder:
         """Begin a trajectory whose steps are added one by one; hand it to `record`."""
+        self.check_open()
         return TrajectoryBuilder(None, as_vector(query, self._space.dim, "query"))
 
     def record(

@@ -65,8 +65,8 @@ class DeepLearningResult:
     concepts
         Patterns of patterns.
     phi, phi_by_chance
-        Integration of the largest patterns as a system, in nats, and the largest of as many without relations; None
-        where it was not measured.
+        Integration of those of the largest patterns that are most of one system, in nats, and the largest of as many
+        without relations; None where it was not measured.
     facts
         All that the cycle says of itself, by phase, as in `sona.runs`.
     """

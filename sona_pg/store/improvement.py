@@ -40,7 +40,8 @@ class ImprovementMetrics:
     weekly_gain_over
         Which of the two it is: 'control arm' or 'week before'.
     lift, lift_lower, lift_upper
-        What answers are worth above those of the control arm, so far, with its 95 % confidence sequence.
+        What answers are worth above those of the control arm, so far, with its 95 % confidence sequence; by the first
+        outcome of each, whatever is said of it later.
     gain_7d
         Mean nDCG@10 of what answered above the frozen embedding, over the judged answers of the last 7 days.
     harmed_share_7d
@@ -51,8 +52,8 @@ class ImprovementMetrics:
     novel_connections
         Edges by dreams that stand; None before the first cycle of the deep loop.
     phi, phi_by_chance
-        Integration of the largest patterns as a system in the last deep cycle that could measure it, in nats, and the
-        largest of as many without relations: below that it is chance.
+        Integration of those of the largest patterns that are most of one system, in the last deep cycle that could
+        measure it, in nats, and the largest of as many without relations: below that it is chance.
     overall
         Mean of `sona.improvement.overall` over the answers of the last 7 days, 0 to 1.
     """

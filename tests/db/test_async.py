@@ -244,7 +244,7 @@ def test_it_opens_as_the_engine_does(own_url: str, space_name: str, application:
             async with AsyncSonaEngine.connect(own_url, space=space_name, dim=DIM + 1):
                 pass
         with pytest.raises(ConfigError):
-            await AsyncSonaEngine.connect(own_url, space=space_name, space_config=SpaceConfig(control_share=0.5))
+            await AsyncSonaEngine.connect(own_url, space=space_name, space_config=SpaceConfig(reward_max=5))
 
     with SonaEngine.connect(own_url, space=space_name, dim=DIM, background=False):
         asyncio.run(opened())

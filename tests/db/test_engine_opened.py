@@ -170,11 +170,12 @@ def test_what_was_recorded_is_flushed_when_the_process_ends(
     assert _counts(connection, engine)["learning_event"] == 1
 
 
-def test_a_closed_engine_refuses_to_record(engine: SonaEngine) -> None:
+def test_a_closed_engine_refuses_what_it_is_asked(engine: SonaEngine) -> None:
     engine.close()
     engine.close()
-    with pytest.raises(ConfigError, match="closed"):
-        engine.record(np.ones(DIM))
+    for act in (engine.record, engine.start, engine.adapt, engine.recall):
+        with pytest.raises(ConfigError, match="closed"):
+            act(np.ones(DIM))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("query", [[[], [0.0]], [[1.0] * DIM, [1.0]], [["a"] * DIM]])
