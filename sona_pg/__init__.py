@@ -102,8 +102,15 @@ if TYPE_CHECKING:
     from sona_pg.loops.metrics import InstantLoopMetrics
     from sona_pg.store.improvement import ImprovementMetrics
     from sona_pg.store.recorded_queries import RecordedQuery
-    from sona_pg.text.embedders import EndpointEmbedder, FunctionEmbedder, HashingEmbedder, SentenceTransformerEmbedder
-    from sona_pg.text.responders import Context, EndpointResponder, Item
+    from sona_pg.text.embedders import (
+        AsyncEmbedder,
+        Embedder,
+        EndpointEmbedder,
+        FunctionEmbedder,
+        HashingEmbedder,
+        SentenceTransformerEmbedder,
+    )
+    from sona_pg.text.responders import AsyncResponder, Context, EndpointResponder, Item, Responder
     from sona_pg.types import (
         Answer,
         LearningSignal,
@@ -125,15 +132,19 @@ _MODULES = {
         "LearningResult",
     ),
     "sona_pg.text.embedders": (
+        "AsyncEmbedder",
+        "Embedder",
         "EndpointEmbedder",
         "FunctionEmbedder",
         "HashingEmbedder",
         "SentenceTransformerEmbedder",
     ),
     "sona_pg.text.responders": (
+        "AsyncResponder",
         "Context",
         "EndpointResponder",
         "Item",
+        "Responder",
     ),
     "sona_pg.config": (
         "BackgroundLoopConfig",
@@ -263,6 +274,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Answer",
+    "AsyncEmbedder",
+    "AsyncResponder",
     "AsyncSonaEngine",
     "BackgroundLoop",
     "BackgroundLoopConfig",
@@ -288,6 +301,7 @@ __all__ = [
     "DreamEvidence",
     "DreamEvidenceConfig",
     "EdgeWeights",
+    "Embedder",
     "EmbedderError",
     "EmbedderMismatch",
     "EmbedderReport",
@@ -338,6 +352,7 @@ __all__ = [
     "ReasoningBank",
     "Recall",
     "RecordedQuery",
+    "Responder",
     "ResponderError",
     "Response",
     "SaveReport",

@@ -69,6 +69,8 @@ def public_entries() -> list[str]:
         value = getattr(sona_pg, name)
         if not inspect.isclass(value) or issubclass(value, Exception) or name in PLAIN:
             continue
+        if getattr(value, "_is_protocol", False):  # what applications make
+            continue
         methods = [m for m in dir(value) if not m.startswith("_") and callable(getattr(value, m))]
         found += [f"{name}.{method}" for method in ("__init__", *methods)]
     return [entry for entry in found if entry not in UNFIT]
