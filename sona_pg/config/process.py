@@ -15,7 +15,8 @@ class StoreConfig:
     Parameters
     ----------
     connect_timeout_seconds
-        Longest wait for a connection.
+        Longest wait for a connection, unless the URL says it (`connect_timeout=2`), or else PGCONNECT_TIMEOUT; less
+        than two seconds are two, as in libpq.
     lock_timeout_seconds
         Longest wait for what another session holds, such as the learner's row; a flush tries again the next time.
     prepare_statements

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import re
 import select
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper, Loader
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Format, TransactionStatus
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types import TypeInfo
 
@@ -37,16 +38,43 @@ from sona_pg.errors import (
     UnknownVersion,
     UnsupportedServer,
 )
-from sona_pg.kernels import floats_wire, vector_wire
+from sona_pg.store.vectors import Float4ArrayDumper, VectorDumper, VectorLoader, VectorTextLoader
+
+log = logging.getLogger("sona_pg")
+
+_T = TypeVar("_T")
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection, and how long its transactions wait for locks."""
+    """A connection, and how long its transactions wait for locks.
+
+    It is closed where an exception that is none of the driver, such as one of a signal handler, ends the wait for a
+    statement: nobody has read the answer, and no other statement could be sent.
+    """
 
     lock_timeout_seconds: int = StoreConfig().lock_timeout_seconds
 
+    def wait(self, gen: PQGen[_T], *args: Any, **kwargs: Any) -> _T:  # noqa: ANN401
+        """As of psycopg, which cancels the statement itself where it is interrupted from the keyboard."""
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            if self.info.transaction_status == TransactionStatus.ACTIVE:
+                try:
+                    # The server would go on with it, and keep its locks.
+                    self.cancel_safe(timeout=_CANCEL_SECONDS)
+                except psycopg.Error as error:
+                    log.warning("a statement that was interrupted could not be cancelled: %s", error)
+                finally:
+                    self.close()
+            raise
+
 
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+_CANCEL_SECONDS = 5.0
 
 MIN_POSTGRES = 16
 MIN_PGVECTOR = (0, 8)
@@ -61,47 +89,6 @@ UNKNOWN_TRAJECTORY = "SN007"
 UNKNOWN_LOOP = "SN008"
 NO_ITEMS = "SN009"
 """SQLSTATEs that the functions of sql/ raise."""
-
-
-_FLOAT4_ARRAY = 1021
-"""Object id of real[], fixed in every Postgres."""
-
-
-class VectorDumper(Dumper):
-    """A one-dimensional float32 array as pgvector's binary form: int16 dimension, int16 unused, big-endian floats."""
-
-    format = Format.BINARY
-
-    def dump(self, obj: NDArray[np.float32]) -> bytes:
-        return vector_wire(obj)
-
-
-class Float4ArrayDumper(Dumper):
-    """A one-dimensional float32 array as real[]: psycopg's own takes lists, element by element in Python."""
-
-    format = Format.BINARY
-    oid = _FLOAT4_ARRAY
-
-    def dump(self, obj: NDArray[np.float32]) -> bytes:
-        return floats_wire(obj)
-
-
-class VectorLoader(Loader):
-    """pgvector's binary form as a float32 array."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> NDArray[np.float32]:
-        return np.frombuffer(bytes(data), dtype=">f4", offset=4).astype(np.float32)
-
-
-class VectorTextLoader(Loader):
-    """pgvector's text form as a float32 array."""
-
-    format = Format.TEXT
-
-    def load(self, data: Buffer) -> NDArray[np.float32]:
-        return np.array(bytes(data)[1:-1].split(b","), dtype=np.float32)
 
 
 _VECTOR_TYPE = (
@@ -212,9 +199,12 @@ def _conninfo(url: str, config: StoreConfig, application: str) -> str:
     }
     try:
         given = conninfo_to_dict(url)
+        # As libpq does, which takes from the environment what a URL leaves out; the setting is for the rest.
+        patience = given.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or config.connect_timeout_seconds
+        timeout_from_conninfo({"connect_timeout": patience})
         return make_conninfo(
             url,
-            connect_timeout=config.connect_timeout_seconds,
+            connect_timeout=patience,
             client_encoding="utf8",
             **{name: value for name, value in defaults.items() if name not in given},
         )
@@ -222,12 +212,12 @@ def _conninfo(url: str, config: StoreConfig, application: str) -> str:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
 
 
-def engine_url(url: str) -> str:
-    """`url` for SQLAlchemy over psycopg; keyword strings and sockets included."""
+def engine_url(url: str, config: StoreConfig | None = None) -> str:
+    """`url` for a migration by SQLAlchemy over psycopg; keyword strings and sockets included."""
     from sqlalchemy.engine import URL
 
-    known = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
-    known["client_encoding"] = "utf8"
+    conninfo = _conninfo(url, StoreConfig() if config is None else config, "sona migrate")
+    known = {key: str(value) for key, value in conninfo_to_dict(conninfo).items() if value is not None}
     port = known.pop("port", None)
     return URL.create(
         "postgresql+psycopg",
@@ -329,13 +319,19 @@ def transaction(connection: Connection) -> Iterator[Connection]:
     DatabaseUnavailable
         If the connection has ended meanwhile: nothing was committed.
     """
-    with translated(), connection.transaction():
-        yield connection
-        if connection.closed:
-            # psycopg would end the block as if it had committed.
-            raise DatabaseUnavailable(
-                "the connection ended within a transaction, of which nothing is committed: try again"
-            )
+    is_outermost = connection.info.transaction_status == TransactionStatus.IDLE
+    try:
+        with translated(), connection.transaction():
+            yield connection
+            if connection.closed:
+                # psycopg would end the block as if it had committed.
+                raise DatabaseUnavailable(
+                    "the connection ended within a transaction, of which nothing is committed: try again"
+                )
+    finally:
+        # Interrupted between its begin and the block, it would stay open, and the next one would be a part of it.
+        if is_outermost and connection.info.transaction_status != TransactionStatus.IDLE:
+            connection.close()
 
 
 @contextlib.contextmanager
@@ -469,8 +465,13 @@ def hash_joins(connection: Connection) -> None:
         connection.execute(sql.SQL("SET LOCAL {} TO off").format(sql.Identifier(joins)))
 
 
-def current_revision(url: str) -> str | None:
+def current_revision(url: str, config: StoreConfig | None = None) -> str | None:
     """The revision that the database is at; None where sona_pg was never installed.
+
+    Parameters
+    ----------
+    url, config
+        As of `connect`.
 
     Raises
     ------
@@ -479,7 +480,7 @@ def current_revision(url: str) -> str | None:
     DatabaseBusy
         If a migration is under way, or waits for somebody else.
     """
-    with connect(url, vectors=False) as connection, translated():
+    with connect(url, vectors=False, config=config) as connection, translated():
         row = connection.execute("SELECT to_regclass('sona.alembic_version') IS NOT NULL").fetchone()
         if row is None or not row[0]:
             return None

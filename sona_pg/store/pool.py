@@ -64,11 +64,12 @@ class ConnectionPool:
         return self._taken() or self._made()
 
     def give_back(self, connection: Connection, error: BaseException | None) -> None:
-        """Take back a connection, and what went wrong with it."""
-        if not isinstance(error, DatabaseUnavailable):
+        """Take back a connection, and what went wrong with it; one with a statement or a transaction open is closed."""
+        is_idle = connection.info.transaction_status == TransactionStatus.IDLE
+        if is_idle and not isinstance(error, DatabaseUnavailable):
             with self._mutex:
                 has_room = not self._is_closed and len(self._idle) < self._database.config.idle_connections
-                if has_room and not connection.closed:
+                if has_room:
                     self._idle.append(connection)
                     return
         connection.close()
