@@ -14,7 +14,7 @@ from sona_pg.loops.evidence import EvidenceLoop
 from sona_pg.loops.instant import InstantLoop
 from sona_pg.loops.space_store import SpaceStore
 from sona_pg.store import spaces, strategy_settings
-from sona_pg.store.connection import Connection
+from sona_pg.store.connection import Connection, bounded
 from sona_pg.store.database import Database, open_database
 from sona_pg.store.spaces import Space
 
@@ -30,7 +30,8 @@ def open_space(config: SonaConfig) -> tuple[Database, Space, InstantLoop, Eviden
         checked_text(embedder, "embedder")
     database = open_database(config.database_url, home=home, config=config.store_config)
     with database.connect() as connection:
-        there = spaces.find_space(connection, space)
+        with bounded(connection):
+            there = spaces.find_space(connection, space)
         # Before anything is created or declared: what is refused must leave nothing behind.
         config = _reachable(connection, there, config)
         found = there or _create(connection, config)

@@ -15,7 +15,7 @@ from sona_pg.evaluation.feedback import SPACE
 from sona_pg.evaluation.metrics import FloatMatrix, Ranking
 from sona_pg.evaluation.report import LEARNED
 from sona_pg.store import spaces
-from sona_pg.store.connection import connect, use_vector_schema
+from sona_pg.store.connection import use_vector_schema
 from sona_pg.store.database import open_database
 from sona_pg.types import QueryTrajectory
 
@@ -44,8 +44,9 @@ class PostgresSystem:
         self._row = {item: row for row, item in enumerate(collection.doc_ids)}
         self._name = f"evaluate-{uuid.uuid4().hex}"
         self._table = sql.Identifier("public", f"sona_{self._name.replace('-', '_')}")
-        database = open_database(url)
-        self._connection = connect(database.url)
+        config = SonaConfig() if config is None else config
+        database = open_database(url, config=config.store_config)
+        self._connection = database.connect()
         use_vector_schema(self._connection)
         dim = collection.docs.shape[1]
         self._connection.execute(
@@ -56,7 +57,7 @@ class PostgresSystem:
             for doc_id, embedding in zip(collection.doc_ids, collection.docs, strict=True):
                 copy.write_row((doc_id, embedding))
         self._engine = SonaEngine(
-            (SonaConfig() if config is None else config).replace(
+            config.replace(
                 database_url=database.url,
                 space=self._name,
                 embedding_dim=dim,

@@ -63,9 +63,11 @@ def create_space(
     ------
     InvalidInput
         If the name is taken or empty, or the dimension out of range.
+    DatabaseBusy
+        If another session is about to create it.
     """
     c = SpaceConfig() if config is None else config
-    with translated():
+    with bounded(connection):
         connection.execute(
             "SELECT sona.create_space(%s, %s, %s, %s, %s, %s, %s, %s::real[], %s)",
             (name, dim, embedder, c.reward_min, c.reward_max, c.implicit_feedback, c.strategy)
@@ -121,7 +123,7 @@ def check_embedder(connection: Connection, space: Space, embedder: str | None) -
     """
     if embedder is None or embedder == space.embedder:
         return
-    with translated():
+    with bounded(connection):
         row = connection.execute(
             "UPDATE sona.space SET embedder = coalesce(embedder, %s) WHERE space_id = %s RETURNING embedder",
             (embedder, space.space_id),
@@ -176,7 +178,7 @@ def claim_settings(
         " WHERE space_id = %s",
         (space.space_id,),
     )
-    with translated():
+    with bounded(connection):
         row = connection.execute(statement, key).fetchone()
         if row is not None and not row[0] and row[1]:
             connection.execute(

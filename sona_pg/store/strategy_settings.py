@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from sona_pg.config import StrategyConfig
 from sona_pg.errors import ConfigError
-from sona_pg.store.connection import Connection, translated
+from sona_pg.store.connection import Connection, bounded, translated
 from sona_pg.store.spaces import Space
 
 
@@ -34,7 +34,7 @@ def claim_settings(connection: Connection, space: Space, given: StrategyConfig |
         "SELECT settings, has_column_privilege('sona.strategist', 'settings', 'UPDATE') FROM sona.strategist"
         " WHERE space_id = %s"
     )
-    with translated():
+    with bounded(connection):
         row = connection.execute(statement, (space.space_id,)).fetchone()
         if row is not None and not row[0] and row[1]:
             connection.execute(
