@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from sona_pg import kernels
-from sona_pg.config import SCHEMA_REVISION, StoreConfig
+from sona_pg.config import SCHEMA_REVISION, VERSION, StoreConfig
 from sona_pg.errors import ConfigError, PermissionDenied, SonaError
-from sona_pg.store import health, spaces
+from sona_pg.store import health, routines, spaces
 from sona_pg.store.connection import MIN_PGVECTOR, MIN_POSTGRES, Connection, connect, current_revision
 from sona_pg.store.database import ENV_URL
 from sona_pg.store.observation import SpaceFigures, figures, recent_errors
@@ -36,6 +36,7 @@ _ADOPTED_SECONDS = 60.0
 _ITEMS = 10_000
 """Fewer items are searched without an index in a few milliseconds."""
 _MESSAGE_LENGTH = 160
+_UPGRADE = f"{shlex.quote(sys.executable)} -m pip install --upgrade sona-pg"
 
 
 class Verdict(StrEnum):
@@ -114,6 +115,8 @@ def _of_database(url: str, connection: Connection) -> Iterator[Finding]:
         schema = None  # the next check says what is missing
     if schema is not None:
         yield schema
+        if schema.verdict is Verdict.OK:
+            yield from _attempt("functions", lambda: [_functions(connection)])
     rights = health.rights(connection)
     yield from _rights(rights)
     if schema is None or schema.verdict is Verdict.WRONG or not rights.may_read:
@@ -193,7 +196,22 @@ def _schema(found: str | None) -> Finding:
         says = f"revision {found} is older than this version of sona-pg, which works with {SCHEMA_REVISION}"
         return Finding("schema", Verdict.WRONG, says, "sona migrate")
     says = f"revision {found} is newer than this version of sona-pg, which works with {SCHEMA_REVISION}"
-    return Finding("schema", Verdict.WRONG, says, f"{shlex.quote(sys.executable)} -m pip install --upgrade sona-pg")
+    return Finding("schema", Verdict.WRONG, says, _UPGRADE)
+
+
+def _functions(connection: Connection) -> Finding:
+    found = routines.installed(connection)
+    if found.standing is routines.Standing.OWN:
+        return Finding("functions", Verdict.OK, f"those of this sona-pg {VERSION}")
+    if found.standing is routines.Standing.NEWER:
+        says = f"they are of sona-pg {found.version}, newer than this {VERSION}"
+        return Finding("functions", Verdict.WARNING, says, _UPGRADE)
+    if found.version == VERSION:
+        of = "another build of that number"
+    else:
+        of = "an unknown version" if found.version is None else f"sona-pg {found.version}"
+    says = f"they are not those of this sona-pg {VERSION}, but of {of}: calls may fail, or do what those do"
+    return Finding("functions", Verdict.WARNING, says, "sona migrate")
 
 
 def _rights(found: health.Rights) -> Iterator[Finding]:

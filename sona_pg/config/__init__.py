@@ -23,6 +23,7 @@ from sona_pg.config.limits import (
     SCHEMA_REVISION,
     SHOWN,
     VECTOR_BYTES,
+    VERSION,
 )
 from sona_pg.config.loops import (
     BACKGROUND_SCHEDULE,
@@ -94,6 +95,7 @@ __all__ = [
     "SHOWN",
     "STRATEGIES",
     "VECTOR_BYTES",
+    "VERSION",
     "BackgroundConfig",
     "BackgroundLoopConfig",
     "BaseTrainingConfig",

@@ -5,6 +5,9 @@ from __future__ import annotations
 VECTOR_BYTES = 160 << 20
 """Most that the vectors of a cycle's phase take in memory."""
 
+VERSION = "0.1.0"
+"""Version of sona_pg."""
+
 SCHEMA_REVISION = "0010"
 """Revision of the database that this version works with."""
 

@@ -16,6 +16,7 @@ from sona_pg.store.connection import (
     current_revision,
     schema_mismatch,
 )
+from sona_pg.store.routines import Standing, installed
 from sona_pg.store.server import EmbeddedServer, as_home, default_home
 
 ENV_URL = "SONA_DATABASE_URL"
@@ -79,7 +80,9 @@ def open_database(
     config: StoreConfig | None = None,
     application: str = "sona",
 ) -> Database:
-    """The database that is meant, checked; the embedded one is brought to the current schema.
+    """The database that is meant, checked; the embedded one is brought to the current schema and functions.
+
+    Functions of a newer version that works with the same revision stay.
 
     Raises
     ------
@@ -88,17 +91,18 @@ def open_database(
     SchemaMismatch
         If its schema is older or newer than this version of sona_pg.
     """
+    config, folder = StoreConfig() if config is None else config, default_home() if home is None else as_home(home)
     resolved, embedded = resolve_url(url, home=home)
-    found = current_revision(resolved)
-    if found != SCHEMA_REVISION:
-        if not embedded:
-            raise schema_mismatch(found)
+    found = current_revision(resolved, config)
+    if found != SCHEMA_REVISION and not embedded:
+        raise schema_mismatch(found)
+    with connect(resolved, vectors=False, config=config) as connection:
+        check_server(connection)
+        # Other servers are migrated by who owns them; `sona doctor` tells it of those.
+        is_due = embedded and (found != SCHEMA_REVISION or installed(connection).standing is Standing.OTHER)
+    if is_due:
         # SQLAlchemy and Alembic are needed for nothing else: they stay out of the application's memory.
         from sona_pg.store.migrate import migrate
 
-        migrate(resolved)
-    config, folder = StoreConfig() if config is None else config, default_home() if home is None else as_home(home)
-    database = Database(resolved, config, folder, application)
-    with connect(resolved, vectors=False, config=config) as connection:
-        check_server(connection)
-    return database
+        migrate(resolved, config=config)
+    return Database(resolved, config, folder, application)

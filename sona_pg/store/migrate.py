@@ -18,9 +18,10 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql.base import PGTypeCompiler
 
-from sona_pg.config import SCHEMA_REVISION
+from sona_pg.config import SCHEMA_REVISION, VERSION, StoreConfig
 from sona_pg.errors import DatabaseBusy, SchemaMismatch
 from sona_pg.steps import reached
+from sona_pg.store import routines
 from sona_pg.store.connection import check_server, connect, engine_url, in_the_way, transaction, translated
 from sona_pg.store.schema import SCHEMA
 
@@ -30,7 +31,8 @@ _ATTEMPTS = 5
 """How often a migration is begun before it is given up for the locks of others."""
 
 _LOCK_TIMEOUT_SECONDS = 5
-"""How long it waits for a lock, unless the URL says it: everybody else waits behind it, and engines no more than 10."""
+"""Longest that it waits for a lock, unless the URL says it: everybody else waits behind it, and engines no more than
+10."""
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
@@ -43,13 +45,6 @@ def _config(connection: sa.Connection | None = None) -> Config:
 
 def _after_revision(**_: object) -> None:
     reached("migrate.after_revision")
-
-
-def sql_files() -> list[tuple[str, str]]:
-    """Names and texts of the files in sql/, in the order in which they are applied."""
-    folder = resources.files("sona_pg.sql")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return [(name, (folder / name).read_text(encoding="utf-8")) for name in names]
 
 
 _PINNED = "SET LOCAL search_path = pg_catalog, pg_temp"
@@ -75,12 +70,16 @@ def qualify_vectors(connection: sa.Connection) -> None:
     connection.dialect.type_compiler_instance = _QualifiedTypes(connection.dialect, _vector_schema(connection))
 
 
-def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str | None:
+def migrate(
+    url: str, *, revision: str = "head", dry_run: bool = False, config: StoreConfig | None = None
+) -> str | None:
     """Bring the database at `url` to a revision, and install the functions that belong to the newest one.
 
     All of it is one transaction: a failure or a kill in between leaves the database as it was. Where another session
     holds a lock for longer than this one waits, or each waits for the other, it is tried again a few times. Where the
     revision is the wanted one already, it waits for none who only reads or writes tables, and none for it.
+
+    The functions of a newer version of sona_pg that works with the same revision stay, unless `revision` is its id.
 
     Parameters
     ----------
@@ -88,6 +87,8 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
         'head', 'base', or the id of a revision.
     dry_run
         Do everything and roll back.
+    config
+        How long it waits for a connection; and for a lock, where that is less than a migration waits.
 
     Returns
     -------
@@ -99,11 +100,12 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     DatabaseUnavailable, UnsupportedServer, PermissionDenied, DatabaseBusy, DatabaseError
         If the server cannot be reached, is too old, lacks pgvector, is busy with something else, or refuses.
     """
+    config = StoreConfig() if config is None else config
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _migrate_once(url, revision, dry_run)
+            return _migrate_once(url, revision, dry_run, config)
         except DatabaseBusy as error:
-            with connect(url, vectors=False) as probe:
+            with connect(url, vectors=False, config=config) as probe:
                 busy = DatabaseBusy(f"{error}{in_the_way(probe)}")
             if attempt == _ATTEMPTS:
                 raise busy from error
@@ -112,13 +114,13 @@ def migrate(url: str, *, revision: str = "head", dry_run: bool = False) -> str |
     raise AssertionError("the last attempt returns or raises")
 
 
-def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
-    with connect(url, vectors=False) as probe, transaction(probe):
+def _migrate_once(url: str, revision: str, dry_run: bool, config: StoreConfig) -> str | None:
+    with connect(url, vectors=False, config=config) as probe, transaction(probe):
         probe.execute(_PINNED)
         check_server(probe)
     # Nothing is prepared: a pooler would hand it to the next client.
-    settings = {"prepare_threshold": None, "fallback_application_name": "sona migrate"}
-    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args=settings)
+    settings = {"prepare_threshold": None}
+    engine = sa.create_engine(engine_url(url, config), poolclass=sa.NullPool, connect_args=settings)
     # SQLAlchemy asks the server a few things before the transaction below, and rolls that back.
     sa.event.listen(engine, "connect", lambda driver, _: driver.execute(_PINNED), insert=True)
     with _refusals(), translated(), engine.connect() as connection, connection.begin() as begun:
@@ -134,7 +136,7 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
         # After that lock: a migration that is at work may take its time, and nobody waits behind who waits for it.
         connection.execute(
             sa.text("SELECT set_config('lock_timeout', :bound, true) WHERE current_setting('lock_timeout') = '0'"),
-            {"bound": f"{_LOCK_TIMEOUT_SECONDS}s"},
+            {"bound": f"{min(_LOCK_TIMEOUT_SECONDS, config.lock_timeout_seconds)}s"},
         )
         # Who writes what it has learned has read the revision first: it ends before, or sees the new one. Where the
         # revision stays there is nothing to see: functions are replaced as a whole, statements find one or the other.
@@ -145,15 +147,18 @@ def _migrate_once(url: str, revision: str, dry_run: bool) -> str | None:
         connection.execute(sa.text(f"SELECT '[1]'::{_vector_schema(connection)}.vector"))
         qualify_vectors(connection)
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        config = _config(connection)
+        keeps_newer = revision == "head" and _keeps_newer(connection, driver)
+        scripts = _config(connection)
         if revision == "base" or _is_ancestor(connection, revision):
             _drop_routines(connection)
-            command.downgrade(config, revision)
+            routines.forget(driver)
+            command.downgrade(scripts, revision)
         else:
-            command.upgrade(config, revision)
+            command.upgrade(scripts, revision)
         at = _current(connection)
-        if at == SCHEMA_REVISION:
+        if at == SCHEMA_REVISION and not keeps_newer:
             install_routines(connection)
+            routines.note_down(driver, _vector_schema(connection))
         reached("migrate.before_commit")
         if dry_run:
             begun.rollback()
@@ -188,6 +193,22 @@ def _changes_revision(connection: sa.Connection, revision: str) -> bool:
     script = ScriptDirectory.from_config(_config())
     script.get_revision(current)
     return current != (script.get_current_head() if revision == "head" else revision)
+
+
+def _keeps_newer(connection: sa.Connection, driver: psycopg.Connection[Any]) -> bool:
+    """Whether the functions stay that are there: those of a newer version for the same revision are not taken back."""
+    if _current(connection) != SCHEMA_REVISION:
+        return False
+    found = routines.installed(driver)
+    if found.standing is not routines.Standing.NEWER:
+        return False
+    log.warning(
+        "the functions of schema sona are of sona-pg %s, newer than this %s, and stay: name the revision to put those "
+        "of this version in their place",
+        found.version,
+        VERSION,
+    )
+    return True
 
 
 def _is_ancestor(connection: sa.Connection, revision: str) -> bool:
@@ -235,8 +256,7 @@ def _vector_schema(connection: sa.Connection) -> str:
 
 
 def install_routines(connection: sa.Connection) -> None:
-    """Create the functions, views and policies of sql/; the schema that holds pgvector takes the place of @vector@."""
-    found = _vector_schema(connection)
-    for name, text in sql_files():
+    """Create the functions, views and policies of sql/."""
+    for name, text in routines.statements(_vector_schema(connection)):
         log.debug("installing %s", name)
-        connection.exec_driver_sql(text.replace("@vector@", found).replace("%", "%%"))
+        connection.exec_driver_sql(text.replace("%", "%%"))

@@ -161,7 +161,7 @@ def test_a_schema_that_is_migrated_meanwhile_is_refused_in_every_phase(
 
     def everything_is_refused() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(database, "current_revision", lambda _: SCHEMA_REVISION)  # they have looked before
+            patch.setattr(database, "current_revision", lambda *_: SCHEMA_REVISION)  # they have looked before
             for begun in (change, lambda url: abort_embedder(url, SPACE), lambda url: finish_embedder(url, SPACE)):
                 with pytest.raises(SchemaMismatch, match="revision 9999"):
                     begun(url)

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from sona_pg.store.connection import Connection, connect
-from sona_pg.store.migrate import sql_files
+from sona_pg.store.routines import sql_files
 
 from .conftest import DIM, World
 
