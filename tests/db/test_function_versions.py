@@ -52,8 +52,8 @@ def functions(url: str) -> Finding:
     return found
 
 
-OLDER = [None, "0.0.9", VERSION, f"{VERSION}+local", "0.1rc1", "0"]
-NEWER = ["0.1.1", "0.10", "1.0.0rc1", "9.0"]
+OLDER = [None, "0.0.9", VERSION, f"{VERSION}rc1", f"{VERSION}+local", "0"]
+NEWER = [f"{VERSION}.1", "99.0.0rc1", "100"]
 
 
 @pytest.mark.parametrize("version", OLDER)
@@ -83,6 +83,17 @@ def test_functions_of_a_newer_version_stay_unless_the_revision_is_named(
     assert standing(embedded_url) == Installed(Standing.OWN, VERSION)
 
 
+@pytest.mark.parametrize(("own", "other", "found"), [
+    ("0.9.0", "0.10", Standing.NEWER), ("0.10", "0.9.9", Standing.OTHER), ("1.0", "1.0.0", Standing.OTHER),
+])  # fmt: skip
+def test_versions_are_compared_by_their_numbers(
+    embedded_url: str, own: str, other: str, found: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by(embedded_url, other)
+    monkeypatch.setattr(routines, "VERSION", own)
+    assert standing(embedded_url).standing is found
+
+
 def test_two_versions_at_work_at_once_do_not_migrate_to_and_fro(
     embedded_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,10 +105,10 @@ def test_two_versions_at_work_at_once_do_not_migrate_to_and_fro(
         return migrate_once(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(migrate_module, "_migrate_once", count)
-    for version in (VERSION, "0.2.0") * 3:
+    for version in (VERSION, "100.0") * 3:
         monkeypatch.setattr(routines, "VERSION", version)
         open_database()
-    assert begun == ["0.2.0"]
+    assert begun == ["100.0"]
 
 
 def test_a_server_of_somebody_else_is_left_to_them(empty_url: str) -> None:
@@ -136,7 +147,7 @@ def test_a_dry_run_notes_nothing_down(empty_url: str) -> None:
         (None, "of an unknown version", "sona migrate"),
         ("0.0.9", "of sona-pg 0.0.9", "sona migrate"),
         (VERSION, "of another build of that number", "sona migrate"),
-        ("9.0", f"of sona-pg 9.0, newer than this {VERSION}", "pip install --upgrade sona-pg"),
+        ("99.0", f"of sona-pg 99.0, newer than this {VERSION}", "pip install --upgrade sona-pg"),
     ],
 )
 def test_the_doctor_finds_functions_of_another_version(
