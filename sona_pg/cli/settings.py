@@ -168,13 +168,11 @@ def _read_config(loop: str, context: click.Context, _: click.Parameter, path: st
 
 def of_config(loop: str, config: SonaConfig) -> dict[str, Value]:
     """The settings of a loop as a configuration has them."""
-    return {setting.field: getattr(_part(config, setting.config), setting.field) for setting in SETTINGS.get(loop, ())}
-
-
-def _part(config: SonaConfig, kind: Kind) -> object:
-    if kind is BaseTrainingConfig:
-        return config.base_training
-    return config.deep_loop if kind is DeepLoopConfig else getattr(config, _FIELDS[kind])
+    config = config.settled
+    return {
+        setting.field: getattr(getattr(config, _FIELDS[setting.config]), setting.field)
+        for setting in SETTINGS.get(loop, ())
+    }
 
 
 _FIELDS = {kind: field for field, kind in PART_TYPES.items()}
@@ -205,20 +203,14 @@ def loop_of(name: str, given: Mapping[str, Value], config: SonaConfig | None = N
     if name not in LOOPS:
         there = " or ".join(["instant", *LOOPS])
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
-    config = SonaConfig() if config is None else config
+    # What has several names is under the first of them, that of an option.
+    config = (SonaConfig() if config is None else config).settled
     values: dict[Kind, dict[str, Value]] = {}
     for setting in SETTINGS.get(name, ()):
         values.setdefault(setting.config, {})[setting.field] = given[setting.field]
-    # What has two names in a configuration has been read from either, and is said once.
-    changes: dict[str, object] = {"lora_config": None, "phi_threshold": None}
+    changes: dict[str, object] = {}
     for kind, own in values.items():
-        changes[_FIELDS[kind]] = replace(_part(config, kind), **own)  # type: ignore[type-var]
-    if name == "background":
-        training = changes["training_config"]
-        assert isinstance(training, BaseTrainingConfig)
-        # The memory of a cycle is one number for whoever operates it.
-        most = int(given["max_vector_bytes"])
-        changes["training_config"] = replace(training, max_vector_bytes=most)
+        changes[_FIELDS[kind]] = replace(getattr(config, _FIELDS[kind]), **own)
     return cycles.loop_of(name, config.replace(**changes)) if name in SETTINGS else LOOPS[name]
 
 

@@ -12,9 +12,18 @@ from difflib import get_close_matches
 from os import PathLike
 from typing import Any
 
-from sona_pg.config.checks import check_whole
+from sona_pg.config.checks import check_whole, refuse_unless_same
 from sona_pg.config.limits import MAX_DIM
-from sona_pg.config.sona import BACKGROUND_PARTS, DEEP_PARTS, PART_TYPES, LearningMode, SonaConfig, unknown_setting
+from sona_pg.config.sona import (
+    BACKGROUND_PARTS,
+    DEEP_PARTS,
+    PART_TYPES,
+    SAME,
+    LearningMode,
+    Name,
+    SonaConfig,
+    unknown_setting,
+)
 from sona_pg.errors import ConfigError
 from sona_pg.files import read_file
 
@@ -62,7 +71,22 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
             values[key] = _mode(value)
         else:
             values[key] = value
-    return config.replace(**values)
+    config = config.replace(**values)
+    for names in (*SAME, _DIMENSIONS):
+        # Values that are the defaults, too: that they are said is known here alone.
+        said = [(str(name), value) for name in names if (value := _said(given, name)) is not None]
+        for other in said[1:]:
+            refuse_unless_same(*said[0], *other)
+    return config
+
+
+_DIMENSIONS = (Name("embedding_dim"), Name("hidden_dim"), Name("pattern_config", "embedding_dim"))
+
+
+def _said(given: Mapping[str, Any], name: Name) -> object:
+    """What is said of a setting under this name; None if nothing is."""
+    part = given.get(name.field)
+    return part if name.setting is None or part is None else part.get(name.setting)
 
 
 def _dim(given: Mapping[str, Any]) -> int | None:
@@ -133,15 +157,11 @@ def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig
             continue
         field, setting = known[variable]
         if setting is None:
-            reader = _mode if field == "learning_loops" else _reader(SonaConfig, field)
-            values[field] = _read(reader, variable, text)
+            values[field] = text if field == "learning_loops" else _read(_reader(SonaConfig, field), variable, text)
         else:
             parts.setdefault(field, {})[setting] = _read(_reader(PART_TYPES[field], setting), variable, text)
-    name = given.get("SONA_PRESET")
-    config = SonaConfig.preset(name, _dim(values)) if name else SonaConfig()
-    for field, settings in parts.items():
-        values[field] = _part(field, settings, config, "the environment")
-    return config.replace(**values)
+    preset = {"preset": name} if (name := given.get("SONA_PRESET")) else {}
+    return _made({**preset, **values, **parts}, "the environment")
 
 
 _OF_TESTS = ("SONA_TEST_", "SONA_FUZZ")
