@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from sona_pg.config import (
     SonaConfig,
 )
 from sona_pg.config.sona import PART_TYPES
+from sona_pg.config.sources import of_process
 from sona_pg.engine import cycles
 from sona_pg.errors import ConfigError
 from sona_pg.loops.catalog import LOOPS
@@ -139,31 +139,40 @@ def settings_options(loop: str) -> Callable[[Command], Command]:
                 show_envvar=True,
                 help=setting.help,
             )(command)
-        return click.option(
-            "--config",
-            metavar="FILE",
-            # Before the others: it says what they are where they are not given.
-            is_eager=True,
-            callback=partial(_read_config, loop),
-            help="A file of settings, see docs/configuration.md; options and variables come before it.",
-        )(command)
+        return config_option(partial(of_config, loop))(command)
 
     return decorate
 
 
-class SettingsFile(NamedTuple):
-    """A file of settings that a command was given, and what it says."""
+class ProcessSettings(NamedTuple):
+    """What a process is told by its environment, and by the file that it was given."""
 
-    path: str
+    path: str | None
     config: SonaConfig
 
 
-def _read_config(loop: str, context: click.Context, _: click.Parameter, path: str | None) -> SettingsFile | None:
-    if path is None:
-        return None
-    config = SonaConfig.from_toml(path)
-    context.default_map = {**(context.default_map or {}), **of_config(loop, config)}
-    return SettingsFile(path, config)
+def config_option(defaults: Callable[[SonaConfig], Mapping[str, Value]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command the settings of its environment and of a file.
+
+    Parameters
+    ----------
+    defaults
+        By field, what they say of the other options where those are not given.
+    """
+
+    def read(context: click.Context, _: click.Parameter, path: str | None) -> ProcessSettings:
+        config = of_process(path)
+        context.default_map = {**(context.default_map or {}), **defaults(config)}
+        return ProcessSettings(path, config)
+
+    return click.option(
+        "--config",
+        metavar="FILE",
+        # Before the others: it says what they are where they are not given.
+        is_eager=True,
+        callback=read,
+        help="A file of settings, see docs/configuration.md; options and variables come before it.",
+    )
 
 
 def of_config(loop: str, config: SonaConfig) -> dict[str, Value]:
@@ -212,22 +221,3 @@ def loop_of(name: str, given: Mapping[str, Value], config: SonaConfig | None = N
     for kind, own in values.items():
         changes[_FIELDS[kind]] = replace(getattr(config, _FIELDS[kind]), **own)
     return cycles.loop_of(name, config.replace(**changes)) if name in SETTINGS else LOOPS[name]
-
-
-def from_environment(loop: str, config: SonaConfig | None = None) -> dict[str, Value]:
-    """The settings of a loop as the environment has them, where it says nothing those of `config`, or the defaults.
-
-    Raises
-    ------
-    ConfigError
-        If a variable is no number.
-    """
-    found = of_config(loop, SonaConfig() if config is None else config)
-    for setting in SETTINGS.get(loop, ()):
-        given = os.environ.get(setting.variable(loop))
-        try:
-            if given:
-                found[setting.field] = type(setting.default)(given)
-        except ValueError as cause:
-            raise ConfigError(f"{setting.variable(loop)} is {given!r}, expected a number") from cause
-    return found
