@@ -129,6 +129,12 @@ class Name(NamedTuple):
         part = getattr(config, self.field)
         return part if self.setting is None or part is None else getattr(part, self.setting)
 
+    def unsaid(self, config: SonaConfig) -> object:
+        """The field in these settings, with nothing said under this name."""
+        if self.setting is None or self.field in AS_DECLARED:
+            return None
+        return replace(getattr(config, self.field), **{self.setting: self.default})
+
 
 SAME: tuple[tuple[Name, ...], ...] = (
     (Name("deep_config", "phi_threshold"), Name("phi_config", "threshold"), Name("phi_threshold")),
@@ -294,11 +300,7 @@ transfer_config
             assert setting is not None
             value = said_once(*((str(name), name.of(self), name.default) for name in names))
             changes[field] = replace(changes.get(field, getattr(self, field)), **{setting: value})  # type: ignore[type-var]
-            for name in others:
-                if name.setting is None or name.field in AS_DECLARED:
-                    changes[name.field] = None
-                else:
-                    changes[name.field] = replace(getattr(self, name.field), **{name.setting: name.default})
+            changes |= {name.field: name.unsaid(self) for name in others}
         return replace(self, **changes)  # type: ignore[arg-type]
 
     @property

@@ -44,6 +44,10 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
     values: dict[str, Any] = {}
     name = given.get("preset")
     config = SonaConfig() if name is None else SonaConfig.preset(name, _dim(given))
+    for names in SAME:
+        if any(_said(given, name) is not None for name in names):
+            # What is said comes before the preset, which may have it under another name.
+            config = config.replace(**{name.field: name.unsaid(config) for name in names})
     for key, value in given.items():
         if key == "preset":
             continue
@@ -72,8 +76,10 @@ _DIMENSIONS = (Name("embedding_dim"), Name("hidden_dim"), Name("pattern_config",
 def _said(given: Mapping[str, Any], name: Name) -> object:
     """What is said of a setting under this name; None if nothing is."""
     part = given.get(name.field)
-    if name.setting is None or part is None:
+    if name.setting is None:
         return part
+    if not isinstance(part, Mapping):
+        return None
     # What is None by default says all of its settings as soon as it is there.
     default = getattr(PART_TYPES[name.field](), name.setting) if name.field in AS_DECLARED else None
     return part.get(name.setting, default)

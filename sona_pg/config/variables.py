@@ -10,7 +10,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from sona_pg.config.sona import BACKGROUND_PARTS, DEEP_PARTS, PART_TYPES, SonaConfig, unknown_setting
+from sona_pg.config.sona import BACKGROUND_PARTS, DEEP_PARTS, PART_TYPES, SonaConfig
 from sona_pg.errors import ConfigError
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
@@ -108,7 +108,9 @@ def said_by(environment: Mapping[str, str], *, is_ours: bool) -> dict[str, Any]:
                 mode = field == "learning_loops"
                 found[field] = text if mode else _read(_reader(SonaConfig, field), variable, text)
         elif _is_wrong(variable, text, of_engine, is_ours):
-            raise unknown_setting(variable, [*known, PRESET, *OTHERS], " that a variable sets")
+            near = get_close_matches(variable, [*known, PRESET, *OTHERS], 1)
+            way_out = f"did you mean {near[0]}?" if near else "docs/configuration.md has their names, leave it out"
+            raise ConfigError(f"there is no setting {variable!r} that a variable sets: {way_out}")
     return found
 
 

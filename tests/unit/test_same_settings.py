@@ -81,6 +81,14 @@ def test_a_file_that_says_the_default_says_it(names: tuple[Name, ...], one: Name
     assert names[0].of(SonaConfig.from_toml(path).settled) == value
 
 
+def test_what_a_file_says_comes_before_its_preset_under_either_name(tmp_path: Path) -> None:
+    path = tmp_path / "sona.toml"
+    preset = SonaConfig.preset("edge").settled.background_config
+    for part in ("background_config", "pattern_config"):
+        path.write_text(f"preset = 'edge'\n[{part}]\nmax_trajectories = 100")
+        assert SonaConfig.from_toml(path).settled.background_config == replace(preset, max_trajectories=100)
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -127,4 +127,4 @@ def test_a_loop_that_is_not_there_is_refused() -> None:
 def test_the_page_has_every_setting() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     named = set(re.findall(r"`(--[a-z-]+)`", page.split("## Metrics")[0]))
-    assert named == {setting.option for own in SETTINGS.values() for setting in own} | {"--help"}
+    assert named == {setting.option for own in SETTINGS.values() for setting in own} | {"--help", "--config"}

@@ -282,7 +282,7 @@ def test_variables_of_others_are_none_of_an_engine() -> None:
         ("SONA_LOGS", "did you mean SONA_LOG"),
         ("SONA_DATABSE_URL", "did you mean SONA_DATABASE_URL"),
         ("SONA_METRICS_PORT", "no setting 'SONA_METRICS_PORT'"),
-        ("SONA_OF_THE_APPLICATION", "no setting 'SONA_OF_THE_APPLICATION'"),
+        ("SONA_OF_THE_APPLICATION", "no setting 'SONA_OF_THE_APPLICATION' that a variable sets: docs/configuration"),
     ],
 )
 def test_a_process_of_ours_refuses_what_nothing_knows(variable: str, meant: str) -> None:
