@@ -259,10 +259,10 @@ transfer_config
         if self.target_latency_us is not None:
             check_within("target_latency_us", self.target_latency_us, 1.0, 1e9)
         self._check_base()
-        for names in SAME:
-            said_once(*((str(name), name.of(self), name.default) for name in names))
         if self.phi_threshold is not None:
             replace(self.deep_config, phi_threshold=self.phi_threshold)
+        for names in SAME:
+            said_once(*((str(name), name.of(self), name.default) for name in names))
 
     def _check_shape(self) -> None:
         for name in ("embedding_dim", "hidden_dim", "num_heads", "num_layers"):
@@ -307,7 +307,7 @@ transfer_config
     def base_training(self) -> BaseTrainingConfig:
         """`training_config` with the rank of `lora_config`, and the memory of `background_config`."""
         training = self.settled.training_config
-        if training.max_vector_bytes != BaseTrainingConfig().max_vector_bytes:
+        if training.max_vector_bytes is not None:
             return training
         return replace(training, max_vector_bytes=self.background_config.max_vector_bytes)
 

@@ -144,5 +144,7 @@ def test_the_background_loop_takes_either_name() -> None:
 def test_the_base_has_the_memory_of_the_loop_unless_it_says_its_own() -> None:
     loop = BackgroundConfig(max_vector_bytes=16 << 20)
     assert SonaConfig(background_config=loop).base_training.max_vector_bytes == 16 << 20
-    own = BaseTrainingConfig(max_vector_bytes=20_000_000)
-    assert SonaConfig(background_config=loop, training_config=own).base_training == own
+    assert BaseTrainingConfig().lists_of(1 << 14) == SonaConfig().base_training.lists_of(1 << 14)
+    for size in (20_000_000, BackgroundConfig().max_vector_bytes):
+        own = BaseTrainingConfig(max_vector_bytes=size)
+        assert SonaConfig(background_config=loop, training_config=own).base_training == own

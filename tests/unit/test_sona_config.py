@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sona_pg import (
@@ -47,7 +48,8 @@ def test_the_builder_of_the_reference() -> None:
         .build()
     )
     assert config.lora_config == LoraConfig(rank=8)
-    assert config.base_training == BaseTrainingConfig(rank=8)
+    assert config.settled.training_config == BaseTrainingConfig(rank=8)
+    assert config.base_training.rank == 8
     assert config.ewc_config == EwcConfig(initial_lambda=1000.0)
     assert config.learning_loops.slow_loops == ("background", "deep")
     assert (config.memory_budget_mb, config.target_latency_us) == (50, 100)
@@ -99,6 +101,7 @@ def test_every_step_of_the_builder_sets_its_setting() -> None:
         ({"pattern_config": {}}, "pattern_config is a dict, expected a PatternConfig"),
         ({"pattern_config": None}, "pattern_config is a NoneType"),
         ({"phi_threshold": 1.0}, "phi_threshold is 1.0"),
+        ({"phi_threshold": np.array([0.1, 0.2])}, "phi_threshold is array"),
         ({"phi_threshold": 0.4, "deep_config": DeepLoopConfig(phi_threshold=0.5)}, "say it once"),
         ({"lora_config": LoraConfig(rank=4), "training_config": BaseTrainingConfig(rank=3)}, "say it once"),
         ({"lora_config": LoraConfig(num_layers=2)}, "expected only a rank"),

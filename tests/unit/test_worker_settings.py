@@ -163,3 +163,21 @@ def test_a_worker_runs_the_loop_of_an_engine_with_this_environment(
     assert isinstance(run(loop).exception, Opened)
     assert made == [SonaConfig.from_environment().settled]
     assert made != [SonaConfig()]
+
+
+def test_the_base_has_the_memory_that_it_has_in_an_engine(
+    opened: list[Any], file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[int | None] = []
+    monkeypatch.setattr(
+        "sona_pg.cli.settings.cycles.loop_of", lambda name, config: made.append(config.base_training.max_vector_bytes)
+    )
+    path = tmp_path / "own.toml"
+    path.write_text("[background_config]\nmax_vector_bytes = 40000000\n[training_config]\nmax_vector_bytes = 20000000")
+    run("background", f"--config={path}")
+    run("background", f"--config={path}", "--max-vector-bytes=30000000")
+    assert made == [20_000_000, 20_000_000] == [SonaConfig.from_toml(path).base_training.max_vector_bytes] * 2
+    path.write_text("[background_config]\nmax_vector_bytes = 40000000")
+    run("background", f"--config={path}")
+    run("background", f"--config={path}", "--max-vector-bytes=30000000")
+    assert made[2:] == [40_000_000, 30_000_000]
