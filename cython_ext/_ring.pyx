@@ -30,7 +30,7 @@ cdef class Ring:
     cdef sona_ring *ring
 
     def __cinit__(self, capacity, *args, **kwargs):
-        if not isinstance(capacity, int) or not 1 <= capacity <= 1 << 24:
+        if not isinstance(capacity, int) or isinstance(capacity, bool) or not 1 <= capacity <= 1 << 24:
             raise ConfigError(f"capacity is {capacity!r}, expected a whole number from 1 to 2**24")
         self.ring = sona_ring_new(capacity)
         if self.ring == NULL:

@@ -285,8 +285,8 @@ def _loops(connection: Connection) -> Iterator[Finding]:
     for waiting in left:
         says = (
             f"{waiting.outcomes} outcomes of space {waiting.space!r} are withheld to judge a base, and no cycle of the "
-            f"background loop has taken any up for {waiting.seconds / 3600:.0f} h; without the loop, run it once with "
-            "--withheld 0"
+            f"background loop has taken any up for {waiting.seconds / 3600:.0f} h; where the loop is off for good, run "
+            "what is asked for by 'sona worker background --once --withheld 0'"
         )
         yield Finding("loops", Verdict.WARNING, says, f"sona cycle run {shlex.quote(waiting.space)} background")
     if not held_up and not left:

@@ -8,8 +8,9 @@ from datetime import datetime
 import click
 
 from sona_pg.cli.output import print_json, print_table
-from sona_pg.cli.settings import from_environment, loop_of
+from sona_pg.cli.settings import loop_of, of_config
 from sona_pg.cli.spaces import json_option, url_option
+from sona_pg.config.sources import of_process
 from sona_pg.errors import LearningError
 from sona_pg.loops.deep import DEEP
 from sona_pg.loops.rehearsal import rehearse
@@ -58,7 +59,10 @@ def run_cycle(name: str, loop: str, wait: float | None, dry_run: bool, as_json: 
 def _rehearse(name: str, loop: str, as_json: bool, url: str | None) -> None:
     if loop != DEEP.name:
         raise click.UsageError(f"--dry-run is for the deep loop, not for {loop!r}")
-    found = rehearse(open_database(url), loop_of(loop, from_environment(loop)), name)
+    config = of_process(None)
+    found = rehearse(
+        open_database(url, config=config.store_config), loop_of(loop, of_config(loop, config), config), name
+    )
     if as_json:
         print_json({"facts": found.facts, "changes": [change._asdict() for change in found.changes]})
         return

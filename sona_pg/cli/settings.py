@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from sona_pg.config import (
     SonaConfig,
 )
 from sona_pg.config.sona import PART_TYPES
+from sona_pg.config.sources import of_process
 from sona_pg.engine import cycles
 from sona_pg.errors import ConfigError
 from sona_pg.loops.catalog import LOOPS
@@ -139,42 +139,49 @@ def settings_options(loop: str) -> Callable[[Command], Command]:
                 show_envvar=True,
                 help=setting.help,
             )(command)
-        return click.option(
-            "--config",
-            metavar="FILE",
-            # Before the others: it says what they are where they are not given.
-            is_eager=True,
-            callback=partial(_read_config, loop),
-            help="A file of settings, see docs/configuration.md; options and variables come before it.",
-        )(command)
+        return config_option(partial(of_config, loop))(command)
 
     return decorate
 
 
-class SettingsFile(NamedTuple):
-    """A file of settings that a command was given, and what it says."""
+class ProcessSettings(NamedTuple):
+    """What a process is told by its environment, and by the file that it was given."""
 
-    path: str
+    path: str | None
     config: SonaConfig
 
 
-def _read_config(loop: str, context: click.Context, _: click.Parameter, path: str | None) -> SettingsFile | None:
-    if path is None:
-        return None
-    config = SonaConfig.from_toml(path)
-    context.default_map = {**(context.default_map or {}), **of_config(loop, config)}
-    return SettingsFile(path, config)
+def config_option(defaults: Callable[[SonaConfig], Mapping[str, Value]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command the settings of its environment and of a file.
+
+    Parameters
+    ----------
+    defaults
+        By field, what they say of the other options where those are not given.
+    """
+
+    def read(context: click.Context, _: click.Parameter, path: str | None) -> ProcessSettings:
+        config = of_process(path)
+        context.default_map = {**(context.default_map or {}), **defaults(config)}
+        return ProcessSettings(path, config)
+
+    return click.option(
+        "--config",
+        metavar="FILE",
+        # Before the others: it says what they are where they are not given.
+        is_eager=True,
+        callback=read,
+        help="A file of settings, see docs/configuration.md; options and variables come before it.",
+    )
 
 
 def of_config(loop: str, config: SonaConfig) -> dict[str, Value]:
     """The settings of a loop as a configuration has them."""
-    return {setting.field: getattr(_part(config, setting.config), setting.field) for setting in SETTINGS.get(loop, ())}
-
-
-def _part(config: SonaConfig, kind: Kind) -> object:
-    if kind is BaseTrainingConfig:
-        return config.base_training
-    return config.deep_loop if kind is DeepLoopConfig else getattr(config, _FIELDS[kind])
+    config = config.settled
+    return {
+        setting.field: getattr(getattr(config, _FIELDS[setting.config]), setting.field)
+        for setting in SETTINGS.get(loop, ())
+    }
 
 
 _FIELDS = {kind: field for field, kind in PART_TYPES.items()}
@@ -205,37 +212,12 @@ def loop_of(name: str, given: Mapping[str, Value], config: SonaConfig | None = N
     if name not in LOOPS:
         there = " or ".join(["instant", *LOOPS])
         raise ConfigError(f"this version of sona-pg has no loop {name!r}, expected {there}")
-    config = SonaConfig() if config is None else config
+    # What has several names is under the first of them, that of an option.
+    config = (SonaConfig() if config is None else config).settled
     values: dict[Kind, dict[str, Value]] = {}
     for setting in SETTINGS.get(name, ()):
         values.setdefault(setting.config, {})[setting.field] = given[setting.field]
-    # What has two names in a configuration has been read from either, and is said once.
-    changes: dict[str, object] = {"lora_config": None, "phi_threshold": None}
+    changes: dict[str, object] = {}
     for kind, own in values.items():
-        changes[_FIELDS[kind]] = replace(_part(config, kind), **own)  # type: ignore[type-var]
-    if name == "background":
-        training = changes["training_config"]
-        assert isinstance(training, BaseTrainingConfig)
-        # The memory of a cycle is one number for whoever operates it.
-        most = int(given["max_vector_bytes"])
-        changes["training_config"] = replace(training, max_vector_bytes=most)
+        changes[_FIELDS[kind]] = replace(getattr(config, _FIELDS[kind]), **own)
     return cycles.loop_of(name, config.replace(**changes)) if name in SETTINGS else LOOPS[name]
-
-
-def from_environment(loop: str, config: SonaConfig | None = None) -> dict[str, Value]:
-    """The settings of a loop as the environment has them, where it says nothing those of `config`, or the defaults.
-
-    Raises
-    ------
-    ConfigError
-        If a variable is no number.
-    """
-    found = of_config(loop, SonaConfig() if config is None else config)
-    for setting in SETTINGS.get(loop, ()):
-        given = os.environ.get(setting.variable(loop))
-        try:
-            if given:
-                found[setting.field] = type(setting.default)(given)
-        except ValueError as cause:
-            raise ConfigError(f"{setting.variable(loop)} is {given!r}, expected a number") from cause
-    return found

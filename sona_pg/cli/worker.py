@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from dataclasses import replace
 
 import click
 
 from sona_pg.cli import logs
-from sona_pg.cli.settings import SettingsFile, Value, as_options, from_environment, loop_of, settings_options
+from sona_pg.cli.settings import (
+    ProcessSettings,
+    Value,
+    as_options,
+    config_option,
+    loop_of,
+    of_config,
+    settings_options,
+)
 from sona_pg.cli.spaces import url_option
-from sona_pg.config import StoreConfig, TelemetryConfig, WorkerConfig
+from sona_pg.config import SonaConfig, StoreConfig, TelemetryConfig, WorkerConfig
 from sona_pg.errors import LearningError
 from sona_pg.loops.catalog import LOOPS
 from sona_pg.loops.coordinator import LoopCoordinator
@@ -56,8 +66,14 @@ def worker() -> None:
     """Worker processes, one for each loop."""
 
 
+def _of_store(config: SonaConfig) -> dict[str, Value]:
+    store = config.store_config
+    return {"pooled": not store.prepare_statements, "exact_search_rows": store.exact_search_rows}
+
+
 @worker.command()
 @once_option
+@config_option(_of_store)
 @poll_option
 @drain_option
 @click.option("--pooled", is_flag=True, help="The database is behind a pooler in transaction mode.")
@@ -80,14 +96,16 @@ def instant(
     metrics_port: int | None,
     metrics_host: str,
     url: str | None,
+    config: ProcessSettings,
 ) -> None:
     """Learn what SQL clients record, and find out what answers best. SIGTERM ends it after the batch in hand."""
     stop = stop_at_signals(drain_seconds)
-    store = StoreConfig(prepare_statements=not pooled, exact_search_rows=exact_search_rows)
-    database = _open("instant", url, store)
+    own = config.config
+    store = replace(own.store_config, prepare_statements=not pooled, exact_search_rows=exact_search_rows)
+    database = _open("instant", url, own.replace(store_config=store))
     with contextlib.closing(_telemetry(database, "instant", metrics_port, metrics_host, poll_interval)) as telemetry:
-        config = WorkerConfig(poll_interval_seconds=poll_interval)
-        _run_instant(InstantWorker(database, config, telemetry=telemetry), once, stop)
+        pace = WorkerConfig(poll_interval_seconds=poll_interval)
+        _run_instant(InstantWorker(database, pace, own.evidence_config, telemetry), once, stop)
 
 
 def _run_instant(runner: InstantWorker, once: bool, stop: threading.Event) -> None:
@@ -126,12 +144,12 @@ def _cycles_command(name: str, does: str) -> None:
         metrics_port: int | None,
         metrics_host: str,
         url: str | None,
-        config: SettingsFile | None,
+        config: ProcessSettings,
         **settings: Value,
     ) -> None:
-        loop = loop_of(name, settings, config and config.config)
+        loop = loop_of(name, settings, config.config)
         stop = stop_at_signals(drain_seconds)
-        database = _open(name, url, StoreConfig())
+        database = _open(name, url, config.config)
         with contextlib.ExitStack() as stack:
             telemetry = stack.enter_context(
                 contextlib.closing(_telemetry(database, name, metrics_port, metrics_host, poll_interval))
@@ -157,28 +175,35 @@ _cycles_command("deep", "Loop C, weekly: what was learned is restructured.")
 @drain_option
 @url_option
 def run_all(
-    poll_interval: float, drain_seconds: float, url: str | None, config: SettingsFile | None, **settings: Value
+    poll_interval: float, drain_seconds: float, url: str | None, config: ProcessSettings, **settings: Value
 ) -> None:
     """All loops, a process for each; one that dies is started again. SIGTERM ends them all.
 
-    The options are those of the background loop; the deep loop takes its own from the environment, see 'deep --help'.
+    The options are those of the background loop; the others take theirs from the file and the environment, see 'deep
+    --help' and 'instant --help'.
     """
-    others = config and config.config
-    given = {loop: settings if loop == "background" else from_environment(loop, others) for loop in LOOPS}
-    for loop, own in given.items():
-        loop_of(loop, own, others)  # what is out of range is refused before anything is started
+    own = config.config
+    given = {loop: settings if loop == "background" else of_config(loop, own) for loop in LOOPS}
+    for loop, options in given.items():
+        loop_of(loop, options, own)  # what is out of range is refused before anything is started
     stop = stop_at_signals(None)
-    database = open_database(url)  # what is wrong with it is said once
+    database = _database(url, own)  # what is wrong with it is said once
     common = ["--poll-interval", str(poll_interval), "--drain-seconds", str(drain_seconds)]
-    file = [f"--config={config.path}"] if config else []
-    workers = {loop: [*common, *file, *as_options(loop, own)] for loop, own in given.items()}
+    if config.path is not None:
+        common.append(f"--config={config.path}")
+    workers = {loop: [*common, *as_options(loop, options)] for loop, options in given.items()}
     workers["instant"] = common
     Supervisor(workers, drain_seconds, {ENV_URL: database.url}).run(stop)
 
 
-def _open(loop: str, url: str | None, store: StoreConfig) -> Database:
+def _open(loop: str, url: str | None, config: SonaConfig) -> Database:
     logs.identify(SpaceStore.worker_name(), loop)
-    return open_database(url, config=store, application=f"sona worker {loop}")
+    return _database(url, config, f"sona worker {loop}")
+
+
+def _database(url: str | None, config: SonaConfig, application: str = "sona") -> Database:
+    home = None if config.home is None else os.fspath(config.home)
+    return open_database(url or config.database_url, home=home, config=config.store_config, application=application)
 
 
 def _telemetry(database: Database, loop: str, port: int | None, host: str, poll_interval_seconds: float) -> NoTelemetry:

@@ -29,3 +29,34 @@ def rank_within(dim: int, rank: int) -> int:
     if not isinstance(dim, int):
         raise ConfigError(f"dimension is {dim!r}, expected a whole number")
     return max(1, min(rank, dim))
+
+
+def said_once(*places: tuple[str, object, object]) -> object:
+    """The value of a setting that has several names: what one of them says, or the default of the first.
+
+    Parameters
+    ----------
+    *places
+        Name, value and default of each; a value that is the default says nothing.
+
+    Raises
+    ------
+    ConfigError
+        If two say something else; names both.
+    """
+    said = [(name, value) for name, value, default in places if value != default]
+    for name, value in said[1:]:
+        refuse_unless_same(*said[0], name, value)
+    return said[0][1] if said else places[0][2]
+
+
+def refuse_unless_same(name: str, value: object, other: str, of_other: object) -> None:
+    """Refuse a setting that says two things under two names.
+
+    Raises
+    ------
+    ConfigError
+        If it does.
+    """
+    if value != of_other:
+        raise ConfigError(f"{name} is {value!r} and {other} {of_other!r}, which are one setting: say it once")

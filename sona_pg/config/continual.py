@@ -130,7 +130,8 @@ class BaseTrainingConfig:
         Earlier lists that are learned again, a uniform sample of all; no more of the hour are learned, and as many
         are withheld.
     max_vector_bytes
-        Most that their vectors take in memory: where there are many dimensions there are fewer lists.
+        Most that their vectors take in memory: where there are many dimensions there are fewer lists. None: as much as
+        the loop's queries may (`BackgroundConfig.max_vector_bytes`), or as that is by default, where there is no loop.
     distillation
         μ, how much a squared error of the output at queries of earlier tasks counts against nats of the listwise loss;
         0 holds no outputs. At 3 the second of two tasks lost more, once, than the first one kept.
@@ -143,14 +144,15 @@ class BaseTrainingConfig:
     learning_rate: float = 5e-4
     decay: float = 1.0
     reservoir: int = 4096
-    max_vector_bytes: int = VECTOR_BYTES
+    max_vector_bytes: int | None = None
     distillation: float = 2.0
     distillation_batch: int = 8
 
     def __post_init__(self) -> None:
         check_within("distillation", self.distillation, 0.0, 1e6)
         check_whole("distillation_batch", self.distillation_batch, 1, 1 << 16)
-        check_whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
+        if self.max_vector_bytes is not None:
+            check_whole("max_vector_bytes", self.max_vector_bytes, 1 << 20, 1 << 40)
         check_whole("rank", self.rank, 1, 64)
         check_whole("epochs", self.epochs, 0, 100)
         check_within("learning_rate", self.learning_rate, 0.0, 1.0)
@@ -161,7 +163,8 @@ class BaseTrainingConfig:
         """How many earlier lists, and as many of the hour, there is room for."""
         # A query and nine items, three times: earlier ones, new ones, and those that are withheld. Queries of earlier
         # tasks, among the first two of these, once more, with what was answered to them.
-        return max(min(self.reservoir, self.max_vector_bytes // (4 * dim * (10 * 3 + 2 * 2))), 1)
+        most = VECTOR_BYTES if self.max_vector_bytes is None else self.max_vector_bytes
+        return max(min(self.reservoir, most // (4 * dim * (10 * 3 + 2 * 2))), 1)
 
     @classmethod
     def for_dim(cls, dim: int) -> BaseTrainingConfig:

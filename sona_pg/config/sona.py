@@ -6,9 +6,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from sona_pg.config.checks import check_whole, check_within
+from sona_pg.config.checks import check_whole, check_within, said_once
 from sona_pg.config.continual import BaseTrainingConfig, BoundaryConfig, EwcConfig, GateConfig
 from sona_pg.config.instant import InstantLoopConfig, LoraConfig, QueryAdapterConfig
 from sona_pg.config.limits import MAX_DIM
@@ -108,6 +108,43 @@ AS_DECLARED = ("instant_config", "adapter_config", "strategy_config", "space_con
 """Parts that may be None."""
 
 
+class Name(NamedTuple):
+    """Of a setting: the field of `SonaConfig`, and the setting of it where it is a part."""
+
+    field: str
+    setting: str | None = None
+
+    def __str__(self) -> str:
+        return self.field if self.setting is None else f"{self.field}.{self.setting}"
+
+    @property
+    def default(self) -> object:
+        """What it is where nothing is said."""
+        if self.setting is None or self.field in AS_DECLARED:
+            return None
+        return getattr(PART_TYPES[self.field](), self.setting)
+
+    def of(self, config: SonaConfig) -> object:
+        """What it is in these settings."""
+        part = getattr(config, self.field)
+        return part if self.setting is None or part is None else getattr(part, self.setting)
+
+    def unsaid(self, config: SonaConfig) -> object:
+        """The field in these settings, with nothing said under this name."""
+        if self.setting is None or self.field in AS_DECLARED:
+            return None
+        return replace(getattr(config, self.field), **{self.setting: self.default})
+
+
+SAME: tuple[tuple[Name, ...], ...] = (
+    (Name("deep_config", "phi_threshold"), Name("phi_config", "threshold"), Name("phi_threshold")),
+    (Name("deep_config", "consolidation_threshold"), Name("consolidation_config", "threshold")),
+    (Name("background_config", "max_trajectories"), Name("pattern_config", "max_trajectories")),
+    (Name("training_config", "rank"), Name("lora_config", "rank")),
+)
+"""Settings of the slow loops that have several names, that by which the loops know them first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SonaConfig:
     """All settings of an engine.
@@ -138,7 +175,10 @@ class SonaConfig:
         Longest median time that adapting and recording may add to a request, microseconds, measured when the engine
         is opened: refused where it takes longer. The database's time to search is not in it.
     phi_threshold
-        Integration from which a dream may leave something behind; that of `deep_config` if None.
+        Integration from which a dream may leave something behind. One setting with `deep_config.phi_threshold` and
+        `phi_config.threshold`, as are `deep_config.consolidation_threshold` and `consolidation_config.threshold`, and
+        `max_trajectories` of `background_config` and `pattern_config`: what one of them says holds, two that say
+        different things are refused. A value that is the default says nothing here; in a file or a variable it does.
     instant_config, adapter_config, strategy_config, space_config
         What the space declares: the first process that opens it does, later ones take it over (None), and are refused
         if they ask for something else.
@@ -147,7 +187,8 @@ class SonaConfig:
     background_config, pattern_config, verdict_config, shard_config
         Of loop B: how much a cycle takes in, patterns, verdicts, and parts that several processes hold.
     lora_config, training_config, gate_config, ewc_config, boundary_config
-        Of the base that loop B trains. `lora_config` says its rank, in place of that of `training_config`.
+        Of the base that loop B trains. The rank of `lora_config` is one setting with that of `training_config`. What
+        its lists take in memory is `max_vector_bytes` of `background_config`, unless `training_config` says it.
     deep_config, consolidation_config, hierarchy_config, dream_config, dream_evidence_config, phi_config, \
 transfer_config
         Of loop C.
@@ -219,10 +260,9 @@ transfer_config
             check_within("target_latency_us", self.target_latency_us, 1.0, 1e9)
         self._check_base()
         if self.phi_threshold is not None:
-            in_part = self.deep_config.phi_threshold
-            if in_part not in (DeepLoopConfig().phi_threshold, self.phi_threshold):
-                raise ConfigError(f"phi_threshold is {self.phi_threshold}, and {in_part} in deep_config: say it once")
             replace(self.deep_config, phi_threshold=self.phi_threshold)
+        for names in SAME:
+            said_once(*((str(name), name.of(self), name.default) for name in names))
 
     def _check_shape(self) -> None:
         for name in ("embedding_dim", "hidden_dim", "num_heads", "num_layers"):
@@ -250,23 +290,31 @@ transfer_config
                 f"lora_config is {lora}, expected only a rank: the base of a space is one layer whose scale is 1 and "
                 "whose A is frozen; BaseLoRA by itself takes the others"
             )
-        if self.training_config.rank not in (BaseTrainingConfig().rank, lora.rank):
-            raise ConfigError(
-                f"the rank of the base is {lora.rank} in lora_config and {self.training_config.rank} in "
-                "training_config: say it once"
-            )
+
+    @property
+    def settled(self) -> Self:
+        """The same settings, with those that have several names said by the first of them alone."""
+        changes: dict[str, object] = {}
+        for names in SAME:
+            (field, setting), *others = names
+            assert setting is not None
+            value = said_once(*((str(name), name.of(self), name.default) for name in names))
+            changes[field] = replace(changes.get(field, getattr(self, field)), **{setting: value})  # type: ignore[type-var]
+            changes |= {name.field: name.unsaid(self) for name in others}
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
     def base_training(self) -> BaseTrainingConfig:
-        """`training_config` with the rank of `lora_config`."""
-        lora = self.lora_config
-        return self.training_config if lora is None else replace(self.training_config, rank=lora.rank)
+        """`training_config` with the rank of `lora_config`, and the memory of `background_config`."""
+        training = self.settled.training_config
+        if training.max_vector_bytes is not None:
+            return training
+        return replace(training, max_vector_bytes=self.background_config.max_vector_bytes)
 
     @property
     def deep_loop(self) -> DeepLoopConfig:
-        """`deep_config` with the threshold of `phi_threshold`."""
-        threshold = self.phi_threshold
-        return self.deep_config if threshold is None else replace(self.deep_config, phi_threshold=threshold)
+        """`deep_config` with what other names say of its thresholds."""
+        return self.settled.deep_config
 
     @property
     def dim(self) -> int | None:

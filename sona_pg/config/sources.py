@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import os
 import tomllib
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from os import PathLike
 from typing import Any
 
-from sona_pg.config.checks import check_whole
+from sona_pg.config.checks import check_whole, refuse_unless_same
 from sona_pg.config.limits import MAX_DIM
-from sona_pg.config.sona import BACKGROUND_PARTS, DEEP_PARTS, PART_TYPES, LearningMode, SonaConfig, unknown_setting
+from sona_pg.config.sona import (
+    AS_DECLARED,
+    PART_TYPES,
+    SAME,
+    LearningMode,
+    Name,
+    SonaConfig,
+    unknown_setting,
+)
+from sona_pg.config.variables import said_by
 from sona_pg.errors import ConfigError
 from sona_pg.files import read_file
-
-PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "SONA_INSTANT_": ("instant_config",),
-    "SONA_ADAPTER_": ("adapter_config",),
-    "SONA_STRATEGY_": ("strategy_config",),
-    "SONA_EVIDENCE_": ("evidence_config",),
-    "SONA_SPACE_": ("space_config",),
-    "SONA_STORE_": ("store_config",),
-    "SONA_EMBEDDING_": ("embedding_config",),
-    "SONA_LORA_": ("lora_config",),
-    "SONA_BACKGROUND_": BACKGROUND_PARTS,
-    "SONA_DEEP_": DEEP_PARTS,
-}
-"""By what variables begin with, the parts whose settings they name; workers know those of the last two, too."""
 
 
 def from_toml(path: str | PathLike[str]) -> SonaConfig:
     """See `SonaConfig.from_toml`."""
+    return _made(_read_toml(path), str(path))
+
+
+def _read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     try:
-        given = tomllib.loads(read_file(path).decode())
+        return tomllib.loads(read_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise ConfigError(f"{str(path)!r} is no TOML: {cause}") from cause
     except RecursionError as cause:
         raise ConfigError(f"{str(path)!r} is nested too deeply") from cause
-    return _made(given, str(path))
 
 
 def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
@@ -49,6 +44,10 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
     values: dict[str, Any] = {}
     name = given.get("preset")
     config = SonaConfig() if name is None else SonaConfig.preset(name, _dim(given))
+    for names in SAME:
+        if any(_said(given, name) is not None for name in names):
+            # What is said comes before the preset, which may have it under another name.
+            config = config.replace(**{name.field: name.unsaid(config) for name in names})
     for key, value in given.items():
         if key == "preset":
             continue
@@ -62,7 +61,28 @@ def _made(given: Mapping[str, Any], source: str) -> SonaConfig:
             values[key] = _mode(value)
         else:
             values[key] = value
-    return config.replace(**values)
+    config = config.replace(**values)
+    for names in (*SAME, _DIMENSIONS):
+        # Values that are the defaults, too: that they are said is known here alone.
+        said = [(str(name), value) for name in names if (value := _said(given, name)) is not None]
+        for other in said[1:]:
+            refuse_unless_same(*said[0], *other)
+    return config
+
+
+_DIMENSIONS = (Name("embedding_dim"), Name("hidden_dim"), Name("pattern_config", "embedding_dim"))
+
+
+def _said(given: Mapping[str, Any], name: Name) -> object:
+    """What is said of a setting under this name; None if nothing is."""
+    part = given.get(name.field)
+    if name.setting is None:
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    # What is None by default says all of its settings as soon as it is there.
+    default = getattr(PART_TYPES[name.field](), name.setting) if name.field in AS_DECLARED else None
+    return part.get(name.setting, default)
 
 
 def _dim(given: Mapping[str, Any]) -> int | None:
@@ -93,83 +113,44 @@ def _mode(given: object) -> LearningMode:
     raise ConfigError(f"learning_loops is {given!r}, expected one of {', '.join(mode.value for mode in LearningMode)}")
 
 
-# ---- environment -----------------------------------------------------------------------------------------------------
-
-
-def variables() -> dict[str, tuple[str, str | None]]:
-    """By environment variable the field that it sets, and the setting of it where it is a part."""
-    found: dict[str, tuple[str, str | None]] = {}
-    for each in fields(SonaConfig):
-        if each.name not in PART_TYPES:
-            found[f"SONA_{each.name}".upper()] = (each.name, None)
-    for prefix, parts in PREFIXES.items():
-        for part in parts:
-            for each in fields(PART_TYPES[part]):
-                # What several parts call by one name is that of the first; of the others it is set in a file alone.
-                if _reader(PART_TYPES[part], each.name) is not None:
-                    found.setdefault(f"{prefix}{each.name}".upper(), (part, each.name))
-    return found
-
-
 def from_environment(environment: Mapping[str, str] | None = None) -> SonaConfig:
     """See `SonaConfig.from_environment`."""
     given = os.environ if environment is None else environment
     if not isinstance(given, Mapping) or not all(isinstance(each, str) for pair in given.items() for each in pair):
         raise ConfigError(f"environment is {environment!r}, expected texts by name")
-    known = variables()
-    # Others begin with SONA_ as well, of the server, of dashboards: what is nearly a setting is meant for one.
-    of_engine = [variable for variable, (_, setting) in known.items() if setting is None]
-    values: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    for variable, text in given.items():
-        if variable == "SONA_PRESET" or not text:
-            continue
-        if variable not in known:
-            is_near = variable.startswith("SONA_") and not variable.startswith(_OF_TESTS)
-            if any(variable.startswith(prefix) for prefix in PREFIXES) or (
-                is_near and get_close_matches(variable, of_engine, 1, cutoff=0.75)
-            ):
-                raise unknown_setting(variable, list(known), " that a variable sets")
-            continue
-        field, setting = known[variable]
-        if setting is None:
-            reader = _mode if field == "learning_loops" else _reader(SonaConfig, field)
-            values[field] = _read(reader, variable, text)
-        else:
-            parts.setdefault(field, {})[setting] = _read(_reader(PART_TYPES[field], setting), variable, text)
-    name = given.get("SONA_PRESET")
-    config = SonaConfig.preset(name, _dim(values)) if name else SonaConfig()
-    for field, settings in parts.items():
-        values[field] = _part(field, settings, config, "the environment")
-    return config.replace(**values)
+    return _made(said_by(given, is_ours=False), _ENVIRONMENT)
 
 
-_OF_TESTS = ("SONA_TEST_", "SONA_FUZZ")
+def of_process(path: str | PathLike[str] | None) -> SonaConfig:
+    """Settings of a process of ``sona``: those of a file, where there is one, and before them those of its environment.
 
-Reader = Callable[[str], object]
+    Raises
+    ------
+    IoError
+        If the file cannot be read.
+    ConfigError
+        If it is no TOML, a setting or a variable that begins with ``SONA_`` is unknown, or refused; says which.
+    """
+    said = said_by(os.environ, is_ours=True)
+    if path is None:
+        return _made(said, _ENVIRONMENT)
+    given = _read_toml(path)
+    _made(given, str(path))  # what is wrong in it is wrong, whatever variables say
+    for names in (*SAME, _DIMENSIONS):
+        if any(_said(said, name) is not None for name in names):
+            # A variable comes before the file, whatever the setting is called there.
+            for name in names:
+                _forget(given, name)
+    for field, value in said.items():
+        given[field] = {**given.get(field, {}), **value} if isinstance(value, Mapping) else value
+    return _made(given, f"{path} and the environment")
 
 
-def _flag(text: str) -> bool:
-    try:
-        return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
-    except KeyError as cause:
-        raise ValueError("neither true nor false") from cause
+def _forget(given: dict[str, Any], name: Name) -> None:
+    if name.setting is None or name.field in AS_DECLARED:
+        given.pop(name.field, None)
+    elif name.field in given:
+        given[name.field] = {setting: value for setting, value in given[name.field].items() if setting != name.setting}
 
 
-_READERS: Mapping[type, Reader] = {int: int, float: float, str: str, bool: _flag}
-
-
-def _reader(kind: type, name: str) -> Reader | None:
-    """What makes a value of a text, by the type that the setting has; None where a text is no way to say it."""
-    hint = typing.get_type_hints(kind)[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    simple = [option for option in options if option in _READERS]
-    return _READERS[simple[0]] if simple else None
-
-
-def _read(reader: Reader | None, variable: str, text: str) -> object:
-    assert reader is not None
-    try:
-        return reader(text)
-    except ValueError as cause:
-        raise ConfigError(f"{variable} is {text!r}: {cause}") from cause
+_ENVIRONMENT = "the environment"

@@ -28,11 +28,12 @@ def background_of(config: SonaConfig) -> Loop:
     from sona_pg.learning.base_cycle import BaseConfig
     from sona_pg.loops.background import background_loop
 
+    config, training = config.settled, config.base_training
     return background_loop(
         config.background_config,
         config.pattern_config,
         config.verdict_config,
-        BaseConfig(config.base_training, config.gate_config, config.ewc_config, config.boundary_config),
+        BaseConfig(training, config.gate_config, config.ewc_config, config.boundary_config),
         config.shard_config,
     )
 
@@ -42,9 +43,10 @@ def deep_of(config: SonaConfig) -> Loop:
     from sona_pg.loops.deep import deep_loop
     from sona_pg.loops.deep_config import DeepConfig
 
+    config = config.settled
     return deep_loop(
         DeepConfig(
-            config.deep_loop,
+            config.deep_config,
             config.consolidation_config,
             config.hierarchy_config,
             config.dream_config,

@@ -47,7 +47,8 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
         Settings; the defaults if None.
     embedder
         The embedding model, which `process` asks; its fingerprint is declared at the first use of the space, and
-        checked from then on. It says how many components vectors have where the settings do not.
+        checked from then on. It says how many components vectors have where the settings do not. Without one, and
+        without a fingerprint in `config`, `process` hashes letters, in a space that has no vectors of another origin.
     responder
         Makes an answer of items; without, the best one answers.
 
@@ -91,6 +92,8 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             if dim != checked.dim:
                 raise DimensionMismatch(dim, checked.dim, f"the embedder {checked.fingerprint!r}")
             config = config.replace(embedding_dim=dim, hidden_dim=None, embedder=checked.fingerprint)
+        elif config.embedder is not None:
+            _refuse_with_fingerprint(responder, config.text_column)
         # Before anything runs: what a cycle would refuse is refused now.
         check_loops(config)
         super().__init__(*open_space(config))
@@ -153,7 +156,7 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             from then on. A model says `dim` where that is not given.
         responder, text_column, embedding
             Of `process`: makes an answer of the items (without, the best one answers); the column of the items table
-            with their texts; and how the embedder is asked.
+            with their texts; and how the embedder is asked. Refused beside a fingerprint alone.
         home
             Folder of the embedded server.
         background
@@ -177,8 +180,9 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             If the database cannot be used; the message says why and what helps.
         """
         if embedder is None or isinstance(embedder, str):
-            _refuse_without_embedder(responder, text_column, embedding)
             model, fingerprint = None, embedder
+            if fingerprint is not None:
+                _refuse_with_fingerprint(responder, text_column, embedding)
         else:
             model, fingerprint = embedder, None
         config = SonaConfig(
@@ -249,8 +253,9 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             If the database cannot be used, or does not take it.
         """
         if embedder is None or isinstance(embedder, str):
-            _refuse_without_embedder(responder, text_column, embedding)
             fingerprint = embedder
+            if fingerprint is not None:
+                _refuse_with_fingerprint(responder, text_column, embedding)
         else:
             checked = CheckedEmbedder(embedder, embedding)
             # What it would be refused for is found before anything is written.
@@ -381,8 +386,12 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             return self._answering
 
 
-def _refuse_without_embedder(
-    responder: Responder | None, text_column: str | None, embedding: EmbeddingConfig | None
+def _refuse_with_fingerprint(
+    responder: Responder | None, text_column: str | None, embedding: EmbeddingConfig | None = None
 ) -> None:
+    """Refuse what only `process` has a use for, where it could embed nothing."""
     if not (responder is None and text_column is None and embedding is None):
-        raise ConfigError("responder, text_column and embedding are of process, which needs an embedder: give one")
+        raise ConfigError(
+            "responder, text_column and embedding are of process, which needs an embedder, not its fingerprint alone: "
+            "give it"
+        )

@@ -10,6 +10,7 @@ import contextlib
 from dataclasses import dataclass, field, replace
 
 from sona_pg.config import BACKGROUND_SCHEDULE, BackgroundConfig, PatternConfig, ShardConfig, VerdictConfig
+from sona_pg.config.checks import said_once
 from sona_pg.learning.base_cycle import BaseConfig
 from sona_pg.learning.recommendation import recommending
 from sona_pg.learning.resumed_bank import Advance, ResumedBank
@@ -133,11 +134,23 @@ def background_loop(
     base: BaseConfig | None = None,
     shards: ShardConfig | None = None,
 ) -> Loop:
-    """The loop with settings; the dimension is that of the space, and how much is kept says the first."""
+    """The loop with settings; the dimension is that of the space.
+
+    Raises
+    ------
+    ConfigError
+        If the first two say different things of `max_trajectories`, which is one setting.
+    """
+    config, patterns = config or BackgroundConfig(), patterns or PatternConfig()
+    most = said_once(
+        ("max_trajectories of the loop", config.max_trajectories, BackgroundConfig().max_trajectories),
+        ("that of its patterns", patterns.max_trajectories, PatternConfig().max_trajectories),
+    )
+    assert isinstance(most, int)
     index, publishing = _Index(), BasePhase(base or BaseConfig())
     bank = _Patterns(
-        config or BackgroundConfig(),
-        patterns or PatternConfig(),
+        replace(config, max_trajectories=most),
+        patterns,
         verdicts or VerdictConfig(),
         shards or ShardConfig(),
         publishing,

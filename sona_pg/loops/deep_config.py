@@ -13,6 +13,7 @@ from sona_pg.config import (
     PhiConfig,
     TransferConfig,
 )
+from sona_pg.config.checks import said_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,14 @@ class DeepConfig:
     Parameters
     ----------
     loop
-        How much a cycle does; its thresholds take the place of those of `consolidation` and `phi`.
+        How much a cycle does. Its thresholds are those of `consolidation` and `phi`: what one of both says holds.
     consolidation, hierarchy, dreams, evidence, phi, transfer
         Of its parts.
+
+    Raises
+    ------
+    ConfigError
+        If two say different things of a threshold.
     """
 
     loop: DeepLoopConfig = field(default_factory=DeepLoopConfig)
@@ -36,6 +42,13 @@ class DeepConfig:
     transfer: TransferConfig = field(default_factory=TransferConfig)
 
     def __post_init__(self) -> None:
-        loop = self.loop
-        object.__setattr__(self, "phi", replace(self.phi, threshold=loop.phi_threshold))
-        object.__setattr__(self, "consolidation", replace(self.consolidation, threshold=loop.consolidation_threshold))
+        phi = self._once("phi_threshold", "phi", PhiConfig().threshold)
+        consolidation = self._once("consolidation_threshold", "consolidation", ConsolidationConfig().threshold)
+        object.__setattr__(self, "phi", replace(self.phi, threshold=phi))
+        object.__setattr__(self, "consolidation", replace(self.consolidation, threshold=consolidation))
+
+    def _once(self, name: str, part: str, default: float) -> float:
+        own = (f"loop.{name}", getattr(self.loop, name), default)
+        found = said_once(own, (f"{part}.threshold", getattr(self, part).threshold, default))
+        assert isinstance(found, int | float)
+        return found

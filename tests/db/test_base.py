@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from heapq import nsmallest
 from typing import Any
@@ -25,9 +26,11 @@ from sona_pg.store.base import base_reader
 from sona_pg.store.connection import Connection, connect
 from sona_pg.store.database import Database
 from sona_pg.store.health import left_withheld
+from sona_pg.store.migrate import migrate
 
 from .base_worlds import DIM, LOOP, RANK, World, _meanwhile, _tables
 from .base_worlds import connection as connection
+from .command_line import sona
 
 
 @pytest.fixture
@@ -363,19 +366,20 @@ def _ledger(world: World, connection: Connection) -> list[UUID]:
     return [id for (id,) in rows]
 
 
+def _withheld(world: World, connection: Connection) -> int:
+    row = connection.execute("SELECT withheld FROM sona.status WHERE space = %s", (world.engine.space.name,))
+    return int(row.fetchall()[0][0])
+
+
 def test_what_is_withheld_is_in_the_status_and_the_doctor_says_when_nobody_takes_it_up(
     world: World, connection: Connection
 ) -> None:
-    def withheld() -> int:
-        row = connection.execute("SELECT withheld FROM sona.status WHERE space = %s", (world.engine.space.name,))
-        return int(row.fetchall()[0][0])
-
     world.teach(60)
-    assert withheld() == 0
+    assert _withheld(world, connection) == 0
     world.cycle()
     world.teach(60)
     waiting = sum(is_withheld(id, 0.2) for id in _ledger(world, connection)[60:])
-    assert withheld() == waiting > 0
+    assert _withheld(world, connection) == waiting > 0
     assert left_withheld(connection, 3600.0) == []
     connection.execute("UPDATE sona.base_state SET updated_at = updated_at - interval '2 hours'")
     (left,) = left_withheld(connection, 3600.0)
@@ -388,7 +392,31 @@ def test_what_is_withheld_is_in_the_status_and_the_doctor_says_when_nobody_takes
     world.cycle()  # judged by
     world.teach(60)
     world.cycle()  # learned
-    assert withheld() == sum(is_withheld(id, 0.2) for id in _ledger(world, connection)[120:])
+    assert _withheld(world, connection) == sum(is_withheld(id, 0.2) for id in _ledger(world, connection)[120:])
+
+
+def test_the_last_cycle_before_the_loop_ends_is_asked_for_and_run_as_operations_say(empty_url: str) -> None:
+    migrate(empty_url)  # of its own: a worker runs what is due anywhere
+    world = World(empty_url, "ends")
+    with contextlib.closing(world.engine), connect(empty_url) as connection:
+        for _ in range(2):
+            world.teach(60)
+            world.cycle()
+        world.teach(60)
+        assert _withheld(world, connection) > 0
+        connection.execute("SELECT sona.set_schedule('ends', 'background', every => '1 hour')")
+        last = ("worker", "background", "--once", "--withheld", "0")
+        done = sona(*last, url=empty_url)
+        assert (done.returncode, done.stderr) == (0, "0 cycles\n")
+        assert _withheld(world, connection) > 0
+        asked = sona("cycle", "run", "ends", "background", url=empty_url)
+        assert asked.returncode == 0, asked.stderr
+        done = sona(*last, url=empty_url)
+        assert (done.returncode, done.stderr) == (0, "1 cycles\n")
+        assert _withheld(world, connection) == 0
+        assert world.learner().withheld_share == 0
+        world.teach(20)
+        assert _withheld(world, connection) == 0
 
 
 def test_who_withholds_nothing_any_more_learns_everything_again(world: World) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sona_pg import SonaEngine, SpaceConfig
+from sona_pg import EmbeddingConfig, LearningMode, SonaConfig, SonaEngine, SpaceConfig
 from sona_pg.config import BackgroundConfig
 from sona_pg.errors import (
     ConfigError,
@@ -176,10 +176,32 @@ def test_what_is_missing_is_said(connect: Callable[..., SonaEngine], url: str) -
         engine.flush()
         with pytest.raises(ConfigError, match="process needs the embedder of the space"):
             engine.process("a parcel")
-    with pytest.raises(ConfigError, match="needs an embedder"):
-        SonaEngine.connect(url, space="without embedder", text_column="body")
     with pytest.raises(InvalidInput, match="no column 'nowhere'"):
         connect(text_column="nowhere").process("a parcel")
+
+
+@pytest.mark.parametrize("given", [{"responder": lambda *_: "an answer"}, {"text_column": "body"}])
+def test_what_is_of_process_means_nothing_beside_a_fingerprint_alone(
+    given: dict[str, Any], url: str, connection: Connection
+) -> None:
+    name = "of a fingerprint"
+    of_config = {setting: value for setting, value in given.items() if setting != "responder"}
+    config = SonaConfig(database_url=url, space=name, embedding_dim=8, embedder="a model", **of_config)
+    with pytest.raises(ConfigError, match="needs an embedder, not its fingerprint alone"):
+        SonaEngine(config, responder=given.get("responder"))
+    with pytest.raises(ConfigError, match="needs an embedder, not its fingerprint alone"):
+        SonaEngine.connect(url, space=name, dim=8, embedder="a model", **given)
+    assert connection.execute("SELECT FROM sona.space WHERE name = %s", (name,)).fetchone() is None
+
+
+def test_a_responder_needs_no_embedder_where_letters_do(url: str, space_name: str) -> None:
+    config = SonaConfig(database_url=url, space=space_name, embedding_dim=8, learning_loops=LearningMode.MANUAL)
+    with SonaEngine(config, responder=lambda *_: "an answer") as engine:
+        assert engine.process("a parcel").text == "an answer"
+    with SonaEngine.connect(
+        url, space=space_name, responder=lambda *_: "another", embedding=EmbeddingConfig(cache_size=1), background=False
+    ) as engine:
+        assert engine.process("a parcel").text == "another"
 
 
 def test_what_has_proven_good_reaches_the_responder(

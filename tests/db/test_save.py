@@ -305,7 +305,7 @@ def test_items_that_are_not_there_are_said_and_named_later(
 
 def test_what_cannot_be_opened_is_not_loaded(migrated: str, file: Path) -> None:
     with pytest.raises(ConfigError, match="needs an embedder"):
-        SonaEngine.load(file, migrated, space="of no text", text_column="body")
+        SonaEngine.load(file, migrated, space="of no text", embedder="a model", text_column="body")
     with connect(migrated) as connection:
         assert connection.execute("SELECT FROM sona.space WHERE name = 'of no text'").fetchone() is None
 

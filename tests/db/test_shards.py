@@ -267,7 +267,12 @@ def test_processes_end_with_their_worker(module_url: str, connection: Connection
     connection.execute("SELECT sona.run_cycle(%s, 'background')", (name,))
     mark = f"sona-orphans-{os.getpid()}"
     worker = [*WORKER, "--minimum=1", "--shard-rows=50"]
-    environment = {**os.environ, "SONA_DATABASE_URL": module_url, ENV_KILL_AT: "cycle.after_read", "SONA_MARK": mark}
+    environment = {
+        **os.environ,
+        "SONA_DATABASE_URL": module_url,
+        ENV_KILL_AT: "cycle.after_read",
+        "SONA_TEST_MARK": mark,
+    }
     killed = subprocess.run(worker, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
@@ -281,7 +286,7 @@ def test_processes_end_with_their_worker(module_url: str, connection: Connection
 
 def _has(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.environ().get("SONA_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
+        return process.environ().get("SONA_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -153,6 +154,31 @@ def test_a_setting_is_the_option_then_the_environment_then_the_default(
         done = sona("worker", "background", "--once", *options, url=url, **environment)
         assert done.returncode == 0, done.stderr
         assert _skipped(connection, space)[0] == f"0 of {minimum} new trajectories with an outcome"
+
+
+def test_a_worker_works_in_the_database_of_its_file(url: str, space: str, tmp_path: Path) -> None:
+    file = tmp_path / "sona.toml"
+    with connect(url) as connection:
+        connection.execute("SELECT sona.run_cycle(%s, 'background')", (space,))
+        file.write_text(f"database_url = {json.dumps(url)}\n[background_config]\nminimum = 9")
+        done = sona("worker", "background", "--once", f"--config={file}", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert _skipped(connection, space)[0] == "0 of 9 new trajectories with an outcome"
+    assert sona("worker", "instant", "--once", f"--config={file}", home=tmp_path).returncode == 0
+    nowhere = make_conninfo(url, dbname="nowhere")
+    file.write_text(f"database_url = {json.dumps(nowhere)}")
+    for loop in ("instant", "deep", "all"):
+        done = sona("worker", loop, f"--config={file}", home=tmp_path)
+        assert done.returncode == 1
+        assert "nowhere" in done.stderr
+    done = sona("worker", "deep", "--once", f"--config={file}", url=url)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("loop", ["instant", "all", *LOOPS])
+def test_a_worker_refuses_a_variable_that_nothing_knows(url: str, loop: str) -> None:
+    done = sona("worker", loop, url=url, SONA_BACKGROUND_MINIMUN="5")
+    assert (done.returncode, "did you mean SONA_BACKGROUND_MINIMUM?" in done.stderr) == (2, True)
 
 
 def test_settings_reach_the_processes_of_all_loops(url: str, space: str) -> None:

@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_refused_and_counted(capacity: int) -> None:
 
 def test_capacity_is_a_setting_with_a_default() -> None:
     assert TrajectoryBuffer().capacity == InstantLoopConfig().max_pending_signals == 1000
-    for bad in (0, -1, 1.5, "10", None):
+    for bad in (0, -1, 1.5, "10", None, True):
         with pytest.raises(ConfigError, match=r"capacity is .*, expected a whole number"):
             TrajectoryBuffer(bad)  # type: ignore[arg-type]
 

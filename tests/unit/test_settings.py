@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sona_pg.cli import settings
-from sona_pg.cli.settings import SETTINGS, Setting, SettingsFile, Value, as_options, loop_of
+from sona_pg.cli.settings import SETTINGS, ProcessSettings, Setting, Value, as_options, loop_of
 from sona_pg.cli.worker import worker
 from sona_pg.config import SonaConfig
 from sona_pg.errors import ConfigError
@@ -63,7 +63,7 @@ def test_options_give_another_process_the_same() -> None:
     reached: dict[str, Value] = {}
 
     @settings.settings_options("background")
-    def command(config: SettingsFile | None, **given: Value) -> None:
+    def command(config: ProcessSettings, **given: Value) -> None:
         reached.update(given)
 
     given = _given("background")
@@ -97,11 +97,10 @@ def test_a_file_comes_after_options_and_variables_and_says_the_rest(
     monkeypatch.setattr(settings.cycles, "loop_of", loop)
 
     @settings.settings_options("background")
-    def command(config: SettingsFile | None, **given: Value) -> None:
-        assert config is not None
+    def command(config: ProcessSettings, **given: Value) -> None:
         assert config.path == str(path)
         loop_of("background", given, config.config)
-        loop_of("deep", settings.from_environment("deep", config.config), config.config)
+        loop_of("deep", settings.of_config("deep", config.config), config.config)
 
     monkeypatch.setenv("SONA_BACKGROUND_K_CLUSTERS", "8")
     run = CliRunner().invoke(click.command(command), [f"--config={path}", "--minimum=4"], catch_exceptions=False)
@@ -128,4 +127,4 @@ def test_a_loop_that_is_not_there_is_refused() -> None:
 def test_the_page_has_every_setting() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     named = set(re.findall(r"`(--[a-z-]+)`", page.split("## Metrics")[0]))
-    assert named == {setting.option for own in SETTINGS.values() for setting in own} | {"--help"}
+    assert named == {setting.option for own in SETTINGS.values() for setting in own} | {"--help", "--config"}

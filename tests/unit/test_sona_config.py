@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sona_pg import (
@@ -23,7 +26,8 @@ from sona_pg.cli.settings import SETTINGS
 from sona_pg.config import BaseTrainingConfig
 from sona_pg.config.presets import PRESETS
 from sona_pg.config.sona import PART_TYPES
-from sona_pg.config.sources import PREFIXES, variables
+from sona_pg.config.sources import of_process
+from sona_pg.config.variables import OF_TESTS, OTHERS, PREFIXES, PRESET, said_by, variables
 
 
 def test_the_example_of_the_reference() -> None:
@@ -44,7 +48,8 @@ def test_the_builder_of_the_reference() -> None:
         .build()
     )
     assert config.lora_config == LoraConfig(rank=8)
-    assert config.base_training == BaseTrainingConfig(rank=8)
+    assert config.settled.training_config == BaseTrainingConfig(rank=8)
+    assert config.base_training.rank == 8
     assert config.ewc_config == EwcConfig(initial_lambda=1000.0)
     assert config.learning_loops.slow_loops == ("background", "deep")
     assert (config.memory_budget_mb, config.target_latency_us) == (50, 100)
@@ -96,6 +101,7 @@ def test_every_step_of_the_builder_sets_its_setting() -> None:
         ({"pattern_config": {}}, "pattern_config is a dict, expected a PatternConfig"),
         ({"pattern_config": None}, "pattern_config is a NoneType"),
         ({"phi_threshold": 1.0}, "phi_threshold is 1.0"),
+        ({"phi_threshold": np.array([0.1, 0.2])}, "phi_threshold is array"),
         ({"phi_threshold": 0.4, "deep_config": DeepLoopConfig(phi_threshold=0.5)}, "say it once"),
         ({"lora_config": LoraConfig(rank=4), "training_config": BaseTrainingConfig(rank=3)}, "say it once"),
         ({"lora_config": LoraConfig(num_layers=2)}, "expected only a rank"),
@@ -251,10 +257,70 @@ def test_a_variable_that_is_wrong_is_refused(variable: str, value: str, says: st
         SonaConfig.from_environment({variable: value})
 
 
+@pytest.mark.parametrize("variable", ["SONA_PRESETT", "SONA_PRESETS"])
+def test_a_preset_that_is_misspelt_is_refused(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"no setting '{variable}' that a variable sets: did you mean SONA_PRESET"):
+        SonaConfig.from_environment({variable: "edge"})
+
+
+SERVICES = {
+    "SONA_SERVICE_HOST": "10.0.0.1",
+    "SONA_BACKGROUND_SERVICE_PORT_METRICS": "9464",
+    "SONA_BACKGROUND_PORT": "tcp://10.0.0.1:9464",
+    "SONA_DEEP_PORT_9464_TCP_ADDR": "10.0.0.1",
+}
+"""As Kubernetes sets them in containers beside a service."""
+
+
 def test_variables_of_others_are_none_of_an_engine() -> None:
-    others = "DB_PORT DATA LOG SIMD DB_MEMORY DB_CPUS USER_PASSWORD GRAFANA_PASSWORD PROMETHEUS_PORT GRAFANA_PORT FUZZ"
-    environment = {f"SONA_{name}": "1" for name in [*others.split(), "TEST_DATABASE_URL", "DB_PASSWORD_FILE"]}
-    assert SonaConfig.from_environment(environment) == SonaConfig()
+    environment = {**dict.fromkeys((*OTHERS, "SONA_TEST_DATABASE_URL"), "1"), **SERVICES}
+    assert SonaConfig.from_environment({**environment, "SONA_OF_THE_APPLICATION": "1"}) == SonaConfig()
+    assert said_by(environment, is_ours=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SONA_BACKGROUND_MINIMUN", "did you mean SONA_BACKGROUND_MINIMUM"),
+        ("SONA_LOGS", "did you mean SONA_LOG"),
+        ("SONA_DATABSE_URL", "did you mean SONA_DATABASE_URL"),
+        ("SONA_METRICS_PORT", "no setting 'SONA_METRICS_PORT'"),
+        ("SONA_OF_THE_APPLICATION", "no setting 'SONA_OF_THE_APPLICATION' that a variable sets: docs/configuration"),
+    ],
+)
+def test_a_process_of_ours_refuses_what_nothing_knows(variable: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=meant):
+        said_by({variable: "1"}, is_ours=True)
+
+
+ROOT = Path(__file__).parents[2]
+READ = [
+    *(ROOT / "sona_pg").rglob("*.py"),
+    *(ROOT / "benchmarks").rglob("*.py"),
+    *(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)),
+    ROOT / "cython_ext" / "_simd.pyx",
+    *(path for folder in ("deploy", ".ci", "docs", "examples") for path in (ROOT / folder).rglob("*")),
+    *ROOT.glob("docker-compose*.yml"),
+    ROOT / "Makefile",
+    ROOT / "Dockerfile",
+    ROOT / "README.md",
+]
+"""Where variables are read, set or named."""
+
+MISSPELT = ("SONA_BACKGROUND_X", "SONA_BACKGROUND_MINIMUN")
+"""In other tests, of what is refused."""
+
+
+def test_every_variable_is_known() -> None:
+    known = {*variables(), PRESET, *OTHERS, *MISSPELT}
+    found: dict[str, Path] = {}
+    for path in READ:
+        if path.is_file() and path.suffix not in {".so", ".png", ".parquet", ".gz"}:
+            names = re.findall(r"\bSONA_[A-Z][A-Z0-9_]*[A-Z0-9]\b(?![_*…])", path.read_text(errors="ignore"))
+            found.update(dict.fromkeys(names, path))
+    assert {"SONA_LOG", "SONA_SIMD", "SONA_DB_PORT", "SONA_DATABASE_URL"} <= set(found)
+    assert {name: path for name, path in found.items() if name not in known and not name.startswith(OF_TESTS)} == {}
+    assert set(OTHERS) <= set(found)
 
 
 def test_workers_and_engines_share_their_variables() -> None:
@@ -263,6 +329,58 @@ def test_workers_and_engines_share_their_variables() -> None:
         for setting in settings:
             part, name = known[setting.variable(loop)]
             assert (PART_TYPES[part], name) == (setting.config, setting.field)
+
+
+# ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_variable_comes_before_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        home = "/nowhere"
+        embedding_dim = 7
+        preset = "edge"
+        [phi_config]
+        threshold = 0.5
+        ridge = 0.02
+        [lora_config]
+        rank = 6
+        num_layers = 1
+        [store_config]
+        connect_timeout_seconds = 2
+        lock_timeout_seconds = 3
+        """,
+    )
+    for name in [name for name in os.environ if name.startswith("SONA_")]:
+        monkeypatch.delenv(name)
+    assert of_process(path) == SonaConfig.from_toml(path)
+    assert of_process(None) == SonaConfig()
+    said = {
+        "SONA_HOME": "/here",
+        "SONA_HIDDEN_DIM": "9",
+        "SONA_PHI_THRESHOLD": "0.3",
+        "SONA_BACKGROUND_RANK": "16",
+        "SONA_STORE_LOCK_TIMEOUT_SECONDS": "4",
+        "SONA_PRESET": "batch",
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    both = of_process(path)
+    assert (both.home, both.dim, both.learning_loops) == ("/here", 9, LearningMode.MANUAL)
+    assert (both.deep_loop.phi_threshold, both.phi_config.ridge, both.base_training.rank) == (0.3, 0.02, 16)
+    assert (both.store_config.connect_timeout_seconds, both.store_config.lock_timeout_seconds) == (2, 4)
+    monkeypatch.setenv("SONA_BACKGROUND_MINIMUN", "5")
+    with pytest.raises(ConfigError, match="did you mean SONA_BACKGROUND_MINIMUM"):
+        of_process(path)
+
+
+def test_a_file_that_is_wrong_is_refused_whatever_variables_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SONA_BACKGROUND_RANK", "16")
+    with pytest.raises(ConfigError, match="rank is 0"):
+        of_process(written(tmp_path, "[training_config]\nrank = 0"))
 
 
 def test_every_part_has_variables() -> None:
