@@ -253,16 +253,16 @@ class SonaEngine(Learning, Applying, Looking, Saving, Exchanging):
             If the database cannot be used, or does not take it.
         """
         if embedder is None or isinstance(embedder, str):
-            fingerprint = embedder
+            fingerprint, dim = embedder, None
             if fingerprint is not None:
                 _refuse_with_fingerprint(responder, text_column, embedding)
         else:
             checked = CheckedEmbedder(embedder, embedding)
             # What it would be refused for is found before anything is written.
             Answering(checked, responder, text_column)
-            fingerprint = checked.fingerprint
+            fingerprint, dim = checked.fingerprint, checked.dim
         database = open_database(url, home=home, config=store)
-        report = load_space(database, path, space, embedder=fingerprint)
+        report = load_space(database, path, space, embedder=fingerprint, dim=dim)
         engine = cls.connect(
             database.url,
             space=report.space,

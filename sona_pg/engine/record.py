@@ -160,7 +160,8 @@ class Recording(Session):
             What `record` takes, for each query; `rewards` may be a matrix (n, k) where each was shown k items.
         wait
             Whether to wait where the buffers are full: this thread then learns and flushes what is in them. Without,
-            nothing here waits, and what does not fit is dropped and counted in `metrics`.
+            nothing here waits for the database, and what is more than `InstantLoopConfig.max_unflushed` is dropped and
+            counted in `metrics`.
 
         Returns
         -------

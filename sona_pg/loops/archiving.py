@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sona_pg.config import SCHEMA_REVISION
-from sona_pg.errors import EmbedderMismatch, IoError, SchemaMismatch, SonaError
+from sona_pg.errors import DimensionMismatch, EmbedderMismatch, IoError, SchemaMismatch, SonaError
 from sona_pg.files import FilePath
 from sona_pg.learning.item_pool import ItemPool
 from sona_pg.learning.learner import Learner
@@ -98,7 +98,12 @@ def save_space(connection: Connection, name: str, path: FilePath) -> SaveReport:
 
 
 def load_space(
-    database: Database, path: FilePath, name: str | None = None, *, embedder: str | None = None
+    database: Database,
+    path: FilePath,
+    name: str | None = None,
+    *,
+    embedder: str | None = None,
+    dim: int | None = None,
 ) -> LoadReport:
     """Make a space of a file: all of it, or nothing.
 
@@ -108,6 +113,8 @@ def load_space(
         What it is to be called; as it was, if None.
     embedder
         Fingerprint that its embedder must have, if it has declared one.
+    dim
+        How many components its vectors must have.
 
     Raises
     ------
@@ -115,8 +122,8 @@ def load_space(
         If the file cannot be read, or is not what was saved.
     SchemaMismatch
         If it was saved from a schema of another revision.
-    EmbedderMismatch
-        If it belongs to another embedder.
+    EmbedderMismatch, DimensionMismatch
+        If it belongs to another embedder, or its vectors have another dimension.
     InvalidInput
         If there is a space of that name.
     DatabaseError
@@ -133,6 +140,8 @@ def load_space(
             raise EmbedderMismatch(
                 f"{path!r} belongs to the embedder {manifest.embedder!r}, not to {embedder!r}: load it with that one"
             )
+        if dim not in (None, manifest.dim):
+            raise DimensionMismatch(manifest.dim, dim, f"the embedder for {path!r}")
         name = checked_text(manifest.space if name is None else name, "the name of the space")
         archive.check_name(connection, name)
         tables = archive.tables_of(connection)

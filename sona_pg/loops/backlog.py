@@ -53,8 +53,11 @@ class Backlog:
         """Events that the spool took so far."""
         self._spilled: deque[Event] = deque()
         """Taken out of the buffers early: the spool did not take it, or more came at once than they hold."""
+        self._is_aside = False
+        """Whether any of it was set aside, and not offered to the spool yet."""
         self._moving = threading.Lock()
-        """Held while the buffers are emptied: what they held is never in between. No caller waits for it."""
+        """Held while the buffers are emptied: what they held is never in between. Of those who record, only who records
+        more at once than they hold waits for it: for no database, but while the spool is written to."""
 
     # The caller's path -----------------------------------------------------------------------------------------
 
@@ -75,7 +78,7 @@ class Backlog:
     @property
     def is_half_full(self) -> bool:
         """Whether the buffers fill faster than they are emptied: time to call `spill`."""
-        return 2 * max(len(self.buffer), len(self.scores)) > self._config.max_pending_signals
+        return self._is_aside or 2 * max(len(self.buffer), len(self.scores)) > self._config.max_pending_signals
 
     @property
     def dropped(self) -> int:
@@ -92,15 +95,11 @@ class Backlog:
         """Entries and scores that wait to be flushed."""
         return len(self.unflushed) + len(self.unflushed_scores) + len(self.scores)
 
-    def set_aside(self) -> bool:
-        """Empty the buffer for who records more at once than it holds; False while somebody else empties it."""
-        if not self._moving.acquire(blocking=False):
-            return False
-        try:
+    def set_aside(self) -> None:
+        """Empty the buffer for who records more at once than it holds."""
+        with self._moving:
+            self._is_aside = True
             self.buffer.drain_into(self._spilled)
-        finally:
-            self._moving.release()
-        return True
 
     # In a turn -------------------------------------------------------------------------------------------------
 
@@ -128,6 +127,7 @@ class Backlog:
             # Between what memory holds and what the buffers hold is what was spilled: these go behind that.
             self._append_behind(spool)
             return
+        self._is_aside = False
         if spool is not None and not self.holds_any:
             spool.advance()
         self.has_copied = False
@@ -201,6 +201,7 @@ class Backlog:
 
     def _append_behind(self, spool: Spool) -> None:
         """What the spool does not take is held beside the buffers."""
+        self._is_aside = False
         self.buffer.drain_into(self._spilled)
         self.scores.drain_into(self._spilled)
         for _ in range(self._write(spool.append_behind, list(self._spilled))):

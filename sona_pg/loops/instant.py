@@ -137,8 +137,8 @@ class InstantLoop:
         Parameters
         ----------
         wait
-            Whether to make room where the buffers are full: whoever waits learns and flushes. Without, it never blocks,
-            and what does not fit is counted as dropped.
+            Whether to make room where as much waits as may wait: whoever waits learns and flushes. Without, no database
+            is waited for, and what does not fit is counted as dropped.
 
         Raises
         ------
@@ -167,8 +167,10 @@ class InstantLoop:
                     return taken
                 if wait:
                     self._make_room()
-                elif self._backlog.is_full or not self._backlog.set_aside():
+                elif self._backlog.is_full:
                     return taken
+                else:
+                    self._backlog.set_aside()
         except DatabaseError as error:
             raise DatabaseError(
                 f"{taken} of {len(checked)} rows were recorded, the others dropped: the buffers are full, and {error}"

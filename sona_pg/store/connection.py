@@ -208,7 +208,7 @@ def _conninfo(url: str, config: StoreConfig, application: str) -> str:
             client_encoding="utf8",
             **{name: value for name, value in defaults.items() if name not in given},
         )
-    except psycopg.ProgrammingError as cause:
+    except (psycopg.ProgrammingError, UnicodeError) as cause:
         raise ConfigError(f"the database URL is no connection string ({cause}): see SONA_DATABASE_URL") from cause
 
 

@@ -102,9 +102,10 @@ def installed(connection: psycopg.Connection[Any]) -> Installed:
     return Installed(Standing.NEWER if is_newer else Standing.OTHER, found[1])
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: 1.10.0rc1 is as 1.10."""
-    numbers = [int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version, maxsplit=1)[0])]
+def _release(version: str) -> tuple[tuple[int, ...], int]:
+    """What versions are compared by: the numbers that they begin with, and 1.10.0rc1 comes before 1.10."""
+    begin, rest = re.fullmatch(r"([\d.]*)(.*)", version, re.DOTALL).groups()  # type: ignore[union-attr]
+    numbers = [int(number) for number in begin.split(".") if number]
     while numbers and not numbers[-1]:
         numbers.pop()
-    return tuple(numbers)
+    return tuple(numbers), 0 if not rest or rest.startswith(("+", "post")) else -1

@@ -68,6 +68,11 @@ def test_the_embedded_server_is_migrated_with_the_settings(
     assert set(patience) == {"7"}
 
 
+def test_a_url_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no connection string"):
+        connect("postgresql://\udcff@localhost/x")
+
+
 def test_a_time_to_connect_that_is_no_number_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="connect_timeout: 'soon'"):
         open_database(make_conninfo(url, connect_timeout="soon"))

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sona_pg import ConfigError, EmbedderMismatch, InvalidInput, SonaEngine, StoreConfig
+from sona_pg import (
+    ConfigError,
+    DimensionMismatch,
+    EmbedderMismatch,
+    FunctionEmbedder,
+    InvalidInput,
+    SonaEngine,
+    StoreConfig,
+)
 from sona_pg.config import STRATEGIES
 from sona_pg.store.connection import connect
 from sona_pg.store.migrate import migrate
@@ -317,6 +325,15 @@ def test_a_space_of_another_embedder_is_refused(migrated: str, file: Path) -> No
         assert connection.execute("SELECT FROM sona.space WHERE name = 'of another'").fetchone() is None
     with SonaEngine.load(file, migrated, space="of this one", embedder="model 1", background=False) as engine:
         assert engine.space.embedder == "model 1"
+
+
+def test_an_embedder_of_another_dimension_is_refused_before_anything_is_written(migrated: str, file: Path) -> None:
+    with pytest.raises(DimensionMismatch, match=f"has {DIM + 1} dimensions, expected {DIM}"):
+        SonaEngine.load(
+            file, migrated, space="of another", embedder=FunctionEmbedder(len, DIM + 1, fingerprint="model 1")
+        )
+    with connect(migrated) as connection:
+        assert connection.execute("SELECT FROM sona.space WHERE name = 'of another'").fetchone() is None
 
 
 def test_a_large_space_gets_its_indexes(migrated: str, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
@@ -273,6 +274,45 @@ def test_metrics_are_a_value() -> None:
 def test_dimension_out_of_range_is_refused(dim: int) -> None:
     with pytest.raises(ConfigError, match=f"dimension is {dim}"):
         InstantLoop(dim, adapter=ADAPTER)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_several_threads_record_batches_that_are_larger_than_the_buffer(learns: bool) -> None:
+    loop = make_loop(max_pending_signals=16)
+    begin = threading.Barrier(8)
+    taken = [0] * 8
+
+    def record(thread: int) -> None:
+        batch = [unjudged(thread * 1000 + number) for number in range(300)]
+        begin.wait()
+        taken[thread] = loop.on_inferences(batch)
+
+    threads = [threading.Thread(target=record, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    while learns and any(thread.is_alive() for thread in threads):
+        loop.learn_pending()
+    for thread in threads:
+        thread.join()
+    assert (taken, loop.metrics.dropped) == ([300] * 8, 0)
+    loop.flush_updates()
+    drained = [trajectory.id.int for trajectory in loop.drain_trajectories()]
+    for thread in range(8):
+        own = [id for id in drained if id // 1000 == thread]
+        assert own == [thread * 1000 + number for number in range(300)]
+
+
+def test_a_batch_waits_for_who_empties_the_buffer_and_loses_nothing_for_it() -> None:
+    loop = make_loop(max_pending_signals=16)
+    batch = threading.Thread(target=loop.on_inferences, args=([unjudged(number) for number in range(100)],))
+    with loop._backlog._moving:
+        batch.start()
+        while len(loop._backlog.buffer) < 16:
+            time.sleep(0.001)
+        batch.join(0.1)
+        assert (loop.metrics.recorded, loop.metrics.dropped) == (16, 0)
+    batch.join()
+    assert (loop.metrics.recorded, loop.metrics.dropped) == (100, 0)
 
 
 def test_several_threads_record_and_everything_is_learned_or_counted() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from sona_pg.config import StoreConfig
 from sona_pg.errors import IoError
+from sona_pg.store import spool as spool_module
 from sona_pg.store.spool import Spool
 from sona_pg.store.spool_record import Event, encode, read_from
 from sona_pg.store.spool_usage import usage, waiting_spaces
@@ -112,6 +113,23 @@ def test_what_is_not_confirmed_is_taken_again(tmp_path: Path) -> None:
         assert _ids(again.events) == [2, 3]
     spool.append([_score(9)])
     assert _replay(spool) == [2, 3, 4, 9]
+
+
+def test_what_interrupts_a_replay_arrives_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TooLate(Exception):
+        pass
+
+    def interrupted(data: memoryview, begin: int) -> list[object]:
+        part = data[begin:]
+        raise TooLate(len(part))
+
+    spool = Spool(tmp_path, KEY)
+    spool.append([_trajectory(number) for number in range(3)])
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module, "read_from", interrupted)
+        with pytest.raises(TooLate):
+            spool.take(2)
+    assert _replay(spool) == [0, 1, 2]
 
 
 def test_what_a_flush_held_comes_before_what_was_spilled_meanwhile(tmp_path: Path) -> None:
