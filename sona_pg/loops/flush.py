@@ -7,6 +7,7 @@ differences of weights would destroy what an adaptive optimiser depends on.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -179,9 +180,11 @@ class Flusher:
         """
         started_at = datetime.now(UTC)
         store, copy = self.store, self._copy
-        # An interrupt may have entered one twice; the first counts.
-        distinct = {entry.event.trajectory.id: entry for entry in reversed(waiting)}
-        entries, learner, replayed = list(reversed(distinct.values())), copy.learner, False
+        # An interrupt may have entered one twice, or written it to the spool again; the first counts, where it stands.
+        distinct: dict[uuid.UUID, LedgerEntry] = {}
+        for entry in waiting:
+            distinct.setdefault(entry.event.trajectory.id, entry)
+        entries, learner, replayed = list(distinct.values()), copy.learner, False
         reached("flush.before_lock")
         with learning_store.learning_transaction(connection, store.space) as transaction:
             reached("flush.after_lock")

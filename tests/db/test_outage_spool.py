@@ -228,3 +228,19 @@ def test_an_interrupt_while_buffers_are_emptied_loses_nothing(url: str, space_na
                 sys.settrace(None)
         engine.flush()
     assert [number for number, _ in _ledger(url, space_name)] == list(range(40))
+
+
+def test_what_an_interrupt_has_written_to_the_spool_twice_is_learned_where_it_stands_first(
+    url: str, space_name: str
+) -> None:
+    with SonaEngine.connect(url, space=space_name, dim=DIM, background=False) as engine:
+        backlog = engine.instant._backlog
+        assert backlog.spool is not None
+        for number in range(6):
+            _record(engine, number)
+        backlog.take_buffers()
+        for count in (4, 6, 3):
+            backlog.spool.append(list(backlog.waiting)[:count])
+        backlog.waiting.clear()
+        engine.flush()
+    assert [number for number, _ in _ledger(url, space_name)] == list(range(6))
