@@ -121,7 +121,7 @@ if TYPE_CHECKING:
         TrajectoryStep,
     )
 
-__version__ = "0.1.0"
+__version__: str
 
 _MODULES = {
     "sona_pg.engine.answering": ("Response",),
@@ -396,6 +396,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("sona_pg.config").VERSION
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -312,11 +312,6 @@ transfer_config
         return replace(training, max_vector_bytes=self.background_config.max_vector_bytes)
 
     @property
-    def deep_loop(self) -> DeepLoopConfig:
-        """`deep_config` with what other names say of its thresholds."""
-        return self.settled.deep_config
-
-    @property
     def dim(self) -> int | None:
         """Components of the vectors of the space; None where nothing says it."""
         return self.hidden_dim if self.embedding_dim is None else self.embedding_dim

@@ -28,12 +28,12 @@ def background_of(config: SonaConfig) -> Loop:
     from sona_pg.learning.base_cycle import BaseConfig
     from sona_pg.loops.background import background_loop
 
-    config, training = config.settled, config.base_training
+    config = config.settled
     return background_loop(
         config.background_config,
         config.pattern_config,
         config.verdict_config,
-        BaseConfig(training, config.gate_config, config.ewc_config, config.boundary_config),
+        BaseConfig(config.base_training, config.gate_config, config.ewc_config, config.boundary_config),
         config.shard_config,
     )
 

@@ -109,7 +109,7 @@ def test_a_file_comes_after_options_and_variables_and_says_the_rest(
     assert (background.background_config.minimum, background.background_config.max_trajectories) == (4, 50)
     assert (background.pattern_config.k_clusters, background.verdict_config.max_values) == (8, 5)
     assert background.base_training.rank == 6
-    assert deep.deep_loop.phi_threshold == 0.4
+    assert deep.settled.deep_config.phi_threshold == 0.4
 
 
 @pytest.mark.parametrize(("loop", "setting"), EVERY, ids=lambda it: it.field if isinstance(it, Setting) else it)

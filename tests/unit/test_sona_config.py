@@ -79,7 +79,7 @@ def test_every_step_of_the_builder_sets_its_setting() -> None:
     assert config.instant_config is not None
     assert config.instant_config.micro_lora_rank == 2
     assert config.pattern_config.k_clusters == 7
-    assert config.deep_loop == DeepLoopConfig(dreams_per_cycle=9, phi_threshold=0.5)
+    assert config.settled.deep_config == DeepLoopConfig(dreams_per_cycle=9, phi_threshold=0.5)
     with pytest.raises(ConfigError, match="no setting 'lorarank'"):
         builder.set(lorarank=3)
 
@@ -368,7 +368,8 @@ def test_a_variable_comes_before_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
         monkeypatch.setenv(name, value)
     both = of_process(path)
     assert (both.home, both.dim, both.learning_loops) == ("/here", 9, LearningMode.MANUAL)
-    assert (both.deep_loop.phi_threshold, both.phi_config.ridge, both.base_training.rank) == (0.3, 0.02, 16)
+    assert both.settled.deep_config.phi_threshold == 0.3
+    assert (both.phi_config.ridge, both.base_training.rank) == (0.02, 16)
     assert (both.store_config.connect_timeout_seconds, both.store_config.lock_timeout_seconds) == (2, 4)
     monkeypatch.setenv("SONA_BACKGROUND_MINIMUN", "5")
     with pytest.raises(ConfigError, match="did you mean SONA_BACKGROUND_MINIMUM"):

@@ -1,4 +1,4 @@
-"""The version stands in the package, in its settings and in what is built of it."""
+"""The version stands in the settings, from where the package has it, and in what is built of it."""
 
 from __future__ import annotations
 
