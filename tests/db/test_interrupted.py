@@ -58,16 +58,22 @@ def _waiting(url: str, holder: Connection) -> list[int]:
 def interrupted(url: str, holder: Connection, work: Callable[[], object]) -> None:
     """Do something that waits for `holder`, and interrupt it in there."""
 
-    def interrupt() -> None:
-        while not _waiting(url, holder):
-            assert threading.main_thread().is_alive()
-        os.kill(os.getpid(), signal.SIGUSR1)
+    over = threading.Event()
 
-    thread = threading.Thread(target=interrupt, daemon=True)
+    def interrupt() -> None:
+        while not over.is_set():
+            if _waiting(url, holder):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+
+    thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(TooLate):
-        work()
-    thread.join()
+    try:
+        with pytest.raises(TooLate):
+            work()
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_search_that_is_interrupted_spoils_no_other(

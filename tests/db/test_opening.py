@@ -90,23 +90,26 @@ def test_a_server_that_does_not_speak_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 def test_an_opening_waits_for_a_migration_as_the_setting_says(empty_url: str) -> None:
     migrate(empty_url)
-    found: list[str] = []
-    with connect(empty_url) as other, other.transaction():
+    found: set[str] = set()
+    asked = "SELECT query FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+    refused = threading.Event()
+    with connect(empty_url) as other, connect(empty_url) as observer, other.transaction():
         other.execute("LOCK TABLE sona.alembic_version IN ACCESS EXCLUSIVE MODE")
+        holder = other.info.backend_pid
 
         def look() -> None:
-            asked = "SELECT query FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
-            with connect(empty_url) as observer:
-                while not (rows := observer.execute(asked, (other.info.backend_pid,)).fetchall()):
-                    pass
-                found.extend(row[0] for row in rows)
+            while not refused.is_set():
+                found.update(row[0] for row in observer.execute(asked, (holder,)).fetchall())
 
-        observing = threading.Thread(target=look, daemon=True)
+        observing = threading.Thread(target=look)
         observing.start()
-        with pytest.raises(DatabaseBusy, match="at work in schema sona"):
-            SonaEngine.connect(empty_url, space="x", dim=2, store=StoreConfig(lock_timeout_seconds=1))
-        observing.join()
-    assert found == ["SET LOCAL lock_timeout = '1s'; SELECT version_num FROM sona.alembic_version"]
+        try:
+            with pytest.raises(DatabaseBusy, match="at work in schema sona"):
+                SonaEngine.connect(empty_url, space="x", dim=2, store=StoreConfig(lock_timeout_seconds=1))
+        finally:
+            refused.set()
+            observing.join()
+    assert found == {"SET LOCAL lock_timeout = '1s'; SELECT version_num FROM sona.alembic_version"}
 
 
 @pytest.mark.parametrize(
